@@ -1,0 +1,22 @@
+PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
+
+.PHONY: setup test lint types demo bench
+
+setup:  # a virtual environment with everything for developers
+	python3 -m venv .venv
+	.venv/bin/pip install -e '.[dev]'
+
+test:
+	$(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+demo:  # the main job on the embedded teacher
+	$(PYTHON) -m synthkd distill
+
+bench:  # the same with three seeds; results in runs/
+	for seed in 0 1 2; do $(PYTHON) -m synthkd distill --seed $$seed || exit; done

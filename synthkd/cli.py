@@ -1,0 +1,188 @@
+"""Words and flags. The flags are the fields of `Recipe`; torch is imported only when a word runs."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from synthkd import __version__, recipe
+from synthkd.errors import InputError, quoted
+
+WORDS: dict[str, str] = {
+    "generate": "Make a synthetic data set that a teacher agrees with.",
+    "distill": "Train a small student from a teacher, without its training data.",
+    "evaluate": "Score a student against its teacher, or a set of images.",
+}
+
+# which tables of the recipe each word uses, and so which flags it has
+_TABLES: dict[str, tuple[str, ...]] = {
+    "generate": ("", "teacher", "dataset", "budget", "run", "generator", "discriminator", "memory", "augment"),
+    "distill": (
+        "", "teacher", "student", "data", "budget", "run", "generator", "discriminator", "memory",
+        "difficulty", "augment", "training",
+    ),
+    "evaluate": ("teacher", "student", "data", "run", "evaluation"),
+}  # fmt: skip
+_NOT_FOR: dict[str, tuple[str, ...]] = {
+    "generate": ("run.checkpoint_seconds",),
+    "evaluate": (
+        "data.mix_ratio", "data.real", "data.synthetic", "run.seed", "run.stages", "run.checkpoint_seconds",
+    ),
+}  # fmt: skip
+_EPILOGUE = (
+    "Every setting can also stand in a TOML file: --config FILE.toml; flags go over it. "
+    "Stages are changed by name: --stage.joint.share 0.5, --stage.joint.terms.statistics 2."
+)
+
+
+def _switches(word: str) -> list[inspect.Parameter]:
+    """Flags that belong to one sitting, not to the recipe."""
+    daily = Group("Daily", sort_key=0)
+    common = [
+        ("config", Path | None, None, ["--config"], "TOML file of settings"),
+        ("dry_run", bool, False, ["--dry-run"], "print the resolved plan and stop"),
+        ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
+    ]
+    own = {
+        "distill": [("resume", Path | None, None, ["--resume"], "run directory to go on with")],
+        "evaluate": [("as_json", bool, False, ["--json"], "print JSON instead of tables")],
+    }.get(word, [])
+    if word == "evaluate":
+        common = [common[0], common[2]]
+    return [
+        _parameter(name, kind, default, Parameter(name=names, help=text, group=daily, negative=()))
+        for name, kind, default, names, text in [*own, *common]
+    ]
+
+
+def _parameter(name: str, kind: Any, default: Any, parameter: Parameter) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, parameter]
+    )
+
+
+def _flags(word: str) -> list[inspect.Parameter]:
+    """One flag per setting; values stay text here, the recipe checks them."""
+    flags = []
+    for setting in recipe.settings():
+        if setting.table not in _TABLES[word] or setting.key in _NOT_FOR.get(word, ()):
+            continue
+        short = setting.boolean and setting.flag is not None
+        default = "" if setting.default in (None, "", ()) else f" (default {setting.default})"
+        span = f" [{setting.range}]" if setting.range else ""
+        dotted = [f"--{setting.key}"] if setting.table else []
+        flags.append(
+            _parameter(
+                setting.key.replace(".", "__"),
+                (bool if short else str) | None,
+                None,
+                Parameter(
+                    name=[setting.flag, *dotted] if setting.flag else dotted,
+                    help=f"{setting.meaning}{span}{default}",
+                    group=Group("Daily", sort_key=0) if setting.flag else Group(setting.table, sort_key=1),
+                    negative=(),
+                    show_default=False,
+                    allow_leading_hyphen=not short,
+                ),
+            )
+        )
+    return flags
+
+
+def _command(word: str) -> Callable[..., Any]:
+    """The function behind a word: nested settings that were given, then `synthkd.commands.WORD.run`."""
+    switches, flags = _switches(word), _flags(word)
+
+    def command(**given: Any) -> None:
+        chosen = {s.name: given.get(s.name, s.default) for s in switches}
+        nested: dict[str, Any] = {}
+        for flag in flags:
+            value = given.get(flag.name)
+            if value is not None:
+                *tables, leaf = flag.name.split("__")
+                place = nested
+                for table in tables:
+                    place = place.setdefault(table, {})
+                place[leaf] = value
+        module = importlib.import_module(f"synthkd.commands.{word}")
+        config = chosen.pop("config")
+        resume = chosen.pop("resume", None)
+        if resume is not None:
+            if nested or config or _stage_flags:
+                raise InputError("--resume goes on with the recipe of the run: give no other settings")
+            module.resume(resume, **chosen)
+        else:
+            module.run(recipe.build(config, nested, _stage_flags), **chosen)
+
+    command.__signature__ = inspect.Signature([*switches, *flags])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*switches, *flags]}
+    command.__doc__ = f"{WORDS[word]}\n\n{_EPILOGUE}"
+    command.__name__ = word
+    return command
+
+
+_stage_flags: dict[str, dict[str, Any]] = {}  # --stage.NAME.KEY of this call
+
+
+def _take_stage_flags(tokens: Sequence[str]) -> list[str]:
+    """Takes `--stage.NAME.KEY VALUE` out of the tokens, because stage names are the user's."""
+    _stage_flags.clear()
+    rest: list[str] = []
+    waiting = iter(tokens)
+    for token in waiting:
+        name, equals, value = token.partition("=")
+        if "." in name and name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_") if not name.startswith("--stage.") else name
+            token = name + equals + value
+        if not name.startswith("--stage."):
+            rest.append(token)
+            continue
+        _, stage, *keys = name.split(".")
+        if not stage or not keys or len(keys) > 2:
+            raise InputError(f"{quoted(name)}: stages are changed by --stage.NAME.KEY VALUE")
+        if not equals:
+            value = next(waiting, "")
+        place = _stage_flags.setdefault(stage, {})
+        for key in keys[:-1]:
+            place = place.setdefault(key.replace("-", "_"), {})
+        place[keys[-1].replace("-", "_")] = value
+    return rest
+
+
+def _app() -> App:
+    app = App(
+        name="synthkd",
+        help="A small student from a trained image classifier, without its training data.",
+        version=__version__,
+        version_flags=["--version"],
+    )
+    for word in WORDS:
+        app.command(_command(word), name=word)
+    return app
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Runs one command line and exits: 0 done, 2 bad input, 130 and 143 interrupted."""
+    given = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        app = _app()
+        rest = _take_stage_flags(given)
+        function, bound, _ = app.parse_args(rest, exit_on_error=False, print_error=False)
+        function(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        _fail(" ".join(str(error).split()))
+    except InputError as error:
+        _fail(str(error))
+    except (MemoryError, OverflowError) as error:
+        _fail(f"too large for this machine: {quoted(error)}")
+    except OSError as error:
+        _fail(f"{quoted(error.filename or '')}: {error.strerror or quoted(error)}")
+
+
+def _fail(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)

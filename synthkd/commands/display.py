@@ -1,0 +1,111 @@
+"""What a person sees while a run works: live on a terminal, a plain line now and then elsewhere."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from synthkd.distillation import Round
+from synthkd.synthesis import plan as plans
+
+_SHOWN = ("agreement", "difficulty", "balance", "obeyed", "confidence", "loss")
+
+
+class Display:
+    """Prints the plan, follows the rounds, prints the result. With `quiet` it says nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        # a log file wants whole lines, not lines broken at the 80th column
+        terminal = Console()
+        self.console = terminal if terminal.is_terminal else Console(width=200, no_color=True)
+        self.quiet = quiet
+        self._started = time.monotonic()
+        self._first: Round | None = None
+        self._last_line = 0.0
+        self._measures: dict[str, float] = {}
+        self._live: Live | None = None
+
+    def say(self, line: str) -> None:
+        """One line."""
+        if not self.quiet:
+            self.console.print(line, markup=False, highlight=False)
+
+    def plan(self, plan: plans.Plan, budget: str) -> None:
+        """What will be done, before it is done."""
+        if self.quiet:
+            return
+        for reason in plan.reasons:
+            self.say(f"plan: {reason}")
+        rows = plans.table(plan.stages)
+        self.table(f"stages, {budget}", ("stage", "generator", "a round", "terms"), rows)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table: ruled on a terminal, aligned columns elsewhere."""
+        if self.quiet:
+            return
+        if self.console.is_terminal:
+            table = Table(*header, title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*row)
+            self.console.print(table)
+            return
+        widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+        self.say(title)
+        for row in (header, *rows):
+            self.say("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+
+    def follow(self, lap: Round) -> None:
+        """Shows a round: live on a terminal, else a line every twenty seconds."""
+        if self.quiet:
+            return
+        self._first = self._first or lap
+        self._measures |= lap.measures
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(self._panel(lap))
+        elif time.monotonic() - self._last_line > 20:
+            self._last_line = time.monotonic()
+            terms = " ".join(f"{k.removeprefix('term.')} {v:.3g}" for k, v in self._measures.items())
+            self.say(f"{lap.share:4.0%} {lap.stage}  {self._speed(lap)}  {terms}")
+
+    def _speed(self, lap: Round) -> str:
+        """Images a second and time left, since this sitting began."""
+        assert self._first is not None
+        passed = time.monotonic() - self._started
+        done = lap.share - self._first.share
+        left = f"{_clock(passed * (1 - lap.share) / done)} left" if done > 0 else "…"
+        seen = (lap.progress.images_seen - self._first.progress.images_seen) / passed
+        made = (lap.progress.invented - self._first.progress.invented) / passed
+        return f"{made:,.0f} invented/s  {seen:,.0f} learned/s  {_clock(passed)} passed, {left}"
+
+    def _panel(self, lap: Round) -> Table:
+        width = 40
+        bar = "█" * round(width * lap.share) + "░" * (width - round(width * lap.share))
+        table = Table.grid(padding=(0, 2))
+        table.add_row(f"{bar} {lap.share:4.0%}", f"{lap.stage}, round {lap.progress.round}", self._speed(lap))
+        known = {k: v for k, v in self._measures.items() if k in _SHOWN}
+        table.add_row("  ".join(f"{k} {known[k]:.3f}" for k in _SHOWN if k in known))
+        terms = {k.removeprefix("term."): v for k, v in self._measures.items() if k.startswith("term.")}
+        table.add_row("  ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+        return table
+
+    def stop(self) -> None:
+        """Ends the live view."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _clock(seconds: float) -> str:
+    """`1:05` for 65 seconds.
+
+    >>> _clock(65), _clock(3725)
+    ('1:05', '1:02:05')
+    """
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

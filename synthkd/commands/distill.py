@@ -1,0 +1,323 @@
+"""`synthkd distill`: a small student from a frozen teacher."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from synthkd import recipe as recipes
+from synthkd.commands.display import Display
+from synthkd.commands.machine import peak_memory_mb, prepare
+from synthkd.data import Images, load_images
+from synthkd.distillation import Lab, rounds, settle
+from synthkd.errors import InputError, quoted
+from synthkd.evaluation import compare
+from synthkd.files import sha256_of
+from synthkd.images import ImageSpec
+from synthkd.recipe import Recipe
+from synthkd.runs import PROMISES, Run, claim, environment, free_name
+from synthkd.seeds import globally, source
+from synthkd.specs import card_of, load_teacher, new_student
+from synthkd.store import open_store
+from synthkd.students import save_student
+from synthkd.synthesis import plan as plans
+from synthkd.synthesis.gan import Gan, borrow, save_generator
+from synthkd.teachers import Teacher
+
+RESERVE = 4.0  # seconds kept of a budget in minutes for choosing, scoring and saving
+
+
+def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Distils a student as the recipe says, in a new run directory. Returns the summary."""
+    started = time.perf_counter()
+    display = Display(quiet=quiet)
+    recipe = borrow(recipe)
+    job = _prepare(recipe, display)
+    if dry_run:
+        print(recipes.to_toml(job.recipe), end="")
+        return {}
+    default = f"runs/{_word(recipe.teacher.spec)}-{_word(recipe.student.spec)}-s{recipe.run.seed}"
+    out = Path(recipe.run.out) if recipe.run.out else free_name(Path(default))
+    claim(out)
+    job.open_data()
+    the_run = Run.create(out, job.recipe, job.manifest)
+    return _go(job, the_run, display, started)
+
+
+def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Goes on with an interrupted run from its newest complete checkpoint."""
+    started = time.perf_counter()
+    display = Display(quiet=quiet)
+    the_run, recipe = Run.resume(path)
+    job = _prepare(recipe, display)
+    if dry_run:
+        print(recipes.to_toml(job.recipe), end="")
+        return {}
+    before = the_run.manifest
+    if before.get("teacher_sha256") != job.teacher.digest:
+        raise InputError(f"--resume {quoted(path)}: the teacher is another one than at the start")
+    job.open_data()
+    if before.get("data") != job.manifest["data"]:
+        raise InputError(f"--resume {quoted(path)}: the data are other ones than at the start")
+    state = the_run.newest()
+    if state is None:
+        display.say("no checkpoint yet: starting from the beginning")
+    else:
+        job.lab.load_state_dict(state)
+        display.say(f"going on after round {job.lab.progress.round}")
+    return _go(job, the_run, display, started)
+
+
+@dataclass
+class Job:
+    """A recipe with everything it names opened."""
+
+    recipe: Recipe
+    teacher: Teacher
+    lab: Lab
+    plan: plans.Plan
+    names: tuple[str, ...]
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def open_data(self) -> None:
+        """Opens what the recipe allows, and nothing else, and writes it into the manifest."""
+        table = self.recipe.data
+        opened: dict[str, Any] = {}
+        level, real = 0, None
+        if table.mix_ratio < 1:
+            real = _load(self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False)
+            opened["real"] = {"path": table.real, "digest": real.digest, "images": len(real.pixels)}
+            level = 2  # labels, where there are any, are not used
+            self.lab.use_real(real.pixels)
+        if table.synthetic and table.mix_ratio > 0:
+            store = open_store(Path(table.synthetic))
+            if store.classes != self.teacher.classes:
+                raise InputError(
+                    f"--synthetic {quoted(table.synthetic)} has {store.classes} classes, "
+                    f"the teacher {self.teacher.classes}"
+                )
+            made = load_images(table.synthetic, self.teacher.spec, classes=store.classes, labelled=True)
+            assert made.labels is not None
+            level = max(level, int(store.manifest.get("promise_level", 3)))
+            opened["synthetic"] = {"path": table.synthetic, "digest": made.digest, "images": len(made.pixels)}
+            self.lab.fill(made.pixels, made.labels)
+        self.manifest |= {
+            "promise_level": level,
+            "promise": PROMISES[level],
+            "data": opened,
+            "real_images_read": len(real.pixels) if real is not None else 0,
+        }
+
+
+def _load(recipe: Recipe, path: str, spec: ImageSpec, classes: int, *, labelled: bool) -> Images:
+    return load_images(path, spec, classes=classes, labelled=labelled, trust_code=recipe.run.trust_code)
+
+
+def _prepare(recipe: Recipe, display: Display) -> Job:
+    """Teacher, plan and lab; no images are opened."""
+    recipe, device, bfloat16 = prepare(recipe)
+    if recipe.teacher.spec == "demo" and not recipe.teacher.weights:
+        display.say("teacher: the embedded demo, a ResNet-14 for handwritten digits (give your own with --teacher)")
+    teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+    with globally(source(recipe.run.seed, "student")):
+        student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
+    the_plan = plans.plan(recipe, teacher)
+    if not any(stage.student_steps for stage in the_plan.stages):
+        raise InputError("no stage of this pipeline trains the student: see run.stages and student_steps")
+    if recipe.budget.minutes is None and recipe.budget.images is None:
+        raise InputError("the pipeline has no budget: give --minutes or --images-seen")
+    _check_memory(recipe, the_plan)
+    budget = (
+        f"{recipe.budget.minutes:g} minutes" if recipe.budget.minutes else f"{recipe.budget.images:,} student images"
+    )
+    display.plan(the_plan, budget)
+    small, large = sum(p.numel() for p in student.parameters()), teacher.parameters_count
+    display.say(
+        f"student {recipe.student.spec}: {small:,} parameters, {small / large:.1%} of the teacher's; "
+        f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
+    )
+    limited = recipe
+    if recipe.budget.minutes:
+        seconds = recipe.budget.minutes * 60 - min(RESERVE, recipe.budget.minutes * 6)
+        limited = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"minutes": seconds / 60})})
+    lab = Lab(limited, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)
+    if recipe.generator.start and "gan" in lab.generators:
+        gan = lab.generators["gan"]
+        assert isinstance(gan, Gan)
+        gan.take_over(recipe.generator.start)
+    manifest = {
+        **environment(),
+        "teacher": recipe.teacher.spec,
+        "teacher_sha256": teacher.digest,
+        "student": recipe.student.spec,
+        "recipe_sha256": _hash(recipe),
+        "seed": recipe.run.seed,
+        "plan": list(the_plan.reasons),
+        "stages": [stage.model_dump() for stage in the_plan.stages],
+        "device": str(device),
+        "precision": recipe.run.precision,
+    }
+    return Job(recipe, teacher, lab, the_plan, teacher.names, manifest)
+
+
+def _hash(recipe: Recipe) -> str:
+    import hashlib
+
+    return hashlib.sha256(recipes.to_toml(recipe).encode()).hexdigest()
+
+
+def _check_memory(recipe: Recipe, the_plan: plans.Plan) -> None:
+    """A student needs images in its first stage: from the memory, from a generator, or real ones."""
+    if recipe.data.synthetic or recipe.data.mix_ratio == 0:
+        return
+    for stage in the_plan.stages:
+        if stage.generator != "none" and stage.fresh:
+            return
+        if stage.student_steps:
+            raise InputError(
+                f"stage {stage.name} trains the student before any stage has invented an image: "
+                "run a stage with fresh images first, or give --synthetic"
+            )
+
+
+def _word(spec: str) -> str:
+    """A SPEC as part of a directory's name.
+
+    >>> _word("nets/my_file.py:make")
+    'my_file-make'
+    """
+    return Path(spec.replace(".py:", "-").replace(":", "-")).name or "x"
+
+
+def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, Any]:
+    """Walks the rounds, records them, and finishes or stops."""
+    lab, classes = job.lab, job.teacher.classes
+    spent_before = lab.progress.seconds
+    saved = shown = time.monotonic()
+    display.say(f"run directory: {the_run.path}")
+    with _stopping() as asked:
+        for lap in rounds(lab):
+            the_run.record(lap)
+            display.follow(lap)
+            now = time.monotonic()
+            if now - shown > 30 or lap.progress.round == 1:
+                the_run.samples(lap, classes)
+                shown = now
+            if asked and not lab.finished:
+                the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                display.stop()
+                display.say(f"stopped at {lap.share:.0%}, saved; go on with: synthkd distill --resume {the_run.path}")
+                raise SystemExit(128 + asked[0])
+            if now - saved > job.recipe.run.checkpoint_seconds:
+                the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                saved = time.monotonic()
+    display.stop()
+    return _finish(job, the_run, display, started, spent_before)
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Catches SIGINT and SIGTERM once: the list then holds the signal. A second one kills at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(
+    job: Job, the_run: Run, display: Display, started: float, spent_before: float
+) -> dict[str, Any]:
+    """Chooses the weights, saves them, and only then opens validation data."""
+    lab, recipe = job.lab, job.recipe
+    evaluating = time.perf_counter()
+    choice = settle(lab)
+    assert lab.learner is not None
+    student = lab.learner.student.eval()
+    path = the_run.path / "student.safetensors"
+    save_student(student, card_of(student, _rebuilding(recipe), job.names), path)
+    gan = lab.generators.get("gan")
+    if isinstance(gan, Gan):
+        save_generator(gan, the_run.path / "generator.safetensors")
+    val = recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
+    scores: dict[str, Any] = {"student_accuracy": None, "teacher_accuracy": None, "agreement": None}
+    if val != "none":
+        images = _load(recipe, val, job.teacher.spec, job.teacher.classes, labelled=True)
+        found = compare(student, job.teacher, images)
+        scores = {
+            "student_accuracy": found.student_accuracy,
+            "teacher_accuracy": found.teacher_accuracy,
+            "agreement": found.agreement,
+            "kl": found.kl,
+            "student_ece": found.student_ece,
+            "val_data": val,
+            "val_digest": images.digest,
+            "val_images": found.n,
+        }
+    evaluation = time.perf_counter() - evaluating
+    wall = spent_before + time.perf_counter() - started
+    parts = {**lab.seconds, "evaluation": evaluation}
+    progress = lab.progress
+    summary = {
+        **scores,
+        "student": recipe.student.spec,
+        "student_parameters": sum(p.numel() for p in student.parameters()),
+        "teacher_parameters": job.teacher.parameters_count,
+        "student_sha256": sha256_of(path),
+        **choice,
+        "wall_seconds": round(wall, 2),
+        "seconds": {k: round(v, 2) for k, v in parts.items()} | {"rest": round(wall - sum(parts.values()), 2)},
+        "images_seen": progress.images_seen,
+        "images_invented": progress.invented,
+        "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
+        "real_images_read": job.manifest["real_images_read"],
+        "promise_level": job.manifest["promise_level"],
+        "promise": job.manifest["promise"],
+        "peak_memory_mb": peak_memory_mb(lab.device),
+        "seed": recipe.run.seed,
+    }
+    the_run.finish(summary, job.manifest)
+    _show(summary, display, the_run.path)
+    return summary
+
+
+def _rebuilding(recipe: Recipe) -> str:
+    """The SPEC that rebuilds the student's network: that of the run it started from, if it did."""
+    folder = Path(recipe.student.spec)
+    if folder.is_dir():
+        from synthkd.specs import read_card
+
+        return read_card(folder / "student.safetensors").network
+    return recipe.student.spec
+
+
+def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
+    def percent(value: float | None) -> str:
+        return "not scored (no --val-data)" if value is None else f"{value:.2%}"
+
+    parts = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items())
+    scored = f" on {summary['val_images']:,} images of {summary['val_data']}" if "val_data" in summary else ""
+    rows = [
+        ("student accuracy", percent(summary["student_accuracy"]) + scored),
+        ("teacher accuracy", percent(summary["teacher_accuracy"])),
+        ("agreement with the teacher", percent(summary["agreement"])),
+        ("agreement, held-out synthetic", f"{summary['held_out_agreement']:.2%} ({summary['weights']} weights kept)"),
+        ("parameters", f"{summary['student_parameters']:,} of {summary['teacher_parameters']:,}"),
+        ("images seen", f"{summary['images_seen']:,}, {summary['synthetic_share']:.1%} synthetic"),
+        ("real images read", f"{summary['real_images_read']:,} (level {summary['promise_level']}, {summary['promise']})"),
+        ("seconds", f"{summary['wall_seconds']:.0f}: {parts}"),
+        ("peak memory", f"{summary['peak_memory_mb']:,.0f} MB"),
+        ("student", str(path / "student.safetensors")),
+    ]
+    display.table("result", ("what", "value"), rows)

@@ -1,0 +1,345 @@
+"""`synthkd evaluate`: a student against its teacher; images by themselves or against real ones."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from synthkd.errors import InputError, quoted
+from synthkd.files import write_json
+from synthkd.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from synthkd.evaluation import Comparison, Extractor, ImageScores
+    from synthkd.images import ImageSpec
+    from synthkd.teachers import Teacher
+
+MOST_ROWS = 20  # classes shown; evaluation.json has them all
+
+
+class Grid(NamedTuple):
+    """A table to print: the columns after the first are numbers, but for `words` at the end."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 0
+
+
+Block = str | Grid
+
+
+def run(
+    recipe: Recipe, *, out: Path | None = None, as_json: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Scores what the recipe names and returns it as plain data.
+
+    With `--student`: student and teacher on `--val-data`. With `--images`: that set, against
+    `--reference` where given. Both may be asked for at once. Prints tables, with `as_json` the data
+    instead, with `quiet` nothing; with an `out` directory it writes evaluation.json there.
+
+    Raises InputError when neither is asked for, the directory is not empty, or an input is wrong.
+    """
+    wants_student = "spec" in recipe.student.model_fields_set
+    _check(recipe, wants_student)
+    folder = out or (Path(recipe.run.out) if recipe.run.out else None)
+    if folder is not None:
+        _check_empty(folder)
+
+    import torch
+
+    from synthkd.specs import load_teacher
+
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    device = _device(recipe.run.device)
+    # an untouched --teacher is the digits' demo: no judge of images that another network looks at
+    named = "spec" in recipe.teacher.model_fields_set
+    teacher = None
+    if wants_student or named or recipe.evaluation.extractor == "teacher":
+        teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+
+    result: dict[str, Any] = {}
+    text: list[Block] = []
+    if wants_student:
+        assert teacher is not None
+        result["comparison"] = _compare(recipe, teacher, device, text)
+    if recipe.evaluation.images:
+        result["images"] = _score(recipe, teacher, device, text)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "evaluation.json", result)
+        except OSError as error:
+            raise InputError(f"--out {quoted(folder)}: {quoted(error.strerror)}") from None
+        text.append(f"written: {_safe(folder / 'evaluation.json')}")
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    elif not quiet:
+        _show(text)
+    return result
+
+
+def _check(recipe: Recipe, wants_student: bool) -> None:
+    """What can be refused before anything is loaded."""
+    if not wants_student and not recipe.evaluation.images:
+        raise InputError(
+            "nothing to evaluate: give --student SPEC --val-data PATH, or --images PATH, or both"
+        )
+    if not wants_student and recipe.data.val:
+        raise InputError("--val-data is for a student: give --student SPEC too")
+    if wants_student and not recipe.data.val and recipe.teacher.spec != "demo":
+        raise InputError("--student is scored on --val-data PATH: labelled images")
+    if recipe.evaluation.reference and not recipe.evaluation.images:
+        raise InputError("--reference is what --images PATH is compared with: give that too")
+    if recipe.evaluation.extractor_weights and recipe.evaluation.extractor == "teacher":
+        raise InputError(
+            "--extractor-weights belongs to --extractor inception or SPEC; "
+            "the teacher's are --teacher-weights"
+        )
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out {quoted(folder)}: not an empty directory; give another")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--run.device {name}: there is no CUDA device here")
+    return torch.device(name)
+
+
+def _compare(
+    recipe: Recipe, teacher: "Teacher", device: "torch.device", text: list[Block]
+) -> dict[str, Any]:
+    from synthkd.data import load_images
+    from synthkd.evaluation import compare
+    from synthkd.specs import load_classifier
+    from synthkd.teachers import digest_of
+
+    trust = recipe.run.trust_code
+    student = load_classifier(recipe.student, recipe.teacher, trust_code=trust)[0].to(device)
+    images = load_images(
+        recipe.data.val or "demo:unseen",
+        teacher.spec,
+        classes=teacher.classes,
+        labelled=True,
+        trust_code=trust,
+    )
+    found = compare(student, teacher, images, batch=recipe.evaluation.batch)
+    digest = digest_of(student)
+    text += [
+        f"student {_safe(recipe.student.spec)} [{digest[:12]}] "
+        f"against teacher {_safe(recipe.teacher.spec)} [{teacher.digest[:12]}]",
+        f"on {found.n:,} images of {_safe(images.source)} [{images.digest[:12]}]",
+        *_comparison_text(found),
+    ]
+    return {
+        "student": recipe.student.spec,
+        "student_digest": digest,
+        "student_parameters": sum(p.numel() for p in student.parameters()),
+        "teacher": recipe.teacher.spec,
+        "teacher_digest": teacher.digest,
+        "teacher_parameters": teacher.parameters_count,
+        "data": images.source,
+        "data_digest": images.digest,
+        **asdict(found),
+    }
+
+
+def _score(
+    recipe: Recipe, teacher: "Teacher | None", device: "torch.device", text: list[Block]
+) -> dict[str, Any]:
+    from synthkd.data import load_images
+    from synthkd.evaluation import score_images
+
+    table = recipe.evaluation
+    extractor = _extractor(recipe, teacher, device)
+    classes = next((t.classes for t in (teacher, extractor.teacher) if t is not None), None)
+    size = _common_size(teacher, extractor)
+    images, reference = (
+        load_images(path, size, classes=classes, labelled=False, trust_code=recipe.run.trust_code)
+        if path
+        else None
+        for path in (table.images, table.reference)
+    )
+    assert images is not None
+    found = score_images(images, reference, extractor, teacher, batch=table.batch)
+    against = f" against {_safe(reference.source)} [{reference.digest[:12]}]" if reference else ""
+    default = "" if "extractor" in table.model_fields_set else ", the default"
+    text += [
+        *([""] if text else []),
+        f"images {_safe(images.source)} [{images.digest[:12]}]{against}",
+        f"extractor {_safe(extractor.name)}{default}: {extractor.kind} [{extractor.digest[:12]}]",
+        *_scores_text(found),
+    ]
+    return {
+        "data": images.source,
+        "data_digest": images.digest,
+        "labelled": images.labels is not None,
+        "reference": reference.source if reference else None,
+        "reference_digest": reference.digest if reference else None,
+        **asdict(found),
+    }
+
+
+def _extractor(recipe: Recipe, teacher: "Teacher | None", device: "torch.device") -> "Extractor":
+    from synthkd.evaluation import classifier_extractor, inception_extractor
+    from synthkd.specs import load_teacher
+
+    name, weights = recipe.evaluation.extractor, recipe.evaluation.extractor_weights
+    if name == "teacher":
+        assert teacher is not None
+        return classifier_extractor(teacher)
+    if name == "inception":
+        return inception_extractor(Path(weights) if weights else None, device)
+    contract = recipe.teacher.model_copy(update={"spec": name, "weights": weights, "classes": None})
+    try:
+        network = load_teacher(contract, trust_code=recipe.run.trust_code)
+    except InputError as error:
+        raise InputError(f"--extractor {quoted(name)}: {error}") from None
+    return classifier_extractor(network.to(device), name)
+
+
+def _common_size(teacher: "Teacher | None", extractor: "Extractor") -> "ImageSpec | None":
+    """The input that all networks share, so that images may differ in size; None: keep theirs."""
+    if extractor.teacher is None:
+        return None
+    spec = extractor.teacher.spec
+    return spec if teacher is None or teacher.spec.shape == spec.shape else None
+
+
+def _comparison_text(found: "Comparison") -> list[Block]:
+    summary = (
+        ("accuracy", _percent(found.student_accuracy), _percent(found.teacher_accuracy)),
+        ("ECE, 15 bins", _percent(found.student_ece), _percent(found.teacher_ece)),
+        ("agreement", _percent(found.agreement), ""),
+        ("KL(teacher ‖ student), nats", _figure(found.kl), ""),
+        ("transfer efficiency", _figure(found.transfer_efficiency), ""),
+    )
+    worst = set(_first(found.classes, [c.agreement for c in found.classes]))
+    rows = tuple(
+        (
+            _safe(c.name),
+            f"{c.n:,}",
+            _percent(c.student_accuracy),
+            _percent(c.teacher_accuracy),
+            _percent(c.agreement),
+        )
+        for c in found.classes
+        if c in worst
+    )
+    return [
+        Grid(("", "student", "teacher"), summary),
+        "",
+        *_few("least agreement", len(found.classes)),
+        Grid(("class", "images", "student", "teacher", "agreement"), rows),
+    ]
+
+
+def _scores_text(found: "ImageScores") -> list[Block]:
+    scores = tuple(
+        (
+            name.upper() if name in ("fid", "kid") else name.replace("_", " "),
+            _figure(score.value) + (f" ± {_figure(score.std)}" if score.std is not None else ""),
+            f"{score.n:,}" + (f" / {score.n_reference:,}" if score.n_reference else ""),
+            f"{_safe(score.extractor)} {score.digest[:12]}",
+            score.note,
+        )
+        for name, score in found.scores.items()
+    )
+    text: list[Block] = [Grid(("measure", "value", "n", "extractor", "note"), scores, words=2)]
+    if found.classes:
+        rarest = set(_first(found.classes, [c.votes for c in found.classes]))
+        rows = tuple(
+            (
+                _safe(c.name),
+                "" if c.asked is None else f"{c.asked:,}",
+                f"{c.votes:,}",
+                _figure(c.diversity),
+                _figure(c.reference_diversity),
+            )
+            for c in found.classes
+            if c in rarest
+        )
+        header = ("class", "labelled", "votes", "diversity", "of reference")
+        text += ["", *_few("fewest votes", len(found.classes)), Grid(header, rows)]
+    return [*text, *(f"warning: {warning}" for warning in found.warnings)]
+
+
+def _first(classes: Sequence[Any], keys: Sequence[float | None]) -> list[Any]:
+    """The classes with the smallest keys; those without one come last."""
+    order = sorted(range(len(classes)), key=lambda k: (keys[k] is None, keys[k] or 0.0))
+    return [classes[k] for k in order[:MOST_ROWS]]
+
+
+def _few(what: str, count: int) -> list[Block]:
+    if count <= MOST_ROWS:
+        return []
+    return [f"the {MOST_ROWS} of {count:,} classes with the {what} (evaluation.json has all):"]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _safe(text: object) -> str:
+    """A name from a stranger's folder, shown as it is only where that is harmless."""
+    return str(text) if str(text).isprintable() else quoted(text)
+
+
+def _show(blocks: Sequence[Block]) -> None:
+    """Tables with rules on a terminal, aligned columns elsewhere."""
+    if not sys.stdout.isatty():
+        for block in blocks:
+            print(block if isinstance(block, str) else "\n".join(aligned(block)))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for block in blocks:
+        if isinstance(block, str):
+            console.print(Text(block))
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column, title in enumerate(block.header):
+            table.add_column(title, justify="right" if _is_number(block, column) else "left")
+        for row in block.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+
+
+def aligned(grid: Grid) -> list[str]:
+    """A table as lines of text.
+
+    >>> aligned(Grid(("class", "n"), (("cat", "7"), ("dog", "12"))))
+    ['class   n', 'cat     7', 'dog    12']
+    """
+    lines = (grid.header, *grid.rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(grid.header))]
+    return [
+        "  ".join(
+            cell.rjust(width) if _is_number(grid, column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _is_number(grid: Grid, column: int) -> bool:
+    return 0 < column < len(grid.header) - grid.words

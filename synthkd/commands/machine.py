@@ -1,0 +1,54 @@
+"""What a run computes on: device, threads, precision."""
+
+import resource
+import sys
+
+import torch
+
+from synthkd.errors import InputError
+from synthkd.recipe import Recipe, RunTable
+
+
+def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
+    """Settles the machine part of a recipe and applies it.
+
+    Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to compute
+    in bfloat16. A resumed run finds the settled values and so computes alike.
+    """
+    table = recipe.run
+    device = choose_device(table.device)
+    threads = table.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    precision = table.precision
+    if precision == "auto":
+        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
+    settled: RunTable = table.model_copy(update={"threads": threads, "precision": precision})
+    return recipe.model_copy(update={"run": settled}), device, precision == "bfloat16"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU, else the CPU; a GPU that is not there is an InputError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        number = int(name.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise InputError(f"--run.device {name}: there is no such GPU here")
+    return torch.device(name)
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check and check())
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process ever held, in MB (10⁶ bytes): resident, plus what a GPU holds."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        total += torch.cuda.max_memory_allocated(device)
+    return round(total / 1e6, 1)

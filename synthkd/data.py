@@ -1,0 +1,448 @@
+"""Images that exist already, and the one grammar for saying where they are.
+
+    DIR                             class folders, or one of our synthetic data sets
+    FILE.npz                        x uint8 [N, H, W] or [N, H, W, C], and perhaps y [N]
+    FILE.py:CALLABLE[:ARGUMENT]     runs that code (with --trust-code)
+    demo:seen, demo:unseen          scikit-learn's digits: what the demo teacher saw, and the others
+
+N images, C channels, H height, W width, K classes. Files are taken for strangers' files: nothing in
+them is run, headers are read before memory is given, and what is wrong is one line.
+"""
+
+import difflib
+import hashlib
+import itertools
+import math
+import os
+import re
+import stat
+import sys
+import types
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from synthkd import store
+from synthkd.errors import InputError, quoted
+from synthkd.images import ImageSpec, fitted
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MOST_PIXELS = 4_000_000  # of one image
+MOST_BYTES = 16 << 30  # of all images together
+UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
+
+_CODE = re.compile(r"(?P<file>.+\.py):(?P<callable>[A-Za-z_]\w*)(?::(?P<argument>.*))?", re.DOTALL)
+
+
+class Images(NamedTuple):
+    """Images in memory, fitted to a classifier."""
+
+    pixels: Tensor  # [N, C, H, W] uint8
+    labels: Tensor | None  # [N] int64
+    names: tuple[str, ...]  # of the classes, or ()
+    source: str  # the path as it was given
+    digest: str  # SHA-256 over pixels and labels
+
+
+class _Found(NamedTuple):
+    """What a source holds, before labels are judged and images are fitted."""
+
+    pixels: Tensor  # [N, C', H', W'] uint8, or already fitted
+    labels: Tensor | None
+    names: tuple[str, ...] = ()
+    unlabelled: str = "it has no labels"  # why there are none
+    classes: int | None = None  # where the source itself says how many there are
+
+
+def load_images(
+    path: str,
+    spec: ImageSpec | None,
+    *,
+    classes: int | None,
+    labelled: bool,
+    trust_code: bool = False,
+) -> Images:
+    """The images of a data path (see the top of this module), all in memory.
+
+    `spec` is the size to fit them to; None keeps their own, which must then be the same for all
+    (grey stays one channel). Class folders are numbered in sorted order, as ImageFolder does it.
+
+    With `labelled` every image must have a label in 0..classes-1 (any from 0 on where `classes` is
+    None), and class folders must be as many as `classes`. Without it, labels that fit are passed
+    on, others are left out, and a folder of images without class folders will do.
+
+    Raises InputError in one line for every other case.
+    """
+    where = quoted(path)
+    code = _CODE.fullmatch(path)
+    if path.startswith("demo:"):
+        found = _demo(path)
+    elif code:
+        if not trust_code:
+            raise InputError(
+                f"{where}: this runs the code in {quoted(code['file'])}; "
+                "add --trust-code if you trust it"
+            )
+        found = _from_code(where, Path(code["file"]), code["callable"], code["argument"])
+    else:
+        place = Path(path)
+        if not path or not place.exists():
+            raise InputError(f"{where}: there is no such file or folder{_near(place)}")
+        if store.is_store(place):
+            opened = store.open_store(place, verify=True)
+            found = _Found(opened.pixels, opened.labels, opened.names, classes=opened.classes)
+        elif place.is_dir():
+            found = _from_folder(where, place, spec, labelled)
+        elif place.suffix.lower() == ".npz":
+            found = _from_npz(where, place)
+        else:
+            raise InputError(
+                f"{where}: not a data path; give a folder of class folders, an .npz with x and y, "
+                "a synthetic data set, demo:unseen, or file.py:callable with --trust-code"
+            )
+    if not len(found.pixels):
+        raise InputError(f"{where}: it holds no images")
+    labels, names = _judged(where, found, classes, labelled)
+    pixels = found.pixels if spec is None else _fit(where, found.pixels, spec)
+    return Images(pixels, labels, names, path, _digest(pixels, labels))
+
+
+def demo_digits() -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
+    """The 1,797 handwritten digits of scikit-learn: pixels uint8 [1797, 1, 16, 16], labels, unseen.
+
+    Their 8x8 values 0..16 become 0..255 and are enlarged bilinearly (align_corners off, no
+    antialiasing). `unseen` marks 30 % of each class (rounded), which no demo teacher is trained on:
+    those whose 8x8 pixels have the smallest SHA-256. So the split depends on nothing but the
+    images, whatever their order and the version of a library.
+
+    >>> pixels, labels, unseen = demo_digits()
+    >>> tuple(pixels.shape), int(unseen.sum())
+    ((1797, 1, 16, 16), 539)
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = digits.images.astype(np.uint8)  # [1797, 8, 8], 0..16
+    labels = digits.target.astype(np.int64)
+    order = np.argsort([hashlib.sha256(image.tobytes()).hexdigest() for image in small])
+    unseen = np.zeros(len(small), dtype=np.bool_)
+    for label in range(10):
+        members = order[labels[order] == label]
+        unseen[members[: round(UNSEEN * len(members))]] = True
+    scaled = torch.from_numpy(small).float().unsqueeze(1) * (255 / 16)
+    large = F.interpolate(scaled, (16, 16), mode="bilinear", align_corners=False, antialias=False)
+    pixels = large.round().clamp(0, 255).to(torch.uint8)
+    return pixels, torch.from_numpy(labels), unseen
+
+
+def _demo(path: str) -> _Found:
+    part = path.removeprefix("demo:")
+    if part not in ("seen", "unseen"):
+        raise InputError(f"{quoted(path)}: the demo's digits are demo:seen and demo:unseen")
+    pixels, labels, unseen = demo_digits()
+    chosen = torch.from_numpy(np.flatnonzero(unseen == (part == "unseen")))
+    return _Found(pixels[chosen], labels[chosen], tuple(str(digit) for digit in range(10)))
+
+
+def _judged(
+    where: str, found: _Found, classes: int | None, labelled: bool
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels and class names that fit the classes; what does not fit is refused or left out."""
+    labels, problem = found.labels, ""
+    if labels is None:
+        problem = f"labels are needed, but {found.unlabelled}"
+    elif classes is not None and found.classes not in (None, classes):
+        problem = (
+            f"it has {found.classes} classes (one a folder), the teacher has {classes}; "
+            "a class without images wants an empty folder"
+        )
+    elif int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes):
+        top = f"0..{classes - 1}" if classes is not None else "0 and up"
+        problem = f"labels must lie in {top}; got {int(labels.min())}..{int(labels.max())}"
+    if not problem:
+        return labels, found.names
+    if labelled:
+        raise InputError(f"{where}: {problem}")
+    return None, ()
+
+
+def _fit(where: str, pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """`fitted`, piece by piece, where the channels can become those of the teacher."""
+    have, want = pixels.shape[1], spec.channels
+    if have != want and (have, want) not in ((1, 2), (1, 3), (1, 4), (3, 1), (4, 1), (4, 3)):
+        raise InputError(f"{where}: images of {have} channels for a teacher of {want} channels")
+    if tuple(pixels.shape[1:]) == spec.shape:
+        return pixels.contiguous()
+    _affordable(where, len(pixels), spec.shape)
+    result = torch.empty((len(pixels), *spec.shape), dtype=torch.uint8)
+    for first in range(0, len(pixels), 1024):
+        result[first : first + 1024] = fitted(pixels[first : first + 1024], spec)
+    return result
+
+
+def _affordable(where: str, count: int, shape: Sequence[int]) -> None:
+    size = count * math.prod(shape)
+    if size > MOST_BYTES:
+        raise InputError(
+            f"{where}: {count:,} images of {'x'.join(str(n) for n in shape)} take {size >> 30} GiB "
+            f"of memory, over the limit of {MOST_BYTES >> 30}; give fewer or smaller images"
+        )
+
+
+def _digest(pixels: Tensor, labels: Tensor | None) -> str:
+    """SHA-256 over the shape, the pixels and the labels (int64, little-endian)."""
+    digest = hashlib.sha256(repr((tuple(pixels.shape), labels is not None)).encode())
+    digest.update(pixels.contiguous().numpy().data)
+    if labels is not None:
+        digest.update(labels.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _near(place: Path) -> str:
+    """`; did you mean …?`, with a name from the folder it should lie in."""
+    try:
+        names = [entry.name for entry in itertools.islice(place.parent.iterdir(), 10_000)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(place.name, names, n=1, cutoff=0.6)
+    return f"; did you mean {quoted(place.parent / close[0])}?" if close else ""
+
+
+# Folders
+
+
+def _from_folder(where: str, folder: Path, spec: ImageSpec | None, labelled: bool) -> _Found:
+    """Class folders; without them, and unlabelled, the images that lie directly in it."""
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+        below = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        members = [(image, label) for label, sub in enumerate(below) for image in _pictures(sub)]
+        names = tuple(sub.name for sub in below)
+        flat = not members
+        if flat:
+            members = [(entry, -1) for entry in entries if _is_picture(entry)]
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {quoted(error)}") from None
+    if not members:
+        raise InputError(f"{where}: no PNG, JPEG, WebP or BMP image in it or in its class folders")
+    unlabelled = ""
+    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
+    if flat:
+        unlabelled = "its images lie in no class folders; make one folder per class"
+    elif len(numbers) == len(names) and numbers != sorted(numbers):
+        unlabelled = (
+            f"its class folders sort as {', '.join(names[:3])}, which is not the order of the "
+            "numbers; pad them with zeros (00, 01, 02)"
+        )
+    if unlabelled and labelled:
+        raise InputError(f"{where}: labels are needed, but {unlabelled}")
+    pixels = _read_pictures(where, [image for image, _ in members], spec)
+    if unlabelled:
+        return _Found(pixels, None, unlabelled=unlabelled)
+    labels = torch.tensor([label for _, label in members])
+    return _Found(pixels, labels, names, classes=len(names))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """All images below a class folder, in sorted order; linked folders are not followed."""
+    return sorted(
+        Path(root) / name
+        for root, _, names in os.walk(folder)
+        for name in names
+        if _is_picture(Path(root) / name)
+    )
+
+
+def _read_pictures(where: str, paths: Sequence[Path], spec: ImageSpec | None) -> Tensor:
+    """Images of a folder as uint8 [N, C, H, W]; if some are bad, one line names the first."""
+    result: Tensor | None = None
+    bad: list[str] = []
+    if spec is not None:
+        _affordable(where, len(paths), spec.shape)
+        result = torch.empty((len(paths), *spec.shape), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images; ours is an error
+        for row, path in enumerate(paths):
+            try:
+                image = _read_picture(path, spec)
+            except Exception as error:  # Pillow's readers raise many kinds
+                bad.append(f"{quoted(path)}: {_reason(error)}")
+                continue
+            if spec is not None:
+                image = fitted(image.unsqueeze(0), spec)[0]
+            elif result is None:
+                _affordable(where, len(paths), image.shape)
+                result = torch.empty((len(paths), *image.shape), dtype=torch.uint8)
+            if result is None or image.shape != result.shape[1:]:
+                raise InputError(
+                    f"{quoted(path)}: {_size(image)}, but the images before it are "
+                    f"{_size(result[0]) if result is not None else 'others'}; "
+                    "give a size to fit them to, or make them equal"
+                )
+            result[row] = image
+    if bad:
+        fine = len(paths) - len(bad)
+        raise InputError(
+            f"{bad[0]}; {len(bad):,} of {len(paths):,} images cannot be used, {fine:,} are fine: "
+            f"repair or remove {'it' if len(bad) == 1 else 'them'}"
+        )
+    assert result is not None
+    return result
+
+
+def _size(image: Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not a PNG, JPEG, WebP or BMP image"
+    return f"cannot be read: {quoted(error)}"
+
+
+def _read_picture(path: Path, spec: ImageSpec | None) -> Tensor:
+    """One image file as uint8 [C, H, W], in the channels of `spec`, else grey or RGB as it is."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError("not a plain file")
+    with Image.open(path, formats=FORMATS) as picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise InputError(
+                f"{picture.width}x{picture.height} pixels; at most {MOST_PIXELS:,} are read"
+            )
+        grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
+        channels = spec.channels if spec is not None else (1 if grey else 3)
+        if picture.mode.startswith("I"):  # 16 bits of grey: convert() would cut them off at 255
+            wide = np.asarray(picture).astype(np.float64)
+            array = (wide / 257).round().clip(0, 255).astype(np.uint8)[None]
+            return torch.from_numpy(np.repeat(array, channels, axis=0))
+        array = np.array(picture.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]))
+    tensor = torch.from_numpy(array)
+    return tensor.unsqueeze(0) if channels == 1 else tensor.permute(2, 0, 1)
+
+
+# Arrays
+
+
+def _from_npz(where: str, path: Path) -> _Found:
+    """x and y of an .npz; the header of each is judged before memory is given to it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{where}: not a plain file")
+        with zipfile.ZipFile(path) as archive:
+            inside = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if "x" not in inside:
+                raise InputError(
+                    f"{where}: no array x in it, only {quoted(', '.join(sorted(inside)))}; "
+                    "save it with np.savez(file, x=images, y=labels)"
+                )
+            images = _member(where, archive, inside["x"])
+            labels = _member(where, archive, inside["y"]) if "y" in inside else None
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many kinds
+        raise InputError(f"{where}: not a readable .npz file: {quoted(error)}") from None
+    return _checked(where, images, labels, "the file has no array y")
+
+
+def _member(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array of an .npz, refused when it holds objects or its header does not fit its size."""
+    name = quoted(info.filename)
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, kind = np.lib.format.read_array_header_2_0(file)
+        if kind.hasobject or kind.names is not None:
+            raise InputError(
+                f"{where}: {name} holds Python objects, which can run code when loaded; "
+                "save it again as plain numbers"
+            )
+        size = math.prod(int(n) for n in shape) * kind.itemsize
+        if size > MOST_BYTES:
+            raise InputError(
+                f"{where}: {name} takes {size >> 30} GiB of memory, over the limit of "
+                f"{MOST_BYTES >> 30}; give fewer or smaller images"
+            )
+        if file.tell() + size != info.file_size:
+            raise InputError(f"{where}: {name} is damaged: its header does not fit its size")
+    with archive.open(info) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):  # reaching the end is what compares the checksum
+            raise InputError(f"{where}: {name} is damaged")
+    return array
+
+
+def _checked(where: str, images: object, labels: object, unlabelled: str) -> _Found:
+    """Arrays x [N, H, W] or [N, H, W, C] and y [N] of a stranger as tensors."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        raise InputError(f"{where}: images must be a uint8 array of values 0..255; got {kind}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 2, 3, 4)):
+        raise InputError(
+            f"{where}: images must have the shape (N, H, W) or (N, H, W, C) with C in 1..4; "
+            f"got {images.shape}"
+        )
+    if not images.size:
+        raise InputError(f"{where}: it holds no images")
+    if images.shape[1] * images.shape[2] > MOST_PIXELS:
+        raise InputError(f"{where}: images of more than {MOST_PIXELS:,} pixels are refused")
+    ordered = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.array(ordered, order="C"))
+    if labels is None:
+        return _Found(pixels, None, unlabelled=unlabelled)
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        kind = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise InputError(f"{where}: labels must be an array of whole numbers; got {kind}")
+    if labels.shape not in ((len(pixels),), (len(pixels), 1)):
+        raise InputError(f"{where}: {len(pixels):,} images but labels of shape {labels.shape}")
+    return _Found(pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+
+
+# Code
+
+
+def _from_code(where: str, file: Path, name: str, argument: str | None) -> _Found:
+    """Runs a callable of somebody's file; it gives images, or (images, labels)."""
+    module = types.ModuleType(f"synthkd_data_{file.stem}")
+    module.__file__ = str(file)
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {quoted(error)}{_near(file)}") from None
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, str(file), "exec"), module.__dict__)
+        function = getattr(module, name, None)
+        if not callable(function):
+            known = [key for key, value in vars(module).items() if callable(value)]
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(f"{where}: no callable {name} in {quoted(file)}{hint}")
+        result = function() if argument is None else function(argument)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a stranger's code may even call exit()
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{where}: the code in {quoted(file)} failed: {quoted(what)}") from None
+    finally:
+        sys.modules.pop(module.__name__, None)
+    images, labels = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    return _checked(where, images, labels, "the callable gave none")

@@ -1,0 +1,344 @@
+"""The loop: invent, remember, replay, teach. No files, no printing.
+
+`Lab` holds all that changes during a run; `rounds` moves it on and yields plain `Round` values.
+B batch, N images, C channels, H height, W width, K classes.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd import schedules
+from synthkd.augment import augmented, mixed_up
+from synthkd.images import Batch, to_float, to_uint8
+from synthkd.measures import relative_entropy
+from synthkd.memory import Memory
+from synthkd.networks.classifier import Classifier
+from synthkd.progress import Progress, advance, budget_of, taught_share, whole_share
+from synthkd.recipe import Recipe, Stage
+from synthkd.seeds import derived, globally, source
+from synthkd.students import Learner
+from synthkd.synthesis import GENERATORS, Generator, Invented, Scene
+from synthkd.teachers import Teacher
+
+HELD_OUT = 1024  # synthetic images that nobody learns from
+PARTS = ("synthesis", "labelling", "student")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one lap: plain values for whoever records them."""
+
+    progress: Progress
+    stage: str
+    share: float  # of the run, 0..1
+    measures: dict[str, float]
+    samples: Tensor | None  # [n, C, H, W] uint8, a few fresh images
+    labels: Tensor | None  # [n] the classes asked for
+
+
+class Lab:
+    """Teacher, student, generators, memory, difficulty, cursor. Saved and restored whole."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Sequence[Stage],
+        teacher: Teacher,
+        student: Classifier | None,
+        *,
+        device: torch.device | None = None,
+        bfloat16: bool = False,
+    ) -> None:
+        self.recipe, self.stages, self.teacher = recipe, tuple(stages), teacher
+        self.device = device or torch.device("cpu")
+        self.bfloat16 = bfloat16
+        teacher.low_precision = bfloat16
+        self.learner = Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
+        shape, classes = teacher.spec.shape, teacher.classes
+        self.memory = Memory(recipe.memory.capacity, shape, classes)
+        self.held_out = Memory(HELD_OUT, shape, classes)
+        self.generators: dict[str, Generator] = {}
+        for kind in dict.fromkeys(s.generator for s in self.stages if s.generator != "none"):
+            with globally(source(recipe.run.seed, "generator", kind)):
+                self.generators[kind] = GENERATORS[kind](recipe, teacher)
+        self.difficulty = schedules.Difficulty(recipe.difficulty.start)
+        self.progress = Progress()
+        self.budget = budget_of(recipe.budget, self.stages)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.real: Tensor | None = None
+
+    def use_real(self, real: Tensor) -> None:
+        """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is held out."""
+        self.real = real
+        if self.recipe.data.mix_ratio == 0:
+            order = torch.randperm(len(real), generator=source(self.recipe.run.seed, "held-out"))
+            count = min(HELD_OUT, len(real) // 20)
+            self.hold_out(real[order[:count]])
+            self.real = real[order[count:]]
+
+    def hold_out(self, pixels: Tensor) -> None:
+        """Keeps uint8 images [N, C, H, W] for measuring agreement; nobody learns from them."""
+        self.held_out.add(pixels, torch.full((len(pixels),), -1), self.label(pixels))
+
+    @torch.no_grad()
+    def label(self, pixels: Tensor) -> Tensor:
+        """The teacher's logits [N, K] for uint8 images [N, C, H, W]."""
+        parts = [self.teacher(to_float(part.to(self.device))).cpu() for part in pixels.split(512)]
+        return torch.cat(parts) if parts else torch.empty(0, self.teacher.classes)
+
+    def fill(self, pixels: Tensor, labels: Tensor) -> None:
+        """Puts a finished synthetic data set into the memory: a twentieth of it is held out."""
+        order = torch.randperm(len(pixels), generator=source(self.recipe.run.seed, "fill"))
+        kept = order[min(HELD_OUT, len(pixels) // 20) :]
+        self.hold_out(pixels[order[: len(order) - len(kept)]])
+        self.memory = Memory(len(kept), self.teacher.spec.shape, self.teacher.classes)
+        self.memory.add(pixels[kept], labels[kept], self.label(pixels[kept]))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.progress.stage >= len(self.stages)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that runs now."""
+        return self.stages[self.progress.stage]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes. Resuming is loading it, nothing else."""
+        return {
+            "learner": self.learner.state_dict() if self.learner else None,
+            "generators": {kind: g.state_dict() for kind, g in self.generators.items()},
+            "memory": self.memory.state_dict(),
+            "held_out": self.held_out.state_dict(),
+            "difficulty": asdict(self.difficulty),
+            "progress": asdict(self.progress),
+            "seconds": dict(self.seconds),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state of a run with the same recipe."""
+        if self.learner:
+            self.learner.load_state_dict(state["learner"])
+        for kind, generator in self.generators.items():
+            generator.load_state_dict(state["generators"][kind])
+        if len(state["memory"]["pixels"]) > self.memory.capacity:
+            self.memory = Memory(len(state["memory"]["pixels"]), self.teacher.spec.shape, self.teacher.classes)
+        self.memory.load_state_dict(state["memory"])
+        self.held_out.load_state_dict(state["held_out"])
+        self.difficulty = schedules.Difficulty(**state["difficulty"])
+        self.progress = Progress(**state["progress"])
+        self.seconds = dict(state["seconds"])
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the wall clock of a block to `seconds[part]`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[part] += time.perf_counter() - started
+
+
+def rounds(lab: Lab) -> Iterator[Round]:
+    """Invent, remember, replay, teach: one Round per lap until the budget is spent."""
+    before = time.perf_counter()
+    while not lab.finished:
+        stage = lab.stage
+        rng = source(lab.recipe.run.seed, "round", lab.progress.round)
+
+        with lab.timed("synthesis"):
+            invented = _invent(lab, stage, rng)
+        fresh, measures = _remember(lab, invented)
+        seen, synthetic = 0, 0
+        if stage.student_steps and lab.learner:
+            seen, synthetic, taught = _teach(lab, stage, fresh, rng)
+            measures |= taught
+            measures |= _look_back(lab, rng)
+
+        now = time.perf_counter()
+        lab.progress = advance(
+            lab.progress, stage, lab.budget, seconds=now - before, seen=seen, synthetic=synthetic,
+            invented=len(invented.batch.images), trained=invented.trained,
+        )  # fmt: skip
+        before = now
+        samples = to_uint8(invented.batch.images[:64]).cpu() if len(invented.batch.images) else None
+        yield Round(
+            lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
+            samples, invented.batch.labels[:64].cpu() if samples is not None else None,
+        )  # fmt: skip
+
+
+def _invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
+    """The generator's turn. The adversarial weight follows the difficulty."""
+    if stage.generator == "none":
+        nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
+        return Invented(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
+    terms = dict(stage.terms)
+    if "disagreement" in terms:
+        terms["disagreement"] *= lab.difficulty.level
+    with _posing(lab.learner) as student:
+        scene = Scene(
+            lab.teacher, student, stage, terms, lab.recipe.augment,
+            lambda count, rng: _reference(lab, count, rng), lab.bfloat16,
+        )  # fmt: skip
+        return lab.generators[stage.generator].synthesize(scene, rng)
+
+
+@contextmanager
+def _posing(learner: Learner | None) -> Iterator[Any]:
+    """The student in eval mode and without gradients to its weights, as an opponent of the generator."""
+    if learner is None:
+        yield lambda images: images.new_zeros(())
+        return
+    student = learner.student
+    mode = student.training
+    student.eval().requires_grad_(False)
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=learner.bfloat16):
+            return student(images).float()  # type: ignore[no-any-return]
+
+    try:
+        yield answer
+    finally:
+        student.train(mode).requires_grad_(True)
+
+
+def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
+    """What the critic compares with: real images where they are allowed, else the memory."""
+    if lab.real is not None and lab.recipe.data.mix_ratio < 1:
+        pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
+        labels = lab.label(pixels).argmax(1)
+        return Batch(to_float(pixels.to(lab.device)), labels.to(lab.device))
+    if len(lab.memory) < 4 * count:
+        return None
+    drawn = lab.memory.draw(count, rng)
+    return Batch(to_float(drawn.pixels.to(lab.device)), drawn.votes.to(lab.device))
+
+
+def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float]]:
+    """Labels fresh images and stores them; one in sixteen is held out. Returns those to learn from."""
+    images, labels = invented.batch
+    measures = dict(invented.measures)
+    if len(images) == 0:
+        return to_uint8(images).cpu(), measures
+    pixels, labels = to_uint8(images).cpu(), labels.cpu()
+    with lab.timed("labelling"):
+        logits = lab.label(pixels)
+    votes = logits.argmax(1)
+    measures["balance"] = relative_entropy(torch.bincount(votes, minlength=lab.teacher.classes))
+    measures["confidence"] = float(logits.softmax(1).amax(1).mean())
+    cut = len(pixels) // 16
+    lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut])
+    lab.memory.add(pixels[cut:], labels[cut:], logits[cut:])
+    return pixels[cut:], measures
+
+
+def _teach(
+    lab: Lab, stage: Stage, fresh: Tensor, rng: torch.Generator
+) -> tuple[int, int, dict[str, float]]:
+    """The student's turn: hybrid batches, the same view for teacher and student."""
+    assert lab.learner is not None
+    recipe = lab.recipe
+    seen = synthetic = 0
+    loss = torch.zeros(())
+    left = float("inf") if lab.budget.timed else lab.budget.quotas[lab.progress.stage] - lab.progress.work
+    for _ in range(stage.student_steps):
+        if seen >= left:
+            break
+        count = recipe.training.batch
+        if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
+            count = int(left - seen)
+        made = schedules.share(lab.progress.images_seen + seen, count, recipe.data.mix_ratio)
+        pixels = _hybrid(lab, fresh, made, count - made, rng)  # [B, C, H, W]
+        with lab.timed("student"):
+            images = to_float(pixels.to(lab.device)).contiguous(memory_format=torch.channels_last)
+            images = augmented(images, recipe.augment, lab.difficulty.level, rng)
+            if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
+                images = mixed_up(images, rng)
+        with lab.timed("labelling"), torch.no_grad():
+            taught = lab.teacher(images)  # [B, K]
+        with lab.timed("student"):
+            spent = replace(lab.progress, taught=lab.progress.taught + (0 if lab.budget.timed else seen))
+            loss = lab.learner.step(images, taught, taught_share(spent, lab.budget))
+        seen, synthetic = seen + count, synthetic + made
+    return seen, synthetic, {"loss": float(loss)}
+
+
+def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator) -> Tensor:
+    """uint8 images of one batch: `made` synthetic ones, fresh and replayed, and `real` real ones."""
+    parts = []
+    replayed = round(lab.recipe.memory.replayed * made) if len(fresh) else made
+    if len(lab.memory) == 0:
+        replayed = 0
+    if made > replayed:
+        parts.append(fresh[torch.randint(len(fresh), (made - replayed,), generator=rng)])
+    if replayed:
+        near = lab.recipe.memory.boundary * lab.difficulty.level
+        parts.append(lab.memory.draw(replayed, rng, boundary=near).pixels)
+    if real:
+        assert lab.real is not None
+        parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])
+    return torch.cat(parts)
+
+
+def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:
+    """Agreement on held-out images after the round; it moves the difficulty."""
+    if len(lab.held_out) == 0:
+        return {"difficulty": lab.difficulty.level}
+    assert lab.learner is not None
+    drawn = lab.held_out.draw(min(128, len(lab.held_out)), rng)
+    votes = lab.learner.answer(to_float(drawn.pixels.to(lab.device))).argmax(1).cpu()
+    agreement = float((votes == drawn.votes).float().mean())
+    lab.difficulty = schedules.harder_or_easier(lab.difficulty, agreement, lab.recipe.difficulty)
+    return {"agreement": agreement, "difficulty": lab.difficulty.level}
+
+
+def settle(lab: Lab) -> dict[str, Any]:
+    """Decides between last and averaged weights by agreement on all held-out images; loads the better.
+
+    No test data takes part. Returns both agreements and the choice.
+    """
+    learner = lab.learner
+    assert learner is not None
+    last = _held_out_agreement(lab)
+    if learner.average is None:
+        return {"weights": "last", "held_out_agreement": last, "held_out_images": len(lab.held_out)}
+    weights = {k: v.clone() for k, v in learner.student.state_dict().items()}
+    learner.use(learner.average)
+    averaged = _held_out_agreement(lab)
+    better = averaged >= last
+    if not better:
+        learner.use(weights)
+    return {
+        "weights": "averaged" if better else "last",
+        "held_out_agreement": max(averaged, last),
+        "held_out_agreement_last": last,
+        "held_out_agreement_averaged": averaged,
+        "held_out_images": len(lab.held_out),
+    }
+
+
+def _held_out_agreement(lab: Lab) -> float:
+    assert lab.learner is not None
+    kept = lab.held_out.everything()
+    if len(kept.pixels) == 0:
+        return 0.0
+    votes = torch.cat(
+        [lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu() for p in kept.pixels.split(512)]
+    )
+    return float((votes == kept.votes).float().mean())
+
+
+def seed_of(recipe: Recipe, purpose: str) -> int:
+    """The seed of one purpose of a run, for the manifest."""
+    return derived(recipe.run.seed, purpose)

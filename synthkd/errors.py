@@ -1,0 +1,20 @@
+"""The one exception that a user is meant to see, and the one formatter for strings of strangers."""
+
+
+class InputError(Exception):
+    """Something given to us is wrong: one line that says what, where and how to mend it.
+
+    The command line prints it after `error:` and exits with 2; a library caller can catch it.
+    """
+
+
+def quoted(text: object, limit: int = 120) -> str:
+    """A foreign string made safe for a terminal: escapes and newlines shown, cut at `limit` characters.
+
+    >>> quoted("a\\x1b[31m\\nb")
+    "'a\\\\x1b[31m\\\\nb'"
+    >>> quoted("x" * 200, limit=5)
+    "'xxxxx…'"
+    """
+    plain = str(text)
+    return repr(plain if len(plain) <= limit else plain[:limit] + "…")

@@ -1,0 +1,356 @@
+"""Measures: answers, votes, features or moments in, numbers out. N images, K classes, D features.
+
+`learned` and `taught` are the logits of student and teacher, [N, K]; `labels` are int64 [N];
+a vote is the class with the largest logit. Sums run in float64. What has no value (a class without
+images, a ratio with nothing below the line) is NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Moments = Sequence[tuple[Tensor, Tensor]]  # per layer: mean [C], variance [C]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose vote is the label (catalogue F7), 0..1.
+
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    0.5
+    """
+    return _share(logits.argmax(1) == labels)
+
+
+def agreement(learned: Tensor, taught: Tensor) -> float:
+    """The share of images on which student and teacher vote alike (catalogue F7), 0..1.
+
+    >>> agreement(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[9.0, 0.0], [8.0, 0.0]]))
+    0.5
+    """
+    return _share(learned.argmax(1) == taught.argmax(1))
+
+
+def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The accuracy over the images of each class, float64 [K]; NaN for a class without images.
+
+    >>> per_class_accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0])).tolist()
+    [0.5, nan]
+    """
+    return _share_by_class(logits.argmax(1) == labels, labels, logits.shape[1])
+
+
+def per_class_agreement(learned: Tensor, taught: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The agreement over the images of each class, float64 [K]; NaN for a class without images.
+
+    The class of an image is its label, or the teacher's vote when there are no labels.
+    """
+    votes = taught.argmax(1)
+    classes = votes if labels is None else labels
+    return _share_by_class(learned.argmax(1) == votes, classes, taught.shape[1])
+
+
+def kl(learned: Tensor, taught: Tensor) -> float:
+    """How far the student's answer is from the teacher's, in nats (catalogue F7, temperature 1).
+
+        mean over images of KL( softmax(taught) ‖ softmax(learned) )
+
+    >>> kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[99.0, 0.0]])) - math.log(2)
+    0.0
+    """
+    q = learned.double().log_softmax(1)
+    p = taught.double().log_softmax(1)
+    return F.kl_div(q, p, log_target=True, reduction="batchmean").item()
+
+
+def ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Expected calibration error: how far confidence is from accuracy, 0..1.
+
+        Σ_b  N_b / N · | accuracy(b) − mean confidence(b) |
+
+    over `bins` equal intervals (lower, upper] of the largest probability.
+    Guo et al. 2017, section 2: https://arxiv.org/abs/1706.04599
+
+    >>> ece(torch.tensor([[99.0, 0.0], [99.0, 0.0]]), torch.tensor([0, 1]))
+    0.5
+    """
+    confidence, vote = logits.double().softmax(1).max(1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
+    gap.index_add_(0, bin_of, (vote == labels).double() - confidence)
+    return (gap.abs().sum() / len(labels)).item()
+
+
+def vote_histogram(logits: Tensor) -> Tensor:
+    """How many images each class gets by vote, int64 [K].
+
+    >>> vote_histogram(torch.tensor([[2.0, 1.0, 0.0], [3.0, 1.0, 0.0]])).tolist()
+    [2, 0, 0]
+    """
+    return logits.argmax(1).bincount(minlength=logits.shape[1])
+
+
+def relative_entropy(counts: Tensor) -> float:
+    """How even a histogram is: H / log K, 1 when uniform, 0 when one class has all (F5).
+
+    >>> relative_entropy(torch.tensor([5, 5])), relative_entropy(torch.tensor([7, 0]))
+    (1.0, 0.0)
+    """
+    p = counts.double() / counts.sum()
+    entropy = -torch.xlogy(p, p).sum().item()
+    return abs(entropy) / math.log(len(counts))
+
+
+def missing_classes(counts: Tensor) -> list[int]:
+    """The classes that a histogram [K] leaves empty (catalogue F5).
+
+    >>> missing_classes(torch.tensor([3, 0, 1, 0]))
+    [1, 3]
+    """
+    return (counts == 0).nonzero().flatten().tolist()
+
+
+class InceptionScore(NamedTuple):
+    """Mean and deviation (divisor: number of splits) over the splits."""
+
+    mean: float
+    std: float
+    splits: int
+
+
+def teacher_inception_score(
+    logits: Tensor, *, splits: int = 10, seed: int = 2020
+) -> InceptionScore:
+    """The Inception score with the teacher's answer in the place of Inception's (catalogue F2).
+
+        exp( mean over x of KL( p(y|x) ‖ mean p(y|x) ) )        per split, 1..K
+
+    1 when all answers are alike, K when they are certain and even. Images are shuffled first, as
+    sets are often sorted by class. A split of m images cannot score more than m: the number of
+    splits is lowered until each has K images, so under 2·K images there is a single split.
+    Salimans et al. 2016, section 4: https://arxiv.org/abs/1606.03498
+
+    >>> teacher_inception_score(99 * torch.eye(4)).mean
+    4.0
+    """
+    count, classes = logits.shape
+    splits = max(1, min(splits, count // classes))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    log_p = logits.double()[order.to(logits.device)].log_softmax(1)
+    gains = []
+    for part in torch.tensor_split(log_p, splits):
+        mean = part.logsumexp(0) - math.log(len(part))  # log of the mean answer [K]
+        gains.append((part.exp() * (part - mean)).sum(1).mean())
+    scores = torch.stack(gains).exp()
+    return InceptionScore(scores.mean().item(), scores.std(correction=0).item(), splits)
+
+
+def class_centres(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean direction of each class: c_k = mean of φ / |φ| over its images, float64 [K, D].
+
+    A class without images has a row of zeros. `features` are [N, D].
+    """
+    sums, counts = _direction_sums(features, labels, classes)
+    return sums / counts.clamp_min(1)[:, None]
+
+
+def semantic_consistency(
+    features: Tensor,
+    labels: Tensor,
+    real_features: Tensor,
+    real_labels: Tensor,
+    classes: int,
+) -> float:
+    """s-CS: do images point where real images of their class point? 0..1 (catalogue F3).
+
+        raw(X) = mean over i of cos(φ_i, c_{y_i})      c_k: mean direction of the real images of k
+        floor  = mean over real i and k ≠ y_i of cos(φ_i, c_k)
+        s-CS   = clip( (raw(X) − floor) / (raw(real) − floor), 0, 1 )
+
+    Real images score 1 by construction, real images with random labels about 1/K, as one in K is
+    right by chance. Images of a class that has no real images are left out. NaN if real classes
+    cannot be told apart.
+    `features` [N, D], `labels` [N], and the same of the real images.
+    """
+    centres = class_centres(real_features, real_labels, classes)
+    ceiling, floor = _alignment(real_features, real_labels, centres)
+    raw, _ = _alignment(features, labels, centres)
+    return _clipped_ratio(raw - floor, ceiling - floor)
+
+
+def semantic_consistency_free(features: Tensor, labels: Tensor, prototypes: Tensor) -> float:
+    """s-CS0: the data-free form of s-CS, against the rows w_k of the last layer (catalogue F3).
+
+        s-CS0 = clip( (raw − floor) / (1 − floor), 0, 1 )
+
+    with c_k = w_k and the floor taken over the images themselves. It is not on the scale of s-CS.
+    `features` [N, D], `labels` [N], `prototypes` [K, D].
+
+    >>> w = torch.eye(3)
+    >>> semantic_consistency_free(w[[0, 1, 2]], torch.tensor([0, 1, 2]), w)
+    1.0
+    >>> semantic_consistency_free(w[[1, 2, 0]], torch.tensor([0, 1, 2]), w)
+    0.0
+    """
+    raw, floor = _alignment(features, labels, prototypes)
+    return _clipped_ratio(raw - floor, 1 - floor)
+
+
+def intra_class_diversity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How different the images of a class are: mean of 1 − cos(φ_i, φ_j) over its pairs (F5).
+
+    With unit vectors u_i and s = Σ u_i the pairs need not be visited:
+
+        mean over i ≠ j of u_i · u_j  =  ( |s|² − Σ |u_i|² ) / ( n (n − 1) )
+
+    `features` [N, D], `labels` [N]; float64 [K], 0 for copies, NaN under two images. A zero vector
+    has cosine 0 with everything.
+
+    >>> intra_class_diversity(torch.eye(2), torch.tensor([1, 1]), 2).tolist()
+    [nan, 1.0]
+    """
+    sums, counts = _direction_sums(features, labels, classes)
+    own = torch.zeros_like(counts).index_add_(0, labels, _directions(features).square().sum(1))
+    cosine = (sums.square().sum(1) - own) / (counts * (counts - 1))
+    return torch.where(counts < 2, math.nan, 1 - cosine)
+
+
+def collapse_rate(diversity: Tensor, reference: Tensor) -> float:
+    """The share of classes that are less than half as diverse as in the reference set (F5).
+
+    Both are `intra_class_diversity` [K]; classes with a NaN on either side are left out.
+
+    >>> collapse_rate(torch.tensor([0.1, 0.5, math.nan]), torch.tensor([0.4, 0.4, 0.4]))
+    0.5
+    """
+    known = ~(diversity.isnan() | reference.isnan())
+    return _share(diversity[known] < reference[known] / 2)
+
+
+def near_duplicate_rate(features: Tensor, *, threshold: float = 0.99, chunk: int = 1024) -> float:
+    """The share of images that have a near-duplicate: another with cos > `threshold` (F5).
+
+    `features` [N, D]. Takes N² time, but only `chunk` · N numbers of memory.
+
+    >>> near_duplicate_rate(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]))
+    0.6666666666666666
+    """
+    unit = F.normalize(features.float(), dim=1)
+    found = 0
+    for start in range(0, len(unit), chunk):
+        cosine = unit[start : start + chunk] @ unit.T
+        cosine.diagonal(start).fill_(-2.0)
+        found += int((cosine.amax(1) > threshold).sum())
+    return found / len(unit) if len(unit) else math.nan
+
+
+def contingency(learned: Tensor, taught: Tensor) -> Tensor:
+    """How often the student votes b where the teacher votes a, int64 [K (a), K (b)].
+
+    >>> contingency(torch.eye(2), torch.eye(2)).tolist()
+    [[1, 0], [0, 1]]
+    """
+    classes = taught.shape[1]
+    pairs = taught.argmax(1) * classes + learned.argmax(1)
+    return pairs.bincount(minlength=classes**2).view(classes, classes)
+
+
+def transfer_efficiency(table: Tensor) -> float:
+    """Which share of the teacher's information the student carries, 0..1 (catalogue F6).
+
+        I(Y_T; Y_S) / H(Y_T)        Theil's U
+
+    `table` is a `contingency` table, or any joint weights [K, K], rows for the teacher. Too high
+    when there are not many more images than cells; NaN when the teacher always votes alike.
+
+    >>> transfer_efficiency(torch.tensor([[5, 0], [0, 5]])), transfer_efficiency(torch.ones(2, 2))
+    (1.0, 0.0)
+    """
+    joint = table.double() / table.sum()
+    rows, columns = joint.sum(1), joint.sum(0)
+    known = -torch.xlogy(rows, rows).sum()
+    shared = (torch.xlogy(joint, joint) - torch.xlogy(joint, rows[:, None] * columns)).sum()
+    return (shared / known).clamp(0, 1).item() if known > 0 else math.nan
+
+
+def pooled(moments: Sequence[Moments], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The moments of a whole set from those of its batches.
+
+        m = Σ n m_b / Σ n        v = Σ n (v_b + m_b²) / Σ n − m²
+
+    `moments` holds mean and variance [C] per layer of each batch, `counts` the batches' images.
+    """
+    weights = torch.tensor(counts, dtype=torch.float64)
+    weights = weights / weights.sum()
+    result = []
+    for layer in zip(*moments, strict=True):
+        means = torch.stack([mean.double().cpu() for mean, _ in layer])  # [batches, C]
+        variances = torch.stack([var.double().cpu() for _, var in layer])
+        mean = weights @ means
+        result.append((mean, weights @ (variances + means.square()) - mean.square()))
+    return result
+
+
+def data_free_frechet(moments: Moments, stored: Moments) -> float:
+    """Fréchet distance to the teacher's BatchNorm statistics, without any image (catalogue F4).
+
+        mean over layers of  ( |μ − m|² + Σ_c (√var_c − √v_c)² ) / Σ_c v_c
+
+    of diagonal Gaussians over pixels; μ, var belong to the images, m, v to the running buffers. It
+    is what the term `statistics` makes small, so it cannot judge a generator trained by that alone.
+
+    >>> one = [(torch.tensor([0.0]), torch.tensor([1.0]))]
+    >>> data_free_frechet(one, one), data_free_frechet([(one[0][0] + 2, 4 * one[0][1])], one)
+    (0.0, 5.0)
+    """
+    distances = []
+    for (mean, var), (stored_mean, stored_var) in zip(moments, stored, strict=True):
+        mean, var, m, v = (t.double().cpu() for t in (mean, var, stored_mean, stored_var))
+        shift = (mean - m).square().sum()
+        spread = (var.clamp_min(0).sqrt() - v.sqrt()).square().sum()
+        distances.append((shift + spread) / v.sum())
+    return torch.stack(distances).mean().item() if distances else math.nan
+
+
+def _share(hits: Tensor) -> float:
+    return int(hits.sum()) / hits.numel() if hits.numel() else math.nan
+
+
+def _share_by_class(hits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    counts = labels.bincount(minlength=classes).double()
+    sums = torch.zeros_like(counts).index_add_(0, labels, hits.double())
+    return sums / counts
+
+
+def _directions(features: Tensor) -> Tensor:
+    return F.normalize(features.double(), dim=1)
+
+
+def _direction_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    unit = _directions(features)
+    counts = labels.bincount(minlength=classes).double()
+    return unit.new_zeros(classes, unit.shape[1]).index_add_(0, labels, unit), counts
+
+
+def _alignment(features: Tensor, labels: Tensor, centres: Tensor) -> tuple[float, float]:
+    """Mean cosine to the own centre, and to the others; classes with a zero centre are left out."""
+    known = centres.norm(dim=1) > 0
+    kept = known[labels]
+    cosine = _directions(features[kept]) @ _directions(centres[known]).T  # [N', K']
+    position = known.cumsum(0) - 1
+    own = cosine.gather(1, position[labels[kept], None]).sum()
+    others = cosine.sum() - own
+    count, classes = cosine.shape
+    return _ratio(own.item(), count), _ratio(others.item(), count * (classes - 1))
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else math.nan
+
+
+def _clipped_ratio(above: float, below: float) -> float:
+    ratio = _ratio(above, below)
+    return ratio if math.isnan(ratio) else min(1.0, max(0.0, ratio))

@@ -1,0 +1,30 @@
+"""A classifier as everybody else sees it: plain images in, logits out."""
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.images import ImageSpec
+from synthkd.losses import as_logits
+
+
+class Classifier(nn.Module):
+    """Normalises, then asks the body. Images are [B, C, H, W] in 0..1, the answer is logits [B, K].
+
+    `answers` says what the body returns: logits, probabilities or log-probabilities.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, spec: ImageSpec, classes: int, answers: str = "logits") -> None:
+        super().__init__()
+        self.body = body
+        self.spec = spec
+        self.classes = classes
+        self.answers = answers
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in 0..1 to logits [B, K]."""
+        return as_logits(self.body((images - self.mean) / self.std), self.answers)

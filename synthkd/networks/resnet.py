@@ -1,0 +1,58 @@
+"""Residual networks in the form made for CIFAR: three groups of basic blocks, shortcuts without weights."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; where the shape changes, the shortcut subsamples and pads."""
+
+    def __init__(self, inward: int, outward: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inward, outward, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outward)
+        self.conv2 = nn.Conv2d(outward, outward, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outward)
+        self.stride = stride
+        self.extra = outward - inward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', H / stride, W / stride]."""
+        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        h = self.bn2(self.conv2(h))
+        if self.stride != 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:
+            front = self.extra // 2
+            x = F.pad(x, (0, 0, 0, 0, front, self.extra - front))
+        return F.relu(h + x, inplace=True)
+
+
+class ResNet(nn.Module):
+    """He et al. 2016, section 4.2 (https://arxiv.org/abs/1512.03385): depth 6n + 2, widths w, 2w, 4w."""
+
+    def __init__(self, depth: int, *, width: int = 16, channels: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        count = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _group(count, width, width, 1)
+        self.layer2 = _group(count, width, 2 * width, 2)
+        self.layer3 = _group(count, 2 * width, 4 * width, 2)
+        self.linear = nn.Linear(4 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [B, C, H, W] to logits [B, K]."""
+        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        h = self.layer3(self.layer2(self.layer1(h)))
+        logits: Tensor = self.linear(h.mean((2, 3)))
+        return logits
+
+
+def _group(count: int, inward: int, outward: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(Block(inward if i == 0 else outward, outward, stride if i == 0 else 1) for i in range(count))
+    )

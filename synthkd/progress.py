@@ -1,0 +1,91 @@
+"""The only cursor of a run: which stage, which round, how much of the budget is spent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from synthkd.recipe import BudgetTable, Stage
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. Plain numbers, saved in every checkpoint."""
+
+    stage: int = 0  # index among the stages that run
+    round: int = 0  # rounds done, over all stages
+    work: float = 0.0  # spent in this stage: seconds or images, as the budget counts
+    taught: float = 0.0  # spent in teaching stages
+    images_seen: int = 0  # images the student learned from
+    synthetic_seen: int = 0  # of these, synthetic
+    invented: int = 0  # images the generators offered
+    seconds: float = 0.0  # wall clock, over all sittings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each stage may spend, in seconds or in images."""
+
+    timed: bool
+    quotas: tuple[float, ...]  # one per stage
+    teaching: float  # their sum over the stages that teach
+
+
+def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
+    """Shares of a budget as amounts.
+
+    Minutes are divided by the shares of all stages. A budget in images counts what the student sees: it is
+    divided by the shares of the stages that teach; a stage that only trains a generator gets the same
+    rate per share, in images the generator makes.
+
+    >>> stages = (Stage(name="a", share=0.2, student_steps=0), Stage(name="b", share=0.8))
+    >>> budget_of(BudgetTable(images=1000), stages).quotas
+    (250.0, 1000.0)
+    >>> budget_of(BudgetTable(minutes=1), stages).quotas
+    (12.0, 48.0)
+    """
+    timed = table.minutes is not None
+    amount = table.minutes * 60 if table.minutes is not None else float(table.images or 0)
+    taught = [s.share if s.student_steps else 0.0 for s in stages]
+    whole = sum(s.share for s in stages) if timed else (sum(taught) or sum(s.share for s in stages))
+    quotas = tuple(amount * s.share / whole for s in stages)
+    if not timed:  # whole images whose sum over the teaching stages is the amount itself
+        ends = [round(sum(t for t in taught[:i]) / (sum(taught) or 1) * amount) for i in range(len(stages) + 1)]
+        whole_images = [float(b - a) for a, b in zip(ends, ends[1:], strict=False)]
+        quotas = tuple(w if t else float(round(q)) for w, t, q in zip(whole_images, taught, quotas, strict=True))
+    return Budget(timed, quotas, sum(q for q, t in zip(quotas, taught, strict=True) if t))
+
+
+def advance(
+    progress: Progress, stage: Stage, budget: Budget, *, seconds: float, seen: int, synthetic: int, invented: int,
+    trained: int,
+) -> Progress:  # fmt: skip
+    """The cursor after a round that took `seconds`, showed `seen` images to the student (of them
+    `synthetic`), offered `invented` to the memory and trained the generator on `trained`.
+
+    The stage's work grows by seconds or images; when its quota is used up the cursor moves on.
+    """
+    spent = seconds if budget.timed else float(seen if stage.student_steps else max(trained, invented))
+    moved = replace(
+        progress,
+        round=progress.round + 1,
+        work=progress.work + spent,
+        taught=progress.taught + (spent if stage.student_steps else 0.0),
+        images_seen=progress.images_seen + seen,
+        synthetic_seen=progress.synthetic_seen + synthetic,
+        invented=progress.invented + invented,
+        seconds=progress.seconds + seconds,
+    )
+    over = moved.work - budget.quotas[progress.stage]
+    if over >= -1e-6:  # a clock's overrun is paid by the next stage, so that the run ends on time
+        moved = replace(moved, stage=progress.stage + 1, work=max(0.0, over) if budget.timed else 0.0)
+    return moved
+
+
+def taught_share(progress: Progress, budget: Budget) -> float:
+    """How far the student's training is, 0..1: what the learning rate follows."""
+    return min(1.0, progress.taught / budget.teaching) if budget.teaching else 1.0
+
+
+def whole_share(progress: Progress, budget: Budget) -> float:
+    """How far the run is, 0..1."""
+    done = sum(budget.quotas[: progress.stage]) + progress.work
+    return min(1.0, done / sum(budget.quotas)) if sum(budget.quotas) else 1.0

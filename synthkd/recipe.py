@@ -1,0 +1,627 @@
+"""Every setting of a run, checked when built.
+
+This file alone defines the TOML keys, the flags, the help and the settings table of the README.
+A `Table` is one TOML table; a field's description is its help; `ge`, `le` and friends are its range;
+`Flag` gives a daily setting a short flag beside its dotted name. Knows only pydantic.
+"""
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from synthkd import resources
+from synthkd.errors import InputError, quoted
+
+
+@dataclass(frozen=True)
+class Flag:
+    """The short flag of a daily setting, e.g. `--teacher` for `teacher.spec`."""
+
+    name: str
+
+
+def _split(value: object) -> object:
+    """Flags write lists with commas: `0.5,0.5` and `0.5` are both lists of numbers."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+    return tuple(value) if isinstance(value, list) else value  # strict pydantic wants a tuple here
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+class Table(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TeacherTable(Table):
+    """The network to learn from."""
+
+    spec: Annotated[
+        str,
+        Field(
+            description="teacher: demo, a run directory, a named network, "
+            "package.module:callable, or file.py:callable (with --trust-code)"
+        ),
+        Flag("--teacher"),
+    ] = "demo"
+    weights: Annotated[
+        str,
+        Field(description="file of weights for the teacher: .safetensors, .pt, .pth, .th"),
+        Flag("--teacher-weights"),
+    ] = ""
+    image_size: Annotated[
+        int | None,
+        Field(description="height and width of its input, in pixels", ge=8, le=1024),
+        Flag("--image-size"),
+    ] = None
+    channels: Annotated[
+        int | None, Field(description="channels of its input", ge=1, le=4), Flag("--channels")
+    ] = None
+    mean: Annotated[
+        Numbers | None,
+        Field(description="mean it subtracts, per channel, for pixels in 0..1"),
+        Flag("--teacher-mean"),
+    ] = None
+    std: Annotated[
+        Numbers | None,
+        Field(description="deviation it divides by, per channel"),
+        Flag("--teacher-std"),
+    ] = None
+    classes: Annotated[
+        int | None,
+        Field(description="number of classes (default: asked of the network)", ge=2),
+        Flag("--classes"),
+    ] = None
+
+
+class StudentTable(Table):
+    """The small network that learns."""
+
+    spec: Annotated[
+        str,
+        Field(description="student: a named network or any other SPEC of --teacher"),
+        Flag("--student"),
+    ] = "resnet8-w8"
+    weights: Annotated[
+        str,
+        Field(description="file of weights that the student starts from"),
+        Flag("--student-weights"),
+    ] = ""
+
+
+class DataTable(Table):
+    """Images that exist already. All are optional; a data-free run opens none of them."""
+
+    mix_ratio: Annotated[
+        float,
+        Field(description="share of synthetic images in every batch", ge=0, le=1),
+        Flag("--mix-ratio"),
+    ] = 1.0
+    real: Annotated[
+        str,
+        Field(
+            description="real images for training, labels not needed: a folder, an .npz with x (and y), "
+            "or file.py:callable[:argument]; read only below mix ratio 1"
+        ),
+        Flag("--real-data"),
+    ] = ""
+    val: Annotated[
+        str,
+        Field(
+            description="labelled images for the final score; they never influence the run "
+            "(demo teacher: the digits nobody saw; none: no score)"
+        ),
+        Flag("--val-data"),
+    ] = ""
+    synthetic: Annotated[
+        str,
+        Field(description="a data set made by `synthkd generate`, used instead of a generator"),
+        Flag("--synthetic"),
+    ] = ""
+
+
+class BudgetTable(Table):
+    """How long a run lasts: minutes, or images shown to the student."""
+
+    minutes: Annotated[
+        float | None, Field(description="wall clock of the run, in minutes", gt=0), Flag("--minutes")
+    ] = None
+    images: Annotated[
+        int | None,
+        Field(description="images shown to the student (generate: to the generator)", ge=1),
+        Flag("--images-seen"),
+    ] = None
+
+
+class RunTable(Table):
+    """Where and how a run computes."""
+
+    out: Annotated[
+        str, Field(description="directory to write; must be empty or new"), Flag("--out")
+    ] = ""
+    seed: Annotated[int, Field(description="seed of everything random", ge=0, lt=2**31), Flag("--seed")] = 0
+    stages: Annotated[
+        Words, Field(description="names of the stages to run, comma-separated (default: all)")
+    ] = ()
+    device: Annotated[
+        str, Field(description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="arithmetic of the networks; auto: bfloat16 where the machine is fast at it"),
+    ] = "auto"
+    threads: Annotated[
+        int, Field(description="CPU threads (0: as many as there are cores)", ge=0, le=1024)
+    ] = 0
+    checkpoint_seconds: Annotated[
+        float, Field(description="seconds between checkpoints", gt=0)
+    ] = 60.0
+    trust_code: Annotated[
+        bool,
+        Field(description="allow file.py: specs, which run the code in that file"),
+        Flag("--trust-code"),
+    ] = False
+
+
+class GeneratorTable(Table):
+    """The conditional GAN generator (catalogue A1)."""
+
+    start: Annotated[
+        str,
+        Field(description="run whose trained generator is loaded instead of training a new one"),
+        Flag("--generator-from"),
+    ] = ""
+    latent: Annotated[int, Field(description="length of the noise vector", ge=1, le=4096)] = 128
+    width: Annotated[int, Field(description="channels of its last layer", ge=4, le=512)] = 32
+    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 2e-3
+    beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
+    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = 5.0
+
+
+class DiscriminatorTable(Table):
+    """The critic behind the term `realism` (catalogue A2)."""
+
+    width: Annotated[int, Field(description="channels of its first layer", ge=4, le=512)] = 16
+    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 4e-4
+    spectral_norm: Annotated[bool, Field(description="bound every layer's largest singular value by 1")] = True
+
+
+class MemoryTable(Table):
+    """Synthetic images that the student may see again (catalogue D2)."""
+
+    capacity: Annotated[
+        int, Field(description="images remembered (0: no memory, fresh images only)", ge=0)
+    ] = 20_000
+    replayed: Annotated[
+        float, Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1)
+    ] = 0.75
+    boundary: Annotated[
+        float,
+        Field(description="share of the replay drawn near the teacher's boundary, at difficulty 1", ge=0, le=1),
+    ] = 0.5
+
+
+class DifficultyTable(Table):
+    """The difficulty scheduler (catalogue D1): agreement on held-out synthetic images drives it."""
+
+    enabled: Annotated[bool, Field(description="move the difficulty (false: it stays at start)")] = True
+    start: Annotated[float, Field(description="difficulty at the beginning", ge=0, le=1)] = 0.3
+    low: Annotated[float, Field(description="agreement under which it gets easier", ge=0, le=1)] = 0.7
+    high: Annotated[float, Field(description="agreement over which it gets harder", ge=0, le=1)] = 0.85
+    down: Annotated[float, Field(description="factor when it gets easier", gt=0, lt=1)] = 0.8
+    up: Annotated[float, Field(description="factor when it gets harder", gt=1, le=10)] = 1.2
+    floor: Annotated[float, Field(description="smallest difficulty", ge=0, le=1)] = 0.1
+    ceiling: Annotated[float, Field(description="largest difficulty", ge=0, le=1)] = 0.9
+    patience: Annotated[
+        int, Field(description="rounds in a row beyond a threshold before it moves", ge=1)
+    ] = 2
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.high:
+            raise ValueError(f"low must not exceed high; got {self.low} and {self.high}")
+        if not self.floor <= self.start <= self.ceiling:
+            raise ValueError(
+                f"floor <= start <= ceiling must hold; got {self.floor}, {self.start}, {self.ceiling}"
+            )
+        return self
+
+
+class AugmentTable(Table):
+    """What happens to an image before teacher and student see it (both see the same view)."""
+
+    shift: Annotated[float, Field(description="random shift, as a share of the image", ge=0, le=0.5)] = 0.125
+    flip: Annotated[bool, Field(description="mirror half of the images")] = False
+    affine: Annotated[
+        float, Field(description="rotation (x 30 degrees), scale and shear at difficulty 1", ge=0, le=1)
+    ] = 0.5
+    jitter: Annotated[
+        float, Field(description="brightness and contrast change at difficulty 1", ge=0, le=1)
+    ] = 0.3
+    erase: Annotated[
+        float, Field(description="probability of an erased rectangle at difficulty 1", ge=0, le=1)
+    ] = 0.5
+    mixup: Annotated[
+        float, Field(description="probability that a batch is blended with itself", ge=0, le=1)
+    ] = 0.5
+
+
+class TrainingTable(Table):
+    """How the student learns."""
+
+    batch: Annotated[int, Field(description="images per student step", ge=2, le=65536)] = 128
+    optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = "sgd"
+    learning_rate: Annotated[float, Field(description="peak rate of the one-cycle schedule", gt=0)] = 0.1
+    momentum: Annotated[float, Field(description="momentum of sgd", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(description="L2 penalty on weights", ge=0)] = 5e-4
+    warmup: Annotated[float, Field(description="share of the run in which the rate rises", ge=0, lt=1)] = 0.1
+    temperature: Annotated[float, Field(description="softening of the logits", gt=0, le=100)] = 4.0
+    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = 5.0
+    ema: Annotated[
+        float, Field(description="decay of the averaged student (0: none)", ge=0, lt=1)
+    ] = 0.999
+
+
+class DatasetTable(Table):
+    """What `synthkd generate` writes."""
+
+    count: Annotated[int, Field(description="images to write", ge=1), Flag("--count")] = 1_000
+    shard: Annotated[int, Field(description="images per shard file", ge=1)] = 8_192
+    folders: Annotated[
+        bool, Field(description="also write class folders of PNG files, as ImageFolder wants them")
+    ] = True
+
+
+class EvaluationTable(Table):
+    """What `synthkd evaluate` compares."""
+
+    images: Annotated[
+        str, Field(description="images to score: a synthetic data set or any data path"), Flag("--images")
+    ] = ""
+    reference: Annotated[
+        str, Field(description="real images to compare them with (FID, KID)"), Flag("--reference")
+    ] = ""
+    extractor: Annotated[
+        str,
+        Field(description="features for FID and KID: teacher, inception, or another SPEC"),
+        Flag("--extractor"),
+    ] = "teacher"
+    extractor_weights: Annotated[
+        str,
+        Field(description="weights of the extractor; for inception: a local copy of torch-fidelity's file"),
+        Flag("--extractor-weights"),
+    ] = ""
+    batch: Annotated[int, Field(description="images per forward pass", ge=1)] = 256
+
+
+TERMS: dict[str, str] = {
+    "one_hot": "B1 cross-entropy to the class asked for",
+    "statistics": "B2 relative distance to the teacher's BatchNorm statistics",
+    "prototype": "B3 features near the class's row of the last layer",
+    "consistency": "B3 two views of an image have the same features",
+    "disagreement": "B4 the student's disagreement, where both still vote alike (maximised)",
+    "realism": "B5 a critic cannot tell the image from reference images",
+    "balance": "B6 classes equally frequent over the batch",
+    "smoothness": "B7 total variation of the pixels",
+    "activation": "B9 strong features",
+}
+
+
+class Stage(Table):
+    """One stage of a run: `[[stage]]` in TOML, `--stage.NAME.key VALUE` on the command line."""
+
+    name: Annotated[str, Field(description="its name", pattern=r"^[a-z][a-z0-9_-]*$")]
+    generator: Annotated[
+        Literal["auto", "gan", "procedural", "none"],
+        Field(description="who invents images; auto: chosen by looking at the teacher"),
+    ] = "auto"
+    share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
+    synthesis_steps: Annotated[int, Field(description="generator steps per round", ge=0)] = 1
+    synthesis_batch: Annotated[int, Field(description="images per generator step", ge=2)] = 128
+    fresh: Annotated[int, Field(description="images added to the memory per round", ge=0)] = 128
+    student_steps: Annotated[int, Field(description="student steps per round", ge=0)] = 10
+    terms: Annotated[
+        dict[str, float], Field(description="weights of the synthesis terms")
+    ] = {}
+
+    @model_validator(mode="after")
+    def _known_terms(self) -> Self:
+        for term in self.terms:
+            if term not in TERMS:
+                raise ValueError(f"unknown term {quoted(term)}{suggest(term, TERMS)}")
+        return self
+
+
+class Recipe(Table):
+    """One complete, frozen description of a run."""
+
+    pipeline: Annotated[
+        str,
+        Field(description="stages and defaults to start from: a shipped name or a .toml file"),
+        Flag("--pipeline"),
+    ] = "default"
+    teacher: TeacherTable = TeacherTable()
+    student: StudentTable = StudentTable()
+    data: DataTable = DataTable()
+    budget: BudgetTable = BudgetTable()
+    run: RunTable = RunTable()
+    generator: GeneratorTable = GeneratorTable()
+    discriminator: DiscriminatorTable = DiscriminatorTable()
+    memory: MemoryTable = MemoryTable()
+    difficulty: DifficultyTable = DifficultyTable()
+    augment: AugmentTable = AugmentTable()
+    training: TrainingTable = TrainingTable()
+    dataset: DatasetTable = DatasetTable()
+    evaluation: EvaluationTable = EvaluationTable()
+    stage: tuple[Stage, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.budget.minutes is not None and self.budget.images is not None:
+            raise ValueError("give --minutes or --images-seen, not both")
+        names = [stage.name for stage in self.stage]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ; got {', '.join(names)}")
+        for name in self.run.stages:
+            if name not in names:
+                raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
+        if self.data.mix_ratio < 1 and not self.data.real:
+            raise ValueError(
+                f"mix ratio {self.data.mix_ratio:g} wants real images: give --real-data PATH, "
+                "or leave --mix-ratio at 1.0 for a data-free run"
+            )
+        for name in ("mean", "std"):
+            values, channels = getattr(self.teacher, name), self.teacher.channels
+            if values == ():
+                raise ValueError(f"--teacher-{name} is empty")
+            if values and channels and len(values) not in (1, channels):
+                raise ValueError(f"--teacher-{name} has {len(values)} numbers for {channels} channels")
+        if self.teacher.std is not None and any(s <= 0 for s in self.teacher.std):
+            raise ValueError("--teacher-std must be positive")
+        return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that run, in their order."""
+        return tuple(s for s in self.stage if not self.run.stages or s.name in self.run.stages)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the recipe: what flags, help and the README's table are made from."""
+
+    key: str  # dotted name, e.g. "memory.capacity"
+    table: str  # "" for a top-level key
+    flag: str | None  # the short flag, if it is a daily one
+    meaning: str
+    range: str
+    default: object
+    boolean: bool
+
+
+def settings(model: type[Table] = Recipe, prefix: str = "") -> Iterator[Setting]:
+    """All leaves of a table, in their order, stages apart."""
+    for name, field in model.model_fields.items():
+        if name == "stage" and model is Recipe:
+            continue
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Table):
+            yield from settings(annotation, f"{prefix}{name}.")
+            continue
+        flags = [m.name for m in field.metadata if isinstance(m, Flag)]
+        yield Setting(
+            key=prefix + name,
+            table=prefix.rstrip("."),
+            flag=flags[0] if flags else None,
+            meaning=field.description or "",
+            range=_range(field.metadata, annotation),
+            default=None if field.is_required() else field.default,
+            boolean=annotation is bool,
+        )
+
+
+def _range(metadata: list[Any], annotation: Any) -> str:
+    """`0..1`, `>= 1`, `sgd | adam`: the range of a field in words."""
+    bounds = {k: getattr(m, k) for m in metadata for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    choices = getattr(annotation, "__args__", ()) if "Literal" in str(annotation) else ()
+    if choices:
+        return " | ".join(str(c) for c in choices)
+    if low is not None and high is not None:
+        return f"{low}..{high}" if high != 2**31 else f">= {low}"
+    if low is not None:
+        return f"{'>=' if 'ge' in bounds else '>'} {low}"
+    return ""
+
+
+def suggest(word: str, known: Any) -> str:
+    """`; did you mean 'share'?` for a misspelt word, else what is known.
+
+    >>> suggest("shair", ["share", "name"])
+    "; did you mean 'share'?"
+    >>> suggest("zzz", ["share", "name"])
+    '; known: name, share'
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+TOML_BYTES = 100_000  # our longest pipeline has about 5,000
+TOML_DOTS = 200  # tomllib's time grows with the square of the dots in a key
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data; every way it can be wrong is one line that names the file."""
+    where = quoted(path)
+    try:
+        with path.open("rb") as file:  # bounded, since a pipe or a device does not tell its size
+            content = file.read(TOML_BYTES + 1)
+        if len(content) > TOML_BYTES:
+            raise InputError(f"{where}: too large for a recipe (at most {TOML_BYTES:,} bytes)")
+        text = content.decode()
+    except FileNotFoundError:
+        raise InputError(f"{where}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read as text: {quoted(error)}") from None
+    if any(line.count(".") > TOML_DOTS for line in text.split("\n")):
+        raise InputError(f"{where}: a line with more than {TOML_DOTS} dots is refused")
+    try:
+        data = tomllib.loads(text)
+        plain = json.dumps(data, default=str)
+    except RecursionError:
+        raise InputError(f"{where}: not a recipe: nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"{where}: not valid TOML: {quoted(error)}") from None
+    _check_keys(plain, where)
+    return data
+
+
+def _check_keys(plain: str, where: str) -> None:
+    """Refuses unknown keys with a suggestion, and wrong types, before anything is merged."""
+    try:
+        Recipe.model_validate_json(plain, strict=True)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] == "value_error" and len(problem["loc"]) < 2:
+                continue  # relations between settings are judged after pipeline and flags are merged
+            raise InputError(f"{where}: {explain(problem)}") from None
+
+
+def explain(problem: Any) -> str:
+    """One line for one pydantic error."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "json_invalid":  # was TOML already, so the reason is its depth
+        return "not a recipe: nested too deeply"
+    if problem["type"] == "extra_forbidden":
+        model: Any = Recipe
+        for part in problem["loc"][:-1]:
+            if isinstance(part, int):
+                continue
+            annotation = model.model_fields[part].annotation
+            model = Stage if part == "stage" else annotation
+        known = getattr(model, "model_fields", {})
+        return f"unknown key {quoted(key)}{suggest(str(problem['loc'][-1]), known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    message = message[0].lower() + message[1:]
+    return f"{key}: {message}; got {quoted(problem['input'])}"
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` laid over `low`, table by table. Stages are replaced as a list.
+
+    The two budgets are alternatives: setting one of them unsets the other of a lower layer.
+
+    >>> merge({"budget": {"images": 5}, "run": {"seed": 1}}, {"budget": {"minutes": 2}})
+    {'budget': {'minutes': 2}, 'run': {'seed': 1}}
+    """
+    result = dict(low)
+    for key, value in high.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            below = dict(result[key])
+            if key == "budget" and value:
+                below = {}
+            result[key] = merge(below, value)
+        else:
+            result[key] = value
+    return result
+
+
+def build(
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    stage_flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Recipe:
+    """The recipe of a run: the pipeline, the config file laid over it, the flags over both.
+
+    `flags` is nested like the TOML; values may be text, as a command line gives them.
+    `stage_flags` maps a stage's name to the settings to change in it.
+    """
+    high = read_toml(config) if config is not None else {}
+    flags = dict(flags or {})
+    name = str(flags.get("pipeline", high.get("pipeline", "default")))
+    data = merge(merge(read_toml(pipeline_path(name)), high), flags)
+    data["pipeline"] = name
+    stages = [dict(s) for s in data.get("stage", ())]
+    known = [s.get("name") for s in stages]
+    for stage, changes in (stage_flags or {}).items():
+        if stage not in known:
+            raise InputError(f"--stage.{stage}: no such stage{suggest(stage, [str(k) for k in known])}")
+        target = stages[known.index(stage)]
+        stages[known.index(stage)] = merge(target, changes)
+    data["stage"] = stages
+    return validated(data)
+
+
+def validated(data: Mapping[str, Any]) -> Recipe:
+    """Plain data as a checked recipe; the first problem as one line."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(explain(error.errors(include_url=False)[0])) from None
+
+
+def pipeline_path(name: str) -> Path:
+    """Where the pipeline `name` lies: a shipped one, or a file when it has a slash or a suffix."""
+    if "/" in name or "\\" in name or name.endswith(".toml"):
+        return Path(name)
+    folder = resources.shipped("pipelines")
+    shipped = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    if name not in shipped:
+        raise InputError(f"--pipeline: no pipeline {quoted(name)}{suggest(name, shipped)}")
+    return shipped[name]
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe as TOML text; reading it back gives an equal recipe."""
+
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, float) and math.isfinite(value):
+            return repr(value)
+        if isinstance(value, Mapping):
+            return "{ " + ", ".join(f"{k} = {literal(v)}" for k, v in value.items()) + " }" if value else "{}"
+        if isinstance(value, list | tuple):
+            return "[" + ", ".join(literal(v) for v in value) + "]"
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+    data = recipe.model_dump(exclude_none=True)
+    lines = [f"pipeline = {literal(data.pop('pipeline'))}"]
+    stages = data.pop("stage")
+    for table, values in data.items():
+        if values:
+            lines += ["", f"[{table}]"]
+            lines += [f"{key} = {literal(value)}" for key, value in values.items()]
+    for stage in stages:
+        lines += ["", "[[stage]]"]
+        lines += [f"{key} = {literal(value)}" for key, value in stage.items()]
+    return "\n".join(lines) + "\n"
+
+
+def settings_table() -> str:
+    """Every setting as a Markdown table: what stands between the markers in the README."""
+
+    def shown(value: object) -> str:
+        if value is None or value == "" or value == () or value == {}:
+            return ""
+        return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+    rows = [("key", "flag", "meaning", "range", "default"), ("---",) * 5]
+    for setting in (*settings(), *settings(Stage, "stage.NAME.")):
+        flag = f"`{setting.flag}`" if setting.flag else ""
+        key, default = f"`{setting.key}`", shown(setting.default)
+        rows.append((key, flag, setting.meaning, setting.range, default))
+    return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows)

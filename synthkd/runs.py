@@ -1,0 +1,179 @@
+"""Run directories: the only writer of them.
+
+    recipe.toml          the resolved recipe: running it again gives the same run
+    manifest.json        what was read, with which versions, seeds and promise level; state: running or finished
+    metrics.jsonl        one line per round
+    checkpoints/         the newest two states of the lab
+    samples/             contact sheets of fresh images
+    student.safetensors  the student, with the card that rebuilds it
+    generator.safetensors  the generator, if one was trained
+    summary.json         the result
+"""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthkd import __version__, files
+from synthkd.distillation import Round
+from synthkd.errors import InputError, quoted
+from synthkd.images import class_sheet, save_picture
+from synthkd.recipe import Recipe, read_toml, to_toml, validated
+from synthkd.states import load_state, save_state
+
+KEPT = 2  # checkpoints
+PROMISES = {
+    0: "strict: the teacher only",
+    1: "outside prior",
+    2: "unlabelled real images",
+    3: "labelled real images",
+}
+
+
+class Run:
+    """One run directory, being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, manifest: dict[str, Any]) -> "Run":
+        """A new run in an empty or new directory; anything else is refused, nothing is overwritten."""
+        claim(path)
+        run = cls(path)
+        (path / "checkpoints").mkdir()
+        (path / "samples").mkdir()
+        files.write_atomic(path / "recipe.toml", to_toml(recipe))
+        run.write_manifest(manifest | {"state": "running"})
+        return run
+
+    @classmethod
+    def resume(cls, path: Path) -> tuple["Run", Recipe]:
+        """An interrupted run and its recipe."""
+        if not (path / "recipe.toml").is_file() or not (path / "manifest.json").is_file():
+            raise InputError(f"--resume {quoted(path)}: this is not a run directory")
+        if (path / "summary.json").is_file():
+            raise InputError(f"--resume {quoted(path)}: this run is finished; see its summary.json")
+        recipe = validated(read_toml(path / "recipe.toml"))
+        return cls(path), recipe
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says."""
+        try:
+            return json.loads((self.path / "manifest.json").read_text())  # type: ignore[no-any-return]
+        except (OSError, ValueError):
+            raise InputError(f"{quoted(self.path / 'manifest.json')} is missing or damaged") from None
+
+    def write_manifest(self, data: dict[str, Any]) -> None:
+        """Replaces manifest.json."""
+        files.write_json(self.path / "manifest.json", data)
+
+    def record(self, lap: Round) -> None:
+        """Adds a line to metrics.jsonl."""
+        line = {
+            "round": lap.progress.round,
+            "stage": lap.stage,
+            "share": lap.share,
+            "seconds": round(lap.progress.seconds, 3),
+            "images_seen": lap.progress.images_seen,
+            "invented": lap.progress.invented,
+            **lap.measures,
+        }
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def samples(self, lap: Round, classes: int) -> None:
+        """A contact sheet of the round's fresh images."""
+        if lap.samples is None or lap.labels is None:
+            return
+        labels = lap.labels if int(lap.labels.max()) >= 0 else torch.arange(len(lap.labels)) % classes
+        sheet = class_sheet(lap.samples, labels, classes, columns=8, zoom=2)
+        save_picture(sheet, self.path / "samples" / f"{lap.progress.round:06d}-{lap.stage}.png")
+
+    def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
+        """Saves the lab's state; older ones go only after the new one has been read back."""
+        folder = self.path / "checkpoints"
+        path = folder / f"{round_:06d}.safetensors"
+        save_state(state, path, "checkpoint")
+        load_state(path, "checkpoint")
+        for old in sorted(folder.glob("[0-9]*.safetensors"))[:-KEPT]:
+            old.unlink()
+        return path
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest complete checkpoint, or None; metrics of rounds after it are taken back."""
+        state = None
+        for path in sorted((self.path / "checkpoints").glob("[0-9]*.safetensors"), reverse=True):
+            try:
+                state = load_state(path, "checkpoint")
+                break
+            except InputError:
+                continue
+        last = state["progress"]["round"] if state else 0
+        if self._metrics.is_file():
+            lines = []
+            for line in self._metrics.read_text().splitlines():
+                try:
+                    if json.loads(line)["round"] <= last:
+                        lines.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    break  # a line torn by a crash
+            files.write_atomic(self._metrics, "".join(lines))
+        return state  # type: ignore[no-any-return]
+
+    def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """Manifest first, summary last: a run with a summary is complete."""
+        self.write_manifest(manifest | {"state": "finished"})
+        files.write_json(self.path / "summary.json", summary)
+
+
+def claim(path: Path) -> None:
+    """Makes a directory, or takes an empty one; anything else is refused."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {quoted(path)}: there is a file of this name")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"--out {quoted(path)}: this directory is not empty; choose another, or --resume it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {quoted(path)}: {error.strerror}") from None
+
+
+def free_name(base: Path) -> Path:
+    """`base`, or `base-2`, `base-3`, …: the first that does not exist.
+
+    >>> free_name(Path("no-such-run")).name
+    'no-such-run'
+    """
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and command, for manifests."""
+    packages = ("torch", "torchvision", "kornia", "diffusers", "torch-fidelity", "safetensors", "numpy")
+    versions = {"synthkd": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": ["synthkd", *sys.argv[1:]],
+        "versions": versions,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,75 @@
+"""Schedules: numbers in, a number out."""
+
+import math
+from dataclasses import dataclass, replace
+
+from synthkd.recipe import DifficultyTable
+
+
+def one_cycle(progress: float, *, warmup: float = 0.1) -> float:
+    """The learning rate's factor: up a straight line during `warmup`, then half a cosine down to 0.
+
+    `progress` and `warmup` are shares of the run, 0..1. After Smith & Topin 2018
+    (https://arxiv.org/abs/1708.07120).
+
+    >>> [round(one_cycle(p, warmup=0.5), 2) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    p = min(1.0, max(0.0, progress))
+    if p < warmup:
+        return p / warmup
+    return 0.5 * (1 + math.cos(math.pi * (p - warmup) / (1 - warmup))) if warmup < 1 else 1.0
+
+
+def ema_decay(step: int, *, longest: float = 0.999) -> float:
+    """The decay of a running average that starts young: min(longest, (1 + n) / (10 + n)) (catalogue D10).
+
+    >>> ema_decay(0), ema_decay(10**6)
+    (0.1, 0.999)
+    """
+    return min(longest, (1 + step) / (10 + step))
+
+
+def share(done: int, count: int, ratio: float) -> int:
+    """How many of the next `count` items are of a kind that shall be `ratio` of all, after `done` items.
+
+        floor((done + count) · ratio) − floor(done · ratio)
+
+    Each answer is within 1 of count · ratio, and the sum never strays further: the ratio is exact.
+
+    >>> [share(i * 4, 4, 0.3) for i in range(5)]
+    [1, 1, 1, 1, 2]
+    """
+    exact = 1e-9  # 0.3 · 10 is 3, whatever binary fractions say
+    return math.floor((done + count) * ratio + exact) - math.floor(done * ratio + exact)
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """The state of the difficulty scheduler (catalogue D1)."""
+
+    level: float  # 0..1
+    agreement: float | None = None  # smoothed
+    above: int = 0  # rounds in a row over `high`
+    below: int = 0  # rounds in a row under `low`
+
+
+def harder_or_easier(state: Difficulty, agreement: float, table: DifficultyTable) -> Difficulty:
+    """The state after a round in which student and teacher agreed on a share `agreement` of held-out images.
+
+    The share is smoothed, a ← 0.9 a + 0.1 agreement. After `patience` rounds over `high` the level grows by
+    the factor `up`, after as many under `low` it shrinks by `down`; it stays in floor..ceiling.
+
+    >>> table = DifficultyTable(start=0.5, patience=1)
+    >>> harder_or_easier(Difficulty(0.5), 1.0, table).level
+    0.6
+    """
+    smooth = agreement if state.agreement is None else 0.9 * state.agreement + 0.1 * agreement
+    above = state.above + 1 if smooth > table.high else 0
+    below = state.below + 1 if smooth < table.low else 0
+    level = state.level
+    if table.enabled and above >= table.patience:
+        level, above = min(table.ceiling, level * table.up), 0
+    elif table.enabled and below >= table.patience:
+        level, below = max(table.floor, level * table.down), 0
+    return replace(state, level=level, agreement=smooth, above=above, below=below)

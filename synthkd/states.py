@@ -1,0 +1,60 @@
+"""Nested state (dictionaries, lists, numbers, tensors) as one safetensors file: no pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from synthkd.errors import InputError, quoted
+from synthkd.files import write_atomic
+
+
+def save_state(state: Any, path: Path, kind: str) -> None:
+    """Writes a nested state atomically. `kind` says what it is; `load_state` asks for the same."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_taken_apart(state, tensors))
+    data = save(tensors, metadata={"synthkd-state": skeleton, "kind": kind})
+    write_atomic(path, data)
+
+
+def load_state(path: Path, kind: str) -> Any:
+    """The nested state of a file written by `save_state`, tensors on the CPU."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("kind") != kind:
+                raise InputError(f"{quoted(path)} is not a {kind} of synthkd")
+            return _put_together(json.loads(header["synthkd-state"]), file)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
+        raise InputError(f"{quoted(path)} is damaged or not a {kind} of synthkd") from None
+
+
+def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """JSON in which a tensor is ["t", name], a dictionary ["d", pairs], a list ["l", items]."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return ["t", name]
+    if isinstance(value, dict):
+        return ["d", [[key, _taken_apart(item, tensors)] for key, item in value.items()]]
+    if isinstance(value, list | tuple):
+        return ["l", [_taken_apart(item, tensors) for item in value]]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a state cannot hold a {type(value).__name__}")
+
+
+def _put_together(value: Any, file: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    kind, content = value
+    if kind == "t":
+        tensor: Tensor = file.get_tensor(content)
+        return torch.empty_like(tensor).copy_(tensor)
+    if kind == "d":
+        return {key: _put_together(item, file) for key, item in content}
+    return [_put_together(item, file) for item in content]

@@ -1,0 +1,112 @@
+"""The student: its optimizer, its average, its file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from synthkd import schedules
+from synthkd.files import write_atomic
+from synthkd.losses import soft_targets
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import TrainingTable
+from synthkd.specs import Card
+
+
+class Learner:
+    """A student that learns: network, optimizer and, if asked for, the running average of its weights."""
+
+    def __init__(self, student: Classifier, table: TrainingTable, *, bfloat16: bool = False) -> None:
+        self.student: Classifier = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.table = table
+        self.bfloat16 = bfloat16
+        self.steps = 0
+        heavy = [p for p in student.parameters() if p.dim() > 1]
+        light = [p for p in student.parameters() if p.dim() <= 1]  # biases and norms are not decayed
+        groups = [{"params": heavy, "weight_decay": table.weight_decay}, {"params": light, "weight_decay": 0.0}]
+        self.optimizer: torch.optim.Optimizer
+        if table.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(
+                groups, lr=table.learning_rate, momentum=table.momentum, nesterov=table.momentum > 0
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=table.learning_rate)
+        self.average = {k: v.detach().clone() for k, v in student.state_dict().items()} if table.ema else None
+
+    def step(self, images: Tensor, taught: Tensor, progress: float) -> Tensor:
+        """One step on images [B, C, H, W] towards the teacher's logits [B, K]; returns the loss, detached."""
+        rate = self.table.learning_rate * schedules.one_cycle(progress, warmup=self.table.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.student.train()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            learned = self.student(images)
+        loss = soft_targets(learned, taught, temperature=self.table.temperature)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.table.clip:
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.table.clip)
+        self.optimizer.step()
+        self._average()
+        self.steps += 1
+        return loss.detach()
+
+    def _average(self) -> None:
+        if self.average is None:
+            return
+        decay = schedules.ema_decay(self.steps, longest=self.table.ema)
+        now = self.student.state_dict()
+        real = [k for k, v in now.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.average[k] for k in real], [now[k] for k in real], 1 - decay)
+        for key, value in now.items():
+            if not value.is_floating_point():
+                self.average[key].copy_(value)
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> Tensor:
+        """The student's logits [B, K] in eval mode; its mode is put back afterwards."""
+        mode = self.student.training
+        self.student.eval()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits: Tensor = self.student(images)
+        self.student.train(mode)
+        return logits.float()
+
+    def use(self, weights: dict[str, Tensor]) -> None:
+        """Puts weights (the average, say) into the student."""
+        self.student.load_state_dict(weights, strict=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while it learns."""
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.use(state["student"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.average is not None:
+            for key, value in state["average"].items():
+                self.average[key].copy_(value)
+        self.steps = int(state["steps"])
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimizer's state with each tensor laid out like its parameter, as an unbroken run has it."""
+    optimizer.load_state_dict(state)
+    for parameter, slots in optimizer.state.items():
+        for key, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def save_student(student: Classifier, card: Card, path: Path) -> None:
+    """The student as a safetensors file whose header tells how to rebuild it."""
+    state = {k: v.detach().cpu().contiguous() for k, v in student.body.state_dict().items()}
+    write_atomic(path, save(state, metadata=card.header()))

@@ -1,0 +1,29 @@
+"""Ways of inventing images. Each is a file here, a line in `GENERATORS`, and follows `Generator`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from synthkd.recipe import Recipe
+from synthkd.synthesis.gan import Gan
+from synthkd.synthesis.procedural import Procedural
+from synthkd.synthesis.scene import Invented, Scene
+from synthkd.teachers import Teacher
+
+
+class Generator(Protocol):
+    """Invents images for a teacher. One verb, and its state."""
+
+    def synthesize(self, scene: Scene, rng: Any) -> Invented:
+        """Improves itself by the scene's steps, then offers images; all randomness comes from `rng`."""
+
+    def sample(self, count: int, rng: Any) -> Any:
+        """A `Batch` of `count` images, classes asked for in balance, without learning."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+
+
+GENERATORS: Mapping[str, Callable[[Recipe, Teacher], Generator]] = {"gan": Gan, "procedural": Procedural}

@@ -1,0 +1,89 @@
+"""The plan: what will be done with this teacher, and why, before anything is done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synthkd.recipe import Recipe, Stage
+from synthkd.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages with every choice made, and a line for each reason."""
+
+    stages: tuple[Stage, ...]
+    reasons: tuple[str, ...]
+
+
+def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
+    """Chooses generators and synthesis terms by looking at the teacher (catalogue B10, at its simplest).
+
+    With BatchNorm statistics the GAN follows them. Without, stages without student steps draw procedural
+    images, which need only the teacher's answers, and the GAN goes by class, features and smoothness.
+    Terms whose ingredients are missing are dropped; each choice is one line of `reasons`.
+    """
+    reasons = [_portrait(teacher)]
+    stages: list[Stage] = []
+    if recipe.data.synthetic:
+        reasons.append("images come from --synthetic: no generator")
+    elif recipe.data.mix_ratio == 0:
+        reasons.append("mix ratio 0: real images only, no generator")
+    for stage in recipe.stages:
+        if recipe.data.synthetic or recipe.data.mix_ratio == 0:
+            stages += [stage.model_copy(update=_SILENT)] if stage.student_steps else []
+            continue
+        kind = stage.generator
+        if kind == "auto":
+            drawn = not teacher.norms and not stage.student_steps and not recipe.generator.start
+            kind = "procedural" if drawn and not generating else "gan"
+            if kind == "procedural":
+                reasons.append(f"stage {stage.name}: no BatchNorm, so procedural images chosen by the teacher's votes")
+        terms = _terms(stage, teacher, reasons) if kind == "gan" and stage.synthesis_steps else {}
+        update: dict[str, object] = {"generator": kind, "terms": terms}
+        if kind == "none":
+            update = dict(_SILENT)
+        elif recipe.memory.capacity == 0 and stage.student_steps and stage.fresh == 0:
+            update["fresh"] = recipe.training.batch
+            reasons.append(f"stage {stage.name}: no memory, so {recipe.training.batch} fresh images a round")
+        stages.append(stage.model_copy(update=update))
+    return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
+
+
+_SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
+
+
+def _portrait(teacher: Teacher) -> str:
+    norms = f"{len(teacher.norms)} BatchNorm layers" if teacher.norms else "no BatchNorm"
+    features = f"{teacher.feature_size} features" if teacher.head else "no linear last layer"
+    return (
+        f"teacher {teacher.described}: {teacher.parameters_count:,} parameters, "
+        f"{teacher.classes} classes, {norms}, {features}"
+    )
+
+
+def _terms(stage: Stage, teacher: Teacher, reasons: list[str]) -> dict[str, float]:
+    """The stage's terms that this teacher can serve."""
+    terms = {name: weight for name, weight in stage.terms.items() if weight}
+    if "statistics" in terms and not teacher.norms:
+        weight = terms.pop("statistics")
+        terms.setdefault("smoothness", 0.2 * weight)
+        terms.setdefault("balance", 0.2 * weight)
+        reasons.append("statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead")
+    if teacher.head is None:
+        for name in ("prototype", "consistency", "activation"):
+            if terms.pop(name, None) is not None:
+                reasons.append(f"{name} dropped: the last layer is not linear, so there are no features")
+    return terms
+
+
+def table(stages: Sequence[Stage]) -> list[tuple[str, str, str, str]]:
+    """The plan as rows: stage, generator, what happens in a round, terms."""
+    return [
+        (
+            s.name,
+            s.generator,
+            f"{s.synthesis_steps} x {s.synthesis_batch} synthesis, {s.fresh} fresh, {s.student_steps} student steps",
+            ", ".join(f"{name} {weight:g}" for name, weight in s.terms.items()) or "-",
+        )
+        for s in stages
+    ]

@@ -1,0 +1,57 @@
+"""What a generator is given, and what it gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from synthkd.images import Batch
+from synthkd.recipe import AugmentTable, Stage
+from synthkd.teachers import Teacher
+
+
+class Reference(Protocol):
+    """Images that the critic compares with: real ones where they are allowed, else the memory."""
+
+    def __call__(self, count: int, rng: torch.Generator) -> Batch | None:
+        """A batch, or None while there are too few."""
+
+
+class Answers(Protocol):
+    """A network that answers images with logits."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, K]."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything around a generator in one round."""
+
+    teacher: Teacher
+    student: Answers  # answers in eval mode, lets gradients through to the images only
+    stage: Stage
+    terms: Mapping[str, float]  # the weights after the plan and the difficulty
+    augment: AugmentTable
+    reference: Reference
+    bfloat16: bool
+
+
+class Invented(NamedTuple):
+    """Fresh images and what is worth telling about their making."""
+
+    batch: Batch  # [B, C, H, W] in 0..1 and the classes asked for
+    trained: int  # images that went through the generator's training
+    measures: dict[str, float]
+
+
+def even_labels(count: int, classes: int, rng: torch.Generator) -> Tensor:
+    """`count` labels, every class as often as the others (± 1), in random order.
+
+    >>> even_labels(6, 3, torch.Generator().manual_seed(0)).bincount().tolist()
+    [2, 2, 2]
+    """
+    start = int(torch.randint(classes, (1,), generator=rng))
+    return ((torch.arange(count) + start) % classes)[torch.randperm(count, generator=rng)]

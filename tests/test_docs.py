@@ -1,0 +1,94 @@
+"""The documents say what the program does, and the command line answers at once."""
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthkd import cli, recipe
+from synthkd.resources import shipped
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+MAKE_WORDS = ("setup", "test", "lint", "types", "demo", "bench")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("word", cli.WORDS)
+def test_every_command_has_a_line_of_help_and_is_named_in_the_readme(word):
+    assert cli.WORDS[word].strip() and "\n" not in cli.WORDS[word].strip()
+    assert f"synthkd {word}" in text("README.md")
+
+
+def test_every_shipped_pipeline_is_named_in_the_readme():
+    names = [path.stem for path in shipped("pipelines").glob("*.toml")]
+    assert "default" in names
+    assert [name for name in names if f"`{name}`" not in text("README.md")] == []
+
+
+def test_every_setting_has_a_meaning_and_every_flag_is_given_once():
+    every = [*recipe.settings(), *recipe.settings(recipe.Stage, "stage.NAME.")]
+    assert len(every) > 50
+    assert [setting.key for setting in every if len(setting.meaning) < 8] == []
+    assert [setting.key for setting in every if "\n" in setting.meaning] == []
+    flags = [setting.flag for setting in every if setting.flag]
+    assert len(set(flags)) == len(flags)
+
+
+def test_the_settings_table_of_the_readme_is_what_the_recipe_prints():
+    parts = text("README.md").split("<!-- settings -->")
+    assert len(parts) == 3
+    assert parts[1].strip() == recipe.settings_table().strip()
+
+
+def test_the_words_of_make_are_targets_and_are_explained_to_contributors():
+    targets = re.findall(r"^([a-z]+):", text("Makefile"), flags=re.MULTILINE)
+    assert set(MAKE_WORDS) <= set(targets)
+    assert [word for word in targets if f"`make {word}`" not in text("CONTRIBUTING.md")] == []
+
+
+def test_every_document_is_in_the_index_of_the_documents():
+    folder = ROOT / "docs"
+    listed = set(re.findall(r"\]\(([^)#]+)\)", text("docs/README.md")))
+    kept = {p.relative_to(folder).as_posix() for p in folder.rglob("*.md")} - {"README.md"}
+    assert kept - listed == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_into_the_repository_leads_somewhere(document):
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", document.read_text(encoding="utf-8"))
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_importing_the_command_line_does_not_import_torch():
+    code = "import sys, synthkd.cli; print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [(), *((word,) for word in cli.WORDS)], ids=" ".join)
+def test_help_comes_without_torch_and_within_a_second_of_cpu_time(words):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # `-X importtime` lists every import on stderr
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "synthkd", *words, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "synthkd" in done.stdout
+    imports = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "synthkd.cli" in imports
+    assert "torch" not in imports
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
