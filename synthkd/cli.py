@@ -108,15 +108,17 @@ def _command(word: str) -> Callable[..., Any]:
                 for table in tables:
                     place = place.setdefault(table, {})
                 place[leaf] = value
-        module = importlib.import_module(f"synthkd.commands.{word}")
         config = chosen.pop("config")
         resume = chosen.pop("resume", None)
-        if resume is not None:
-            if nested or config or _stage_flags:
-                raise InputError("--resume goes on with the recipe of the run: give no other settings")
+        if resume is not None and (nested or config or _stage_flags):
+            raise InputError("--resume goes on with the recipe of the run: give no other settings")
+        # what is wrong with a setting is said at once, not after seconds of importing torch
+        checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
+        module = importlib.import_module(f"synthkd.commands.{word}")
+        if checked is None:
             module.resume(resume, **chosen)
         else:
-            module.run(recipe.build(config, nested, _stage_flags), **chosen)
+            module.run(checked, **chosen)
 
     command.__signature__ = inspect.Signature([*switches, *flags])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*switches, *flags]}
@@ -177,6 +179,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
         _fail(" ".join(str(error).split()))
     except InputError as error:
         _fail(str(error))
+    except KeyboardInterrupt:  # before a run has begun, or while it is being scored
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except (MemoryError, OverflowError) as error:
         _fail(f"too large for this machine: {quoted(error)}")
     except OSError as error:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from synthkd.errors import InputError
+
 
 class Remembered(NamedTuple):
     """Images as they are stored."""
@@ -33,10 +35,13 @@ class Memory:
     def __init__(self, capacity: int, shape: tuple[int, int, int], classes: int) -> None:
         self.capacity = capacity
         self.classes = classes
-        self.pixels = torch.empty((capacity, *shape), dtype=torch.uint8)
-        self.labels = torch.empty(capacity, dtype=torch.int64)
-        self.logits = torch.empty((capacity, classes), dtype=torch.float16)
-        self.births = torch.empty(capacity, dtype=torch.int64)
+        try:
+            self.pixels = torch.empty((capacity, *shape), dtype=torch.uint8)
+            self.labels = torch.empty(capacity, dtype=torch.int64)
+            self.logits = torch.empty((capacity, classes), dtype=torch.float16)
+            self.births = torch.empty(capacity, dtype=torch.int64)
+        except RuntimeError:  # torch's allocator
+            raise InputError(f"memory.capacity {capacity:,}: too many images for this machine") from None
         self.size = 0
         self.born = 0  # images ever offered
         self._queues: list[deque[int]] = [deque() for _ in range(classes)]  # slots by class, oldest first

@@ -68,9 +68,12 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says."""
         try:
-            return json.loads((self.path / "manifest.json").read_text())  # type: ignore[no-any-return]
-        except (OSError, ValueError):
-            raise InputError(f"{quoted(self.path / 'manifest.json')} is missing or damaged") from None
+            data = json.loads((self.path / "manifest.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            raise InputError(f"{quoted(self.path / 'manifest.json')} is missing or damaged")
+        return data
 
     def write_manifest(self, data: dict[str, Any]) -> None:
         """Replaces manifest.json."""
@@ -99,35 +102,41 @@ class Run:
         save_picture(sheet, self.path / "samples" / f"{lap.progress.round:06d}-{lap.stage}.png")
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
-        """Saves the lab's state; older ones go only after the new one has been read back."""
+        """Saves the lab's state; others go only after the new one has been read back.
+
+        What lies there from later rounds was unreadable when the run went on, and goes first.
+        """
         folder = self.path / "checkpoints"
         path = folder / f"{round_:06d}.safetensors"
         save_state(state, path, "checkpoint")
         load_state(path, "checkpoint")
-        for old in sorted(folder.glob("[0-9]*.safetensors"))[:-KEPT]:
-            old.unlink()
+        present = sorted(folder.glob("[0-9]*.safetensors"))
+        kept = [other for other in present if other.name <= path.name][-KEPT:]
+        for other in present:
+            if other not in kept:
+                other.unlink()
         return path
 
     def newest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None; metrics of rounds after it are taken back."""
-        state = None
+        state, last = None, 0
         for path in sorted((self.path / "checkpoints").glob("[0-9]*.safetensors"), reverse=True):
             try:
                 state = load_state(path, "checkpoint")
+                last = int(state["progress"]["round"])
                 break
-            except InputError:
-                continue
-        last = state["progress"]["round"] if state else 0
+            except (InputError, KeyError, TypeError, ValueError):
+                state = None
         if self._metrics.is_file():
             lines = []
-            for line in self._metrics.read_text().splitlines():
+            for line in self._metrics.read_text(errors="replace").splitlines():
                 try:
                     if json.loads(line)["round"] <= last:
                         lines.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     break  # a line torn by a crash
             files.write_atomic(self._metrics, "".join(lines))
-        return state  # type: ignore[no-any-return]
+        return state
 
     def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Manifest first, summary last: a run with a summary is complete."""

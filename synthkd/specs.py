@@ -127,7 +127,14 @@ def _classifier(
     if spec == "demo" or Path(spec).is_dir():
         if not saved.is_file():
             raise InputError(f"--{role} {quoted(spec)}: no student.safetensors in this directory")
+        if weights:
+            raise InputError(f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away")
         card = read_card(saved)
+        if not is_named(card.network) and not trust_code:
+            raise InputError(
+                f"--{role} {quoted(spec)} is built by the code {quoted(card.network)}, as its file says: "
+                "give --trust-code if you trust it"
+            )
         body = _network(card.network, card.image_spec, card.classes, trust_code=trust_code, role=role)
         fill(body, read_weights(saved), str(saved))
         _, answers = recognise(body, card.image_spec, card.classes)
@@ -137,7 +144,10 @@ def _classifier(
     image_spec = _image_spec(contract, spec)
     # a network of ours is told its number of classes; the last layer in the file knows it best
     state = read_weights(Path(weights)) if weights else None
-    body = _network(spec, image_spec, contract.classes or _classes_in(state), trust_code=trust_code, role=role)
+    known = _classes_in(state)
+    if is_named(spec) and contract.classes and known and contract.classes != known:
+        raise InputError(f"--classes {contract.classes}: {quoted(weights)} has {known} classes")
+    body = _network(spec, image_spec, contract.classes or known, trust_code=trust_code, role=role)
     if state is not None:
         fill(body, state, weights)
     elif is_named(spec):
@@ -191,7 +201,7 @@ def _import(spec: str, role: str) -> Callable[..., Any]:
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--{role} {quoted(spec)}: cannot import {module_name}: {quoted(error)}") from None
     return _attribute(module, name, spec)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
+from synthkd.errors import InputError, quoted
 from synthkd.images import ImageSpec
 from synthkd.networks.classifier import Classifier
 
@@ -76,7 +76,7 @@ class Teacher(nn.Module):
         self.names = names or tuple(str(k) for k in range(classifier.classes))
         self.described = described
         self.low_precision = False
-        self.norms = [
+        self.norms: list[nn.modules.batchnorm._BatchNorm] = [
             m
             for m in classifier.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
@@ -85,6 +85,15 @@ class Teacher(nn.Module):
         self.head: nn.Linear | None = heads[-1] if heads else None
         self.digest = digest_of(classifier)
         super().train(False)
+        # in the order in which images pass them; those of heads that rest in eval mode are left out
+        self.norms = self._passed(torch.zeros(2, *self.spec.shape, device=classifier.mean.device))
+
+    @torch.no_grad()
+    def _passed(self, images: Tensor) -> list[nn.modules.batchnorm._BatchNorm]:
+        passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        with self._watching(None, passed):
+            self(images)
+        return list(passed)  # type: ignore[arg-type]
 
     @property
     def spec(self) -> ImageSpec:
@@ -129,14 +138,14 @@ class Teacher(nn.Module):
     def observe(self, images: Tensor, *, features: bool = True, statistics: bool = True) -> Observation:
         """Logits, features and BatchNorm statistics of one batch, all differentiable by the images."""
         seen: dict[str, Tensor] = {}
-        found: list[tuple[Tensor, Tensor]] = []
+        found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         with self._watching(seen if features else None, found if statistics else None):
             logits = self(images)
-        return Observation(logits, seen.get("features"), tuple(found))
+        return Observation(logits, seen.get("features"), tuple(found.values()))
 
     @contextmanager
     def _watching(
-        self, seen: dict[str, Tensor] | None, found: list[tuple[Tensor, Tensor]] | None
+        self, seen: dict[str, Tensor] | None, found: dict[nn.Module, tuple[Tensor, Tensor]] | None
     ) -> Iterator[None]:
         """Hooks that live as long as the `with`."""
 
@@ -144,10 +153,10 @@ class Teacher(nn.Module):
             assert seen is not None
             seen["features"] = inputs[0].float().flatten(1)
 
-        def tap(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def tap(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             assert found is not None
             x, mean, var = moments(inputs[0])
-            found.append((mean, var))
+            found[norm] = (mean, var)
             return (x, *inputs[1:])
 
         handles = []
@@ -184,18 +193,21 @@ def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[in
     try:
         with torch.no_grad():
             answer = body((noise - mean) / std)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"the network does not take images of {spec.channels} x {spec.height} x {spec.width}: "
-            f"{str(error).splitlines()[0][:160]} (see --image-size, --channels)"
+            f"{quoted(reason, 160)} (see --image-size, --channels)"
         ) from None
-    if not isinstance(answer, Tensor) or answer.dim() != 2:
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(noise):
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise InputError(f"a classifier must answer with one row of class scores per image; got {shape}")
     if not answer.isfinite().all():
         raise InputError("the teacher answers NaN or infinity: are these the right weights, mean and std?")
     if classes is not None and classes != answer.shape[1]:
         raise InputError(f"--classes {classes}: the network has {answer.shape[1]} classes; leave the flag away")
+    if answer.shape[1] < 2:
+        raise InputError("the network answers with one number per image; a classifier has at least two classes")
     answer = answer.float()
     if (answer >= 0).all() and (answer.sum(1) - 1).abs().max() < 1e-3:
         return answer.shape[1], "probabilities"

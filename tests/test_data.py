@@ -318,18 +318,21 @@ def npz(path: Path, header: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", ["(1000000, 1000, 1000)", "(3, 8, 8)", "(-1, -8, 8)", "(2**9, 8)", "'x'", "(1, 8, 7)"]
+    ("shape", "words"),
+    [
+        ("(1000000, 1000, 1000)", "over the limit"),
+        ("(10000, 1000, 1000)", "does not fit its size"),
+        ("(3, 8, 8)", "does not fit its size"),
+        ("(1, 8, 7)", "does not fit its size"),
+        ("(-1, -8, 8)", "not a readable .npz"),
+        ("(2**9, 8)", "not a readable .npz"),
+        ("'x'", "not a readable .npz"),
+    ],
 )
-def test_a_lying_header_takes_no_memory(tmp_path: Path, shape: str) -> None:
+def test_a_lying_header_takes_no_memory(tmp_path: Path, shape: str, words: str) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"
     npz(tmp_path / "a.npz", header, bytes(64))
-    refused(tmp_path / "a.npz")
-
-
-def test_a_bomb_is_refused_by_its_honest_header_too(tmp_path: Path) -> None:
-    file = tmp_path / "a.npz"
-    npz(file, "{'descr': '|u1', 'fortran_order': False, 'shape': (20000000, 1000)}", bytes(64))
-    refused(file, "18 GiB", "over the limit")
+    refused(tmp_path / "a.npz", words)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -391,9 +394,8 @@ def test_code_gives_images_with_an_argument_or_without(code: Path) -> None:
 
 
 def test_running_code_leaves_nothing_behind(code: Path) -> None:
-    before = set(sys.modules)
     load(f"{code}:both", GREY, trust_code=True)
-    assert {name for name in set(sys.modules) - before if "mine" in name} == set()
+    assert not [name for name in sys.modules if name.startswith("synthkd_data")]
     assert not (code.parent / "__pycache__").exists()
 
 

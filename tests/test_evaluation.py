@@ -111,14 +111,20 @@ def test_comparing_trains_nothing_and_leaves_the_student_in_eval_mode(teacher, u
     assert all(p.grad is None for p in student.parameters())
 
 
-def test_a_teacher_set_to_bfloat16_is_compared_in_float32_and_put_back(teacher, unseen):
+def test_a_teacher_set_to_low_precision_is_compared_in_float32_and_put_back(teacher, unseen):
     exact = compare(new_student(teacher), teacher, unseen)
-    teacher.bfloat16 = True
-    try:
-        assert compare(new_student(teacher), teacher, unseen) == exact
-        assert teacher.bfloat16
-    finally:
-        teacher.bfloat16 = False
+    scores = score_images(unseen, None, classifier_extractor(teacher)).scores
+    pixels = to_float(unseen.pixels)
+    with torch.no_grad():
+        fine = teacher(pixels)
+        teacher.low_precision = True
+        try:
+            assert not torch.equal(teacher(pixels), fine)
+            assert compare(new_student(teacher), teacher, unseen) == exact
+            assert score_images(unseen, None, classifier_extractor(teacher)).scores == scores
+            assert teacher.low_precision
+        finally:
+            teacher.low_precision = False
 
 
 def test_without_labels_there_is_agreement_by_the_teachers_vote_and_no_accuracy(teacher, unseen):

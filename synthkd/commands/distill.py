@@ -60,6 +60,8 @@ def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[st
     before = the_run.manifest
     if before.get("teacher_sha256") != job.teacher.digest:
         raise InputError(f"--resume {quoted(path)}: the teacher is another one than at the start")
+    if before.get("recipe_sha256") != job.manifest["recipe_sha256"]:
+        raise InputError(f"--resume {quoted(path)}: its recipe.toml is not the one that the run was started with")
     job.open_data()
     if before.get("data") != job.manifest["data"]:
         raise InputError(f"--resume {quoted(path)}: the data are other ones than at the start")
@@ -67,7 +69,10 @@ def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[st
     if state is None:
         display.say("no checkpoint yet: starting from the beginning")
     else:
-        job.lab.load_state_dict(state)
+        try:
+            job.lab.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise InputError(f"--resume {quoted(path)}: its newest checkpoint does not fit its recipe") from None
         display.say(f"going on after round {job.lab.progress.round}")
     return _go(job, the_run, display, started)
 
@@ -102,7 +107,8 @@ class Job:
                 )
             made = load_images(table.synthetic, self.teacher.spec, classes=store.classes, labelled=True)
             assert made.labels is not None
-            level = max(level, int(store.manifest.get("promise_level", 3)))
+            promised = store.manifest.get("promise_level")
+            level = max(level, promised if isinstance(promised, int) and promised in PROMISES else 3)  # what says nothing gets no praise
             opened["synthetic"] = {"path": table.synthetic, "digest": made.digest, "images": len(made.pixels)}
             self.lab.fill(made.pixels, made.labels)
         self.manifest |= {
@@ -117,12 +123,25 @@ def _load(recipe: Recipe, path: str, spec: ImageSpec, classes: int, *, labelled:
     return load_images(path, spec, classes=classes, labelled=labelled, trust_code=recipe.run.trust_code)
 
 
+def _check_val(recipe: Recipe) -> None:
+    """Whether validation data can be there: they are opened at the end, when it is late for a misspelt path."""
+    path = recipe.data.val
+    code = ".py:" in path
+    if code and not recipe.run.trust_code:
+        raise InputError(f"--val-data {quoted(path)} runs the code in that file: read it, then give --trust-code")
+    if path in ("", "none") or path.startswith("demo:") or code:
+        return
+    if not Path(path).exists():
+        raise InputError(f"--val-data {quoted(path)}: there is no such file or folder")
+
+
 def _prepare(recipe: Recipe, display: Display) -> Job:
     """Teacher, plan and lab; no images are opened."""
     recipe, device, bfloat16 = prepare(recipe)
     if recipe.teacher.spec == "demo" and not recipe.teacher.weights:
         display.say("teacher: the embedded demo, a ResNet-14 for handwritten digits (give your own with --teacher)")
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+    _check_val(recipe)
     with globally(source(recipe.run.seed, "student")):
         student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
     the_plan = plans.plan(recipe, teacher)
@@ -252,8 +271,14 @@ def _finish(
         save_generator(gan, the_run.path / "generator.safetensors")
     val = recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
     scores: dict[str, Any] = {"student_accuracy": None, "teacher_accuracy": None, "agreement": None}
-    if val != "none":
-        images = _load(recipe, val, job.teacher.spec, job.teacher.classes, labelled=True)
+    problem: InputError | None = None
+    images = None
+    try:
+        if val != "none":
+            images = _load(recipe, val, job.teacher.spec, job.teacher.classes, labelled=True)
+    except InputError as error:  # the student is worth keeping all the same
+        problem = error
+    if images is not None:
         found = compare(student, job.teacher, images)
         scores = {
             "student_accuracy": found.student_accuracy,
@@ -289,6 +314,8 @@ def _finish(
     }
     the_run.finish(summary, job.manifest)
     _show(summary, display, the_run.path)
+    if problem:
+        raise InputError(f"{problem} (the run is finished, but not scored: see synthkd evaluate)")
     return summary
 
 

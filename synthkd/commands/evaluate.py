@@ -51,11 +51,12 @@ def run(
 
     import torch
 
+    from synthkd.commands.machine import choose_device
     from synthkd.specs import load_teacher
 
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    device = _device(recipe.run.device)
+    device = choose_device(recipe.run.device)
     # an untouched --teacher is the digits' demo: no judge of images that another network looks at
     named = "spec" in recipe.teacher.model_fields_set
     teacher = None
@@ -105,16 +106,6 @@ def _check(recipe: Recipe, wants_student: bool) -> None:
 def _check_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {quoted(folder)}: not an empty directory; give another")
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--run.device {name}: there is no CUDA device here")
-    return torch.device(name)
 
 
 def _compare(
@@ -249,7 +240,8 @@ def _scores_text(found: "ImageScores") -> list[Block]:
     scores = tuple(
         (
             name.upper() if name in ("fid", "kid") else name.replace("_", " "),
-            _figure(score.value) + (f" ± {_figure(score.std)}" if score.std is not None else ""),
+            (_figure(score.value) or "none")
+            + (f" ± {_figure(score.std)}" if score.std is not None else ""),
             f"{score.n:,}" + (f" / {score.n_reference:,}" if score.n_reference else ""),
             f"{_safe(score.extractor)} {score.digest[:12]}",
             score.note,

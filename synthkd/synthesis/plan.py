@@ -18,8 +18,8 @@ class Plan:
 def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
     """Chooses generators and synthesis terms by looking at the teacher (catalogue B10, at its simplest).
 
-    With BatchNorm statistics the GAN follows them. Without, stages without student steps draw procedural
-    images, which need only the teacher's answers, and the GAN goes by class, features and smoothness.
+    With BatchNorm statistics the GAN follows them. Without, images are procedural: they need only the
+    teacher's answers. A GAN that is asked for all the same goes by class, features and smoothness.
     Terms whose ingredients are missing are dropped; each choice is one line of `reasons`.
     """
     reasons = [_portrait(teacher)]
@@ -34,10 +34,10 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
             continue
         kind = stage.generator
         if kind == "auto":
-            drawn = not teacher.norms and not stage.student_steps and not recipe.generator.start
+            drawn = not teacher.norms and not recipe.generator.start
             kind = "procedural" if drawn and not generating else "gan"
             if kind == "procedural":
-                reasons.append(f"stage {stage.name}: no BatchNorm, so procedural images chosen by the teacher's votes")
+                reasons.append("no BatchNorm to follow: procedural images, kept in balance by the teacher's votes")
         terms = _terms(stage, teacher, reasons) if kind == "gan" and stage.synthesis_steps else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":

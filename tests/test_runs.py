@@ -1,0 +1,170 @@
+"""Run directories: what is refused, what survives a crash, what is thrown away."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthkd.distillation import Round
+from synthkd.errors import InputError
+from synthkd.progress import Progress
+from synthkd.recipe import build
+from synthkd.runs import Run, claim, environment, free_name
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", build(flags={"run": {"out": "x"}}), {"seed": 7})
+
+
+def state(round_: int) -> dict[str, Any]:
+    return {"progress": {"round": round_}, "weights": torch.full((3,), float(round_))}
+
+
+def lap(round_: int) -> Round:
+    return Round(Progress(round=round_), "joint", 0.5, {"loss": 1.0 / round_}, None, None)
+
+
+def checkpoints(run: Run) -> list[str]:
+    return sorted(path.name for path in (run.path / "checkpoints").iterdir())
+
+
+def recorded(run: Run) -> list[int]:
+    return [json.loads(line)["round"] for line in (run.path / "metrics.jsonl").open()]
+
+
+def test_a_new_run_has_its_recipe_and_manifest_and_is_running(run: Run) -> None:
+    assert build(run.path / "recipe.toml") == build(flags={"run": {"out": "x"}})
+    assert run.manifest == {"seed": 7, "state": "running"}
+
+
+def test_a_directory_with_anything_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        Run.create(tmp_path, build(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_empty_directory_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
+    claim(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="there is a file of this name"):
+        claim(tmp_path / "file")
+    with pytest.raises(InputError, match="Not a directory"):
+        claim(tmp_path / "file" / "below")
+
+
+def test_free_names_are_numbered_from_two(tmp_path: Path) -> None:
+    base = tmp_path / "demo.v1"
+    names = []
+    for _ in range(3):
+        path = free_name(base)
+        names.append(path.name)
+        path.mkdir()
+    assert names == ["demo.v1", "demo.v1-2", "demo.v1-3"]
+
+
+def test_the_newest_two_checkpoints_are_kept(run: Run) -> None:
+    for round_ in (1, 5, 9, 12):
+        run.checkpoint(state(round_), round_)
+    assert checkpoints(run) == ["000009.safetensors", "000012.safetensors"]
+    newest = run.newest()
+    assert newest is not None
+    assert newest["progress"]["round"] == 12
+    assert newest["weights"].tolist() == [12.0] * 3
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(run: Run) -> None:
+    for round_ in (4, 8):
+        run.checkpoint(state(round_), round_)
+    newest = run.path / "checkpoints" / "000008.safetensors"
+    whole = newest.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:4], b"", b"\0" * len(whole)):
+        newest.write_bytes(damaged)
+        found = run.newest()
+        assert found is not None and found["progress"]["round"] == 4
+
+
+def test_a_checkpoint_that_is_something_else_is_skipped(run: Run) -> None:
+    run.checkpoint(state(4), 4)
+    run.checkpoint({"weights": torch.zeros(1)}, 8)  # readable, but it does not know its round
+    found = run.newest()
+    assert found is not None and found["progress"]["round"] == 4
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_one(run: Run) -> None:
+    run.checkpoint(state(4), 4)
+    (run.path / "checkpoints" / ".000009.safetensors.4242.tmp").write_bytes(b"half")
+    found = run.newest()
+    assert found is not None and found["progress"]["round"] == 4
+
+
+def test_without_a_readable_checkpoint_the_run_starts_over(run: Run) -> None:
+    run.record(lap(1))
+    assert run.newest() is None
+    assert recorded(run) == []
+
+
+def test_a_new_checkpoint_outlives_damaged_ones_of_later_rounds(run: Run) -> None:
+    for round_ in (90, 99):
+        (run.path / "checkpoints" / f"{round_:06d}.safetensors").write_bytes(b"damaged")
+    assert run.newest() is None
+    run.checkpoint(state(5), 5)
+    assert checkpoints(run) == ["000005.safetensors"]
+    run.checkpoint(state(6), 6)
+    assert checkpoints(run) == ["000005.safetensors", "000006.safetensors"]
+
+
+def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
+    for round_ in range(1, 6):
+        run.record(lap(round_))
+        if round_ == 3:
+            run.checkpoint(state(3), 3)
+    run.newest()
+    assert recorded(run) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("torn", [b'{"round": 3, "sta', b"\0\0\0\0", b"\xff\xfe\n", b"3\n", b"{}\n"])
+def test_a_torn_last_line_of_the_metrics_is_dropped(run: Run, torn: bytes) -> None:
+    for round_ in (1, 2):
+        run.record(lap(round_))
+    run.checkpoint(state(9), 9)
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    run.newest()
+    run.record(lap(3))
+    assert recorded(run) == [1, 2, 3]
+
+
+def test_only_an_unfinished_run_is_resumed(run: Run, tmp_path: Path) -> None:
+    _, recipe = Run.resume(run.path)
+    assert recipe == build(flags={"run": {"out": "x"}})
+    run.finish({"student_accuracy": 0.5}, {"seed": 7})
+    assert run.manifest["state"] == "finished"
+    with pytest.raises(InputError, match="finished"):
+        Run.resume(run.path)
+    with pytest.raises(InputError, match="not a run directory"):
+        Run.resume(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_a_damaged_manifest_is_named(run: Run, content: bytes) -> None:
+    (run.path / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"manifest\.json.* is missing or damaged"):
+        _ = run.manifest
+
+
+def test_a_summary_writes_what_is_not_a_number_as_null(run: Run) -> None:
+    run.finish({"kl": float("nan"), "ece": float("inf"), "accuracy": 0.5}, {})
+    text = (run.path / "summary.json").read_text()
+    assert json.loads(text) == {"kl": None, "ece": None, "accuracy": 0.5}
+    assert "NaN" not in text
+
+
+def test_the_environment_names_versions_and_threads() -> None:
+    found = environment()
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["threads"] == torch.get_num_threads()
+    assert found["command"][0] == "synthkd"

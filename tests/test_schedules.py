@@ -1,0 +1,125 @@
+"""Schedules: limits, a sequence played by hand, and sums that must come out."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthkd.recipe import DifficultyTable
+from synthkd.schedules import Difficulty, ema_decay, harder_or_easier, one_cycle, share
+
+RATIOS = st.one_of(st.floats(0, 1), st.integers(0, 100).map(lambda n: n / 100))
+
+
+# --- one cycle ---
+
+
+@given(st.floats(0, 1), st.floats(0.01, 0.9))
+def test_one_cycle_rises_in_a_straight_line_then_falls_as_half_a_cosine(progress, warmup):
+    if progress < warmup:
+        expected = progress / warmup
+    else:
+        expected = math.cos(math.pi / 2 * (progress - warmup) / (1 - warmup)) ** 2  # the half-angle form
+    assert one_cycle(progress, warmup=warmup) == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_cycle_without_warmup_starts_at_the_top():
+    assert one_cycle(0.0, warmup=0.0) == 1
+    assert one_cycle(1.0, warmup=0.0) == pytest.approx(0)
+
+
+def test_one_cycle_stays_at_its_ends_outside_the_run():
+    assert one_cycle(-3.0) == one_cycle(0.0) == 0
+    assert one_cycle(1.2) == one_cycle(1.0) == pytest.approx(0)
+
+
+# --- ema ---
+
+
+def test_the_decay_of_a_young_average_rises_and_is_capped():
+    found = [ema_decay(n, longest=0.9) for n in range(200)]
+    assert found[:3] == [1 / 10, 2 / 11, 3 / 12]
+    assert found == sorted(found)
+    assert found[-1] == 0.9
+    assert found.index(0.9) == 80  # (1 + n) / (10 + n) = 0.9
+
+
+# --- share ---
+
+
+@given(RATIOS, st.lists(st.integers(1, 300), max_size=40))
+def test_a_share_is_exact_however_the_items_are_split(ratio, counts):
+    done = made = 0
+    for count in counts:
+        part = share(done, count, ratio)
+        assert 0 <= part <= count
+        assert abs(part - count * ratio) < 1 + 1e-6
+        done, made = done + count, made + part
+        assert abs(made - done * ratio) < 1 + 1e-6
+    assert made == share(0, done, ratio)
+
+
+@given(st.integers(0, 100), st.integers(1, 200))
+def test_a_percentage_of_hundreds_is_the_whole_number_it_should_be(percent, hundreds):
+    assert share(0, 100 * hundreds, percent / 100) == percent * hundreds
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**4))
+def test_all_and_nothing_are_shares_too(done, count):
+    assert share(done, count, 1.0) == count
+    assert share(done, count, 0.0) == 0
+
+
+# --- difficulty ---
+
+TABLE = DifficultyTable(start=0.3, low=0.7, high=0.85, down=0.5, up=2.0, floor=0.1, ceiling=0.9, patience=2)
+
+
+def played(agreements: list[float], table: DifficultyTable = TABLE) -> list[Difficulty]:
+    states = [Difficulty(table.start)]
+    for agreement in agreements:
+        states.append(harder_or_easier(states[-1], agreement, table))
+    return states[1:]
+
+
+def test_agreement_is_smoothed_by_nine_tenths_from_its_first_value_on():
+    found = [s.agreement for s in played([0.8, 0.9, 0.0])]
+    assert found == pytest.approx([0.8, 0.81, 0.729])
+
+
+def test_the_level_moves_once_patience_is_spent_and_stops_at_the_ceiling():
+    found = [s.level for s in played([0.9] * 7)]
+    assert found == pytest.approx([0.3, 0.6, 0.6, 0.9, 0.9, 0.9, 0.9])  # 1.2 is over the ceiling
+
+
+def test_the_level_falls_after_bad_rounds_and_stops_at_the_floor():
+    found = [s.level for s in played([0.2] * 7)]
+    assert found == pytest.approx([0.3, 0.15, 0.15, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_a_round_between_the_thresholds_makes_patience_start_anew():
+    states = played([0.9, 0.3, 0.9, 0.9, 0.9])
+    assert [s.agreement for s in states] == pytest.approx([0.9, 0.84, 0.846, 0.8514, 0.85626])
+    assert [s.above for s in states] == [1, 0, 0, 1, 0]
+    assert [s.level for s in states] == pytest.approx([0.3, 0.3, 0.3, 0.3, 0.6])
+
+
+def test_good_and_bad_rounds_are_counted_apart():
+    table = TABLE.model_copy(update={"patience": 3})
+    states = [Difficulty(0.4, agreement=1.0, above=2, below=0)]
+    for agreement in (0.0, 0.0, 0.0, 0.0):  # smoothed 0.9, 0.81, 0.729, 0.6561
+        states.append(harder_or_easier(states[-1], agreement, table))
+    assert [(s.above, s.below) for s in states[1:]] == [(0, 0), (0, 0), (0, 0), (0, 1)]
+    assert [s.level for s in states[1:]] == pytest.approx([0.8, 0.8, 0.8, 0.8])
+
+
+def test_a_disabled_difficulty_stays_but_still_watches():
+    states = played([1.0] * 5, TABLE.model_copy(update={"enabled": False}))
+    assert {s.level for s in states} == {0.3}
+    assert states[-1].agreement == pytest.approx(1.0)
+
+
+@given(st.lists(st.floats(0, 1), max_size=60))
+def test_the_level_never_leaves_floor_and_ceiling(agreements):
+    assert all(0.1 <= s.level <= 0.9 for s in played(agreements))

@@ -1,0 +1,202 @@
+"""Seeds, nested states, atomic files: what is written comes back, and what is damaged is told."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthkd.errors import InputError
+from synthkd.files import sha256_of, write_atomic, write_json
+from synthkd.seeds import derived, globally, source
+from synthkd.states import load_state, save_state
+
+# --- seeds ---
+
+
+@given(st.integers(0, 2**31), st.lists(st.one_of(st.integers(0, 99), st.text("ab", min_size=1)), max_size=3))
+def test_a_derived_seed_is_a_number_that_torch_takes(seed, path):
+    assert 0 <= derived(seed, *path) < 2**63
+    torch.Generator().manual_seed(derived(seed, *path))
+
+
+def test_other_names_give_other_seeds():
+    paths = [(), ("round",), ("round", 0), ("round", 1), ("round", 11), ("generator",), ("student",)]
+    assert len({derived(seed, *path) for seed in range(50) for path in paths}) == 50 * len(paths)
+
+
+def test_a_derived_seed_never_changes_between_versions():
+    """SHA-256 of "3/round/17" with the top bit cut off: an old checkpoint must find its numbers again."""
+    import hashlib
+
+    assert derived(3, "round", 17) == int(hashlib.sha256(b"3/round/17").hexdigest()[:16], 16) // 2
+    assert derived(3, "round", 17) == 2804676650595222700
+
+
+def test_the_same_names_give_the_same_numbers_whatever_ran_before():
+    first = torch.rand(5, generator=source(1, "x", 2))
+    torch.rand(3, generator=source(1, "x", 3))
+    torch.rand(100)
+    assert torch.equal(first, torch.rand(5, generator=source(1, "x", 2)))
+
+
+def test_a_global_seed_lasts_as_long_as_its_block_even_when_it_fails():
+    before = torch.get_rng_state()
+    with globally(source(1)):
+        first = torch.rand(3)
+    with pytest.raises(RuntimeError), globally(source(1)):
+        assert torch.equal(first, torch.rand(3))
+        raise RuntimeError
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- states ---
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5))
+STATES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.text(max_size=3), st.integers()), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+@given(STATES)
+def test_a_nested_state_comes_back_as_it_was(tmp_path_factory, state):
+    path = tmp_path_factory.mktemp("state") / "x"
+    save_state(state, path, "thing")
+    assert load_state(path, "thing") == state
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool]
+)
+def test_a_tensor_comes_back_bit_for_bit(tmp_path, dtype):
+    tensor = torch.rand(2, 3, 4, 5).mul(9).to(dtype)
+    state = {"a": [tensor, {"b": tensor[:, 1:].transpose(0, 1)}], "scalar": tensor[0, 0, 0, 0], "none": tensor[:0]}
+    save_state(state, tmp_path / "x", "thing")
+    found = load_state(tmp_path / "x", "thing")
+    for a, b in (
+        (found["a"][0], tensor), (found["a"][1]["b"], tensor[:, 1:].transpose(0, 1)),
+        (found["scalar"], tensor[0, 0, 0, 0]), (found["none"], tensor[:0]),
+    ):  # fmt: skip
+        assert a.dtype == dtype
+        assert torch.equal(a, b)
+
+
+def test_shared_memory_and_layout_do_not_hinder_saving(tmp_path):
+    weight = torch.rand(4, 3, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    save_state({"one": weight, "same": weight, "part": weight[1]}, tmp_path / "x", "thing")
+    found = load_state(tmp_path / "x", "thing")
+    assert torch.equal(found["one"], weight)
+    assert torch.equal(found["same"], weight)
+    assert torch.equal(found["part"], weight[1])
+    assert not found["one"].requires_grad
+    found["one"].zero_()
+    assert torch.equal(found["same"], weight)
+
+
+def test_infinity_survives(tmp_path):
+    save_state([float("inf"), -float("inf")], tmp_path / "x", "thing")
+    assert load_state(tmp_path / "x", "thing") == [float("inf"), -float("inf")]
+
+
+def test_what_a_state_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="object"):
+        save_state({"x": [object()]}, tmp_path / "x", "thing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_of_another_kind_is_told(tmp_path):
+    save_state({}, tmp_path / "x", "checkpoint")
+    with pytest.raises(InputError, match="not a generator"):
+        load_state(tmp_path / "x", "generator")
+
+
+def header(**metadata: str) -> bytes:
+    """An empty safetensors file with these words in its header."""
+    text = json.dumps({"__metadata__": metadata}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+DAMAGED = {
+    "empty": b"",
+    "noise": bytes(range(256)) * 9,
+    "a web page": b"<html>not found</html>",
+    "a huge header": struct.pack("<Q", 2**60) + b"{}",
+    "no kind": header(),
+    "no skeleton": header(kind="thing"),
+    "no JSON": header(kind="thing", **{"synthkd-state": "[[["}),
+    "an unknown tensor": header(kind="thing", **{"synthkd-state": '["t", "7"]'}),
+    "a tensor that is a number": header(kind="thing", **{"synthkd-state": '["t", 7]'}),
+    "a list that is none": header(kind="thing", **{"synthkd-state": "[1, 2, 3]"}),
+    "a dictionary that is none": header(kind="thing", **{"synthkd-state": '["d", 5]'}),
+    "pairs that are none": header(kind="thing", **{"synthkd-state": '["d", [[1, 2, 3]]]'}),
+    "keys that are lists": header(kind="thing", **{"synthkd-state": '["d", [[["l"], 2]]]'}),
+    "a depth without end": header(kind="thing", **{"synthkd-state": '["l", [' * 20_000 + "]]" * 20_000}),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_state_is_one_line_for_the_user(tmp_path, what):
+    path = tmp_path / "x"
+    path.write_bytes(DAMAGED[what])
+    with pytest.raises(InputError) as caught:
+        load_state(path, "thing")
+    assert "\n" not in str(caught.value)
+    assert "thing" in str(caught.value)
+
+
+def test_a_state_cut_anywhere_is_one_line_for_the_user(tmp_path):
+    path = tmp_path / "x"
+    save_state({"a": torch.rand(50), "b": [1, 2.0, None]}, path, "thing")
+    whole = path.read_bytes()
+    for end in (1, 7, 8, 9, 60, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError):
+            load_state(path, "thing")
+
+
+def test_a_missing_state_is_one_line_for_the_user(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        load_state(tmp_path / "nowhere", "thing")
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path, sync):
+    path = tmp_path / "x"
+    for content in (b"long, long ago", "größer"):
+        write_atomic(path, content, sync=sync)
+    assert path.read_text(encoding="utf-8") == "größer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_that_opened_the_old_file_goes_on_reading_it(tmp_path):
+    path = tmp_path / "x"
+    write_atomic(path, b"old" * 1000)
+    with path.open("rb") as file:
+        file.read(3)
+        write_atomic(path, b"new")
+        assert file.read() == b"old" * 999
+    assert path.read_bytes() == b"new"
+
+
+def test_json_has_null_where_numbers_are_not_finite(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": [1.5, float("nan"), (float("inf"),)], 2: {"ü": True}})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1.5, None, [None]], "2": {"ü": True}}
+    assert "ü" in path.read_text(encoding="utf-8")
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path):
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
