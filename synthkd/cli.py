@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,20 +43,20 @@ _EPILOGUE = (
 def _switches(word: str) -> list[inspect.Parameter]:
     """Flags that belong to one sitting, not to the recipe."""
     daily = Group("Daily", sort_key=0)
-    common = [
+    common: list[tuple[str, Any, Any, list[str], str]] = [
         ("config", Path | None, None, ["--config"], "TOML file of settings"),
         ("dry_run", bool, False, ["--dry-run"], "print the resolved plan and stop"),
         ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
     ]
-    own = {
+    special: dict[str, list[tuple[str, Any, Any, list[str], str]]] = {
         "distill": [("resume", Path | None, None, ["--resume"], "run directory to go on with")],
         "evaluate": [("as_json", bool, False, ["--json"], "print JSON instead of tables")],
-    }.get(word, [])
+    }
     if word == "evaluate":
         common = [common[0], common[2]]
     return [
         _parameter(name, kind, default, Parameter(name=names, help=text, group=daily, negative=()))
-        for name, kind, default, names, text in [*own, *common]
+        for name, kind, default, names, text in [*special.get(word, []), *common]
     ]
 
 
@@ -170,6 +171,8 @@ def _app() -> App:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Runs one command line and exits: 0 done, 2 bad input, 130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
+    # on a shared machine threads that spin while they wait cost up to half of the speed (docs/log.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app = _app()
         rest = _take_stage_flags(given)
@@ -184,6 +187,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (MemoryError, OverflowError) as error:
         _fail(f"too large for this machine: {quoted(error)}")
+    except BrokenPipeError:  # whoever read our output has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         _fail(f"{quoted(error.filename or '')}: {error.strerror or quoted(error)}")
 

@@ -23,7 +23,8 @@ from synthkd.progress import Progress, advance, budget_of, taught_share, whole_s
 from synthkd.recipe import Recipe, Stage
 from synthkd.seeds import derived, globally, source
 from synthkd.students import Learner
-from synthkd.synthesis import GENERATORS, Generator, Invented, Scene
+from synthkd.synthesis import GENERATORS, Generator
+from synthkd.synthesis.scene import Invented, Scene
 from synthkd.teachers import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
@@ -89,7 +90,7 @@ class Lab:
     @torch.no_grad()
     def label(self, pixels: Tensor) -> Tensor:
         """The teacher's logits [N, K] for uint8 images [N, C, H, W]."""
-        parts = [self.teacher(to_float(part.to(self.device))).cpu() for part in pixels.split(512)]
+        parts = [self.teacher(to_float(part.to(self.device))).cpu() for part in torch.split(pixels, 512)]
         return torch.cat(parts) if parts else torch.empty(0, self.teacher.classes)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
@@ -334,7 +335,7 @@ def _held_out_agreement(lab: Lab) -> float:
     if len(kept.pixels) == 0:
         return 0.0
     votes = torch.cat(
-        [lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu() for p in kept.pixels.split(512)]
+        [lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu() for p in torch.split(kept.pixels, 512)]
     )
     return float((votes == kept.votes).float().mean())
 

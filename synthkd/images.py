@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from synthkd.errors import InputError
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -61,14 +63,17 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
     Grey becomes colour by copying, colour becomes grey by the ITU-R 601 luma; the size is changed
     bilinearly, with antialiasing when it shrinks.
     """
-    if pixels.shape[1] != spec.channels:
-        if pixels.shape[1] == 1:
+    given = pixels.shape[1]
+    if given != spec.channels:
+        if given == 1:
             pixels = pixels.expand(-1, spec.channels, -1, -1)
-        elif spec.channels == 1:
+        elif spec.channels == 1 and given >= 3:
             luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
             pixels = to_uint8((pixels[:, :3].float() * luma).sum(1, keepdim=True) / 255)
+        elif (given, spec.channels) == (4, 3):  # the fourth is opacity
+            pixels = pixels[:, :3]
         else:
-            pixels = pixels[:, : spec.channels]
+            raise InputError(f"images of {given} channels cannot serve a network that takes {spec.channels}")
     if pixels.shape[2:] != (spec.height, spec.width):
         parts = [
             F.interpolate(
@@ -77,7 +82,7 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
             .round_()
             .clamp_(0, 255)
             .to(torch.uint8)
-            for part in pixels.split(4096)
+            for part in torch.split(pixels, 4096)
         ]
         pixels = torch.cat(parts)
     return pixels.contiguous()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from synthkd.recipe import BudgetTable, Stage
 
@@ -49,7 +50,7 @@ def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
     quotas = tuple(amount * s.share / whole for s in stages)
     if not timed:  # whole images whose sum over the teaching stages is the amount itself
         ends = [round(sum(t for t in taught[:i]) / (sum(taught) or 1) * amount) for i in range(len(stages) + 1)]
-        whole_images = [float(b - a) for a, b in zip(ends, ends[1:], strict=False)]
+        whole_images = [float(b - a) for a, b in pairwise(ends)]
         quotas = tuple(w if t else float(round(q)) for w, t, q in zip(whole_images, taught, quotas, strict=True))
     return Budget(timed, quotas, sum(q for q, t in zip(quotas, taught, strict=True) if t))
 

@@ -19,7 +19,7 @@ class Learner:
     """A student that learns: network, optimizer and, if asked for, the running average of its weights."""
 
     def __init__(self, student: Classifier, table: TrainingTable, *, bfloat16: bool = False) -> None:
-        self.student: Classifier = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student: Classifier = student.to(memory_format=torch.channels_last)
         self.table = table
         self.bfloat16 = bfloat16
         self.steps = 0

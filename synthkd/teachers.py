@@ -25,7 +25,7 @@ class Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kind = torch.promote_types(x.dtype, torch.float32)
         zeros = torch.zeros(x.shape[1], dtype=kind, device=x.device)
         mean, var = torch.batch_norm_update_stats(x, zeros, torch.ones_like(zeros), 0.0)
@@ -34,7 +34,7 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         n = x.numel() // x.shape[1]
         slope = grad_var * (2 / n)
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
         self, classifier: Classifier, *, names: tuple[str, ...] = (), described: str = "teacher"
     ) -> None:
         super().__init__()
-        self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)
         self.names = names or tuple(str(k) for k in range(classifier.classes))
         self.described = described
         self.low_precision = False
@@ -125,7 +125,7 @@ class Teacher(nn.Module):
         """Number of weights."""
         return sum(p.numel() for p in self.classifier.parameters())
 
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+    def train(self, mode: bool = True) -> Self:
         """Does nothing: a teacher stays in eval mode."""
         return self
 

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthkd"
 LAYERS = (  # from plain values up to effects
     ("recipe", "progress", "resources", "errors", "files"),
-    ("images", "losses", "measures", "schedules", "augment", "seeds"),
+    ("images", "losses", "measures", "schedules", "augment", "seeds", "states"),
     ("networks",),
     ("specs", "teachers", "students", "memory", "data", "store"),
     ("synthesis",),

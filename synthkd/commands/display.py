@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from synthkd.distillation import Round
 from synthkd.synthesis import plan as plans
@@ -48,7 +49,7 @@ class Display:
         if self.console.is_terminal:
             table = Table(*header, title=title, title_justify="left")
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*(Text(cell) for cell in row))
             self.console.print(table)
             return
         widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]

@@ -1,5 +1,7 @@
 """The discriminator: is an image like the reference, and which class is it? (catalogue A2)"""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -18,7 +20,7 @@ class Critic(nn.Module):
         bound = spectral_norm if normed else lambda module: module
         widths = (channels, width, 2 * width, 4 * width)
         self.convolutions = nn.ModuleList(
-            bound(nn.Conv2d(a, b, 4, 2, 1)) for a, b in zip(widths, widths[1:], strict=False)
+            bound(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(widths)
         )
         self.head = bound(nn.Linear(4 * width, 1))
         self.embedding = bound(nn.Embedding(classes, 4 * width))

@@ -68,7 +68,7 @@ class Gan:
         values = {term: TERMS[term](view) for term in weights}
         loss = sum((weights[t] * value for t, value in values.items()), images.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.table.clip:
             nn.utils.clip_grad_norm_(self.decoder.parameters(), self.table.clip)
         self.optimizer.step()

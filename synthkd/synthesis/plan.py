@@ -70,9 +70,9 @@ def _terms(stage: Stage, teacher: Teacher, reasons: list[str]) -> dict[str, floa
         terms.setdefault("balance", 0.2 * weight)
         reasons.append("statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead")
     if teacher.head is None:
-        for name in ("prototype", "consistency", "activation"):
-            if terms.pop(name, None) is not None:
-                reasons.append(f"{name} dropped: the last layer is not linear, so there are no features")
+        gone = [name for name in ("prototype", "consistency", "activation") if terms.pop(name, None)]
+        if gone:
+            reasons.append(f"{', '.join(gone)} dropped: the last layer is not linear, so there are no features")
     return terms
 
 

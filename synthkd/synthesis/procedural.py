@@ -22,7 +22,7 @@ class Procedural:
     over 0.75 dark on white, in between ground and ink are drawn at random.
     """
 
-    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:  # noqa: ARG002
+    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.shape = teacher.spec.shape
         self.brightness = sum(teacher.spec.mean) / len(teacher.spec.mean)
         self.device = next(iter(teacher.classifier.buffers())).device

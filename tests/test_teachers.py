@@ -1,0 +1,343 @@
+"""The teacher: frozen to the last bit, and observed as plain torch would observe it."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synthkd.errors import InputError
+from synthkd.images import ImageSpec
+from synthkd.networks import build_network
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe, Stage, TeacherTable
+from synthkd.specs import load_teacher
+from synthkd.synthesis.gan import Gan
+from synthkd.synthesis.scene import Scene
+from synthkd.teachers import Moments, Teacher, digest_of, moments, recognise
+
+SPEC = ImageSpec(3, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+def small(name: str = "resnet8-w4", classes: int = 5, spec: ImageSpec = SPEC) -> Teacher:
+    """A teacher whose BatchNorm layers have seen something."""
+    body = build_network(name, channels=spec.channels, size=spec.height, classes=classes)
+    body.train()
+    for _ in range(3):
+        body(torch.randn(16, *spec.shape))
+    return Teacher(Classifier(body, spec, classes))
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return small()
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def assert_same(before: dict[str, Tensor], module: nn.Module) -> None:
+    after = module.state_dict()
+    assert list(before) == list(after)
+    for key, value in before.items():
+        assert torch.equal(value, after[key]), key
+
+
+def hooks(module: nn.Module) -> int:
+    """Every hook on any of its layers."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in module.modules())
+
+
+# --- moments ---
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_moments_is_that_of_finite_differences(layout):
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(Moments.apply, (x,))
+    weights = torch.randn(2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda y: (Moments.apply(y)[2] * weights).sum(), (x,))  # one output alone
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 4, 5), (1, 3, 7, 7), (2, 3, 1, 1), (50, 3), (9, 3, 4), (2, 3, 2, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_are_the_mean_and_the_biased_variance_of_a_channel(shape, dtype):
+    x = torch.randn(shape, dtype=dtype) * 3 + 7
+    passed, mean, var = moments(x)
+    assert torch.equal(passed, x)
+    for c in range(3):
+        values = x[:, c].flatten().double().tolist()
+        middle = sum(values) / len(values)
+        assert mean[c].item() == pytest.approx(middle, rel=1e-5)
+        assert var[c].item() == pytest.approx(sum((v - middle) ** 2 for v in values) / len(values), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_equal_var_mean_forward_and_backward(layout):
+    base = (torch.randn(8, 6, 5, 7) * 2 + 1).contiguous(memory_format=layout)
+    ours, plain = base.clone().requires_grad_(), base.clone().requires_grad_()
+    x, mean, var = Moments.apply(ours)
+    expected_var, expected_mean = torch.var_mean(plain, [0, 2, 3], correction=0)
+    assert torch.allclose(mean, expected_mean, atol=1e-5)
+    assert torch.allclose(var, expected_var, atol=1e-4)
+    weights = torch.rand(3, 6)
+    (x.relu().mean((0, 2, 3)) * weights[0] + mean * weights[1] + var * weights[2]).sum().backward()
+    (plain.relu().mean((0, 2, 3)) * weights[0] + expected_mean * weights[1] + expected_var * weights[2]).sum().backward()
+    assert torch.allclose(ours.grad, plain.grad, atol=1e-6)
+
+
+def test_a_mean_far_from_zero_does_not_spoil_the_variance():
+    x = torch.randn(64, 2, 8, 8) + 300
+    assert torch.allclose(moments(x)[2], x.double().var((0, 2, 3), correction=0).float(), rtol=1e-3)
+
+
+# --- frozen ---
+
+
+def test_a_gan_step_moves_no_bit_of_the_teacher():
+    teacher = load_teacher(TeacherTable())
+    before, digest = snapshot(teacher), teacher.digest
+    terms = dict.fromkeys(
+        ("one_hot", "statistics", "prototype", "consistency", "balance", "smoothness", "activation"), 1.0
+    )
+    stage = Stage(name="x", synthesis_steps=2, synthesis_batch=8, fresh=4)
+    recipe = Recipe.model_validate({"generator": {"width": 4, "latent": 8}, "stage": [stage]})
+    gan = Gan(recipe, teacher)
+    start = snapshot(gan.decoder)
+    scene = Scene(teacher, teacher, stage, terms, recipe.augment, lambda count, rng: None, False)
+    gan.synthesize(scene, torch.Generator().manual_seed(0))
+    assert not torch.equal(start["conv1.weight"], gan.decoder.conv1.weight)  # the decoder did learn
+    assert_same(before, teacher)
+    assert digest_of(teacher.classifier) == digest
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any(m.training for m in teacher.modules())
+
+
+def test_train_does_nothing(teacher):
+    assert teacher.train() is teacher
+    assert teacher.train(True) is teacher
+    assert not any(m.training for m in teacher.modules())
+    before = snapshot(teacher)
+    teacher(torch.rand(4, *SPEC.shape))
+    assert_same(before, teacher)
+
+
+def test_a_network_that_comes_in_training_mode_is_put_to_rest():
+    body = build_network("resnet8-w4", channels=3, size=8, classes=5).train()
+    teacher = Teacher(Classifier(body, SPEC, 5))
+    assert not any(m.training for m in body.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("what", ["logits", "features", "moments"])
+def test_gradients_reach_the_images_and_no_weight(teacher, what):
+    images = torch.rand(4, *SPEC.shape, requires_grad=True)
+    seen = teacher.observe(images)
+    if what == "moments":
+        sum(mean.square().sum() + var.square().sum() for mean, var in seen.moments).backward()
+    else:
+        getattr(seen, what).square().sum().backward()
+    assert (images.grad.abs().amax((1, 2, 3)) > 0).all()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_no_hook_is_left_after_observing(teacher):
+    assert hooks(teacher) == 0
+    teacher.observe(torch.rand(2, *SPEC.shape))
+    assert hooks(teacher) == 0
+    with pytest.raises(RuntimeError):
+        teacher.observe(torch.rand(2, 7, 8, 8))
+    assert hooks(teacher) == 0
+
+
+def test_observing_changes_no_answer(teacher):
+    images = torch.rand(4, *SPEC.shape)
+    assert torch.equal(teacher(images), teacher.observe(images).logits)
+    plain = teacher.classifier.body((images - teacher.classifier.mean) / teacher.classifier.std)
+    assert torch.allclose(teacher(images), plain, atol=1e-5)
+
+
+# --- observed ---
+
+
+def test_features_are_what_the_last_layer_makes_logits_of(teacher):
+    seen = teacher.observe(torch.rand(4, *SPEC.shape))
+    head = teacher.classifier.body.linear
+    assert seen.features.shape == (4, teacher.feature_size) == (4, 16)
+    assert torch.allclose(seen.features @ teacher.prototypes.T + head.bias, seen.logits, atol=1e-5)
+
+
+def test_what_is_not_asked_for_is_not_observed(teacher):
+    seen = teacher.observe(torch.rand(2, *SPEC.shape), features=False, statistics=False)
+    assert seen.features is None
+    assert seen.moments == ()
+
+
+def test_observed_moments_are_those_of_the_input_of_each_norm():
+    teacher = small()
+    images = torch.rand(6, *SPEC.shape)
+    body = teacher.classifier.body
+    first = body.conv1((images - teacher.classifier.mean) / teacher.classifier.std)
+    mean, var = teacher.observe(images).moments[0]
+    assert torch.allclose(mean, first.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(var, first.var((0, 2, 3), correction=0), atol=1e-5)
+
+
+def test_stored_moments_are_those_that_a_batch_in_training_mode_would_leave():
+    """With momentum 1 the running statistics become the moments of the batch (variance unbiased)."""
+    body = build_network("resnet8-w4", channels=3, size=8, classes=5).train()
+    for m in body.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = 1.0
+    spec = ImageSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3)
+    images = torch.rand(32, 3, 8, 8)
+    body(images)
+    teacher = Teacher(Classifier(body, spec, 5))
+    mean, var = teacher.observe(images).moments[0]  # the first norm sees the same input in both modes
+    assert torch.allclose(teacher.stored[0][0], mean, atol=1e-5)
+    assert torch.allclose(teacher.stored[0][1], var, rtol=1e-2)
+
+
+class Crossed(nn.Module):
+    """Norms that are written down in another order than images pass them, and one that never works."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.BatchNorm2d(4)
+        self.resting = nn.BatchNorm2d(9)
+        self.first = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.last(self.conv(self.first(x))).mean((2, 3)))
+
+
+def test_moments_and_stored_moments_belong_to_the_same_norm_whatever_their_order():
+    body = Crossed()
+    for value, norm in enumerate((body.first, body.last, body.resting)):
+        norm.running_mean.fill_(value)
+    teacher = Teacher(Classifier(body, SPEC, 5))
+    seen = teacher.observe(torch.rand(2, *SPEC.shape))
+    assert [len(mean) for mean, _ in seen.moments] == [len(mean) for mean, _ in teacher.stored] == [3, 4]
+    assert [mean[0].item() for mean, _ in teacher.stored] == [0, 1]
+
+
+def test_a_norm_without_running_statistics_counts_as_absent():
+    body = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 5))
+    assert Teacher(Classifier(body, SPEC, 5)).stored == ()
+
+
+def test_a_headless_network_has_neither_features_nor_prototypes():
+    body = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten())
+    teacher = Teacher(Classifier(body, SPEC, 5))
+    assert teacher.head is None
+    assert teacher.feature_size is None
+    assert teacher.prototypes is None
+    seen = teacher.observe(torch.rand(2, *SPEC.shape))
+    assert seen.features is None
+    assert seen.logits.shape == (2, 5)
+
+
+def test_in_low_precision_the_answer_is_float32_and_nearly_the_same(teacher):
+    images = torch.rand(8, *SPEC.shape)
+    exact = teacher(images)
+    teacher.low_precision = True
+    rough = teacher(images)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert torch.allclose(rough, exact, atol=0.05 * exact.abs().max().item())
+
+
+def test_a_teacher_tells_its_sizes(teacher):
+    assert (teacher.classes, teacher.spec, teacher.names) == (5, SPEC, ("0", "1", "2", "3", "4"))
+    assert teacher.parameters_count == sum(p.numel() for p in teacher.classifier.body.parameters())
+
+
+# --- digest ---
+
+
+def test_equal_teachers_have_equal_digests_and_any_change_shows(teacher):
+    twin = Teacher(copy.deepcopy(teacher.classifier))
+    assert twin.digest == teacher.digest
+    changes = []
+    for key in ("linear.bias", "bn1.running_var", "bn1.num_batches_tracked"):
+        other = copy.deepcopy(teacher.classifier)
+        other.body.state_dict()[key].view(-1)[0] += 1
+        changes.append(digest_of(other))
+    other = copy.deepcopy(teacher.classifier)
+    other.spec = ImageSpec(3, 8, 8, (0.4, 0.5, 0.5), SPEC.std)
+    changes.append(digest_of(other))
+    assert len({teacher.digest, *changes}) == 5
+
+
+# --- recognise ---
+
+
+class Answering(nn.Module):
+    """Logits from pixels, through any function."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 5)
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self.linear(x.flatten(1)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("function", "answers"),
+    [
+        (lambda z: z, "logits"),
+        (lambda z: z.relu(), "logits"),
+        (lambda z: z - 100, "logits"),
+        (lambda z: z.softmax(1), "probabilities"),
+        (lambda z: (9 * z).softmax(1), "probabilities"),
+        (lambda z: z.log_softmax(1), "log-probabilities"),
+        (lambda z: z.sigmoid(), "logits"),
+        (lambda z: z.double(), "logits"),
+    ],
+)
+def test_a_network_is_recognised_by_what_it_answers_to_noise(function, answers):
+    body = Answering(function)
+    assert recognise(body, SPEC, None) == recognise(body, SPEC, 5) == (5, answers)
+
+
+@pytest.mark.parametrize(
+    ("function", "classes", "words"),
+    [
+        (lambda z: z * float("nan"), None, "NaN or infinity"),
+        (lambda z: z / 0, None, "NaN or infinity"),
+        (lambda z: z, 7, "the network has 5 classes"),
+        (lambda z: z[:, :, None], None, r"\(16, 5, 1\)"),
+        (lambda z: {"logits": z}, None, "got dict"),
+        (lambda z: z.mean(0, keepdim=True), None, r"\(1, 5\)"),
+        (lambda z: z[:, :1], None, "at least two classes"),
+        (lambda z: z @ z, None, "does not take images of 3 x 8 x 8"),
+    ],
+)
+def test_what_is_no_classifier_is_one_line_for_the_user(function, classes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        recognise(Answering(function), SPEC, classes)
+    assert "\n" not in str(caught.value)
+
+
+def test_recognising_leaves_weights_statistics_and_random_numbers_alone():
+    body = build_network("resnet8-w4", channels=3, size=8, classes=5).train()
+    before, state = snapshot(body), torch.get_rng_state()
+    recognise(body, SPEC, None)
+    assert_same(before, body)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_probabilities_and_logits_teach_the_same():
+    plain = Answering(lambda z: z)
+    soft = copy.deepcopy(plain)
+    soft.function = lambda z: z.softmax(1)
+    _, answers = recognise(soft, SPEC, None)
+    images = torch.rand(4, *SPEC.shape)
+    a = Teacher(Classifier(plain, SPEC, 5))(images).softmax(1)
+    b = Teacher(Classifier(soft, SPEC, 5, answers))(images).softmax(1)
+    assert torch.allclose(a, b, atol=1e-6)
