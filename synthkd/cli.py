@@ -87,6 +87,7 @@ def _flags(word: str) -> list[inspect.Parameter]:
                     group=Group("Daily", sort_key=0) if setting.flag else Group(setting.table, sort_key=1),
                     negative=(),
                     show_default=False,
+                    metavar=setting.kind,
                     allow_leading_hyphen=not short,
                 ),
             )
@@ -121,8 +122,8 @@ def _command(word: str) -> Callable[..., Any]:
         else:
             module.run(checked, **chosen)
 
-    command.__signature__ = inspect.Signature([*switches, *flags])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*switches, *flags]}
+    command.__signature__ = inspect.Signature([*flags, *switches])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*flags, *switches]}
     command.__doc__ = f"{WORDS[word]}\n\n{_EPILOGUE}"
     command.__name__ = word
     return command
@@ -194,6 +195,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         _fail(f"{quoted(error.filename or '')}: {error.strerror or quoted(error)}")
 
 
-def _fail(line: str) -> None:
+def _fail(text: str) -> None:
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # no escape codes, one line
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)

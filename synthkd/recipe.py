@@ -407,6 +407,7 @@ class Setting:
     meaning: str
     range: str
     default: object
+    kind: str  # INT, NUMBER, NUMBERS, WORDS, BOOL or TEXT
     boolean: bool
 
 
@@ -427,8 +428,18 @@ def settings(model: type[Table] = Recipe, prefix: str = "") -> Iterator[Setting]
             meaning=field.description or "",
             range=_range(field.metadata, annotation),
             default=None if field.is_required() else field.default,
+            kind=_kind(annotation),
             boolean=annotation is bool,
         )
+
+
+def _kind(annotation: Any) -> str:
+    """What a value looks like, for help: INT, NUMBER, …"""
+    text = str(annotation)
+    for word, kind in (("tuple[float", "NUMBERS"), ("tuple[str", "WORDS"), ("bool", "BOOL"), ("int", "INT")):
+        if word in text:
+            return kind
+    return "NUMBER" if "float" in text else "TEXT"
 
 
 def _range(metadata: list[Any], annotation: Any) -> str:

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -261,7 +262,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if head[:1] in (b"<", b"{") or head.startswith(b"version https://git-lfs"):
             raise InputError(f"{where} is text (a web page or a pointer?), not weights: download the file itself")
         try:
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's words about pickles are not for users
+                data = torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # whatever a damaged or hostile file raises
             raise InputError(
                 f"{where} is not plain weights: it is damaged, or a pickle that would run code; "

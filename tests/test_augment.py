@@ -1,4 +1,4 @@
-"""Augmentation: what one image goes through, done again by hand, and what must hold for all of them."""
+"""Augmentation: what one image goes through, done again by hand, and what holds for all of them."""
 
 import pytest
 import torch
@@ -142,7 +142,9 @@ def test_erasing_paints_one_rectangle_in_the_mean_of_the_image():
         assert changed[i].sum() == len(rows) * len(columns)
         assert 3 <= len(rows) <= 11
         assert 5 <= len(columns) <= 16
-        assert torch.allclose(out[i][:, changed[i]], images[i].mean((1, 2))[:, None].expand(3, int(changed[i].sum())))
+        assert torch.allclose(
+            out[i][:, changed[i]], images[i].mean((1, 2))[:, None].expand(3, int(changed[i].sum()))
+        )
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
@@ -180,7 +182,9 @@ def test_mixup_blends_each_image_with_one_other_of_the_batch():
     flat = torch.arange(8.0).div(7)[:, None, None, None].expand(8, 2, 3, 3)  # one number per image
     out = mixed_up(flat, seeded())
     assert torch.equal(out, out[:, :1, :1, :1].expand_as(out))
-    basis = torch.eye(8)[:, :, None, None]  # image i is a one in channel i: the blend shows its parts
+    basis = torch.eye(8)[
+        :, :, None, None
+    ]  # image i is a one in channel i: the blend shows its parts
     weights = mixed_up(basis, seeded()).squeeze()
     assert torch.allclose(weights.sum(1), torch.ones(8))
     assert ((weights > 0).sum(1) <= 2).all()

@@ -1,7 +1,8 @@
-"""Losses against sums written out in plain Python, and their gradients against finite differences."""
+"""Losses against sums in plain Python, and their gradients against finite differences."""
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,8 +27,14 @@ def view(**changes: object) -> View:
         "features": noise(3, 6, seed=3),
         "other_features": noise(2, 6, seed=4),
         "prototypes": noise(4, 6, seed=5),
-        "moments": ((noise(3, seed=6), noise(3, seed=7).exp()), (noise(5, seed=8), noise(5, seed=9).exp())),
-        "stored": ((noise(3, seed=10), noise(3, seed=11).exp()), (noise(5, seed=12), noise(5, seed=13).exp())),
+        "moments": (
+            (noise(3, seed=6), noise(3, seed=7).exp()),
+            (noise(5, seed=8), noise(5, seed=9).exp()),
+        ),
+        "stored": (
+            (noise(3, seed=10), noise(3, seed=11).exp()),
+            (noise(5, seed=12), noise(5, seed=13).exp()),
+        ),
         "validity": noise(3, seed=14),
     }
     return View(**(parts | changes))  # type: ignore[arg-type]
@@ -68,7 +75,10 @@ def test_soft_targets_are_t_squared_times_the_mean_kl_of_softened_answers(temper
 
 def test_soft_targets_are_a_mean_over_the_batch_and_not_over_the_classes():
     learned, taught = noise(3, 4, seed=1), noise(3, 4, seed=2)
-    once, twice = soft_targets(learned, taught), soft_targets(learned.repeat(2, 1), taught.repeat(2, 1))
+    once, twice = (
+        soft_targets(learned, taught),
+        soft_targets(learned.repeat(2, 1), taught.repeat(2, 1)),
+    )
     assert once.item() == pytest.approx(twice.item(), rel=1e-5)
     extra = torch.full((3, 9), -1e4, dtype=torch.float64)  # nine classes that nobody ever sees
     wider = soft_targets(torch.cat([learned, extra], 1), torch.cat([taught, extra], 1))
@@ -100,7 +110,11 @@ def test_soft_targets_survive_logits_that_would_overflow():
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "log-probabilities"])
 def test_answers_of_every_kind_become_logits_with_the_same_probabilities(kind):
     logits = noise(3, 4).float()
-    answer = {"logits": logits, "probabilities": logits.softmax(1), "log-probabilities": logits.log_softmax(1)}
+    answer = {
+        "logits": logits,
+        "probabilities": logits.softmax(1),
+        "log-probabilities": logits.log_softmax(1),
+    }
     assert torch.allclose(as_logits(answer[kind], kind).softmax(1), logits.softmax(1), atol=1e-6)
 
 
@@ -150,7 +164,9 @@ def test_prototype_pulls_to_the_own_row_and_away_from_the_nearest_other():
 
 def test_prototype_is_zero_on_the_prototypes_themselves_and_ignores_their_length():
     rows = torch.eye(4, dtype=torch.float64)
-    exact = view(features=7 * rows[[1, 3, 0]], prototypes=torch.tensor([[1.0], [2], [3], [4]]) * rows)
+    exact = view(
+        features=7 * rows[[1, 3, 0]], prototypes=torch.tensor([[1.0], [2], [3], [4]]) * rows
+    )
     assert TERMS["prototype"](exact).item() == pytest.approx(0)
 
 
@@ -163,12 +179,16 @@ def test_consistency_is_the_squared_gap_of_the_directions_of_the_first_images():
 
 def test_consistency_is_four_for_opposite_directions():
     features = noise(3, 6)
-    assert TERMS["consistency"](view(features=features, other_features=-2 * features)).item() == pytest.approx(4)
+    assert TERMS["consistency"](
+        view(features=features, other_features=-2 * features)
+    ).item() == pytest.approx(4)
 
 
 def test_disagreement_counts_the_kl_only_where_both_vote_alike():
     taught = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 1.0], [0.0, 0.0, 1.0]])
-    learned = torch.tensor([[1.0, 0.0, 0.5], [2.0, 0.0, 0.0], [0.0, 0.0, 5.0]])  # the second votes otherwise
+    learned = torch.tensor(
+        [[1.0, 0.0, 0.5], [2.0, 0.0, 0.0], [0.0, 0.0, 5.0]]
+    )  # the second votes otherwise
     expected = 0.0
     for i in (0, 2):
         expected -= kl(probabilities(taught[i].tolist()), probabilities(learned[i].tolist())) / 3
@@ -193,7 +213,9 @@ def test_disagreement_reaches_the_image_and_is_negative_when_the_student_differs
 def test_disagreement_is_zero_when_the_student_is_the_teacher():
     teacher = build_network("resnet8-w4", channels=1, size=8, classes=2).eval()
     images = torch.rand(8, 1, 8, 8, requires_grad=True)
-    value = TERMS["disagreement"](view(images=images, taught=teacher(images), learned=teacher(images)))
+    value = TERMS["disagreement"](
+        view(images=images, taught=teacher(images), learned=teacher(images))
+    )
     value.backward()
     assert value.item() == 0
     assert images.grad.abs().max() < 1e-6
@@ -221,10 +243,10 @@ def test_smoothness_is_the_mean_difference_to_the_right_and_to_the_lower_neighbo
     right, below = [], []
     for image in v.images.tolist():
         for plane in image:
-            right += [abs(a - b) for row in plane for a, b in zip(row, row[1:], strict=False)]
+            right += [abs(a - b) for row in plane for a, b in pairwise(row)]
             below += [
                 abs(a - b)
-                for upper, lower in zip(plane, plane[1:], strict=False)
+                for upper, lower in pairwise(plane)
                 for a, b in zip(upper, lower, strict=True)
             ]
     expected = sum(right) / len(right) + sum(below) / len(below)
@@ -262,11 +284,15 @@ def test_the_gradient_of_every_term_is_that_of_finite_differences(term):
     if name == "moments":
         (mean, var), other = view().moments
         inputs = (mean.clone().requires_grad_(), var.clone().requires_grad_())
-        assert torch.autograd.gradcheck(lambda m, v: TERMS[term](view(moments=((m, v), other))), inputs)
+        assert torch.autograd.gradcheck(
+            lambda m, v: TERMS[term](view(moments=((m, v), other))), inputs
+        )
         return
     source = getattr(view(), name)
     if term == "disagreement":
-        source = view().taught + 0.1 * noise(3, 4, seed=20)  # all vote alike, so the term is not cut off
+        source = view().taught + 0.1 * noise(
+            3, 4, seed=20
+        )  # all vote alike, so the term is not cut off
     inputs = source.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: TERMS[term](view(**{name: x})), inputs)
 
@@ -276,12 +302,19 @@ def test_the_gradient_of_every_term_is_that_of_finite_differences(term):
 
 def test_the_critics_hinge_is_the_mean_of_what_falls_short_of_the_margins():
     reference, synthetic = [2.0, 0.5, -1.0], [-3.0, -0.5, 1.0, 0.0]
-    expected = sum(max(0.0, 1 - v) for v in reference) / 3 + sum(max(0.0, 1 + v) for v in synthetic) / 4
-    assert critic_hinge(torch.tensor(reference), torch.tensor(synthetic)).item() == pytest.approx(expected)
+    expected = (
+        sum(max(0.0, 1 - v) for v in reference) / 3 + sum(max(0.0, 1 + v) for v in synthetic) / 4
+    )
+    assert critic_hinge(torch.tensor(reference), torch.tensor(synthetic)).item() == pytest.approx(
+        expected
+    )
 
 
 def test_the_critics_hinge_moves_only_what_lies_inside_the_margins():
-    reference, synthetic = torch.tensor([2.0, 0.5], requires_grad=True), torch.tensor([-3.0, 0.5], requires_grad=True)
+    reference, synthetic = (
+        torch.tensor([2.0, 0.5], requires_grad=True),
+        torch.tensor([-3.0, 0.5], requires_grad=True),
+    )
     critic_hinge(reference, synthetic).backward()
     assert reference.grad.tolist() == [0.0, -0.5]
     assert synthetic.grad.tolist() == [0.0, 0.5]

@@ -145,7 +145,7 @@ def test_no_image_comes_from_beyond_what_is_stored():
 
 
 def two_kinds() -> Memory:
-    """Per class ten images in which the teacher is sure and ten in which it hesitates (labels over 1000)."""
+    """Per class ten images in which the teacher is sure, and ten (labels over 1000) in doubt."""
     memory = Memory(60, SHAPE, 3)
     for gap, first in ((9.0, 0), (0.1, 1000)):
         pixels, labels, logits = offer([0, 1, 2] * 10, 3, first)
@@ -171,9 +171,13 @@ def test_the_hesitating_are_drawn_in_proportion_to_one_minus_the_margin():
     memory = Memory(2, SHAPE, 2)
     logits = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
     memory.add(torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.tensor([0, 1]), logits)
-    weights = [1 - torch.tanh(torch.tensor(gap / 2)).item() + 1e-3 for gap in (1.0, 3.0)]  # p₁ − p₂ of two
+    weights = [
+        1 - torch.tanh(torch.tensor(gap / 2)).item() + 1e-3 for gap in (1.0, 3.0)
+    ]  # p₁ − p₂ of two
     labels = memory.draw(20_000, torch.Generator().manual_seed(0), boundary=1.0).labels
-    assert (labels == 0).float().mean().item() == pytest.approx(weights[0] / sum(weights), abs=0.015)
+    assert (labels == 0).float().mean().item() == pytest.approx(
+        weights[0] / sum(weights), abs=0.015
+    )
 
 
 def test_new_images_can_be_drawn_at_once():
@@ -196,8 +200,13 @@ def test_a_restored_memory_has_the_same_future(past, future, capacity):
         for one in (memory, restored):
             one.add(*offer(votes, 4, number))
         number += len(votes)
-        assert torch.equal(memory.everything().pixels, restored.everything().pixels)  # also in their slots
+        assert torch.equal(
+            memory.everything().pixels, restored.everything().pixels
+        )  # also in their slots
         assert torch.equal(memory.births[: len(memory)], restored.births[: len(restored)])
     if len(memory):
-        drawn = [one.draw(20, torch.Generator().manual_seed(1), boundary=0.5) for one in (memory, restored)]
+        drawn = [
+            one.draw(20, torch.Generator().manual_seed(1), boundary=0.5)
+            for one in (memory, restored)
+        ]
         assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))

@@ -32,13 +32,20 @@ def resnet_by_hand(depth: int, width: int, channels: int, classes: int) -> int:
 
 @pytest.mark.parametrize(
     ("name", "channels", "count"),
-    [("resnet20", 3, 269_722), ("resnet14", 1, 172_218), ("lenet5", 1, 61_706), ("lenet5-half", 1, 15_738)],
+    [
+        ("resnet20", 3, 269_722),
+        ("resnet14", 1, 172_218),
+        ("lenet5", 1, 61_706),
+        ("lenet5-half", 1, 15_738),
+    ],
 )
 def test_the_published_numbers_of_parameters(name, channels, count):
     assert size(build_network(name, channels=channels, size=32, classes=10)) == count
 
 
-@pytest.mark.parametrize(("depth", "width"), [(8, 2), (8, 4), (8, 16), (14, 8), (32, 16), (44, 3), (56, 16)])
+@pytest.mark.parametrize(
+    ("depth", "width"), [(8, 2), (8, 4), (8, 16), (14, 8), (32, 16), (44, 3), (56, 16)]
+)
 @pytest.mark.parametrize(("channels", "classes"), [(1, 10), (3, 100)])
 def test_a_resnet_has_as_many_parameters_as_a_count_by_hand(depth, width, channels, classes):
     name = f"resnet{depth}" if width == 16 else f"resnet{depth}-w{width}"
@@ -97,7 +104,9 @@ def test_lenet_says_which_size_it_wants():
         build_network("lenet5", channels=1, size=28, classes=10)
 
 
-@pytest.mark.parametrize("spec", ["nets/mine.py:make", "package.module:make", "./runs/x", "runs/x", "a.py", "Net"])
+@pytest.mark.parametrize(
+    "spec", ["nets/mine.py:make", "package.module:make", "./runs/x", "runs/x", "a.py", "Net"]
+)
 def test_paths_and_modules_are_no_names(spec):
     assert not is_named(spec)
 
@@ -114,7 +123,9 @@ def test_a_classifier_normalises_each_channel_and_answers_in_logits(answers):
 
     spec = ImageSpec(2, 3, 3, (0.5, 0.25), (0.5, 0.125))
     images = torch.rand(4, 2, 3, 3)
-    expected = torch.stack([(images[:, 0].mean((1, 2)) - 0.5) / 0.5, (images[:, 1].mean((1, 2)) - 0.25) / 0.125], 1)
+    expected = torch.stack(
+        [(images[:, 0].mean((1, 2)) - 0.5) / 0.5, (images[:, 1].mean((1, 2)) - 0.25) / 0.125], 1
+    )
     found = Classifier(Means(), spec, 2, answers)(images)
     assert torch.allclose(found.softmax(1), expected.softmax(1), atol=1e-5)
     if answers == "logits":
@@ -159,7 +170,9 @@ def test_gradients_reach_all_of_a_decoder():
     (decoder(torch.randn(6, 7), torch.tensor([0, 1] * 3)) * weights).sum().backward()
     for name, p in decoder.named_parameters():
         assert p.grad is not None, name
-        if name != "linear.bias":  # the norm behind it takes a shift of the whole map away, not all of this one
+        if (
+            name != "linear.bias"
+        ):  # the norm behind it takes a shift of the whole map away, not all of this one
             assert p.grad.abs().max() > 0, name
 
 
@@ -196,7 +209,9 @@ def test_a_critics_opinion_depends_on_the_class():
 def largest_singular_values(critic: Critic) -> list[float]:
     """Of each layer's weight as a matrix with one row per output."""
     layers = [*critic.convolutions, critic.head, critic.embedding]
-    return [torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() for layer in layers]
+    return [
+        torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() for layer in layers
+    ]
 
 
 def used(critic: Critic) -> Critic:
@@ -208,9 +223,9 @@ def used(critic: Critic) -> Critic:
 
 def test_spectral_norm_makes_the_largest_singular_value_of_every_layer_one():
     torch.manual_seed(0)
-    assert largest_singular_values(used(Critic(channels=3, classes=10, width=8, normed=True))) == pytest.approx(
-        [1.0] * 5, rel=0.02
-    )
+    assert largest_singular_values(
+        used(Critic(channels=3, classes=10, width=8, normed=True))
+    ) == pytest.approx([1.0] * 5, rel=0.02)
 
 
 def test_without_spectral_norm_the_singular_values_are_what_they_were():

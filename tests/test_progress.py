@@ -20,7 +20,8 @@ def shares() -> st.SearchStrategy[list[tuple[float, bool]]]:
 
 def stages_of(parts: list[tuple[float, bool]]) -> tuple[Stage, ...]:
     return tuple(
-        Stage(name=f"s{i}", share=part, student_steps=int(teaches)) for i, (part, teaches) in enumerate(parts)
+        Stage(name=f"s{i}", share=part, student_steps=int(teaches))
+        for i, (part, teaches) in enumerate(parts)
     )
 
 
@@ -86,9 +87,9 @@ def test_a_stage_alone_is_paid_in_generator_images_and_a_teaching_one_in_student
 def test_everything_is_counted():
     first = after(Progress(), ALONE, IMAGES, seconds=1.5, seen=4, synthetic=3, invented=9)
     second = after(first, ALONE, IMAGES, seconds=0.5, seen=6, synthetic=2, invented=1)
-    assert (second.round, second.images_seen, second.synthetic_seen, second.invented, second.seconds) == (
-        2, 10, 5, 10, 2.0,
-    )  # fmt: skip
+    assert second == Progress(
+        round=2, work=10, images_seen=10, synthetic_seen=5, invented=10, seconds=2.0
+    )
 
 
 def test_the_cursor_moves_on_when_the_quota_is_used_up_and_no_sooner():

@@ -20,7 +20,9 @@ def test_one_cycle_rises_in_a_straight_line_then_falls_as_half_a_cosine(progress
     if progress < warmup:
         expected = progress / warmup
     else:
-        expected = math.cos(math.pi / 2 * (progress - warmup) / (1 - warmup)) ** 2  # the half-angle form
+        expected = (
+            math.cos(math.pi / 2 * (progress - warmup) / (1 - warmup)) ** 2
+        )  # the half-angle form
     assert one_cycle(progress, warmup=warmup) == pytest.approx(expected, abs=1e-9)
 
 
@@ -73,7 +75,9 @@ def test_all_and_nothing_are_shares_too(done, count):
 
 # --- difficulty ---
 
-TABLE = DifficultyTable(start=0.3, low=0.7, high=0.85, down=0.5, up=2.0, floor=0.1, ceiling=0.9, patience=2)
+TABLE = DifficultyTable(
+    start=0.3, low=0.7, high=0.85, down=0.5, up=2.0, floor=0.1, ceiling=0.9, patience=2
+)
 
 
 def played(agreements: list[float], table: DifficultyTable = TABLE) -> list[Difficulty]:

@@ -17,19 +17,30 @@ from synthkd.states import load_state, save_state
 # --- seeds ---
 
 
-@given(st.integers(0, 2**31), st.lists(st.one_of(st.integers(0, 99), st.text("ab", min_size=1)), max_size=3))
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.one_of(st.integers(0, 99), st.text("ab", min_size=1)), max_size=3),
+)
 def test_a_derived_seed_is_a_number_that_torch_takes(seed, path):
     assert 0 <= derived(seed, *path) < 2**63
     torch.Generator().manual_seed(derived(seed, *path))
 
 
 def test_other_names_give_other_seeds():
-    paths = [(), ("round",), ("round", 0), ("round", 1), ("round", 11), ("generator",), ("student",)]
+    paths = [
+        (),
+        ("round",),
+        ("round", 0),
+        ("round", 1),
+        ("round", 11),
+        ("generator",),
+        ("student",),
+    ]
     assert len({derived(seed, *path) for seed in range(50) for path in paths}) == 50 * len(paths)
 
 
 def test_a_derived_seed_never_changes_between_versions():
-    """SHA-256 of "3/round/17" with the top bit cut off: an old checkpoint must find its numbers again."""
+    """SHA-256 of "3/round/17", first 64 bits, halved: old checkpoints find their numbers again."""
     import hashlib
 
     assert derived(3, "round", 17) == int(hashlib.sha256(b"3/round/17").hexdigest()[:16], 16) // 2
@@ -55,7 +66,9 @@ def test_a_global_seed_lasts_as_long_as_its_block_even_when_it_fails():
 
 # --- states ---
 
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5))
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)
+)
 STATES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
@@ -74,11 +87,24 @@ def test_a_nested_state_comes_back_as_it_was(tmp_path_factory, state):
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool]
+    "dtype",
+    [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.uint8,
+        torch.int64,
+        torch.bool,
+    ],
 )
 def test_a_tensor_comes_back_bit_for_bit(tmp_path, dtype):
     tensor = torch.rand(2, 3, 4, 5).mul(9).to(dtype)
-    state = {"a": [tensor, {"b": tensor[:, 1:].transpose(0, 1)}], "scalar": tensor[0, 0, 0, 0], "none": tensor[:0]}
+    state = {
+        "a": [tensor, {"b": tensor[:, 1:].transpose(0, 1)}],
+        "scalar": tensor[0, 0, 0, 0],
+        "none": tensor[:0],
+    }
     save_state(state, tmp_path / "x", "thing")
     found = load_state(tmp_path / "x", "thing")
     for a, b in (
@@ -138,7 +164,9 @@ DAMAGED = {
     "a dictionary that is none": header(kind="thing", **{"synthkd-state": '["d", 5]'}),
     "pairs that are none": header(kind="thing", **{"synthkd-state": '["d", [[1, 2, 3]]]'}),
     "keys that are lists": header(kind="thing", **{"synthkd-state": '["d", [[["l"], 2]]]'}),
-    "a depth without end": header(kind="thing", **{"synthkd-state": '["l", [' * 20_000 + "]]" * 20_000}),
+    "a depth without end": header(
+        kind="thing", **{"synthkd-state": '["l", [' * 20_000 + "]]" * 20_000}
+    ),
 }
 
 
@@ -192,7 +220,10 @@ def test_a_reader_that_opened_the_old_file_goes_on_reading_it(tmp_path):
 def test_json_has_null_where_numbers_are_not_finite(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"a": [1.5, float("nan"), (float("inf"),)], 2: {"ü": True}})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1.5, None, [None]], "2": {"ü": True}}
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "a": [1.5, None, [None]],
+        "2": {"ü": True},
+    }
     assert "ü" in path.read_text(encoding="utf-8")
 
 

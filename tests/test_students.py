@@ -1,4 +1,4 @@
-"""The student: each step and its average redone in plain loops, and a saved state that goes on the same."""
+"""The student: steps and average redone in plain loops, and a saved state that goes on the same."""
 
 import copy
 from pathlib import Path
@@ -22,7 +22,9 @@ SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 
 def new(classes: int = 3) -> Classifier:
     torch.manual_seed(5)
-    return Classifier(build_network("resnet8-w4", channels=1, size=8, classes=classes), SPEC, classes)
+    return Classifier(
+        build_network("resnet8-w4", channels=1, size=8, classes=classes), SPEC, classes
+    )
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
@@ -34,7 +36,9 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
     ]  # fmt: skip
 
 
-def taught(learner: Learner, lessons: list[tuple[Tensor, Tensor]], start: int = 0, whole: int = 10) -> list[float]:
+def taught(
+    learner: Learner, lessons: list[tuple[Tensor, Tensor]], start: int = 0, whole: int = 10
+) -> list[float]:
     return [float(learner.step(x, y, (start + i) / whole)) for i, (x, y) in enumerate(lessons)]
 
 
@@ -49,7 +53,9 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def test_a_step_of_sgd_is_the_one_written_out():
-    table = TrainingTable(clip=0, ema=0, momentum=0.9, weight_decay=0.01, temperature=2, learning_rate=0.2)
+    table = TrainingTable(
+        clip=0, ema=0, momentum=0.9, weight_decay=0.01, temperature=2, learning_rate=0.2
+    )
     learner, plain = Learner(new(), table), new()
     plain.train()
     speed = {name: torch.zeros_like(p) for name, p in plain.named_parameters()}
@@ -81,7 +87,9 @@ def test_a_gradient_over_the_limit_is_cut_to_it():
     learner = Learner(new(), table)
     before = [p.detach().clone() for p in learner.student.parameters()]
     learner.step(*batches(1)[0], 0.0)
-    moved = sum((p - b).square().sum() for p, b in zip(learner.student.parameters(), before, strict=True)).sqrt()
+    moved = sum(
+        (p - b).square().sum() for p, b in zip(learner.student.parameters(), before, strict=True)
+    ).sqrt()
     assert moved.item() == pytest.approx(0.01, rel=1e-3)
 
 
@@ -123,7 +131,9 @@ def test_an_answer_is_that_of_eval_mode_and_the_mode_is_put_back():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("ema", [0.0, 0.99])
-def test_a_learner_restored_from_a_file_learns_on_bit_for_bit(tmp_path: Path, optimizer: str, ema: float):
+def test_a_learner_restored_from_a_file_learns_on_bit_for_bit(
+    tmp_path: Path, optimizer: str, ema: float
+):
     table = TrainingTable(optimizer=optimizer, ema=ema)
     unbroken, lessons = Learner(new(), table), batches(10)
     taught(unbroken, lessons[:5])
@@ -138,7 +148,9 @@ def test_a_learner_restored_from_a_file_learns_on_bit_for_bit(tmp_path: Path, op
     assert unbroken.steps == other.steps == 10
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.Adam(p, 0.1)])
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.Adam(p, 0.1)]
+)
 def test_a_loaded_optimizer_has_its_tensors_laid_out_like_the_weights(tmp_path, make):
     layer = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
     optimizer = make(layer.parameters())
@@ -160,8 +172,15 @@ def test_a_saved_student_can_be_rebuilt_from_its_card(tmp_path):
     path = tmp_path / "student.safetensors"
     save_student(student, card_of(student, "resnet8-w4", ("a", "b", "c")), path)
     card = read_card(path)
-    assert (card.network, card.classes, card.names, card.image_spec) == ("resnet8-w4", 3, ("a", "b", "c"), SPEC)
-    body = build_network(card.network, channels=card.channels, size=card.height, classes=card.classes)
+    assert (card.network, card.classes, card.names, card.image_spec) == (
+        "resnet8-w4",
+        3,
+        ("a", "b", "c"),
+        SPEC,
+    )
+    body = build_network(
+        card.network, channels=card.channels, size=card.height, classes=card.classes
+    )
     body.load_state_dict(read_weights(path))
     twin = Classifier(body, card.image_spec, card.classes, card.answers).eval()
     images = torch.rand(4, 1, 8, 8)

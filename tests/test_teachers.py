@@ -46,7 +46,10 @@ def assert_same(before: dict[str, Tensor], module: nn.Module) -> None:
 
 def hooks(module: nn.Module) -> int:
     """Every hook on any of its layers."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in module.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in module.modules()
+    )
 
 
 # --- moments ---
@@ -54,13 +57,21 @@ def hooks(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_gradient_of_moments_is_that_of_finite_differences(layout):
-    x = torch.randn(3, 2, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    x = (
+        torch.randn(3, 2, 4, 5, dtype=torch.float64)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+    )
     assert torch.autograd.gradcheck(Moments.apply, (x,))
     weights = torch.randn(2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda y: (Moments.apply(y)[2] * weights).sum(), (x,))  # one output alone
+    assert torch.autograd.gradcheck(
+        lambda y: (Moments.apply(y)[2] * weights).sum(), (x,)
+    )  # one output alone
 
 
-@pytest.mark.parametrize("shape", [(6, 3, 4, 5), (1, 3, 7, 7), (2, 3, 1, 1), (50, 3), (9, 3, 4), (2, 3, 2, 3, 4)])
+@pytest.mark.parametrize(
+    "shape", [(6, 3, 4, 5), (1, 3, 7, 7), (2, 3, 1, 1), (50, 3), (9, 3, 4), (2, 3, 2, 3, 4)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_moments_are_the_mean_and_the_biased_variance_of_a_channel(shape, dtype):
     x = torch.randn(shape, dtype=dtype) * 3 + 7
@@ -70,7 +81,9 @@ def test_moments_are_the_mean_and_the_biased_variance_of_a_channel(shape, dtype)
         values = x[:, c].flatten().double().tolist()
         middle = sum(values) / len(values)
         assert mean[c].item() == pytest.approx(middle, rel=1e-5)
-        assert var[c].item() == pytest.approx(sum((v - middle) ** 2 for v in values) / len(values), rel=1e-3, abs=1e-6)
+        assert var[c].item() == pytest.approx(
+            sum((v - middle) ** 2 for v in values) / len(values), rel=1e-3, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -83,7 +96,11 @@ def test_moments_equal_var_mean_forward_and_backward(layout):
     assert torch.allclose(var, expected_var, atol=1e-4)
     weights = torch.rand(3, 6)
     (x.relu().mean((0, 2, 3)) * weights[0] + mean * weights[1] + var * weights[2]).sum().backward()
-    (plain.relu().mean((0, 2, 3)) * weights[0] + expected_mean * weights[1] + expected_var * weights[2]).sum().backward()
+    (
+        plain.relu().mean((0, 2, 3)) * weights[0]
+        + expected_mean * weights[1]
+        + expected_var * weights[2]
+    ).sum().backward()
     assert torch.allclose(ours.grad, plain.grad, atol=1e-6)
 
 
@@ -99,7 +116,16 @@ def test_a_gan_step_moves_no_bit_of_the_teacher():
     teacher = load_teacher(TeacherTable())
     before, digest = snapshot(teacher), teacher.digest
     terms = dict.fromkeys(
-        ("one_hot", "statistics", "prototype", "consistency", "balance", "smoothness", "activation"), 1.0
+        (
+            "one_hot",
+            "statistics",
+            "prototype",
+            "consistency",
+            "balance",
+            "smoothness",
+            "activation",
+        ),
+        1.0,
     )
     stage = Stage(name="x", synthesis_steps=2, synthesis_batch=8, fresh=4)
     recipe = Recipe.model_validate({"generator": {"width": 4, "latent": 8}, "stage": [stage]})
@@ -185,7 +211,7 @@ def test_observed_moments_are_those_of_the_input_of_each_norm():
 
 
 def test_stored_moments_are_those_that_a_batch_in_training_mode_would_leave():
-    """With momentum 1 the running statistics become the moments of the batch (variance unbiased)."""
+    """With momentum 1 running statistics become the moments of the batch (variance unbiased)."""
     body = build_network("resnet8-w4", channels=3, size=8, classes=5).train()
     for m in body.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -194,13 +220,15 @@ def test_stored_moments_are_those_that_a_batch_in_training_mode_would_leave():
     images = torch.rand(32, 3, 8, 8)
     body(images)
     teacher = Teacher(Classifier(body, spec, 5))
-    mean, var = teacher.observe(images).moments[0]  # the first norm sees the same input in both modes
+    mean, var = teacher.observe(images).moments[
+        0
+    ]  # the first norm sees the same input in both modes
     assert torch.allclose(teacher.stored[0][0], mean, atol=1e-5)
     assert torch.allclose(teacher.stored[0][1], var, rtol=1e-2)
 
 
 class Crossed(nn.Module):
-    """Norms that are written down in another order than images pass them, and one that never works."""
+    """Norms written down in another order than images pass them, and one that never works."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,12 +248,18 @@ def test_moments_and_stored_moments_belong_to_the_same_norm_whatever_their_order
         norm.running_mean.fill_(value)
     teacher = Teacher(Classifier(body, SPEC, 5))
     seen = teacher.observe(torch.rand(2, *SPEC.shape))
-    assert [len(mean) for mean, _ in seen.moments] == [len(mean) for mean, _ in teacher.stored] == [3, 4]
+    assert (
+        [len(mean) for mean, _ in seen.moments]
+        == [len(mean) for mean, _ in teacher.stored]
+        == [3, 4]
+    )
     assert [mean[0].item() for mean, _ in teacher.stored] == [0, 1]
 
 
 def test_a_norm_without_running_statistics_counts_as_absent():
-    body = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 5))
+    body = nn.Sequential(
+        nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 5)
+    )
     assert Teacher(Classifier(body, SPEC, 5)).stored == ()
 
 

@@ -63,8 +63,10 @@ class Gan:
             images = self.decoder(z, labels)
         images = images.float()
         reference = scene.reference(len(images), rng) if scene.terms.get("realism") else None
-        view = self._view(scene, images, labels, reference is not None, rng)
         weights = {t: w for t, w in scene.terms.items() if w and (t != "realism" or reference is not None)}
+        if not weights:  # nothing to judge by, or not yet
+            return {}
+        view = self._view(scene, images, labels, reference is not None, rng)
         values = {term: TERMS[term](view) for term in weights}
         loss = sum((weights[t] * value for t, value in values.items()), images.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)

@@ -38,6 +38,9 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
             kind = "procedural" if drawn and not generating else "gan"
             if kind == "procedural":
                 reasons.append("no BatchNorm to follow: procedural images, kept in balance by the teacher's votes")
+        if kind == "none" and recipe.memory.capacity == 0 and stages:
+            kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
+            stage = stage.model_copy(update={"synthesis_steps": 0})
         terms = _terms(stage, teacher, reasons) if kind == "gan" and stage.synthesis_steps else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":

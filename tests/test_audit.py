@@ -1,0 +1,199 @@
+"""What a data-free run reads: the package, the teacher, its own run directory. And that we would see more.
+
+An audit hook sees every file that Python opens, but nothing that C or Rust code opens by itself; on
+Linux a second test asks the kernel, by strace where it is installed.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from synthkd.networks import build_network
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = (
+    "distill --quiet --student resnet8-w4 --images-seen 96 --training.batch 32 --generator.width 4 "
+    "--run.threads 1 --memory.capacity 300 --stage.pregenerate.fresh 64 --val-data none --out run "
+    "--stage.pregenerate.synthesis-batch 16 --stage.joint.synthesis-batch 16 --stage.joint.fresh 32 "
+    "--run.checkpoint-seconds 1e-6"
+).split()
+CONTRACT = "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25".split()
+
+_AUDITED = """
+import json, os, sys
+
+_, log, *argv = sys.argv
+sys.argv[1:] = argv
+seen = []
+
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        written = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        seen.append(["write" if written else "read", os.path.abspath(os.fsdecode(arguments[0]))])
+    elif event in ("os.listdir", "os.scandir") and arguments[0] is not None:
+        seen.append(["list", os.path.abspath(os.fsdecode(arguments[0]))])
+    elif event in ("socket.connect", "socket.getaddrinfo"):
+        seen.append(["network", str(arguments[1:])])
+
+sys.addaudithook(hook)
+from synthkd.cli import main
+try:
+    main()
+finally:
+    recorded = list(seen)
+    with open(log, "w") as file:
+        json.dump(recorded, file)
+"""
+
+# Python and its packages; the parts of the checkout that ship
+PYTHON = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+PYTHON |= {Path(sysconfig.get_path(kind, vars={"base": sys.base_prefix})) for kind in ("purelib",)}
+PACKAGE = {ROOT / "synthkd", ROOT / "assets", ROOT / "pipelines"}
+# nothing of anybody's: the terminal, the machine, the list of MIME types that sympy's neighbours ask for
+SYSTEM = {Path(p) for p in ("/dev", "/proc", "/sys", "/etc/ld.so.cache", "/etc/localtime")}
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "tmp").mkdir(exist_ok=True)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def audited(tmp_path: Path, *argv: str) -> list[tuple[str, Path]]:
+    """Everything that a run in `tmp_path / "work"` opened or listed."""
+    (tmp_path / "audited.py").write_text(_AUDITED)
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "audited.py"), str(tmp_path / "log.json"), *SHORT, *argv],
+        cwd=work, env=environment(tmp_path), capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [(kind, Path(path)) for kind, path in json.loads((tmp_path / "log.json").read_text())]
+
+
+def strange(seen: list[tuple[str, Path]], *allowed: Path) -> list[tuple[str, Path]]:
+    """What was opened outside Python, the package, the system's own and the allowed places."""
+    places = [place.resolve() for place in (*PYTHON, *PACKAGE, *allowed)] + [*PYTHON, *SYSTEM]
+    return [
+        (kind, path)
+        for kind, path in seen
+        if not any(path.is_relative_to(p) or path.resolve().is_relative_to(p) for p in places)
+        # a module is looked for in every folder of sys.path, and CUDA's libraries beside it
+        and not (kind == "list" and (path == ROOT or not path.exists()))
+    ]
+
+
+def own(tmp_path: Path) -> tuple[Path, ...]:
+    """The run directory and the private temporary folder. Listing the working directory is Python's."""
+    return tmp_path / "work" / "run", tmp_path / "tmp"
+
+
+def without_listing(seen: list[tuple[str, Path]], folder: Path) -> list[tuple[str, Path]]:
+    return [(kind, path) for kind, path in seen if (kind, path) != ("list", folder)]
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    folder = tmp_path / "work" / "real"
+    rng = np.random.default_rng(0)
+    for k in range(10):
+        (folder / str(k)).mkdir(parents=True)
+        for i in range(2):
+            array = rng.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(array).save(folder / str(k) / f"{i}.png")
+    return folder
+
+
+def test_a_run_from_the_demo_reads_nothing_but_package_and_run_directory(
+    tmp_path: Path, real: Path
+) -> None:
+    seen = audited(tmp_path, "--real-data", str(real))  # named, but mix ratio 1.0 must not open it
+    assert strange(without_listing(seen, tmp_path / "work"), *own(tmp_path)) == []
+    assert ("read", ROOT / "assets" / "demo_teacher.safetensors") in seen  # so the hook does see
+    assert json.loads((tmp_path / "work" / "run" / "summary.json").read_text())["real_images_read"] == 0
+    written = {path for kind, path in seen if kind == "write"}
+    assert all(path.is_relative_to(p) for path in written for p in own(tmp_path)[:1]) or all(
+        any(path.is_relative_to(p) for p in (*own(tmp_path), Path("/dev"))) for path in written
+    )
+
+
+def test_a_run_from_a_teacher_file_reads_that_file_besides(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "teacher" / "weights.pth"
+    path.parent.mkdir()
+    torch.save(build_network("resnet8-w4", channels=1, size=16, classes=10).state_dict(), path)
+    seen = audited(
+        tmp_path, "--teacher", "resnet8-w4", "--teacher-weights", str(path), *CONTRACT
+    )
+    beside = strange(without_listing(seen, tmp_path / "work"), *own(tmp_path))
+    assert set(beside) == {("read", path)}
+
+
+PEEPING = """
+import torch
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, 2)
+        self.bn = nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        for path in sorted(Path("real").glob("*/*.png"))[:1]:
+            path.read_bytes()
+        return self.linear(self.bn(self.conv(x)).mean((2, 3)))
+"""
+
+
+def test_a_teacher_that_opens_an_image_is_caught(tmp_path: Path, real: Path) -> None:
+    code = tmp_path / "teacher.py"
+    code.write_text(PEEPING)
+    seen = audited(tmp_path, "--teacher", f"{code}:Net", "--trust-code", *CONTRACT)
+    beside = strange(without_listing(seen, tmp_path / "work"), *own(tmp_path), code)
+    assert ("read", real / "0" / "0.png") in beside
+    assert all(path.is_relative_to(real) for _, path in beside)
+
+
+def test_real_images_of_a_mixed_run_are_seen_by_the_hook_and_counted(
+    tmp_path: Path, real: Path
+) -> None:
+    seen = audited(tmp_path, "--real-data", str(real), "--mix-ratio", "0.5")
+    opened = {path for kind, path in seen if kind == "read" and path.is_relative_to(real)}
+    assert opened == set(real.glob("*/*.png"))
+    summary = json.loads((tmp_path / "work" / "run" / "summary.json").read_text())
+    assert summary["real_images_read"] == len(opened) == 20
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_kernel_saw_no_real_image_opened(tmp_path: Path, real: Path) -> None:
+    log = tmp_path / "strace.log"
+    started = [shutil.which("strace") or "", "-f", "-qq", "-e", "trace=open,openat,openat2,connect"]
+    done = subprocess.run(
+        [*started, "-o", str(log), sys.executable, "-m", "synthkd", *SHORT, "--real-data", "real"],
+        cwd=real.parent, env=environment(tmp_path), capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    if "PTRACE" in done.stderr or "ptrace" in done.stderr:
+        pytest.skip("this machine does not let processes be traced")
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text(errors="replace").splitlines()
+    assert any("demo_teacher.safetensors" in call for call in calls)
+    assert not [call for call in calls if '"real' in call or str(real) in call]
+    assert not [call for call in calls if "connect(" in call and "AF_INET" in call]

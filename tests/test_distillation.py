@@ -1,0 +1,495 @@
+"""The loop: the same twice, the same after a break, and every image counted."""
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from synthkd.distillation import Lab, Round, rounds, settle
+from synthkd.images import Batch, ImageSpec, to_uint8
+from synthkd.networks import build_network
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe, TeacherTable
+from synthkd.schedules import share
+from synthkd.seeds import globally, source
+from synthkd.specs import load_teacher, new_student
+from synthkd.states import load_state, save_state
+from synthkd.synthesis.plan import plan
+from synthkd.synthesis.scene import Invented, Scene, even_labels
+from synthkd.teachers import Teacher, digest_of
+
+STAGES = [
+    {
+        "name": "pregenerate", "share": 0.2, "student_steps": 0, "synthesis_batch": 16, "fresh": 32,
+        "terms": {"one_hot": 1.0, "statistics": 1.0, "prototype": 0.1},
+    },
+    {
+        "name": "finetune", "generator": "none", "share": 0.3, "synthesis_steps": 0, "fresh": 0,
+        "student_steps": 2,
+    },
+    {
+        "name": "joint", "share": 0.5, "student_steps": 2, "synthesis_batch": 16, "fresh": 16,
+        "terms": {"one_hot": 1.0, "consistency": 0.1, "disagreement": 1.0, "realism": 0.1},
+    },
+]  # fmt: skip
+TINY: dict[str, Any] = {
+    "student": {"spec": "resnet8-w4"},
+    "budget": {"images": 256},
+    "training": {"batch": 16},
+    "generator": {"width": 4, "latent": 8},
+    "discriminator": {"width": 4},
+    "memory": {"capacity": 80},
+    "stage": STAGES,
+}
+PLAIN = {"shift": 0, "flip": False, "affine": 0, "jitter": 0, "erase": 0, "mixup": 0}
+
+
+def recipe(**tables: Any) -> Recipe:
+    return Recipe.model_validate(TINY | tables)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return load_teacher(TeacherTable())
+
+
+@pytest.fixture(scope="module")
+def real() -> Tensor:
+    """Real images that give themselves away: all white but for a black corner."""
+    pixels = torch.full((100, 1, 16, 16), 255, dtype=torch.uint8)
+    pixels[:, :, 0, 0] = 0
+    return pixels
+
+
+def lab_of(the_recipe: Recipe, teacher: Teacher, real: Tensor | None = None) -> Lab:
+    with globally(source(the_recipe.run.seed, "student")):
+        student = new_student(the_recipe.student, teacher)
+    lab = Lab(the_recipe, plan(the_recipe, teacher).stages, teacher, student)
+    if real is not None:
+        lab.use_real(real)
+    return lab
+
+
+def weights(lab: Lab) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in lab.learner.student.state_dict().items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert list(a) == list(b)
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def shown(lab: Lab) -> list[Tensor]:
+    """A list that will hold every batch the student learns from, as uint8."""
+    seen: list[Tensor] = []
+    step: Callable[..., Tensor] = lab.learner.step
+
+    def listening(images: Tensor, taught: Tensor, progress: float) -> Tensor:
+        assert torch.equal(taught, lab.teacher(images))  # both see the same view
+        seen.append(to_uint8(images))
+        return step(images, taught, progress)
+
+    lab.learner.step = listening  # type: ignore[method-assign]
+    return seen
+
+
+def told(laps: list[Round]) -> list[tuple[Any, ...]]:
+    """All that a round tells, clocks apart."""
+    return [
+        (
+            lap.stage,
+            lap.share,
+            lap.measures,
+            lap.progress.images_seen,
+            lap.progress.synthetic_seen,
+            lap.progress.work,
+        )
+        for lap in laps
+    ]
+
+
+# --- the same again ---
+
+
+@pytest.fixture(scope="module")
+def unbroken(teacher: Teacher) -> tuple[list[Round], dict[str, Tensor], Lab]:
+    torch.manual_seed(1)
+    lab = lab_of(recipe(), teacher)
+    laps = list(rounds(lab))
+    return laps, weights(lab), lab
+
+
+def test_the_same_seed_gives_the_same_student_bit_for_bit(teacher, unbroken):
+    torch.manual_seed(2)
+    again = lab_of(recipe(), teacher)
+    laps = list(rounds(again))
+    assert told(laps) == told(unbroken[0])
+    assert_same(weights(again), unbroken[1])
+    assert_same(again.learner.average, unbroken[2].learner.average)
+
+
+def test_another_seed_gives_another_student(teacher, unbroken):
+    other = lab_of(recipe(run={"seed": 1}), teacher)
+    list(rounds(other))
+    assert not torch.equal(weights(other)["body.conv1.weight"], unbroken[1]["body.conv1.weight"])
+
+
+@pytest.mark.parametrize("where", ["pregenerate", "finetune", "joint", "joint's end"])
+def test_a_run_resumed_from_a_file_gives_the_student_of_an_unbroken_one(
+    teacher, unbroken, tmp_path: Path, where
+):
+    """Stopped after the first round of a stage, or one round before the end of all."""
+    laps, expected, whole = unbroken
+    names = [lap.stage for lap in laps]
+    after = len(laps) - 1 if where == "joint's end" else names.index(where) + 1
+    first = lab_of(recipe(), teacher)
+    walk = rounds(first)
+    for _ in range(after):
+        next(walk)
+    save_state(first.state_dict(), tmp_path / "x", "checkpoint")
+
+    torch.manual_seed(77)
+    second = Lab(
+        recipe(), plan(recipe(), teacher).stages, teacher, new_student(recipe().student, teacher)
+    )
+    second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
+    rest = list(rounds(second))
+    assert told(rest) == told(laps[after:])
+    assert_same(weights(second), expected)
+    assert_same(second.learner.average, whole.learner.average)
+    assert second.difficulty == whole.difficulty
+    for name in ("pixels", "labels", "logits"):
+        assert torch.equal(
+            getattr(second.memory.everything(), name), getattr(whole.memory.everything(), name)
+        )
+    assert settle(second) == settle(copy.deepcopy(whole))
+
+
+def test_a_resumed_run_with_real_images_and_procedural_ones_is_the_same_too(
+    teacher, real, tmp_path
+):
+    mixed = recipe(
+        data={"mix_ratio": 0.5, "real": "given"},
+        training={"batch": 16, "optimizer": "adam", "learning_rate": 0.01},
+        stage=[STAGES[0] | {"generator": "procedural"}, STAGES[1], STAGES[2]],
+    )
+    whole, first, second = (lab_of(mixed, teacher, real) for _ in range(3))
+    laps, walk = list(rounds(whole)), rounds(first)
+    for _ in range(len(laps) - 2):
+        next(walk)
+    save_state(first.state_dict(), tmp_path / "x", "checkpoint")
+    second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
+    assert told(list(rounds(second))) == told(laps[-2:])
+    assert_same(weights(second), weights(whole))
+
+
+# --- what a run tells ---
+
+
+def test_the_stages_follow_each_other_and_the_share_rises_to_one(unbroken):
+    laps = unbroken[0]
+    names = [lap.stage for lap in laps]
+    assert list(dict.fromkeys(names)) == ["pregenerate", "finetune", "joint"]
+    assert names == sorted(names, key=["pregenerate", "finetune", "joint"].index)
+    shares = [lap.share for lap in laps]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert [lap.progress.round for lap in laps] == list(range(1, len(laps) + 1))
+
+
+def test_a_round_tells_the_measures_of_its_stage(unbroken):
+    found = {lap.stage: set(lap.measures) for lap in unbroken[0]}
+    made, taught = {"balance", "confidence", "obeyed"}, {"loss", "agreement", "difficulty"}
+    assert found["pregenerate"] == made | {"term.one_hot", "term.statistics", "term.prototype"}
+    assert found["finetune"] == taught
+    terms = {"term.one_hot", "term.consistency", "term.disagreement", "term.realism", "critic"}
+    assert found["joint"] == made | taught | terms
+    assert all(isinstance(v, float) for lap in unbroken[0] for v in lap.measures.values())
+
+
+def test_a_round_shows_fresh_images_where_there_are_any(unbroken):
+    for lap in unbroken[0]:
+        if lap.stage == "finetune":
+            assert lap.samples is lap.labels is None
+        else:
+            assert lap.samples.dtype == torch.uint8
+            assert (
+                len(lap.samples) == len(lap.labels) == {"pregenerate": 32, "joint": 16}[lap.stage]
+            )
+
+
+def test_the_teacher_is_the_same_afterwards(teacher, unbroken):
+    assert digest_of(teacher.classifier) == teacher.digest
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_student_can_learn_on_afterwards(unbroken):
+    assert all(p.requires_grad for p in unbroken[2].learner.student.parameters())
+
+
+def test_time_is_told_by_part(unbroken):
+    lab = unbroken[2]
+    assert set(lab.seconds) == {"synthesis", "labelling", "student"}
+    assert all(seconds > 0 for seconds in lab.seconds.values())
+    assert sum(lab.seconds.values()) <= lab.progress.seconds
+
+
+# --- counted ---
+
+
+@pytest.mark.parametrize("images", [256, 259, 33, 17, 1])
+def test_the_student_sees_exactly_the_images_of_the_budget(teacher, images):
+    lab = lab_of(recipe(budget={"images": images}), teacher)
+    seen = shown(lab)
+    list(rounds(lab))
+    assert sum(map(len, seen)) == lab.progress.images_seen == images
+    assert all(len(batch) > 1 for batch in seen) or images == 1
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.95])
+def test_the_mix_ratio_is_exact(teacher, real, ratio):
+    lab = lab_of(recipe(data={"mix_ratio": ratio, "real": "given"}, augment=PLAIN), teacher, real)
+    seen = shown(lab)
+    list(rounds(lab))
+    done = 0
+    for batch in seen:
+        synthetic = sum(not torch.equal(image, real[0]) for image in batch)
+        assert synthetic == share(done, len(batch), ratio)
+        done += len(batch)
+    assert lab.progress.synthetic_seen == int(256 * ratio)
+    assert sum(not torch.equal(image, real[0]) for batch in seen for image in batch) == int(
+        256 * ratio
+    )
+
+
+class Untouchable:
+    """Stands where real images would: whoever looks at it fails."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"real images were touched: {name}")
+
+    def __len__(self) -> int:
+        raise AssertionError("real images were counted")
+
+    def __getitem__(self, _: object) -> Any:
+        raise AssertionError("real images were read")
+
+
+def test_a_data_free_run_never_touches_real_images(teacher, unbroken):
+    lab = lab_of(recipe(), teacher)
+    lab.real = Untouchable()  # type: ignore[assignment]
+    list(rounds(lab))
+    assert lab.progress.synthetic_seen == lab.progress.images_seen == 256
+    assert_same(weights(lab), unbroken[1])
+
+
+def test_at_mix_ratio_zero_all_images_are_real_and_a_twentieth_is_held_out(teacher):
+    numbers = torch.arange(100, dtype=torch.uint8)
+    images = (
+        torch.rand(100, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        .mul(255)
+        .to(torch.uint8)
+    )
+    images[:, 0, 0, 0] = numbers  # each carries its number
+    lab = lab_of(recipe(data={"mix_ratio": 0.0, "real": "given"}, augment=PLAIN), teacher, images)
+    seen = shown(lab)
+    list(rounds(lab))
+    taught = {int(image[0, 0, 0]) for batch in seen for image in batch}
+    held_out = set(lab.held_out.everything().pixels[:, 0, 0, 0].tolist())
+    assert len(held_out) == 5
+    assert not held_out & taught
+    assert lab.progress.synthetic_seen == lab.progress.invented == 0
+    assert lab.generators == {}
+
+
+def test_a_handful_of_real_images_is_enough(teacher, real):
+    lab = lab_of(recipe(data={"mix_ratio": 0.0, "real": "given"}), teacher, real[:3])
+    list(rounds(lab))
+    assert lab.progress.images_seen == 256
+    assert settle(lab)["held_out_images"] == 0
+
+
+def test_nobody_learns_from_held_out_images(teacher):
+    """One in sixteen is held out: two of 32 before, one of 16 in the joint stage."""
+    lab = lab_of(recipe(augment=PLAIN), teacher)
+    seen = shown(lab)
+    laps = list(rounds(lab))
+    kept = {image.numpy().tobytes() for image in lab.held_out.everything().pixels}
+    assert not kept & {image.numpy().tobytes() for batch in seen for image in batch}
+    names = [lap.stage for lap in laps]
+    assert len(lab.held_out) == 2 * names.count("pregenerate") + names.count("joint")
+
+
+def test_with_nothing_replayed_every_image_is_of_this_round(teacher):
+    lab = lab_of(recipe(augment=PLAIN, memory={"capacity": 80, "replayed": 0.0}), teacher)
+    seen, joint = shown(lab), 0
+    for lap in rounds(lab):
+        if lap.stage == "joint":
+            fresh = {image.numpy().tobytes() for image in lap.samples}
+            assert all(image.numpy().tobytes() in fresh for batch in seen for image in batch)
+            joint += len(seen)
+        seen.clear()
+    assert joint > 0
+
+
+def test_with_all_replayed_images_of_earlier_rounds_come_back(teacher):
+    lab = lab_of(recipe(augment=PLAIN, memory={"capacity": 80, "replayed": 1.0}), teacher)
+    seen = shown(lab)
+    for lap in rounds(lab):
+        known = {image.numpy().tobytes() for image in lab.memory.everything().pixels}
+        fresh = (
+            {image.numpy().tobytes() for image in lap.samples} if lap.samples is not None else set()
+        )
+        images = {image.numpy().tobytes() for batch in seen for image in batch}
+        assert images <= known
+        assert not images or images - fresh
+        seen.clear()
+
+
+# --- other ways of running ---
+
+
+def test_without_a_memory_the_student_learns_from_fresh_images(teacher):
+    lab = lab_of(recipe(memory={"capacity": 0}), teacher)
+    laps = list(rounds(lab))
+    assert lab.progress.images_seen == 256
+    assert len(lab.memory) == 0
+    assert all(lap.samples is not None for lap in laps)
+
+
+def test_a_finished_data_set_takes_the_place_of_the_generator(teacher):
+    pixels = torch.rand(100, 1, 16, 16).mul(255).to(torch.uint8)
+    given = recipe(data={"synthetic": "given"}, augment=PLAIN)
+    lab = lab_of(given, teacher)
+    lab.fill(pixels, torch.zeros(100, dtype=torch.int64))
+    assert (len(lab.memory), len(lab.held_out)) == (95, 5)
+    seen = shown(lab)
+    list(rounds(lab))
+    known = {image.numpy().tobytes() for image in lab.memory.everything().pixels}
+    assert {image.numpy().tobytes() for batch in seen for image in batch} <= known
+    assert lab.generators == {}
+
+
+def test_a_teacher_without_batchnorm_can_teach():
+    lenet = build_network("lenet5", channels=1, size=32, classes=10)
+    spec = ImageSpec(1, 32, 32, (0.5,), (0.3,))
+    lab = lab_of(recipe(budget={"images": 64}), Teacher(Classifier(lenet, spec, 10)))
+    laps = list(rounds(lab))
+    assert lab.progress.images_seen == 64
+    assert "procedural" in lab.generators
+    assert laps[-1].share == 1
+
+
+def test_a_budget_in_minutes_ends_on_time_within_a_round(teacher):
+    lab = lab_of(recipe(budget={"minutes": 0.02}), teacher)
+    laps = list(rounds(lab))
+    clock = [0.0, *(lap.progress.seconds for lap in laps)]
+    longest = max(b - a for a, b in pairwise(clock))
+    assert 1.2 <= lab.progress.seconds <= 1.2 + 3 * longest  # every stage has one round at least
+    assert {lap.stage for lap in laps} == {"pregenerate", "finetune", "joint"}
+
+
+def test_rounds_can_be_left_and_gone_on_with(teacher, unbroken):
+    lab = lab_of(recipe(), teacher)
+    for _ in rounds(lab):
+        break
+    list(rounds(lab))
+    assert_same(weights(lab), unbroken[1])
+
+
+def test_a_lab_without_a_student_makes_images(teacher):
+    alone = recipe(stage=STAGES[:1])
+    lab = Lab(alone, plan(alone, teacher).stages, teacher, None)
+    list(rounds(lab))
+    assert len(lab.memory) > 0
+    assert lab.state_dict()["learner"] is None
+
+
+# --- difficulty ---
+
+
+class Listening:
+    """A generator of noise that writes down the scenes it is put in."""
+
+    def __init__(self, learner: Any) -> None:
+        self.scenes: list[Scene] = []
+        self.learner = learner
+        self.resting: list[bool] = []
+
+    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+        self.scenes.append(scene)
+        student = self.learner.student
+        self.resting.append(
+            not student.training and not any(p.requires_grad for p in student.parameters())
+        )
+        count = scene.stage.fresh
+        return Invented(
+            Batch(torch.rand(count, 1, 16, 16, generator=rng), even_labels(count, 10, rng)), 16, {}
+        )
+
+
+def test_the_weight_of_disagreement_follows_the_difficulty_and_the_student_poses_at_rest(teacher):
+    moving = recipe(difficulty={"patience": 1, "low": 0.99, "high": 1.0, "down": 0.5, "floor": 0.0})
+    lab = lab_of(moving, teacher)
+    listening = lab.generators["gan"] = Listening(lab.learner)  # type: ignore[assignment]
+    expected = []
+    level = lab.difficulty.level
+    for lap in rounds(lab):
+        if lap.stage == "joint":
+            expected.append(level)
+        level = lap.measures.get("difficulty", level)
+    found = [
+        scene.terms["disagreement"] for scene in listening.scenes if "disagreement" in scene.terms
+    ]
+    assert found == pytest.approx(expected)
+    assert len(set(found)) > 1  # it did move
+    assert all(listening.resting)
+    assert all(p.requires_grad for p in lab.learner.student.parameters())
+
+
+# --- settle ---
+
+
+def knowing(teacher: Teacher, *, ema: float = 0.9) -> Lab:
+    """A lab whose student is built like the teacher, and some held-out images."""
+    lab = lab_of(recipe(student={"spec": "resnet14"}, training={"batch": 16, "ema": ema}), teacher)
+    lab.hold_out(torch.rand(200, 1, 16, 16).mul(255).to(torch.uint8))
+    return lab
+
+
+@pytest.mark.parametrize("better", ["last", "averaged"])
+def test_settle_keeps_the_weights_that_agree_better_with_the_teacher(teacher, better):
+    lab = knowing(teacher)
+    perfect = {k: v.clone() for k, v in teacher.classifier.state_dict().items()}
+    ignorant = weights(lab)
+    last, average = (perfect, ignorant) if better == "last" else (ignorant, perfect)
+    lab.learner.use(last)
+    for key, value in average.items():
+        lab.learner.average[key].copy_(value)
+    found = settle(lab)
+    assert found["weights"] == better
+    assert found["held_out_agreement"] == found[f"held_out_agreement_{better}"] == 1
+    assert found["held_out_images"] == 200
+    assert_same(weights(lab), perfect)
+    pixels = lab.held_out.everything().pixels.float() / 255
+    other = copy.deepcopy(lab.learner.student)
+    other.load_state_dict(ignorant)
+    votes = other.eval()(pixels).argmax(1)
+    worse = {"last": "averaged", "averaged": "last"}[better]
+    share_of_votes = (votes == teacher(pixels).argmax(1)).float().mean().item()
+    assert found[f"held_out_agreement_{worse}"] == pytest.approx(
+        share_of_votes, abs=0.011
+    )  # logits kept in float16
+
+
+def test_settle_without_an_average_keeps_the_last_weights(teacher):
+    lab = knowing(teacher, ema=0.0)
+    before = weights(lab)
+    assert settle(lab)["weights"] == "last"
+    assert_same(weights(lab), before)
