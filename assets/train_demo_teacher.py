@@ -2,9 +2,9 @@
 
     python assets/train_demo_teacher.py [OUT.safetensors]
 
-It reads the digits that `demo:seen` names, never those of `demo:unseen`, trains for a fixed number of
-epochs (no choice is made by the unseen ones), and writes the weights with their card and a JSON beside
-them: accuracy, command, versions, hash. About a minute on two cores.
+It reads the digits that `demo:seen` names, never those of `demo:unseen`, trains for a fixed number
+of epochs (no choice is made by the unseen ones), and writes the weights with their card and a JSON
+beside them: accuracy, command, versions, hash. About a minute on two cores.
 """
 
 import platform
@@ -31,7 +31,9 @@ NETWORK, EPOCHS, BATCH, RATE, SEED = "resnet14", 60, 64, 0.1, 0
 
 def main() -> None:
     """Train, score, write."""
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_name("demo_teacher.safetensors"))
+    out = Path(
+        sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_name("demo_teacher.safetensors")
+    )
     seen = load_images("demo:seen", None, classes=10, labelled=True)
     unseen = load_images("demo:unseen", None, classes=10, labelled=True)
     pixels = to_float(seen.pixels)
@@ -40,7 +42,9 @@ def main() -> None:
     rng = source(SEED, "demo teacher")
     with globally(rng):
         network = Classifier(build_network(NETWORK, channels=1, size=16, classes=10), spec, 10)
-    optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     steps = EPOCHS * (len(pixels) // BATCH)
     for step in range(steps):
         index = torch.randint(len(pixels), (BATCH,), generator=rng)
@@ -66,7 +70,8 @@ def main() -> None:
             "command": "python assets/train_demo_teacher.py",
             "network": NETWORK,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "data": "scikit-learn load_digits, 8x8 enlarged to 16x16; 70 % seen, 30 % never seen (demo:unseen)",
+            "data": "scikit-learn load_digits, 8x8 enlarged to 16x16; "
+            "70 % seen, 30 % never seen (demo:unseen)",
             "accuracy_seen": round(scores["seen"], 4),
             "accuracy_unseen": round(scores["unseen"], 4),
             "images_seen": len(seen.pixels),
@@ -74,10 +79,17 @@ def main() -> None:
             "epochs": EPOCHS,
             "seed": SEED,
             "sha256": sha256_of(out),
-            "made_with": {"synthkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "made_with": {
+                "synthkd": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         },
     )
-    print(f"accuracy on seen {scores['seen']:.4f}, on unseen digits {scores['unseen']:.4f}; wrote {out}")
+    print(
+        f"accuracy on seen {scores['seen']:.4f}, on unseen digits {scores['unseen']:.4f}; "
+        f"wrote {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py
 
-For the demo teacher, a LeNet-5 and a ResNet-20, the last two with random weights (the time is the same).
-Variants take turns, the best of several rounds counts, so a busy machine disturbs all alike.
+For the demo teacher, a LeNet-5 and a ResNet-20, the last two with random weights (the time is the
+same). Variants take turns, the best of several rounds counts, so a busy machine disturbs all alike.
 """
 
 import sys
@@ -30,9 +30,14 @@ def fresh(name: str, channels: int, size: int) -> Classifier:
     return Classifier(build_network(name, channels=channels, size=size, classes=10), spec, 10)
 
 
-def lap(teacher: Callable[[], Teacher], student: Callable[[], Classifier], bfloat16: bool, last: bool) -> dict[str, float]:
-    """Milliseconds of a generator step and a student step on 128 images: the best of some rounds."""
-    stage = Stage(name="joint", generator="gan", synthesis_steps=2, fresh=128, student_steps=4, terms=TERMS)
+def lap(
+    teacher: Callable[[], Teacher], student: Callable[[], Classifier], bfloat16: bool, last: bool
+) -> dict[str, float]:
+    """Milliseconds of a generator step and a student step on 128 images: the best of some
+    rounds."""
+    stage = Stage(
+        name="joint", generator="gan", synthesis_steps=2, fresh=128, student_steps=4, terms=TERMS
+    )
     recipe = Recipe.model_validate({"budget": {"images": 128 * 4 * ROUNDS}, "stage": [stage]})
     lab = Lab(recipe, [stage], teacher(), student(), bfloat16=bfloat16)
     if not last:
@@ -51,12 +56,24 @@ def lap(teacher: Callable[[], Teacher], student: Callable[[], Classifier], bfloa
 def main() -> None:
     """Prints a table: milliseconds, and how many times faster than float32 in the usual layout."""
     pairs = {
-        "demo -> resnet8-w8": (lambda: load_teacher(TeacherTable()), lambda: fresh("resnet8-w8", 1, 16)),
-        "lenet5 -> half": (lambda: Teacher(fresh("lenet5", 1, 32)), lambda: fresh("lenet5-half", 1, 32)),
-        "resnet20 -> resnet8": (lambda: Teacher(fresh("resnet20", 3, 32)), lambda: fresh("resnet8", 3, 32)),
+        "demo -> resnet8-w8": (
+            lambda: load_teacher(TeacherTable()),
+            lambda: fresh("resnet8-w8", 1, 16),
+        ),
+        "lenet5 -> half": (
+            lambda: Teacher(fresh("lenet5", 1, 32)),
+            lambda: fresh("lenet5-half", 1, 32),
+        ),
+        "resnet20 -> resnet8": (
+            lambda: Teacher(fresh("resnet20", 3, 32)),
+            lambda: fresh("resnet8", 3, 32),
+        ),
     }
     variants = [(False, False), (False, True), (True, False), (True, True)]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, 128 images, ms per step (times faster)")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, 128 images, "
+        "ms per step (times faster)"
+    )
     for name, (teacher, student) in pairs.items():
         results: dict[tuple[bool, bool], dict[str, float]] = {}
         for _ in range(2):
@@ -66,7 +83,8 @@ def main() -> None:
                 results[variant] = {k: min(v, old[k]) for k, v in found.items()}
         base = results[variants[0]]
         for (bfloat16, last), found in results.items():
-            kind = f"{'bfloat16' if bfloat16 else 'float32':8} {'channels_last' if last else 'NCHW':13}"
+            layout = "channels_last" if last else "NCHW"
+            kind = f"{'bfloat16' if bfloat16 else 'float32':8} {layout:13}"
             cells = "  ".join(f"{k} {v:7.1f} (x{base[k] / v:.2f})" for k, v in found.items())
             print(f"{name:20} {kind} {cells}", flush=True)
 

@@ -1,4 +1,5 @@
-"""Words and flags. The flags are the fields of `Recipe`; torch is imported only when a word runs."""
+"""Words and flags. The flags are the fields of `Recipe`; torch is imported only when a word
+runs."""
 
 import importlib
 import inspect
@@ -21,7 +22,9 @@ WORDS: dict[str, str] = {
 
 # which tables of the recipe each word uses, and so which flags it has
 _TABLES: dict[str, tuple[str, ...]] = {
-    "generate": ("", "teacher", "dataset", "budget", "run", "generator", "discriminator", "memory", "augment"),
+    "generate": (
+        "", "teacher", "dataset", "budget", "run", "generator", "discriminator", "memory", "augment",
+    ),
     "distill": (
         "", "teacher", "student", "data", "budget", "run", "generator", "discriminator", "memory",
         "difficulty", "augment", "training",
@@ -31,7 +34,8 @@ _TABLES: dict[str, tuple[str, ...]] = {
 _NOT_FOR: dict[str, tuple[str, ...]] = {
     "generate": ("run.checkpoint_seconds",),
     "evaluate": (
-        "data.mix_ratio", "data.real", "data.synthetic", "run.seed", "run.stages", "run.checkpoint_seconds",
+        "data.mix_ratio", "data.real", "data.synthetic",
+        "run.seed", "run.stages", "run.checkpoint_seconds",
     ),
 }  # fmt: skip
 _EPILOGUE = (
@@ -84,7 +88,9 @@ def _flags(word: str) -> list[inspect.Parameter]:
                 Parameter(
                     name=[setting.flag, *dotted] if setting.flag else dotted,
                     help=f"{setting.meaning}{span}{default}",
-                    group=Group("Daily", sort_key=0) if setting.flag else Group(setting.table, sort_key=1),
+                    group=Group("Daily", sort_key=0)
+                    if setting.flag
+                    else Group(setting.table, sort_key=1),
                     negative=(),
                     show_default=False,
                     metavar=setting.kind,
@@ -96,7 +102,8 @@ def _flags(word: str) -> list[inspect.Parameter]:
 
 
 def _command(word: str) -> Callable[..., Any]:
-    """The function behind a word: nested settings that were given, then `synthkd.commands.WORD.run`."""
+    """The function behind a word: nested settings that were given, then
+    `synthkd.commands.WORD.run`."""
     switches, flags = _switches(word), _flags(word)
 
     def command(**given: Any) -> None:
@@ -172,7 +179,7 @@ def _app() -> App:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Runs one command line and exits: 0 done, 2 bad input, 130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
-    # on a shared machine threads that spin while they wait cost up to half of the speed (docs/log.md)
+    # on a shared machine, threads that spin while they wait cost much of the speed (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app = _app()
@@ -188,7 +195,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (MemoryError, OverflowError) as error:
         _fail(f"too large for this machine: {quoted(error)}")
-    except BrokenPipeError:  # whoever read our output has gone: nothing to say, and nobody to say it to
+    except (
+        BrokenPipeError
+    ):  # whoever read our output has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
@@ -196,6 +205,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 
 def _fail(text: str) -> None:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # no escape codes, one line
+    line = "".join(
+        c if c.isprintable() else repr(c)[1:-1] for c in text
+    )  # no escape codes, one line
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)

@@ -60,7 +60,9 @@ class Lab:
         self.device = device or torch.device("cpu")
         self.bfloat16 = bfloat16
         teacher.low_precision = bfloat16
-        self.learner = Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
+        self.learner = (
+            Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
+        )
         shape, classes = teacher.spec.shape, teacher.classes
         self.memory = Memory(recipe.memory.capacity, shape, classes)
         self.held_out = Memory(HELD_OUT, shape, classes)
@@ -75,7 +77,8 @@ class Lab:
         self.real: Tensor | None = None
 
     def use_real(self, real: Tensor) -> None:
-        """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is held out."""
+        """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is
+        held out."""
         self.real = real
         if self.recipe.data.mix_ratio == 0:
             order = torch.randperm(len(real), generator=source(self.recipe.run.seed, "held-out"))
@@ -90,7 +93,9 @@ class Lab:
     @torch.no_grad()
     def label(self, pixels: Tensor) -> Tensor:
         """The teacher's logits [N, K] for uint8 images [N, C, H, W]."""
-        parts = [self.teacher(to_float(part.to(self.device))).cpu() for part in torch.split(pixels, 512)]
+        parts = [
+            self.teacher(to_float(part.to(self.device))).cpu() for part in torch.split(pixels, 512)
+        ]
         return torch.cat(parts) if parts else torch.empty(0, self.teacher.classes)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
@@ -130,7 +135,9 @@ class Lab:
         for kind, generator in self.generators.items():
             generator.load_state_dict(state["generators"][kind])
         if len(state["memory"]["pixels"]) > self.memory.capacity:
-            self.memory = Memory(len(state["memory"]["pixels"]), self.teacher.spec.shape, self.teacher.classes)
+            self.memory = Memory(
+                len(state["memory"]["pixels"]), self.teacher.spec.shape, self.teacher.classes
+            )
         self.memory.load_state_dict(state["memory"])
         self.held_out.load_state_dict(state["held_out"])
         self.difficulty = schedules.Difficulty(**state["difficulty"])
@@ -196,7 +203,8 @@ def _invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
 
 @contextmanager
 def _posing(learner: Learner | None) -> Iterator[Any]:
-    """The student in eval mode and without gradients to its weights, as an opponent of the generator."""
+    """The student in eval mode and without gradients to its weights, as an opponent of the
+    generator."""
     if learner is None:
         yield lambda images: images.new_zeros(())
         return
@@ -227,7 +235,8 @@ def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
 
 
 def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float]]:
-    """Labels fresh images and stores them; one in sixteen is held out. Returns those to learn from."""
+    """Labels fresh images and stores them; one in sixteen is held out. Returns those to learn
+    from."""
     images, labels = invented.batch
     measures = dict(invented.measures)
     if len(images) == 0:
@@ -252,7 +261,11 @@ def _teach(
     recipe = lab.recipe
     seen = synthetic = 0
     loss = torch.zeros(())
-    left = float("inf") if lab.budget.timed else lab.budget.quotas[lab.progress.stage] - lab.progress.work
+    left = (
+        float("inf")
+        if lab.budget.timed
+        else lab.budget.quotas[lab.progress.stage] - lab.progress.work
+    )
     for _ in range(stage.student_steps):
         if seen >= left:
             break
@@ -269,14 +282,17 @@ def _teach(
         with lab.timed("labelling"), torch.no_grad():
             taught = lab.teacher(images)  # [B, K]
         with lab.timed("student"):
-            spent = replace(lab.progress, taught=lab.progress.taught + (0 if lab.budget.timed else seen))
+            spent = replace(
+                lab.progress, taught=lab.progress.taught + (0 if lab.budget.timed else seen)
+            )
             loss = lab.learner.step(images, taught, taught_share(spent, lab.budget))
         seen, synthetic = seen + count, synthetic + made
     return seen, synthetic, {"loss": float(loss)}
 
 
 def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator) -> Tensor:
-    """uint8 images of one batch: `made` synthetic ones, fresh and replayed, and `real` real ones."""
+    """uint8 images of one batch: `made` synthetic ones, fresh and replayed, and `real` real
+    ones."""
     parts = []
     replayed = round(lab.recipe.memory.replayed * made) if len(fresh) else made
     if len(lab.memory) == 0:
@@ -305,7 +321,8 @@ def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:
 
 
 def settle(lab: Lab) -> dict[str, Any]:
-    """Decides between last and averaged weights by agreement on all held-out images; loads the better.
+    """Decides between last and averaged weights by agreement on all held-out images; loads the
+    better.
 
     No test data takes part. Returns both agreements and the choice.
     """
@@ -335,7 +352,10 @@ def _held_out_agreement(lab: Lab) -> float:
     if len(kept.pixels) == 0:
         return 0.0
     votes = torch.cat(
-        [lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu() for p in torch.split(kept.pixels, 512)]
+        [
+            lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu()
+            for p in torch.split(kept.pixels, 512)
+        ]
     )
     return float((votes == kept.votes).float().mean())
 

@@ -9,7 +9,8 @@ class InputError(Exception):
 
 
 def quoted(text: object, limit: int = 120) -> str:
-    """A foreign string made safe for a terminal: escapes and newlines shown, cut at `limit` characters.
+    """A foreign string made safe for a terminal: escapes and newlines shown, cut at `limit`
+    characters.
 
     >>> quoted("a\\x1b[31m\\nb")
     "'a\\\\x1b[31m\\\\nb'"

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
-    """Replaces `path` by `data`: a reader, or a crash, sees the old file or the new one, never a part.
+    """Replaces `path` by `data`: a reader, or a crash, sees the old file or the new one, never a
+    part.
 
     `sync` waits until the bytes and the name are on the disk.
     """
@@ -25,7 +26,8 @@ def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk (does nothing where that is not possible)."""
+    """Waits until the names in a folder are on the disk (does nothing where that is not
+    possible)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

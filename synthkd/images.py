@@ -1,6 +1,7 @@
 """Images as tensors and as files. B batch, N images, C channels, H height, W width, K classes.
 
-Outside a network an image is float32 [B, C, H, W] in 0..1; in memory and on disk it is uint8 [N, C, H, W].
+Outside a network an image is float32 [B, C, H, W] in 0..1; in memory and on disk it is uint8 [N, C,
+H, W].
 """
 
 from dataclasses import dataclass
@@ -73,11 +74,17 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
         elif (given, spec.channels) == (4, 3):  # the fourth is opacity
             pixels = pixels[:, :3]
         else:
-            raise InputError(f"images of {given} channels cannot serve a network that takes {spec.channels}")
+            raise InputError(
+                f"images of {given} channels cannot serve a network that takes {spec.channels}"
+            )
     if pixels.shape[2:] != (spec.height, spec.width):
         parts = [
             F.interpolate(
-                part.float(), (spec.height, spec.width), mode="bilinear", align_corners=False, antialias=True
+                part.float(),
+                (spec.height, spec.width),
+                mode="bilinear",
+                align_corners=False,
+                antialias=True,
             )
             .round_()
             .clamp_(0, 255)

@@ -1,7 +1,9 @@
-"""Losses: tensors in, one scalar out. B batch, C channels, H height, W width, K classes, D features.
+"""Losses: tensors in, one scalar out. B batch, C channels, H height, W width, K classes, D
+features.
 
-A distillation loss compares `learned` (student) with `taught` (teacher). A synthesis term judges a `View`,
-all that is known of one batch of invented images; `TERMS` names the terms, and a stage sums them by weight.
+A distillation loss compares `learned` (student) with `taught` (teacher). A synthesis term judges a
+`View`, all that is known of one batch of invented images; `TERMS` names the terms, and a stage sums
+them by weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,7 +60,9 @@ class View:
     features: Tensor | None = None  # [B, D] the input of the teacher's last linear layer
     other_features: Tensor | None = None  # [b, D] the same for another view of the first b images
     prototypes: Tensor | None = None  # [K, D] the rows of that layer
-    moments: tuple[tuple[Tensor, Tensor], ...] = field(default=())  # per BatchNorm layer: mean, var [C]
+    moments: tuple[tuple[Tensor, Tensor], ...] = field(
+        default=()
+    )  # per BatchNorm layer: mean, var [C]
     stored: tuple[tuple[Tensor, Tensor], ...] = field(default=())  # the same from training
     validity: Tensor | None = None  # [B] the critic's opinion
 
@@ -69,13 +73,14 @@ def one_hot(view: View) -> Tensor:
 
 
 def statistics(view: View) -> Tensor:
-    """B2, the distance to the teacher's BatchNorm statistics, relative, so one weight serves all teachers.
+    """B2, the distance to the teacher's BatchNorm statistics, relative, so one weight serves all
+    teachers.
 
         mean over layers of  mean over channels of  (μ − m)² / (v + ε)  +  (var / (v + ε) − 1)²
 
     μ, var belong to the batch, m, v to the running buffers; ε = 1e-5. After Yin et al. 2020
-    (https://arxiv.org/abs/1912.08795), whose absolute norms grow with depth and width; the deviations
-    are squashed by log(1 + x) so that one dead channel (v near 0) cannot drown the rest.
+    (https://arxiv.org/abs/1912.08795), whose absolute norms grow with depth and width; the
+    deviations are squashed by log(1 + x) so that one dead channel (v near 0) cannot drown the rest.
     """
     total = view.images.new_zeros(())
     for (mean, var), (stored_mean, stored_var) in zip(view.moments, view.stored, strict=True):
@@ -101,7 +106,8 @@ def prototype(view: View, *, margin: float = 0.1) -> Tensor:
 
 
 def consistency(view: View) -> Tensor:
-    """B3 (ii), two views of an image have the same features: mean |u(φ(a₁x)) − u(φ(a₂x))|², u = L2-normalise.
+    """B3 (ii), two views of an image have the same features: mean |u(φ(a₁x)) − u(φ(a₂x))|², u =
+    L2-normalise.
 
     0 where the directions agree, 4 where they are opposite.
     """
@@ -142,7 +148,8 @@ def critic_hinge(reference: Tensor, synthetic: Tensor) -> Tensor:
 
 
 def balance(view: View) -> Tensor:
-    """B6, the negative entropy of the mean answer: Σ_k p̄_k log p̄_k, least (−log K) when classes are even.
+    """B6, the negative entropy of the mean answer: Σ_k p̄_k log p̄_k, least (−log K) when classes
+    are even.
 
     Chen et al. 2019, section 3.2: https://arxiv.org/abs/1904.01186
     """
@@ -151,13 +158,15 @@ def balance(view: View) -> Tensor:
 
 
 def smoothness(view: View) -> Tensor:
-    """B7, total variation: the mean absolute difference of a pixel to its right and lower neighbour, 0..2."""
+    """B7, total variation: the mean absolute difference of a pixel to its right and lower
+    neighbour, 0..2."""
     x = view.images
     return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
 def activation(view: View) -> Tensor:
-    """B9, strong features: −mean |φ|, squashed by log(1 + x) because the plain form has no bound."""
+    """B9, strong features: −mean |φ|, squashed by log(1 + x) because the plain form has no
+    bound."""
     assert view.features is not None
     return -torch.log1p(view.features.abs().mean())
 

@@ -28,8 +28,9 @@ class Remembered(NamedTuple):
 class Memory:
     """At most `capacity` images, balanced over the classes that the teacher sees in them.
 
-    While there is room everything is kept. Then a newcomer takes the place of the oldest image of the most
-    frequent class, or of its own class if that is among the most frequent: rare classes are never given away.
+    While there is room everything is kept. Then a newcomer takes the place of the oldest image of
+    the most frequent class, or of its own class if that is among the most frequent: rare classes
+    are never given away.
     """
 
     def __init__(self, capacity: int, shape: tuple[int, int, int], classes: int) -> None:
@@ -41,10 +42,14 @@ class Memory:
             self.logits = torch.empty((capacity, classes), dtype=torch.float16)
             self.births = torch.empty(capacity, dtype=torch.int64)
         except RuntimeError:  # torch's allocator
-            raise InputError(f"memory.capacity {capacity:,}: too many images for this machine") from None
+            raise InputError(
+                f"memory.capacity {capacity:,}: too many images for this machine"
+            ) from None
         self.size = 0
         self.born = 0  # images ever offered
-        self._queues: list[deque[int]] = [deque() for _ in range(classes)]  # slots by class, oldest first
+        self._queues: list[deque[int]] = [
+            deque() for _ in range(classes)
+        ]  # slots by class, oldest first
         self._cumulated: dict[bool, Tensor] = {}
 
     def __len__(self) -> int:
@@ -90,10 +95,15 @@ class Memory:
         A class with very few images counts as a quarter of an even share, so that none is worn out.
         """
         near = round(boundary * count)
-        parts = [self._pick(count - near, rng, by_margin=False), self._pick(near, rng, by_margin=True)]
+        parts = [
+            self._pick(count - near, rng, by_margin=False),
+            self._pick(near, rng, by_margin=True),
+        ]
         index = torch.cat(parts)
         return Remembered(
-            self.pixels.index_select(0, index), self.labels[index], self.logits.index_select(0, index)
+            self.pixels.index_select(0, index),
+            self.labels[index],
+            self.logits.index_select(0, index),
         )
 
     def _pick(self, count: int, rng: torch.Generator, *, by_margin: bool) -> Tensor:
@@ -102,7 +112,9 @@ class Memory:
         if by_margin not in self._cumulated:
             kept = self.everything()
             per_class = torch.bincount(kept.votes, minlength=self.classes)
-            weight = 1.0 / per_class.clamp_min(-(-self.size // (4 * self.classes))).double()[kept.votes]
+            weight = (
+                1.0 / per_class.clamp_min(-(-self.size // (4 * self.classes))).double()[kept.votes]
+            )
             if by_margin:
                 top = kept.logits.float().softmax(1).topk(2, dim=1).values
                 weight = weight * (1.0 - (top[:, 0] - top[:, 1]).double() + 1e-3)
@@ -113,7 +125,9 @@ class Memory:
 
     def everything(self) -> Remembered:
         """All images, in the order of their slots."""
-        return Remembered(self.pixels[: self.size], self.labels[: self.size], self.logits[: self.size])
+        return Remembered(
+            self.pixels[: self.size], self.labels[: self.size], self.logits[: self.size]
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if nothing had happened."""

@@ -33,9 +33,9 @@ class Budget:
 def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
     """Shares of a budget as amounts.
 
-    Minutes are divided by the shares of all stages. A budget in images counts what the student sees: it is
-    divided by the shares of the stages that teach; a stage that only trains a generator gets the same
-    rate per share, in images the generator makes.
+    Minutes are divided by the shares of all stages. A budget in images counts what the student
+    sees: it is divided by the shares of the stages that teach; a stage that only trains a generator
+    gets the same rate per share, in images the generator makes.
 
     >>> stages = (Stage(name="a", share=0.2, student_steps=0), Stage(name="b", share=0.8))
     >>> budget_of(BudgetTable(images=1000), stages).quotas
@@ -49,22 +49,30 @@ def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
     whole = sum(s.share for s in stages) if timed else (sum(taught) or sum(s.share for s in stages))
     quotas = tuple(amount * s.share / whole for s in stages)
     if not timed:  # whole images whose sum over the teaching stages is the amount itself
-        ends = [round(sum(t for t in taught[:i]) / (sum(taught) or 1) * amount) for i in range(len(stages) + 1)]
+        ends = [
+            round(sum(t for t in taught[:i]) / (sum(taught) or 1) * amount)
+            for i in range(len(stages) + 1)
+        ]
         whole_images = [float(b - a) for a, b in pairwise(ends)]
-        quotas = tuple(w if t else float(round(q)) for w, t, q in zip(whole_images, taught, quotas, strict=True))
+        quotas = tuple(
+            w if t else float(round(q))
+            for w, t, q in zip(whole_images, taught, quotas, strict=True)
+        )
     return Budget(timed, quotas, sum(q for q, t in zip(quotas, taught, strict=True) if t))
 
 
 def advance(
-    progress: Progress, stage: Stage, budget: Budget, *, seconds: float, seen: int, synthetic: int, invented: int,
-    trained: int,
+    progress: Progress, stage: Stage, budget: Budget, *,
+    seconds: float, seen: int, synthetic: int, invented: int, trained: int,
 ) -> Progress:  # fmt: skip
     """The cursor after a round that took `seconds`, showed `seen` images to the student (of them
     `synthetic`), offered `invented` to the memory and trained the generator on `trained`.
 
     The stage's work grows by seconds or images; when its quota is used up the cursor moves on.
     """
-    spent = seconds if budget.timed else float(seen if stage.student_steps else max(trained, invented))
+    spent = (
+        seconds if budget.timed else float(seen if stage.student_steps else max(trained, invented))
+    )
     moved = replace(
         progress,
         round=progress.round + 1,
@@ -77,7 +85,9 @@ def advance(
     )
     over = moved.work - budget.quotas[progress.stage]
     if over >= -1e-6:  # a clock's overrun is paid by the next stage, so that the run ends on time
-        moved = replace(moved, stage=progress.stage + 1, work=max(0.0, over) if budget.timed else 0.0)
+        moved = replace(
+            moved, stage=progress.stage + 1, work=max(0.0, over) if budget.timed else 0.0
+        )
     return moved
 
 

@@ -1,8 +1,8 @@
 """Every setting of a run, checked when built.
 
 This file alone defines the TOML keys, the flags, the help and the settings table of the README.
-A `Table` is one TOML table; a field's description is its help; `ge`, `le` and friends are its range;
-`Flag` gives a daily setting a short flag beside its dotted name. Knows only pydantic.
+A `Table` is one TOML table; a field's description is its help; `ge`, `le` and friends are its
+range; `Flag` gives a daily setting a short flag beside its dotted name. Knows only pydantic.
 """
 
 import difflib
@@ -111,7 +111,8 @@ class DataTable(Table):
     real: Annotated[
         str,
         Field(
-            description="real images for training, labels not needed: a folder, an .npz with x (and y), "
+            description="real images for training, labels not needed: a folder, "
+            "an .npz with x (and y), "
             "or file.py:callable[:argument]; read only below mix ratio 1"
         ),
         Flag("--real-data"),
@@ -135,7 +136,9 @@ class BudgetTable(Table):
     """How long a run lasts: minutes, or images shown to the student."""
 
     minutes: Annotated[
-        float | None, Field(description="wall clock of the run, in minutes", gt=0), Flag("--minutes")
+        float | None,
+        Field(description="wall clock of the run, in minutes", gt=0),
+        Flag("--minutes"),
     ] = None
     images: Annotated[
         int | None,
@@ -150,7 +153,9 @@ class RunTable(Table):
     out: Annotated[
         str, Field(description="directory to write; must be empty or new"), Flag("--out")
     ] = ""
-    seed: Annotated[int, Field(description="seed of everything random", ge=0, lt=2**31), Flag("--seed")] = 0
+    seed: Annotated[
+        int, Field(description="seed of everything random", ge=0, lt=2**31), Flag("--seed")
+    ] = 0
     stages: Annotated[
         Words, Field(description="names of the stages to run, comma-separated (default: all)")
     ] = ()
@@ -159,14 +164,16 @@ class RunTable(Table):
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Field(description="arithmetic of the networks; auto: bfloat16 where the machine is fast at it"),
+        Field(
+            description="arithmetic of the networks; auto: bfloat16 where the machine is fast at it"
+        ),
     ] = "auto"
     threads: Annotated[
         int, Field(description="CPU threads (0: as many as there are cores)", ge=0, le=1024)
     ] = 0
-    checkpoint_seconds: Annotated[
-        float, Field(description="seconds between checkpoints", gt=0)
-    ] = 60.0
+    checkpoint_seconds: Annotated[float, Field(description="seconds between checkpoints", gt=0)] = (
+        60.0
+    )
     trust_code: Annotated[
         bool,
         Field(description="allow file.py: specs, which run the code in that file"),
@@ -186,7 +193,9 @@ class GeneratorTable(Table):
     width: Annotated[int, Field(description="channels of its last layer", ge=4, le=512)] = 32
     learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 2e-3
     beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
-    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = 5.0
+    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
+        5.0
+    )
 
 
 class DiscriminatorTable(Table):
@@ -194,7 +203,9 @@ class DiscriminatorTable(Table):
 
     width: Annotated[int, Field(description="channels of its first layer", ge=4, le=512)] = 16
     learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 4e-4
-    spectral_norm: Annotated[bool, Field(description="bound every layer's largest singular value by 1")] = True
+    spectral_norm: Annotated[
+        bool, Field(description="bound every layer's largest singular value by 1")
+    ] = True
 
 
 class MemoryTable(Table):
@@ -204,21 +215,32 @@ class MemoryTable(Table):
         int, Field(description="images remembered (0: no memory, fresh images only)", ge=0)
     ] = 20_000
     replayed: Annotated[
-        float, Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1)
+        float,
+        Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1),
     ] = 0.75
     boundary: Annotated[
         float,
-        Field(description="share of the replay drawn near the teacher's boundary, at difficulty 1", ge=0, le=1),
+        Field(
+            description="share of the replay drawn near the teacher's boundary, at difficulty 1",
+            ge=0,
+            le=1,
+        ),
     ] = 0.5
 
 
 class DifficultyTable(Table):
     """The difficulty scheduler (catalogue D1): agreement on held-out synthetic images drives it."""
 
-    enabled: Annotated[bool, Field(description="move the difficulty (false: it stays at start)")] = True
+    enabled: Annotated[
+        bool, Field(description="move the difficulty (false: it stays at start)")
+    ] = True
     start: Annotated[float, Field(description="difficulty at the beginning", ge=0, le=1)] = 0.3
-    low: Annotated[float, Field(description="agreement under which it gets easier", ge=0, le=1)] = 0.7
-    high: Annotated[float, Field(description="agreement over which it gets harder", ge=0, le=1)] = 0.85
+    low: Annotated[float, Field(description="agreement under which it gets easier", ge=0, le=1)] = (
+        0.7
+    )
+    high: Annotated[float, Field(description="agreement over which it gets harder", ge=0, le=1)] = (
+        0.85
+    )
     down: Annotated[float, Field(description="factor when it gets easier", gt=0, lt=1)] = 0.8
     up: Annotated[float, Field(description="factor when it gets harder", gt=1, le=10)] = 1.2
     floor: Annotated[float, Field(description="smallest difficulty", ge=0, le=1)] = 0.1
@@ -233,7 +255,8 @@ class DifficultyTable(Table):
             raise ValueError(f"low must not exceed high; got {self.low} and {self.high}")
         if not self.floor <= self.start <= self.ceiling:
             raise ValueError(
-                f"floor <= start <= ceiling must hold; got {self.floor}, {self.start}, {self.ceiling}"
+                "floor <= start <= ceiling must hold; "
+                f"got {self.floor}, {self.start}, {self.ceiling}"
             )
         return self
 
@@ -241,10 +264,13 @@ class DifficultyTable(Table):
 class AugmentTable(Table):
     """What happens to an image before teacher and student see it (both see the same view)."""
 
-    shift: Annotated[float, Field(description="random shift, as a share of the image", ge=0, le=0.5)] = 0.125
+    shift: Annotated[
+        float, Field(description="random shift, as a share of the image", ge=0, le=0.5)
+    ] = 0.125
     flip: Annotated[bool, Field(description="mirror half of the images")] = False
     affine: Annotated[
-        float, Field(description="rotation (x 30 degrees), scale and shear at difficulty 1", ge=0, le=1)
+        float,
+        Field(description="rotation (x 30 degrees), scale and shear at difficulty 1", ge=0, le=1),
     ] = 0.5
     jitter: Annotated[
         float, Field(description="brightness and contrast change at difficulty 1", ge=0, le=1)
@@ -261,13 +287,21 @@ class TrainingTable(Table):
     """How the student learns."""
 
     batch: Annotated[int, Field(description="images per student step", ge=2, le=65536)] = 128
-    optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = "sgd"
-    learning_rate: Annotated[float, Field(description="peak rate of the one-cycle schedule", gt=0)] = 0.1
+    optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = (
+        "sgd"
+    )
+    learning_rate: Annotated[
+        float, Field(description="peak rate of the one-cycle schedule", gt=0)
+    ] = 0.1
     momentum: Annotated[float, Field(description="momentum of sgd", ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(description="L2 penalty on weights", ge=0)] = 5e-4
-    warmup: Annotated[float, Field(description="share of the run in which the rate rises", ge=0, lt=1)] = 0.1
+    warmup: Annotated[
+        float, Field(description="share of the run in which the rate rises", ge=0, lt=1)
+    ] = 0.1
     temperature: Annotated[float, Field(description="softening of the logits", gt=0, le=100)] = 4.0
-    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = 5.0
+    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
+        5.0
+    )
     ema: Annotated[
         float, Field(description="decay of the averaged student (0: none)", ge=0, lt=1)
     ] = 0.999
@@ -287,7 +321,9 @@ class EvaluationTable(Table):
     """What `synthkd evaluate` compares."""
 
     images: Annotated[
-        str, Field(description="images to score: a synthetic data set or any data path"), Flag("--images")
+        str,
+        Field(description="images to score: a synthetic data set or any data path"),
+        Flag("--images"),
     ] = ""
     reference: Annotated[
         str, Field(description="real images to compare them with (FID, KID)"), Flag("--reference")
@@ -299,7 +335,10 @@ class EvaluationTable(Table):
     ] = "teacher"
     extractor_weights: Annotated[
         str,
-        Field(description="weights of the extractor; for inception: a local copy of torch-fidelity's file"),
+        Field(
+            description="weights of the extractor; "
+            "for inception: a local copy of torch-fidelity's file"
+        ),
         Flag("--extractor-weights"),
     ] = ""
     batch: Annotated[int, Field(description="images per forward pass", ge=1)] = 256
@@ -331,9 +370,7 @@ class Stage(Table):
     synthesis_batch: Annotated[int, Field(description="images per generator step", ge=2)] = 128
     fresh: Annotated[int, Field(description="images added to the memory per round", ge=0)] = 128
     student_steps: Annotated[int, Field(description="student steps per round", ge=0)] = 10
-    terms: Annotated[
-        dict[str, float], Field(description="weights of the synthesis terms")
-    ] = {}
+    terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
 
     @model_validator(mode="after")
     def _known_terms(self) -> Self:
@@ -386,7 +423,9 @@ class Recipe(Table):
             if values == ():
                 raise ValueError(f"--teacher-{name} is empty")
             if values and channels and len(values) not in (1, channels):
-                raise ValueError(f"--teacher-{name} has {len(values)} numbers for {channels} channels")
+                raise ValueError(
+                    f"--teacher-{name} has {len(values)} numbers for {channels} channels"
+                )
         if self.teacher.std is not None and any(s <= 0 for s in self.teacher.std):
             raise ValueError("--teacher-std must be positive")
         return self
@@ -436,7 +475,12 @@ def settings(model: type[Table] = Recipe, prefix: str = "") -> Iterator[Setting]
 def _kind(annotation: Any) -> str:
     """What a value looks like, for help: INT, NUMBER, …"""
     text = str(annotation)
-    for word, kind in (("tuple[float", "NUMBERS"), ("tuple[str", "WORDS"), ("bool", "BOOL"), ("int", "INT")):
+    for word, kind in (
+        ("tuple[float", "NUMBERS"),
+        ("tuple[str", "WORDS"),
+        ("bool", "BOOL"),
+        ("int", "INT"),
+    ):
         if word in text:
             return kind
     return "NUMBER" if "float" in text else "TEXT"
@@ -505,7 +549,7 @@ def _check_keys(plain: str, where: str) -> None:
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             if problem["type"] == "value_error" and len(problem["loc"]) < 2:
-                continue  # relations between settings are judged after pipeline and flags are merged
+                continue  # relations between settings are judged after merging
             raise InputError(f"{where}: {explain(problem)}") from None
 
 
@@ -569,7 +613,9 @@ def build(
     known = [s.get("name") for s in stages]
     for stage, changes in (stage_flags or {}).items():
         if stage not in known:
-            raise InputError(f"--stage.{stage}: no such stage{suggest(stage, [str(k) for k in known])}")
+            raise InputError(
+                f"--stage.{stage}: no such stage{suggest(stage, [str(k) for k in known])}"
+            )
         target = stages[known.index(stage)]
         stages[known.index(stage)] = merge(target, changes)
     data["stage"] = stages
@@ -604,7 +650,11 @@ def to_toml(recipe: Recipe) -> str:
         if isinstance(value, float) and math.isfinite(value):
             return repr(value)
         if isinstance(value, Mapping):
-            return "{ " + ", ".join(f"{k} = {literal(v)}" for k, v in value.items()) + " }" if value else "{}"
+            return (
+                "{ " + ", ".join(f"{k} = {literal(v)}" for k, v in value.items()) + " }"
+                if value
+                else "{}"
+            )
         if isinstance(value, list | tuple):
             return "[" + ", ".join(literal(v) for v in value) + "]"
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -635,4 +685,6 @@ def settings_table() -> str:
         flag = f"`{setting.flag}`" if setting.flag else ""
         key, default = f"`{setting.key}`", shown(setting.default)
         rows.append((key, flag, setting.meaning, setting.range, default))
-    return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows)
+    return "\n".join(
+        f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in rows
+    )

@@ -1,13 +1,13 @@
 """Run directories: the only writer of them.
 
-    recipe.toml          the resolved recipe: running it again gives the same run
-    manifest.json        what was read, with which versions, seeds and promise level; state: running or finished
-    metrics.jsonl        one line per round
-    checkpoints/         the newest two states of the lab
-    samples/             contact sheets of fresh images
-    student.safetensors  the student, with the card that rebuilds it
-    generator.safetensors  the generator, if one was trained
-    summary.json         the result
+recipe.toml          the resolved recipe: running it again gives the same run
+manifest.json        what was read, with which versions, seeds and promise level; state: running or
+finished metrics.jsonl        one line per round
+checkpoints/         the newest two states of the lab
+samples/             contact sheets of fresh images
+student.safetensors  the student, with the card that rebuilds it
+generator.safetensors  the generator, if one was trained
+summary.json         the result
 """
 
 import json
@@ -45,7 +45,8 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, manifest: dict[str, Any]) -> "Run":
-        """A new run in an empty or new directory; anything else is refused, nothing is overwritten."""
+        """A new run in an empty or new directory; anything else is refused, nothing is
+        overwritten."""
         claim(path)
         run = cls(path)
         (path / "checkpoints").mkdir()
@@ -97,7 +98,9 @@ class Run:
         """A contact sheet of the round's fresh images."""
         if lap.samples is None or lap.labels is None:
             return
-        labels = lap.labels if int(lap.labels.max()) >= 0 else torch.arange(len(lap.labels)) % classes
+        labels = (
+            lap.labels if int(lap.labels.max()) >= 0 else torch.arange(len(lap.labels)) % classes
+        )
         sheet = class_sheet(lap.samples, labels, classes, columns=8, zoom=2)
         save_picture(sheet, self.path / "samples" / f"{lap.progress.round:06d}-{lap.stage}.png")
 
@@ -149,7 +152,9 @@ def claim(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {quoted(path)}: there is a file of this name")
     if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"--out {quoted(path)}: this directory is not empty; choose another, or --resume it")
+        raise InputError(
+            f"--out {quoted(path)}: this directory is not empty; choose another, or --resume it"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,7 +175,15 @@ def free_name(base: Path) -> Path:
 
 def environment() -> dict[str, Any]:
     """Versions, platform and command, for manifests."""
-    packages = ("torch", "torchvision", "kornia", "diffusers", "torch-fidelity", "safetensors", "numpy")
+    packages = (
+        "torch",
+        "torchvision",
+        "kornia",
+        "diffusers",
+        "torch-fidelity",
+        "safetensors",
+        "numpy",
+    )
     versions = {"synthkd": __version__, "python": platform.python_version()}
     for package in packages:
         try:

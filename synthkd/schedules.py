@@ -22,7 +22,8 @@ def one_cycle(progress: float, *, warmup: float = 0.1) -> float:
 
 
 def ema_decay(step: int, *, longest: float = 0.999) -> float:
-    """The decay of a running average that starts young: min(longest, (1 + n) / (10 + n)) (catalogue D10).
+    """The decay of a running average that starts young: min(longest, (1 + n) / (10 + n)) (catalogue
+    D10).
 
     >>> ema_decay(0), ema_decay(10**6)
     (0.1, 0.999)
@@ -31,7 +32,8 @@ def ema_decay(step: int, *, longest: float = 0.999) -> float:
 
 
 def share(done: int, count: int, ratio: float) -> int:
-    """How many of the next `count` items are of a kind that shall be `ratio` of all, after `done` items.
+    """How many of the next `count` items are of a kind that shall be `ratio` of all, after `done`
+    items.
 
         floor((done + count) · ratio) − floor(done · ratio)
 
@@ -55,10 +57,12 @@ class Difficulty:
 
 
 def harder_or_easier(state: Difficulty, agreement: float, table: DifficultyTable) -> Difficulty:
-    """The state after a round in which student and teacher agreed on a share `agreement` of held-out images.
+    """The state after a round in which student and teacher agreed on a share `agreement` of
+    held-out images.
 
-    The share is smoothed, a ← 0.9 a + 0.1 agreement. After `patience` rounds over `high` the level grows by
-    the factor `up`, after as many under `low` it shrinks by `down`; it stays in floor..ceiling.
+    The share is smoothed, a ← 0.9 a + 0.1 agreement. After `patience` rounds over `high` the level
+    grows by the factor `up`, after as many under `low` it shrinks by `down`; it stays in
+    floor..ceiling.
 
     >>> table = DifficultyTable(start=0.5, patience=1)
     >>> harder_or_easier(Difficulty(0.5), 1.0, table).level

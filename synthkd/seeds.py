@@ -1,6 +1,7 @@
 """Random numbers from named seeds: the same names give the same numbers, whatever ran before.
 
-Nothing of a random state is ever saved: a round reseeds from (seed, round), so resuming needs no state.
+Nothing of a random state is ever saved: a round reseeds from (seed, round), so resuming needs no
+state.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ import torch
 def derived(seed: int, *path: int | str) -> int:
     """A 63-bit seed made from a seed and a path of names and numbers, e.g. (3, "round", 17).
 
-    >>> derived(3, "round", 17) == derived(3, "round", 17), derived(3, "round", 17) == derived(3, "round", 18)
-    (True, False)
+    >>> derived(3, "round", 17) == derived(3, "round", 17), derived(3, "round", 17) == derived(3,
+    "round", 18) (True, False)
     """
     text = "/".join(str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -3,10 +3,12 @@
     demo                      the teacher that ships with the package
     DIRECTORY                 a run directory: its student
     NAME                      a network of ours (resnet20, resnet8-w8, lenet5, lenet5-half)
-    package.module:callable   an installed network; the callable takes nothing and returns an nn.Module
-    file.py:callable          the same from a file; runs the code in it, so it needs --trust-code
+    package.module:callable   an installed network; the callable takes nothing and returns an
+    nn.Module file.py:callable          the same from a file; runs the code in it, so it needs
+    --trust-code
 
-Weights come from a safetensors file, or from a .pt, .pth, .th file through torch's weights-only reader.
+Weights come from a safetensors file, or from a .pt, .pth, .th file through torch's weights-only
+reader.
 """
 
 import importlib
@@ -78,9 +80,11 @@ def load_classifier(
 
 
 def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = False) -> Classifier:
-    """A student with fresh weights (or those of `table.weights`), for the teacher's images and classes.
+    """A student with fresh weights (or those of `table.weights`), for the teacher's images and
+    classes.
 
-    Its first layer is the teacher's normalisation. Initial weights come from torch's global random state.
+    Its first layer is the teacher's normalisation. Initial weights come from torch's global random
+    state.
     """
     spec = teacher.spec
     folder = Path(table.spec)
@@ -111,12 +115,18 @@ def read_card(path: Path) -> Card:
         data |= {key: tuple(data[key]) for key in ("mean", "std", "names")}
         return Card(**data)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
-        raise InputError(f"{quoted(path)} is not a network saved by synthkd (no card in its header)") from None
+        raise InputError(
+            f"{quoted(path)} is not a network saved by synthkd (no card in its header)"
+        ) from None
 
 
 def _contract(spec: ImageSpec, classes: int) -> TeacherTable:
     return TeacherTable(
-        image_size=spec.height, channels=spec.channels, mean=spec.mean, std=spec.std, classes=classes
+        image_size=spec.height,
+        channels=spec.channels,
+        mean=spec.mean,
+        std=spec.std,
+        classes=classes,
     )
 
 
@@ -124,23 +134,34 @@ def _classifier(
     spec: str, weights: str, contract: TeacherTable, *, trust_code: bool, role: str
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A network with weights and its input contract."""
-    saved = resources.shipped("assets") / DEMO_TEACHER if spec == "demo" else Path(spec) / "student.safetensors"
+    saved = (
+        resources.shipped("assets") / DEMO_TEACHER
+        if spec == "demo"
+        else Path(spec) / "student.safetensors"
+    )
     if spec == "demo" or Path(spec).is_dir():
         if not saved.is_file():
             raise InputError(f"--{role} {quoted(spec)}: no student.safetensors in this directory")
         if weights:
-            raise InputError(f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away")
+            raise InputError(
+                f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
+            )
         card = read_card(saved)
         if not is_named(card.network) and not trust_code:
             raise InputError(
-                f"--{role} {quoted(spec)} is built by the code {quoted(card.network)}, as its file says: "
+                f"--{role} {quoted(spec)} is built by the code {quoted(card.network)}, "
+                "as its file says: "
                 "give --trust-code if you trust it"
             )
-        body = _network(card.network, card.image_spec, card.classes, trust_code=trust_code, role=role)
+        body = _network(
+            card.network, card.image_spec, card.classes, trust_code=trust_code, role=role
+        )
         fill(body, read_weights(saved), str(saved))
         _, answers = recognise(body, card.image_spec, card.classes)
         if contract.classes not in (None, card.classes):
-            raise InputError(f"--classes {contract.classes}: {quoted(spec)} has {card.classes} classes")
+            raise InputError(
+                f"--classes {contract.classes}: {quoted(spec)} has {card.classes} classes"
+            )
         return Classifier(body, card.image_spec, card.classes, answers), card.names
     image_spec = _image_spec(contract, spec)
     # a network of ours is told its number of classes; the last layer in the file knows it best
@@ -194,7 +215,9 @@ def _network(
             "package.module:callable, nor file.py:callable"
         )
     if not isinstance(body, nn.Module):
-        raise InputError(f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}")
+        raise InputError(
+            f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}"
+        )
     return body
 
 
@@ -203,7 +226,9 @@ def _import(spec: str, role: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise InputError(f"--{role} {quoted(spec)}: cannot import {module_name}: {quoted(error)}") from None
+        raise InputError(
+            f"--{role} {quoted(spec)}: cannot import {module_name}: {quoted(error)}"
+        ) from None
     return _attribute(module, name, spec)
 
 
@@ -224,7 +249,9 @@ def call_from_file(spec: str, arguments: tuple[Any, ...], *, trust_code: bool, w
     try:
         loader.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what} {quoted(spec)}: {type(error).__name__}: {quoted(error)}") from None
+        raise InputError(
+            f"{what} {quoted(spec)}: {type(error).__name__}: {quoted(error)}"
+        ) from None
     return _call(_attribute(module, name, spec), arguments, spec)
 
 
@@ -245,8 +272,8 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], spec: str) -
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Named tensors from a file of weights. Nothing in the file is executed.
 
-    Nested dictionaries under `state_dict`, `model_state_dict`, `model`, `net` or `weights` are opened, and
-    prefixes that every name shares (`module.`, `_orig_mod.`) are taken away.
+    Nested dictionaries under `state_dict`, `model_state_dict`, `model`, `net` or `weights` are
+    opened, and prefixes that every name shares (`module.`, `_orig_mod.`) are taken away.
     """
     where = quoted(path)
     if not path.is_file():
@@ -257,10 +284,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             data: Any = load_file(str(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{where} is not a readable safetensors file: {quoted(error)}") from None
+            raise InputError(
+                f"{where} is not a readable safetensors file: {quoted(error)}"
+            ) from None
     elif path.suffix in (".pt", ".pth", ".th", ".bin"):
         if head[:1] in (b"<", b"{") or head.startswith(b"version https://git-lfs"):
-            raise InputError(f"{where} is text (a web page or a pointer?), not weights: download the file itself")
+            raise InputError(
+                f"{where} is text (a web page or a pointer?), not weights: download the file itself"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's words about pickles are not for users
@@ -278,7 +309,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _tensors(data: Any, where: str) -> dict[str, Tensor]:
     for _ in range(3):
         if isinstance(data, Mapping):
-            inner = [data[k] for k in ("state_dict", "model_state_dict", "model", "net", "weights") if k in data]
+            inner = [
+                data[k]
+                for k in ("state_dict", "model_state_dict", "model", "net", "weights")
+                if k in data
+            ]
             if inner and isinstance(inner[0], Mapping):
                 data = inner[0]
     if not isinstance(data, Mapping):
@@ -299,15 +334,21 @@ def _classes_in(state: dict[str, Tensor] | None) -> int | None:
 
 
 def fill(body: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Loads weights into a network after comparing names and shapes; what differs is one InputError."""
+    """Loads weights into a network after comparing names and shapes; what differs is one
+    InputError."""
     own = body.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if missing or extra or wrong:
         parts = [
-            f"{label} {', '.join(quoted(k) for k in keys[:2])}{f' and {len(keys) - 2} more' if len(keys) > 2 else ''}"
-            for label, keys in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
+            f"{label} {', '.join(quoted(k) for k in keys[:2])}"
+            + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+            for label, keys in (
+                ("missing", missing),
+                ("unknown", extra),
+                ("of another shape", wrong),
+            )
             if keys
         ]
         raise InputError(f"{quoted(where)} does not fit this architecture: {'; '.join(parts)}")

@@ -16,16 +16,24 @@ from synthkd.specs import Card
 
 
 class Learner:
-    """A student that learns: network, optimizer and, if asked for, the running average of its weights."""
+    """A student that learns: network, optimizer and, if asked for, the running average of its
+    weights."""
 
-    def __init__(self, student: Classifier, table: TrainingTable, *, bfloat16: bool = False) -> None:
+    def __init__(
+        self, student: Classifier, table: TrainingTable, *, bfloat16: bool = False
+    ) -> None:
         self.student: Classifier = student.to(memory_format=torch.channels_last)
         self.table = table
         self.bfloat16 = bfloat16
         self.steps = 0
         heavy = [p for p in student.parameters() if p.dim() > 1]
-        light = [p for p in student.parameters() if p.dim() <= 1]  # biases and norms are not decayed
-        groups = [{"params": heavy, "weight_decay": table.weight_decay}, {"params": light, "weight_decay": 0.0}]
+        light = [
+            p for p in student.parameters() if p.dim() <= 1
+        ]  # biases and norms are not decayed
+        groups = [
+            {"params": heavy, "weight_decay": table.weight_decay},
+            {"params": light, "weight_decay": 0.0},
+        ]
         self.optimizer: torch.optim.Optimizer
         if table.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(
@@ -33,10 +41,13 @@ class Learner:
             )
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=table.learning_rate)
-        self.average = {k: v.detach().clone() for k, v in student.state_dict().items()} if table.ema else None
+        self.average = (
+            {k: v.detach().clone() for k, v in student.state_dict().items()} if table.ema else None
+        )
 
     def step(self, images: Tensor, taught: Tensor, progress: float) -> Tensor:
-        """One step on images [B, C, H, W] towards the teacher's logits [B, K]; returns the loss, detached."""
+        """One step on images [B, C, H, W] towards the teacher's logits [B, K]; returns the loss,
+        detached."""
         rate = self.table.learning_rate * schedules.one_cycle(progress, warmup=self.table.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -98,7 +109,8 @@ class Learner:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads an optimizer's state with each tensor laid out like its parameter, as an unbroken run has it."""
+    """Loads an optimizer's state with each tensor laid out like its parameter, as an unbroken run
+    has it."""
     optimizer.load_state_dict(state)
     for parameter, slots in optimizer.state.items():
         for key, value in slots.items():

@@ -63,7 +63,8 @@ class Observation(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """A frozen classifier: eval mode and weights are fixed for good, gradients reach only the images.
+    """A frozen classifier: eval mode and weights are fixed for good, gradients reach only the
+    images.
 
     `low_precision` lets the machine compute in bfloat16; answers are float32 all the same.
     """
@@ -81,7 +82,11 @@ class Teacher(nn.Module):
             for m in classifier.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
         ]
-        heads = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == self.classes]
+        heads = [
+            m
+            for m in classifier.modules()
+            if isinstance(m, nn.Linear) and m.out_features == self.classes
+        ]
         self.head: nn.Linear | None = heads[-1] if heads else None
         self.digest = digest_of(classifier)
         super().train(False)
@@ -117,7 +122,8 @@ class Teacher(nn.Module):
 
     @property
     def stored(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Running mean and variance [C] of every BatchNorm layer, in the order of `observe`'s moments."""
+        """Running mean and variance [C] of every BatchNorm layer, in the order of `observe`'s
+        moments."""
         return tuple((m.running_mean, m.running_var) for m in self.norms)  # type: ignore[misc]
 
     @property
@@ -135,8 +141,11 @@ class Teacher(nn.Module):
             logits: Tensor = self.classifier(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
 
-    def observe(self, images: Tensor, *, features: bool = True, statistics: bool = True) -> Observation:
-        """Logits, features and BatchNorm statistics of one batch, all differentiable by the images."""
+    def observe(
+        self, images: Tensor, *, features: bool = True, statistics: bool = True
+    ) -> Observation:
+        """Logits, features and BatchNorm statistics of one batch, all differentiable by the
+        images."""
         seen: dict[str, Tensor] = {}
         found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         with self._watching(seen if features else None, found if statistics else None):
@@ -173,18 +182,22 @@ class Teacher(nn.Module):
 
 def digest_of(classifier: Classifier) -> str:
     """SHA-256 over the weights, buffers and the input contract of a classifier."""
-    digest = hashlib.sha256(repr((classifier.spec, classifier.classes, classifier.answers)).encode())
+    digest = hashlib.sha256(
+        repr((classifier.spec, classifier.classes, classifier.answers)).encode()
+    )
     for name, tensor in sorted(classifier.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[int, str]:
     """Asks a network with noise: how many classes it has, and whether it answers in logits.
 
-    Returns K and one of "logits", "probabilities", "log-probabilities". An answer that is not [B, K],
-    is not finite, or has another K than `classes` is an InputError.
+    Returns K and one of "logits", "probabilities", "log-probabilities". An answer that is not [B,
+    K], is not finite, or has another K than `classes` is an InputError.
     """
     rng = torch.Generator().manual_seed(0)
     noise = torch.rand(16, *spec.shape, generator=rng)
@@ -201,13 +214,21 @@ def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[in
         ) from None
     if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(noise):
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise InputError(f"a classifier must answer with one row of class scores per image; got {shape}")
+        raise InputError(
+            f"a classifier must answer with one row of class scores per image; got {shape}"
+        )
     if not answer.isfinite().all():
-        raise InputError("the teacher answers NaN or infinity: are these the right weights, mean and std?")
+        raise InputError(
+            "the teacher answers NaN or infinity: are these the right weights, mean and std?"
+        )
     if classes is not None and classes != answer.shape[1]:
-        raise InputError(f"--classes {classes}: the network has {answer.shape[1]} classes; leave the flag away")
+        raise InputError(
+            f"--classes {classes}: the network has {answer.shape[1]} classes; leave the flag away"
+        )
     if answer.shape[1] < 2:
-        raise InputError("the network answers with one number per image; a classifier has at least two classes")
+        raise InputError(
+            "the network answers with one number per image; a classifier has at least two classes"
+        )
     answer = answer.float()
     if (answer >= 0).all() and (answer.sum(1) - 1).abs().max() < 1e-3:
         return answer.shape[1], "probabilities"

@@ -23,7 +23,7 @@ from synthkd.specs import load_teacher, read_card
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SMALL = (
-    "--student resnet8-w4 --training.batch 32 --generator.width 4 --run.threads 1 --quiet "
+    "--student resnet8-w4 --training.batch 32 --generator.width 4 --run.threads 1 "
     "--memory.capacity 300 --stage.pregenerate.fresh 64 --stage.pregenerate.synthesis-batch 16 "
     "--stage.joint.synthesis-batch 16 --stage.joint.fresh 32 --stage.joint.student-steps 2"
 ).split()
@@ -31,8 +31,9 @@ SHORT = [*SMALL, "--images-seen", "96", "--val-data", "none"]
 
 
 def distilled(out: Path, *argv: str) -> dict[str, Any]:
-    """The summary of a run in this process."""
-    main(["distill", *SHORT, "--out", str(out), *argv])
+    """The summary of a short run in this process; `argv` goes over its flags."""
+    flags = dict(zip(SHORT[::2], SHORT[1::2], strict=True)) | dict(zip(argv[::2], argv[1::2], strict=True))
+    main(["distill", "--quiet", "--out", str(out), *(word for pair in flags.items() for word in pair)])
     return summary_of(out)
 
 
@@ -95,11 +96,11 @@ class Stopped:
     def __init__(self, folder: Path) -> None:
         self.folder, self.unbroken, self.run = folder, folder / "unbroken", folder / "stopped"
         self.stages: list[str] = []
-        whole = started(folder, *LONG, "--out", "unbroken")
+        whole = started(folder, *LONG, "--out", "unbroken", "--quiet")
         assert whole.communicate(timeout=100)[1] == ""
 
-        loud = [word for word in LONG if word != "--quiet"]
-        self.term = self._hit(started(folder, *loud, "--out", "stopped"), signal.SIGTERM, "finetune", 3)
+        begun = started(folder, *LONG, "--out", "stopped")
+        self.term = self._hit(begun, signal.SIGTERM, "finetune", 3)
         resumed = ("--resume", "stopped")
         self.interrupt = self._hit(started(folder, *resumed), signal.SIGINT, "joint", 1)
         self.rounds_when_interrupted = len(metrics(self.run))
@@ -191,7 +192,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
     main([
         "distill", *SMALL, "--images-seen", "500", "--real-data", "/nowhere/at/all", "--out", str(out),
-        "--seed", "3",
+        "--seed", "3", "--quiet",
     ])  # fmt: skip
     return out
 
@@ -323,14 +324,14 @@ def test_without_out_runs_get_names_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        main(["distill", *SHORT, "--seed", "5"])
+        main(["distill", *SHORT, "--seed", "5", "--quiet"])
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert names == ["demo-resnet8-w4-s5", "demo-resnet8-w4-s5-2"]
 
 
 def test_a_budget_in_minutes_is_kept(tmp_path: Path) -> None:
     begun = time.monotonic()
-    timed = [*SMALL, "--minutes", "0.05", "--val-data", "none"]
+    timed = [*SMALL, "--minutes", "0.05", "--val-data", "none", "--quiet"]
     main(["distill", *timed, "--out", str(tmp_path / "run")])
     assert time.monotonic() - begun < 3 + 3
     assert summary_of(tmp_path / "run")["images_seen"] > 0
@@ -344,8 +345,7 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_is_printed_is_plain_when_it_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = [word for word in SHORT if word != "--quiet"]
-    main(["distill", *argv, "--out", str(tmp_path / "run")])
+    main(["distill", *SHORT, "--out", str(tmp_path / "run")])
     out, err = capsys.readouterr()
     assert err == ""
     assert "embedded demo" in out

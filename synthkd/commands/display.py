@@ -55,7 +55,10 @@ class Display:
         widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
         self.say(title)
         for row in (header, *rows):
-            self.say("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+            self.say(
+                "  "
+                + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            )
 
     def follow(self, lap: Round) -> None:
         """Shows a round: live on a terminal, else a line every twenty seconds."""
@@ -70,7 +73,9 @@ class Display:
             self._live.update(self._panel(lap))
         elif time.monotonic() - self._last_line > 20:
             self._last_line = time.monotonic()
-            terms = " ".join(f"{k.removeprefix('term.')} {v:.3g}" for k, v in self._measures.items())
+            terms = " ".join(
+                f"{k.removeprefix('term.')} {v:.3g}" for k, v in self._measures.items()
+            )
             self.say(f"{lap.share:4.0%} {lap.stage}  {self._speed(lap)}  {terms}")
 
     def _speed(self, lap: Round) -> str:
@@ -87,10 +92,14 @@ class Display:
         width = 40
         bar = "█" * round(width * lap.share) + "░" * (width - round(width * lap.share))
         table = Table.grid(padding=(0, 2))
-        table.add_row(f"{bar} {lap.share:4.0%}", f"{lap.stage}, round {lap.progress.round}", self._speed(lap))
+        table.add_row(
+            f"{bar} {lap.share:4.0%}", f"{lap.stage}, round {lap.progress.round}", self._speed(lap)
+        )
         known = {k: v for k, v in self._measures.items() if k in _SHOWN}
         table.add_row("  ".join(f"{k} {known[k]:.3f}" for k in _SHOWN if k in known))
-        terms = {k.removeprefix("term."): v for k, v in self._measures.items() if k.startswith("term.")}
+        terms = {
+            k.removeprefix("term."): v for k, v in self._measures.items() if k.startswith("term.")
+        }
         table.add_row("  ".join(f"{k} {v:.3g}" for k, v in terms.items()))
         return table
 

@@ -61,7 +61,9 @@ def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[st
     if before.get("teacher_sha256") != job.teacher.digest:
         raise InputError(f"--resume {quoted(path)}: the teacher is another one than at the start")
     if before.get("recipe_sha256") != job.manifest["recipe_sha256"]:
-        raise InputError(f"--resume {quoted(path)}: its recipe.toml is not the one that the run was started with")
+        raise InputError(
+            f"--resume {quoted(path)}: its recipe.toml is not the one that the run was started with"
+        )
     job.open_data()
     if before.get("data") != job.manifest["data"]:
         raise InputError(f"--resume {quoted(path)}: the data are other ones than at the start")
@@ -72,7 +74,9 @@ def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[st
         try:
             job.lab.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise InputError(f"--resume {quoted(path)}: its newest checkpoint does not fit its recipe") from None
+            raise InputError(
+                f"--resume {quoted(path)}: its newest checkpoint does not fit its recipe"
+            ) from None
         display.say(f"going on after round {job.lab.progress.round}")
     return _go(job, the_run, display, started)
 
@@ -94,7 +98,9 @@ class Job:
         opened: dict[str, Any] = {}
         level, real = 0, None
         if table.mix_ratio < 1:
-            real = _load(self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False)
+            real = _load(
+                self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False
+            )
             opened["real"] = {"path": table.real, "digest": real.digest, "images": len(real.pixels)}
             level = 2  # labels, where there are any, are not used
             self.lab.use_real(real.pixels)
@@ -105,11 +111,19 @@ class Job:
                     f"--synthetic {quoted(table.synthetic)} has {store.classes} classes, "
                     f"the teacher {self.teacher.classes}"
                 )
-            made = load_images(table.synthetic, self.teacher.spec, classes=store.classes, labelled=True)
+            made = load_images(
+                table.synthetic, self.teacher.spec, classes=store.classes, labelled=True
+            )
             assert made.labels is not None
             promised = store.manifest.get("promise_level")
-            level = max(level, promised if isinstance(promised, int) and promised in PROMISES else 3)  # what says nothing gets no praise
-            opened["synthetic"] = {"path": table.synthetic, "digest": made.digest, "images": len(made.pixels)}
+            level = max(
+                level, promised if isinstance(promised, int) and promised in PROMISES else 3
+            )  # what says nothing gets no praise
+            opened["synthetic"] = {
+                "path": table.synthetic,
+                "digest": made.digest,
+                "images": len(made.pixels),
+            }
             self.lab.fill(made.pixels, made.labels)
         self.manifest |= {
             "promise_level": level,
@@ -120,15 +134,20 @@ class Job:
 
 
 def _load(recipe: Recipe, path: str, spec: ImageSpec, classes: int, *, labelled: bool) -> Images:
-    return load_images(path, spec, classes=classes, labelled=labelled, trust_code=recipe.run.trust_code)
+    return load_images(
+        path, spec, classes=classes, labelled=labelled, trust_code=recipe.run.trust_code
+    )
 
 
 def _check_val(recipe: Recipe) -> None:
-    """Whether validation data can be there: they are opened at the end, when it is late for a misspelt path."""
+    """Whether validation data can be there: they are opened at the end, when it is late for a
+    misspelt path."""
     path = recipe.data.val
     code = ".py:" in path
     if code and not recipe.run.trust_code:
-        raise InputError(f"--val-data {quoted(path)} runs the code in that file: read it, then give --trust-code")
+        raise InputError(
+            f"--val-data {quoted(path)} runs the code in that file: read it, then give --trust-code"
+        )
     if path in ("", "none") or path.startswith("demo:") or code:
         return
     if not Path(path).exists():
@@ -139,30 +158,40 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
     """Teacher, plan and lab; no images are opened."""
     recipe, device, bfloat16 = prepare(recipe)
     if recipe.teacher.spec == "demo" and not recipe.teacher.weights:
-        display.say("teacher: the embedded demo, a ResNet-14 for handwritten digits (give your own with --teacher)")
+        display.say(
+            "teacher: the embedded demo, a ResNet-14 for handwritten digits "
+            "(give your own with --teacher)"
+        )
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
     _check_val(recipe)
     with globally(source(recipe.run.seed, "student")):
         student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
     the_plan = plans.plan(recipe, teacher)
     if not any(stage.student_steps for stage in the_plan.stages):
-        raise InputError("no stage of this pipeline trains the student: see run.stages and student_steps")
+        raise InputError(
+            "no stage of this pipeline trains the student: see run.stages and student_steps"
+        )
     if recipe.budget.minutes is None and recipe.budget.images is None:
         raise InputError("the pipeline has no budget: give --minutes or --images-seen")
     _check_memory(recipe, the_plan)
     budget = (
-        f"{recipe.budget.minutes:g} minutes" if recipe.budget.minutes else f"{recipe.budget.images:,} student images"
+        f"{recipe.budget.minutes:g} minutes"
+        if recipe.budget.minutes
+        else f"{recipe.budget.images:,} student images"
     )
     display.plan(the_plan, budget)
     small, large = sum(p.numel() for p in student.parameters()), teacher.parameters_count
     display.say(
-        f"student {recipe.student.spec}: {small:,} parameters, {small / large:.1%} of the teacher's; "
+        f"student {recipe.student.spec}: {small:,} parameters, "
+        f"{small / large:.1%} of the teacher's; "
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
     )
     limited = recipe
     if recipe.budget.minutes:
         seconds = recipe.budget.minutes * 60 - min(RESERVE, recipe.budget.minutes * 6)
-        limited = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"minutes": seconds / 60})})
+        limited = recipe.model_copy(
+            update={"budget": recipe.budget.model_copy(update={"minutes": seconds / 60})}
+        )
     lab = Lab(limited, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)
     if recipe.generator.start and "gan" in lab.generators:
         gan = lab.generators["gan"]
@@ -190,7 +219,8 @@ def _hash(recipe: Recipe) -> str:
 
 
 def _check_memory(recipe: Recipe, the_plan: plans.Plan) -> None:
-    """A student needs images in its first stage: from the memory, from a generator, or real ones."""
+    """A student needs images in its first stage: from the memory, from a generator, or real
+    ones."""
     if recipe.data.synthetic or recipe.data.mix_ratio == 0:
         return
     for stage in the_plan.stages:
@@ -229,7 +259,10 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
             if asked and not lab.finished:
                 the_run.checkpoint(lab.state_dict(), lap.progress.round)
                 display.stop()
-                display.say(f"stopped at {lap.share:.0%}, saved; go on with: synthkd distill --resume {the_run.path}")
+                display.say(
+                    f"stopped at {lap.share:.0%}, saved; "
+                    f"go on with: synthkd distill --resume {the_run.path}"
+                )
                 raise SystemExit(128 + asked[0])
             if now - saved > job.recipe.run.checkpoint_seconds:
                 the_run.checkpoint(lab.state_dict(), lap.progress.round)
@@ -240,7 +273,8 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
 
 @contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Catches SIGINT and SIGTERM once: the list then holds the signal. A second one kills at once."""
+    """Catches SIGINT and SIGTERM once: the list then holds the signal. A second one kills at
+    once."""
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
@@ -302,7 +336,8 @@ def _finish(
         "student_sha256": sha256_of(path),
         **choice,
         "wall_seconds": round(wall, 2),
-        "seconds": {k: round(v, 2) for k, v in parts.items()} | {"rest": round(wall - sum(parts.values()), 2)},
+        "seconds": {k: round(v, 2) for k, v in parts.items()}
+        | {"rest": round(wall - sum(parts.values()), 2)},
         "images_seen": progress.images_seen,
         "images_invented": progress.invented,
         "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
@@ -334,15 +369,26 @@ def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
         return "not scored (no --val-data)" if value is None else f"{value:.2%}"
 
     parts = ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items())
-    scored = f" on {summary['val_images']:,} images of {summary['val_data']}" if "val_data" in summary else ""
+    scored = (
+        f" on {summary['val_images']:,} images of {summary['val_data']}"
+        if "val_data" in summary
+        else ""
+    )
     rows = [
         ("student accuracy", percent(summary["student_accuracy"]) + scored),
         ("teacher accuracy", percent(summary["teacher_accuracy"])),
         ("agreement with the teacher", percent(summary["agreement"])),
-        ("agreement, held-out synthetic", f"{summary['held_out_agreement']:.2%} ({summary['weights']} weights kept)"),
+        (
+            "agreement, held-out synthetic",
+            f"{summary['held_out_agreement']:.2%} ({summary['weights']} weights kept)",
+        ),
         ("parameters", f"{summary['student_parameters']:,} of {summary['teacher_parameters']:,}"),
         ("images seen", f"{summary['images_seen']:,}, {summary['synthetic_share']:.1%} synthetic"),
-        ("real images read", f"{summary['real_images_read']:,} (level {summary['promise_level']}, {summary['promise']})"),
+        (
+            "real images read",
+            f"{summary['real_images_read']:,} "
+            f"(level {summary['promise_level']}, {summary['promise']})",
+        ),
         ("seconds", f"{summary['wall_seconds']:.0f}: {parts}"),
         ("peak memory", f"{summary['peak_memory_mb']:,.0f} MB"),
         ("student", str(path / "student.safetensors")),

@@ -25,7 +25,8 @@ PATIENCE = 20  # images drawn per image wanted before a class is given up
 
 
 def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Trains a generator against the teacher, or loads one, and writes a data set. Returns its manifest."""
+    """Trains a generator against the teacher, or loads one, and writes a data set. Returns its
+    manifest."""
     started = time.perf_counter()
     display = Display(quiet=quiet)
     recipe, device, bfloat16 = prepare(borrow(recipe))
@@ -35,18 +36,29 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
     alone = [s for s in the_plan.stages if s.generator != "none" and not s.student_steps]
     alone = alone or [s for s in the_plan.stages if s.generator != "none"][:1]
     if not alone:
-        raise InputError("no stage of this pipeline has a generator: see run.stages and stage.NAME.generator")
+        raise InputError(
+            "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
+        )
     stages = [s.model_copy(update={"student_steps": 0, "terms": _alone(s.terms)}) for s in alone]
     # a loaded generator is not trained on
     trained = not recipe.generator.start
-    budget = f"{recipe.budget.minutes:g} minutes" if recipe.budget.minutes else f"{recipe.budget.images or 0:,} images"
-    display.plan(plans.Plan(tuple(stages), the_plan.reasons), f"{budget} of training" if trained else "no training")
+    budget = (
+        f"{recipe.budget.minutes:g} minutes"
+        if recipe.budget.minutes
+        else f"{recipe.budget.images or 0:,} images"
+    )
+    display.plan(
+        plans.Plan(tuple(stages), the_plan.reasons),
+        f"{budget} of training" if trained else "no training",
+    )
     if dry_run:
         print(recipes.to_toml(recipe), end="")
         return {}
     out = Path(recipe.run.out) if recipe.run.out else free_name(Path("synthetic"))
     claim(out)
-    small = recipe.model_copy(update={"memory": recipe.memory.model_copy(update={"capacity": 4096})})
+    small = recipe.model_copy(
+        update={"memory": recipe.memory.model_copy(update={"capacity": 4096})}
+    )
     lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
     kind = stages[-1].generator
     generator = lab.generators[kind]
@@ -57,7 +69,10 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
     elif isinstance(generator, Gan):
         for lap in rounds(lab):
             display.follow(lap)
-            training |= {"images": training["images"] + stages[-1].synthesis_batch * stages[-1].synthesis_steps}
+            training |= {
+                "images": training["images"]
+                + stages[-1].synthesis_batch * stages[-1].synthesis_steps
+            }
             training |= {"seconds": round(lap.progress.seconds, 2), "last": lap.measures}
         display.stop()
     if isinstance(generator, Gan):
@@ -66,7 +81,12 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         save_generator(generator, out / "generator.safetensors")
     writing = time.perf_counter()
     with Writer(
-        out, teacher.spec, teacher.classes, teacher.names, shard=recipe.dataset.shard, folders=recipe.dataset.folders
+        out,
+        teacher.spec,
+        teacher.classes,
+        teacher.names,
+        shard=recipe.dataset.shard,
+        folders=recipe.dataset.folders,
     ) as writer:
         drawn, missed = _fill(writer, generator, lab, recipe, display)
         manifest = {
@@ -92,14 +112,16 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         count = writer.count
     rows = [
         ("images", f"{count:,} in {out}"),
-        ("accepted", f"{manifest['accepted_share']:.1%} of {drawn:,} drawn: teacher's vote = class asked for"),
+        ("accepted", f"{manifest['accepted_share']:.1%} of {drawn:,} drawn: the vote is the class asked for"),
         ("seconds", f"{manifest['wall_seconds']:.0f}: training {training['seconds']:.0f}, "
                     f"drawing and writing {manifest['seconds_writing']:.0f}"),
         ("real images read", "0"),
         ("contact sheet", str(out / "contact_sheet.png")),
     ]  # fmt: skip
     if missed:
-        rows.insert(1, ("too few of", ", ".join(f"class {k}: {n} missing" for k, n in missed.items())))
+        rows.insert(
+            1, ("too few of", ", ".join(f"class {k}: {n} missing" for k, n in missed.items()))
+        )
     display.table("result", ("what", "value"), rows)
     return manifest
 
@@ -112,10 +134,11 @@ def _alone(terms: dict[str, float]) -> dict[str, float]:
 def _fill(
     writer: Writer, generator: Generator, lab: Lab, recipe: Recipe, display: Display
 ) -> tuple[int, dict[str, int]]:
-    """Draws until every class has its even share of images in which the teacher sees what was asked for.
+    """Draws until every class has its even share of images in which the teacher sees what was asked
+    for.
 
-    Batch k depends on the seed and on k alone. After PATIENCE images per image wanted the rest is given up:
-    returns how many were drawn and what is missing per class.
+    Batch k depends on the seed and on k alone. After PATIENCE images per image wanted the rest is
+    given up: returns how many were drawn and what is missing per class.
     """
     classes, wanted = lab.teacher.classes, recipe.dataset.count
     quota = torch.full((classes,), wanted // classes)

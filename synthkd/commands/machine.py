@@ -12,8 +12,8 @@ from synthkd.recipe import Recipe, RunTable
 def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
     """Settles the machine part of a recipe and applies it.
 
-    Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to compute
-    in bfloat16. A resumed run finds the settled values and so computes alike.
+    Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to
+    compute in bfloat16. A resumed run finds the settled values and so computes alike.
     """
     table = recipe.run
     device = choose_device(table.device)
@@ -46,7 +46,8 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process ever held, in MB (10⁶ bytes): resident, plus what a GPU holds."""
+    """The most memory this process ever held, in MB (10⁶ bytes): resident, plus what a GPU
+    holds."""
     unit = 1 if sys.platform == "darwin" else 1024
     total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":

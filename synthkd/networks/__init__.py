@@ -1,4 +1,5 @@
-"""Networks by name: `resnet20`, `resnet8-w8` (CIFAR form, first width 8), `lenet5`, `lenet5-half`."""
+"""Networks by name: `resnet20`, `resnet8-w8` (CIFAR form, first width 8), `lenet5`,
+`lenet5-half`."""
 
 import re
 
@@ -14,15 +15,19 @@ NAMES = (*(f"resnet{depth}" for depth in _DEPTHS), "lenet5", "lenet5-half")
 
 
 def is_named(spec: str) -> bool:
-    """Whether `spec` is the name of a network of ours (perhaps misspelt), not a path or a module."""
+    """Whether `spec` is the name of a network of ours (perhaps misspelt), not a path or a
+    module."""
     return re.fullmatch(r"[a-z][a-z0-9-]*", spec) is not None
 
 
 def build_network(name: str, *, channels: int, size: int, classes: int) -> nn.Module:
-    """The network `name` with random weights. It takes normalised images and returns logits [B, K]."""
+    """The network `name` with random weights. It takes normalised images and returns logits [B,
+    K]."""
     if name in ("lenet5", "lenet5-half"):
         return LeNet5(channels=channels, size=size, classes=classes, half=name.endswith("half"))
     match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?", name)
     if match and int(match[1]) in _DEPTHS and (match[2] is None or 2 <= int(match[2]) <= 512):
         return ResNet(int(match[1]), width=int(match[2] or 16), channels=channels, classes=classes)
-    raise InputError(f"no network is called {quoted(name)}{suggest(name, NAMES)} (resnets also as resnet8-w8)")
+    raise InputError(
+        f"no network is called {quoted(name)}{suggest(name, NAMES)} (resnets also as resnet8-w8)"
+    )

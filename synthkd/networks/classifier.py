@@ -16,7 +16,9 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, spec: ImageSpec, classes: int, answers: str = "logits") -> None:
+    def __init__(
+        self, body: nn.Module, spec: ImageSpec, classes: int, answers: str = "logits"
+    ) -> None:
         super().__init__()
         self.body = body
         self.spec = spec

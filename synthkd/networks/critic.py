@@ -12,7 +12,8 @@ class Critic(nn.Module):
 
     Three strided convolutions, a spatial mean, and a projection head: psi(h) + <embedding(y), h>.
     With `normed` every layer is divided by its largest singular value
-    (Miyato et al. 2018, https://arxiv.org/abs/1802.05957; projection: https://arxiv.org/abs/1802.05637).
+    (Miyato et al. 2018, https://arxiv.org/abs/1802.05957; projection:
+    https://arxiv.org/abs/1802.05637).
     """
 
     def __init__(self, *, channels: int, classes: int, width: int, normed: bool) -> None:

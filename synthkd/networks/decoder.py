@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class ConditionalNorm(nn.Module):
-    """BatchNorm whose scale and shift belong to the class (Dumoulin et al. 2017, de Vries et al. 2017)."""
+    """BatchNorm whose scale and shift belong to the class (Dumoulin et al. 2017, de Vries et al.
+    2017)."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -30,7 +31,9 @@ class Decoder(nn.Module):
     upsampling in place of transposed convolutions).
     """
 
-    def __init__(self, *, latent: int, width: int, classes: int, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, *, latent: int, width: int, classes: int, shape: tuple[int, int, int]
+    ) -> None:
         super().__init__()
         channels, self.height, self.width = shape
         self.start = (-(-self.height // 4), -(-self.width // 4))

@@ -8,12 +8,15 @@ from synthkd.errors import InputError
 
 
 class LeNet5(nn.Module):
-    """LeCun et al. 1998, with today's activations: 5x5 convolutions 6, 16, 120, then 84 and K units.
+    """LeCun et al. 1998, with today's activations: 5x5 convolutions 6, 16, 120, then 84 and K
+    units.
 
     At 32 pixels the whole network has 61,706 parameters for 10 classes, the half one 15,738.
     """
 
-    def __init__(self, *, channels: int = 1, size: int = 32, classes: int = 10, half: bool = False) -> None:
+    def __init__(
+        self, *, channels: int = 1, size: int = 32, classes: int = 10, half: bool = False
+    ) -> None:
         super().__init__()
         if size != 32:
             raise InputError(f"lenet5 takes images of 32 pixels; got {size}: give --image-size 32")

@@ -1,11 +1,13 @@
-"""Residual networks in the form made for CIFAR: three groups of basic blocks, shortcuts without weights."""
+"""Residual networks in the form made for CIFAR: three groups of basic blocks, shortcuts without
+weights."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; where the shape changes, the shortcut subsamples and pads."""
+    """Two 3x3 convolutions and a shortcut; where the shape changes, the shortcut subsamples and
+    pads."""
 
     def __init__(self, inward: int, outward: int, stride: int) -> None:
         super().__init__()
@@ -29,9 +31,12 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """He et al. 2016, section 4.2 (https://arxiv.org/abs/1512.03385): depth 6n + 2, widths w, 2w, 4w."""
+    """He et al. 2016, section 4.2 (https://arxiv.org/abs/1512.03385): depth 6n + 2, widths w, 2w,
+    4w."""
 
-    def __init__(self, depth: int, *, width: int = 16, channels: int = 3, classes: int = 10) -> None:
+    def __init__(
+        self, depth: int, *, width: int = 16, channels: int = 3, classes: int = 10
+    ) -> None:
         super().__init__()
         count = (depth - 2) // 6
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
@@ -54,5 +59,8 @@ class ResNet(nn.Module):
 
 def _group(count: int, inward: int, outward: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        *(Block(inward if i == 0 else outward, outward, stride if i == 0 else 1) for i in range(count))
+        *(
+            Block(inward if i == 0 else outward, outward, stride if i == 0 else 1)
+            for i in range(count)
+        )
     )

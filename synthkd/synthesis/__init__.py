@@ -1,4 +1,5 @@
-"""Ways of inventing images. Each is a file here, a line in `GENERATORS`, and follows `Generator`."""
+"""Ways of inventing images. Each is a file here, a line in `GENERATORS`, and follows
+`Generator`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ class Generator(Protocol):
     """Invents images for a teacher. One verb, and its state."""
 
     def synthesize(self, scene: Scene, rng: Any) -> Invented:
-        """Improves itself by the scene's steps, then offers images; all randomness comes from `rng`."""
+        """Improves itself by the scene's steps, then offers images; all randomness comes from
+        `rng`."""
 
     def sample(self, count: int, rng: Any) -> Any:
         """A `Batch` of `count` images, classes asked for in balance, without learning."""
@@ -26,4 +28,7 @@ class Generator(Protocol):
         """Goes on from a saved state."""
 
 
-GENERATORS: Mapping[str, Callable[[Recipe, Teacher], Generator]] = {"gan": Gan, "procedural": Procedural}
+GENERATORS: Mapping[str, Callable[[Recipe, Teacher], Generator]] = {
+    "gan": Gan,
+    "procedural": Procedural,
+}

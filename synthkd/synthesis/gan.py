@@ -20,7 +20,8 @@ from synthkd.teachers import Teacher
 
 
 class Gan:
-    """Decoder, critic and their optimizers. Initial weights come from torch's global random state."""
+    """Decoder, critic and their optimizers. Initial weights come from torch's global random
+    state."""
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         table, critic = recipe.generator, recipe.discriminator
@@ -29,7 +30,10 @@ class Gan:
         self.shape = teacher.spec.shape
         self.device = next(iter(teacher.classifier.buffers())).device
         self.decoder: Decoder = Decoder(
-            latent=table.latent, width=table.width, classes=teacher.classes, shape=teacher.spec.shape
+            latent=table.latent,
+            width=table.width,
+            classes=teacher.classes,
+            shape=teacher.spec.shape,
         ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic: Critic = Critic(
             channels=teacher.spec.channels, classes=teacher.classes,
@@ -43,7 +47,8 @@ class Gan:
         )
 
     def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
-        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, then `stage.fresh` images."""
+        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, then `stage.fresh`
+        images."""
         measures: dict[str, float] = {}
         stage = scene.stage
         for _ in range(stage.synthesis_steps):
@@ -63,7 +68,9 @@ class Gan:
             images = self.decoder(z, labels)
         images = images.float()
         reference = scene.reference(len(images), rng) if scene.terms.get("realism") else None
-        weights = {t: w for t, w in scene.terms.items() if w and (t != "realism" or reference is not None)}
+        weights = {
+            t: w for t, w in scene.terms.items() if w and (t != "realism" or reference is not None)
+        }
         if not weights:  # nothing to judge by, or not yet
             return {}
         view = self._view(scene, images, labels, reference is not None, rng)
@@ -80,7 +87,9 @@ class Gan:
             measures["critic"] = self._critic_step(images.detach(), labels, reference)
         return measures
 
-    def _view(self, scene: Scene, images: Tensor, labels: Tensor, judged: bool, rng: torch.Generator) -> View:
+    def _view(
+        self, scene: Scene, images: Tensor, labels: Tensor, judged: bool, rng: torch.Generator
+    ) -> View:
         """Asks the networks what the terms need, and nothing more."""
         terms, teacher = scene.terms, scene.teacher
         seen = teacher.observe(
@@ -90,8 +99,12 @@ class Gan:
         )
         other = None
         if terms.get("consistency") and seen.features is not None:
-            part = images[: max(2, len(images) // 4)]  # a quarter of the batch: the term costs a teacher pass
-            other = teacher.observe(augmented(part, scene.augment, 0.3, rng), statistics=False).features
+            part = images[
+                : max(2, len(images) // 4)
+            ]  # a quarter of the batch: the term costs a teacher pass
+            other = teacher.observe(
+                augmented(part, scene.augment, 0.3, rng), statistics=False
+            ).features
         return View(
             images=images,
             labels=labels,
@@ -113,7 +126,9 @@ class Gan:
         return validity
 
     def _critic_step(self, images: Tensor, labels: Tensor, reference: Batch) -> float:
-        loss = critic_hinge(self.critic(reference.images, reference.labels), self.critic(images, labels))
+        loss = critic_hinge(
+            self.critic(reference.images, reference.labels), self.critic(images, labels)
+        )
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
@@ -123,7 +138,8 @@ class Gan:
     def sample(
         self, count: int, rng: torch.Generator, *, bfloat16: bool = False, frozen: bool = True
     ) -> Batch:
-        """`count` images. `frozen` normalises by running statistics, so images do not depend on each other."""
+        """`count` images. `frozen` normalises by running statistics, so images do not depend on
+        each other."""
         z, labels = self._noise(count, rng)
         if count == 0:
             return Batch(z.new_empty((0, 1, 1, 1)), labels)
@@ -138,7 +154,8 @@ class Gan:
 
     @torch.no_grad()
     def settle(self, rng: torch.Generator, *, batches: int = 20, size: int = 256) -> None:
-        """Re-estimates the running statistics as plain means over some batches, before sampling for good."""
+        """Re-estimates the running statistics as plain means over some batches, before sampling for
+        good."""
         norms = [m for m in self.decoder.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
@@ -171,7 +188,8 @@ class Gan:
         state, about = _read_generator(run)
         if (about["classes"], tuple(about["shape"])) != (self.classes, self.shape):
             raise InputError(
-                f"--generator-from {quoted(run)}: it makes {about['classes']} classes of {about['shape']} images, "
+                f"--generator-from {quoted(run)}: it makes {about['classes']} classes "
+                f"of {about['shape']} images, "
                 f"the teacher wants {self.classes} of {list(self.shape)}"
             )
         self.decoder.load_state_dict(state)
@@ -180,7 +198,8 @@ class Gan:
 def save_generator(gan: Gan, path: Path) -> None:
     """The decoder as a safetensors file that tells its sizes."""
     about = {
-        "latent": gan.table.latent, "width": gan.table.width, "classes": gan.classes, "shape": list(gan.shape),
+        "latent": gan.table.latent, "width": gan.table.width,
+        "classes": gan.classes, "shape": list(gan.shape),
     }  # fmt: skip
     save_state({"about": about, "decoder": gan.decoder.state_dict()}, path, "generator")
 

@@ -16,11 +16,13 @@ class Plan:
 
 
 def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
-    """Chooses generators and synthesis terms by looking at the teacher (catalogue B10, at its simplest).
+    """Chooses generators and synthesis terms by looking at the teacher (catalogue B10, at its
+    simplest).
 
-    With BatchNorm statistics the GAN follows them. Without, images are procedural: they need only the
-    teacher's answers. A GAN that is asked for all the same goes by class, features and smoothness.
-    Terms whose ingredients are missing are dropped; each choice is one line of `reasons`.
+    With BatchNorm statistics the GAN follows them. Without, images are procedural: they need only
+    the teacher's answers. A GAN that is asked for all the same goes by class, features and
+    smoothness. Terms whose ingredients are missing are dropped; each choice is one line of
+    `reasons`.
     """
     reasons = [_portrait(teacher)]
     stages: list[Stage] = []
@@ -37,7 +39,10 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
             drawn = not teacher.norms and not recipe.generator.start
             kind = "procedural" if drawn and not generating else "gan"
             if kind == "procedural":
-                reasons.append("no BatchNorm to follow: procedural images, kept in balance by the teacher's votes")
+                reasons.append(
+                    "no BatchNorm to follow: procedural images, "
+                    "kept in balance by the teacher's votes"
+                )
         if kind == "none" and recipe.memory.capacity == 0 and stages:
             kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
             stage = stage.model_copy(update={"synthesis_steps": 0})
@@ -47,7 +52,9 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
             update = dict(_SILENT)
         elif recipe.memory.capacity == 0 and stage.student_steps and stage.fresh == 0:
             update["fresh"] = recipe.training.batch
-            reasons.append(f"stage {stage.name}: no memory, so {recipe.training.batch} fresh images a round")
+            reasons.append(
+                f"stage {stage.name}: no memory, so {recipe.training.batch} fresh images a round"
+            )
         stages.append(stage.model_copy(update=update))
     return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
 
@@ -71,11 +78,17 @@ def _terms(stage: Stage, teacher: Teacher, reasons: list[str]) -> dict[str, floa
         weight = terms.pop("statistics")
         terms.setdefault("smoothness", 0.2 * weight)
         terms.setdefault("balance", 0.2 * weight)
-        reasons.append("statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead")
+        reasons.append(
+            "statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead"
+        )
     if teacher.head is None:
-        gone = [name for name in ("prototype", "consistency", "activation") if terms.pop(name, None)]
+        gone = [
+            name for name in ("prototype", "consistency", "activation") if terms.pop(name, None)
+        ]
         if gone:
-            reasons.append(f"{', '.join(gone)} dropped: the last layer is not linear, so there are no features")
+            reasons.append(
+                f"{', '.join(gone)} dropped: the last layer is not linear, so there are no features"
+            )
     return terms
 
 
@@ -85,7 +98,8 @@ def table(stages: Sequence[Stage]) -> list[tuple[str, str, str, str]]:
         (
             s.name,
             s.generator,
-            f"{s.synthesis_steps} x {s.synthesis_batch} synthesis, {s.fresh} fresh, {s.student_steps} student steps",
+            f"{s.synthesis_steps} x {s.synthesis_batch} synthesis, {s.fresh} fresh, "
+            f"{s.student_steps} student steps",
             ", ".join(f"{name} {weight:g}" for name, weight in s.terms.items()) or "-",
         )
         for s in stages

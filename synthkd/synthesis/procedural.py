@@ -1,4 +1,5 @@
-"""Images drawn by a formula (catalogue A9): no training, no gradient; the memory keeps what the teacher spreads.
+"""Images drawn by a formula (catalogue A9): no training, no gradient; the memory keeps what the
+teacher spreads.
 
 The simplest useful kind: pen strokes and soft shapes. B images, S strokes, P points along a stroke.
 """
@@ -18,8 +19,8 @@ from synthkd.teachers import Teacher
 class Procedural:
     """Draws strokes on a ground. It learns nothing and has no state.
 
-    The mean that the teacher subtracts tells how bright its images are: under 0.25 they are light on black,
-    over 0.75 dark on white, in between ground and ink are drawn at random.
+    The mean that the teacher subtracts tells how bright its images are: under 0.25 they are light
+    on black, over 0.75 dark on white, in between ground and ink are drawn at random.
     """
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
@@ -46,7 +47,9 @@ class Procedural:
             ground, ink = torch.zeros_like(ground), 0.6 + 0.4 * ink
         elif self.brightness > 0.75:
             ground, ink = torch.ones_like(ground), 0.4 * ink
-        return torch.lerp(ground.expand(-1, -1, height, width), ink.expand(-1, -1, height, width), coverage)
+        return torch.lerp(
+            ground.expand(-1, -1, height, width), ink.expand(-1, -1, height, width), coverage
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
@@ -59,8 +62,9 @@ class Procedural:
 def strokes(count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
     """Coverage [B, 1, H, W] in 0..1 of one to four pen strokes per image.
 
-    A stroke is a quadratic Bezier curve or an elliptic arc, P = 24 points; half of the strokes begin where
-    the one before ended. A pixel's ink falls from 1 to 0 over one pixel around the pen's radius.
+    A stroke is a quadratic Bezier curve or an elliptic arc, P = 24 points; half of the strokes
+    begin where the one before ended. A pixel's ink falls from 1 to 0 over one pixel around the
+    pen's radius.
     """
     most, points = 4, 24
     number = torch.randint(1, most + 1, (count, 1), generator=rng)
@@ -74,19 +78,26 @@ def strokes(count: int, height: int, width: int, rng: torch.Generator) -> Tensor
     draw = torch.rand(5, count, most, 1, generator=rng)
     angle = 2 * torch.pi * (draw[0] + (0.3 + 0.7 * draw[1]) * t[..., 0] * torch.sign(draw[4] - 0.5))
     radius = torch.stack([0.08 + 0.22 * draw[2], 0.08 + 0.22 * draw[3]], -1)
-    arc = a + radius * (torch.stack([angle.sin(), angle.cos()], -1) - torch.stack([angle.sin(), angle.cos()], -1)[:, :, :1])
+    arc = a + radius * (
+        torch.stack([angle.sin(), angle.cos()], -1)
+        - torch.stack([angle.sin(), angle.cos()], -1)[:, :, :1]
+    )
     round_ = torch.rand(count, most, 1, 1, generator=rng) < 0.4
     pen = torch.where(round_, arc, curve)
     # the whole drawing is centred and fills a random part of the image
     alive = (torch.arange(most)[None] < number)[:, :, None, None]
     low = torch.where(alive, pen, 9.0).amin((1, 2), keepdim=True)
     high = torch.where(alive, pen, -9.0).amax((1, 2), keepdim=True)
-    scale = (0.55 + 0.25 * torch.rand(count, 1, 1, 1, generator=rng)) / (high - low).amax(-1, keepdim=True).clamp_min(0.2)
+    scale = (0.55 + 0.25 * torch.rand(count, 1, 1, 1, generator=rng)) / (high - low).amax(
+        -1, keepdim=True
+    ).clamp_min(0.2)
     pen = (pen - (low + high) / 2) * scale + 0.5
     pen = pen + 0.06 * (torch.rand(count, 1, 1, 2, generator=rng) - 0.5)
     size = torch.tensor([height, width], dtype=torch.float32)
     pen = torch.where(alive, pen * size, -1e3).reshape(count, most * points, 2)
-    grid_y, grid_x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    grid_y, grid_x = torch.meshgrid(
+        torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij"
+    )
     pixels = torch.stack([grid_y, grid_x], -1).reshape(1, -1, 2)
     distance = torch.cdist(pixels.expand(count, -1, -1), pen).amin(2)  # [B, H·W]
     thickness = (0.03 + 0.05 * torch.rand(count, 1, generator=rng)) * min(height, width)

@@ -1,0 +1,98 @@
+"""Networks that other people trained, with the accuracies that the data's own README states.
+
+They lie beside the checkout, not in it; without them these tests are skipped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthkd.data import load_images
+from synthkd.images import to_float
+from synthkd.recipe import TeacherTable
+from synthkd.specs import load_teacher
+from synthkd.teachers import Teacher
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "read.py").is_file(), reason="no ../shared/data beside this checkout"
+)
+
+CIFAR: dict[str, Any] = {
+    "image_size": 32, "channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+}  # fmt: skip
+MNIST: dict[str, Any] = {"image_size": 32, "channels": 1, "mean": (0.1307,), "std": (0.3081,)}
+
+
+def accuracy(teacher: Teacher, name: str, *, every: int = 1) -> float:
+    images = load_images(
+        f"{SHARED / 'read.py'}:load:{name}",
+        teacher.spec,
+        classes=teacher.classes,
+        labelled=True,
+        trust_code=True,
+    )
+    assert images.labels is not None
+    pixels, labels = images.pixels[::every], images.labels[::every]
+    with torch.no_grad():
+        votes = torch.cat([teacher(to_float(part)).argmax(1) for part in pixels.split(256)])
+    return float((votes == labels).double().mean())
+
+
+def test_the_cifar_resnet20_reaches_its_stated_accuracy() -> None:
+    teacher = load_teacher(
+        TeacherTable(spec="resnet20", weights=str(SHARED / "resnet20-12fca82f.th"), **CIFAR)
+    )
+    assert (teacher.classes, len(teacher.norms), teacher.feature_size) == (10, 19, 64)
+    assert teacher.classifier.answers == "logits"
+    assert accuracy(teacher, "cifar10_test") == pytest.approx(932 / 1017, abs=0.001)
+
+
+def test_the_cifar_resnet56_reaches_its_stated_accuracy() -> None:
+    teacher = load_teacher(
+        TeacherTable(spec="resnet56", weights=str(SHARED / "resnet56-4bfd9763.th"), **CIFAR)
+    )
+    # every fourth image only, for time: within three standard errors of 92.72 %
+    assert accuracy(teacher, "cifar10_test", every=4) == pytest.approx(0.9272, abs=0.05)
+
+
+def test_the_mnist_lenet_reaches_its_stated_accuracy() -> None:
+    teacher = load_teacher(
+        TeacherTable(spec="lenet5", weights=str(SHARED / "mnist_lenet5_khushbujpatel.pt"), **MNIST)
+    )
+    assert (teacher.classes, len(teacher.norms), teacher.feature_size) == (10, 0, 84)
+    assert accuracy(teacher, "mnist_test") == pytest.approx(0.9905, abs=0.001)
+
+
+LOG_SOFTMAX = """
+from collections import OrderedDict
+from torch import nn
+
+class LeNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convnet = nn.Sequential(OrderedDict(
+            c1=nn.Conv2d(1, 6, 5), r1=nn.ReLU(), s2=nn.MaxPool2d(2),
+            c3=nn.Conv2d(6, 16, 5), r3=nn.ReLU(), s4=nn.MaxPool2d(2),
+            c5=nn.Conv2d(16, 120, 5), r5=nn.ReLU()))
+        self.fc = nn.Sequential(OrderedDict(
+            f6=nn.Linear(120, 84), r6=nn.ReLU(), f7=nn.Linear(84, 10), out=nn.LogSoftmax(1)))
+
+    def forward(self, x):
+        return self.fc(self.convnet(x).flatten(1))
+"""
+
+
+def test_the_lenet_as_its_author_wrote_it_answers_in_log_probabilities(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(LOG_SOFTMAX)
+    weights = str(SHARED / "mnist_lenet5_khushbujpatel.pt")
+    theirs = load_teacher(
+        TeacherTable(spec=f"{tmp_path / 'net.py'}:LeNet", weights=weights, **MNIST), trust_code=True
+    )
+    ours = load_teacher(TeacherTable(spec="lenet5", weights=weights, **MNIST))
+    assert theirs.classifier.answers == "log-probabilities"
+    images = torch.rand(8, 1, 32, 32)
+    assert torch.allclose(theirs(images).softmax(1), ours(images).softmax(1), atol=1e-5)
