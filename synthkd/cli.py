@@ -23,7 +23,8 @@ WORDS: dict[str, str] = {
 # which tables of the recipe each word uses, and so which flags it has
 _TABLES: dict[str, tuple[str, ...]] = {
     "generate": (
-        "", "teacher", "dataset", "budget", "run", "generator", "discriminator", "memory", "augment",
+        "", "teacher", "dataset", "budget", "run", "generator", "discriminator", "memory",
+        "augment",
     ),
     "distill": (
         "", "teacher", "student", "data", "budget", "run", "generator", "discriminator", "memory",

@@ -40,7 +40,7 @@ class Round:
     share: float  # of the run, 0..1
     measures: dict[str, float]
     samples: Tensor | None  # [n, C, H, W] uint8, a few fresh images
-    labels: Tensor | None  # [n] the classes asked for
+    labels: Tensor | None  # [n] the classes asked for, or seen where none was
 
 
 class Lab:
@@ -165,7 +165,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
 
         with lab.timed("synthesis"):
             invented = _invent(lab, stage, rng)
-        fresh, measures = _remember(lab, invented)
+        fresh, measures, classes = _remember(lab, invented)
         seen, synthetic = 0, 0
         if stage.student_steps and lab.learner:
             seen, synthetic, taught = _teach(lab, stage, fresh, rng)
@@ -181,7 +181,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
         samples = to_uint8(invented.batch.images[:64]).cpu() if len(invented.batch.images) else None
         yield Round(
             lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
-            samples, invented.batch.labels[:64].cpu() if samples is not None else None,
+            samples, classes[:64] if samples is not None else None,
         )  # fmt: skip
 
 
@@ -234,13 +234,15 @@ def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
     return Batch(to_float(drawn.pixels.to(lab.device)), drawn.votes.to(lab.device))
 
 
-def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float]]:
-    """Labels fresh images and stores them; one in sixteen is held out. Returns those to learn
-    from."""
+def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float], Tensor]:
+    """Labels fresh images and stores them; one in sixteen is held out.
+
+    Returns those to learn from, what was measured, and the class of each fresh image.
+    """
     images, labels = invented.batch
     measures = dict(invented.measures)
     if len(images) == 0:
-        return to_uint8(images).cpu(), measures
+        return to_uint8(images).cpu(), measures, labels
     pixels, labels = to_uint8(images).cpu(), labels.cpu()
     with lab.timed("labelling"):
         logits = lab.label(pixels)
@@ -250,7 +252,7 @@ def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float]]:
     cut = len(pixels) // 16
     lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut])
     lab.memory.add(pixels[cut:], labels[cut:], logits[cut:])
-    return pixels[cut:], measures
+    return pixels[cut:], measures, torch.where(labels < 0, votes, labels)
 
 
 def _teach(

@@ -98,10 +98,7 @@ class Run:
         """A contact sheet of the round's fresh images."""
         if lap.samples is None or lap.labels is None:
             return
-        labels = (
-            lap.labels if int(lap.labels.max()) >= 0 else torch.arange(len(lap.labels)) % classes
-        )
-        sheet = class_sheet(lap.samples, labels, classes, columns=8, zoom=2)
+        sheet = class_sheet(lap.samples, lap.labels, classes, columns=8, zoom=2)
         save_picture(sheet, self.path / "samples" / f"{lap.progress.round:06d}-{lap.stage}.png")
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:

@@ -57,7 +57,8 @@ class Card:
 
     def header(self) -> dict[str, str]:
         """As safetensors metadata."""
-        return {"synthkd": json.dumps(asdict(self)), "format": "pt"}
+        # one entry only: safetensors writes several in an order that changes from call to call
+        return {"synthkd": json.dumps(asdict(self))}
 
 
 DEMO_TEACHER = "demo_teacher.safetensors"
@@ -93,8 +94,8 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
     body = _network(table.spec, spec, teacher.classes, trust_code=trust_code, role="student")
     if table.weights:
         fill(body, read_weights(Path(table.weights)), table.weights)
-    recognise(body, spec, teacher.classes)
-    return Classifier(body, spec, teacher.classes)
+    count, answers = recognise(body, spec, teacher.classes)
+    return Classifier(body, spec, count, answers)
 
 
 def card_of(classifier: Classifier, network: str, names: tuple[str, ...]) -> Card:

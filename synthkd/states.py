@@ -17,7 +17,8 @@ def save_state(state: Any, path: Path, kind: str) -> None:
     """Writes a nested state atomically. `kind` says what it is; `load_state` asks for the same."""
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_taken_apart(state, tensors))
-    data = save(tensors, metadata={"synthkd-state": skeleton, "kind": kind})
+    # one entry only: safetensors writes several in an order that changes from call to call
+    data = save(tensors, metadata={f"synthkd-{kind}": skeleton})
     write_atomic(path, data)
 
 
@@ -26,9 +27,7 @@ def load_state(path: Path, kind: str) -> Any:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("kind") != kind:
-                raise InputError(f"{quoted(path)} is not a {kind} of synthkd")
-            return _put_together(json.loads(header["synthkd-state"]), file)
+            return _put_together(json.loads(header[f"synthkd-{kind}"]), file)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
         raise InputError(f"{quoted(path)} is damaged or not a {kind} of synthkd") from None
 

@@ -123,7 +123,10 @@ def test_a_run_from_the_demo_reads_nothing_but_package_and_run_directory(
     seen = audited(tmp_path, "--real-data", str(real))  # named, but mix ratio 1.0 must not open it
     assert strange(seen, *own(tmp_path)) == []
     assert ("read", ROOT / "assets" / "demo_teacher.safetensors") in seen  # so the hook does see
-    assert json.loads((tmp_path / "work" / "run" / "summary.json").read_text())["real_images_read"] == 0
+    assert (
+        json.loads((tmp_path / "work" / "run" / "summary.json").read_text())["real_images_read"]
+        == 0
+    )
     written = {path for kind, path in seen if kind == "write"}
     places = (tmp_path / "work" / "run", tmp_path / "tmp", Path("/dev/null"))
     assert not [path for path in written if not any(path.is_relative_to(p) for p in places)]
@@ -135,9 +138,7 @@ def test_a_run_from_a_teacher_file_reads_that_file_besides(tmp_path: Path) -> No
     path = tmp_path / "teacher" / "weights.pth"
     path.parent.mkdir()
     torch.save(build_network("resnet8-w4", channels=1, size=16, classes=10).state_dict(), path)
-    seen = audited(
-        tmp_path, "--teacher", "resnet8-w4", "--teacher-weights", str(path), *CONTRACT
-    )
+    seen = audited(tmp_path, "--teacher", "resnet8-w4", "--teacher-weights", str(path), *CONTRACT)
     beside = strange(seen, *own(tmp_path))
     assert set(beside) == {("read", path)}
 

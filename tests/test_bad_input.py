@@ -146,10 +146,15 @@ def pictures(place: Place, classes: int = 10) -> Path:
         (["distill", "--mixratio", "1"], ["--mixratio", "Did you mean --mix-ratio?"]),
         (["distill", "--mix-ratio", "1.3"], ["mix_ratio", "less than or equal to 1", "1.3"]),
         (["distill", "--stage.joit.share", "1"], ["joit", "did you mean 'joint'?"]),
-        (["distill", "--config", "wrong.toml"], ["wrong.toml", "capasity", "did you mean 'capacity'?"]),
+        (
+            ["distill", "--config", "wrong.toml"],
+            ["wrong.toml", "capasity", "did you mean 'capacity'?"],
+        ),
     ],
 )
-def test_a_wrong_setting_is_refused_at_once(tmp_path: Path, argv: list[str], words: list[str]) -> None:
+def test_a_wrong_setting_is_refused_at_once(
+    tmp_path: Path, argv: list[str], words: list[str]
+) -> None:
     (tmp_path / "wrong.toml").write_text("[memory]\ncapasity = 5\n")
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "synthkd", *argv],
@@ -346,7 +351,12 @@ def test_code_that_is_not_trusted_does_not_run(place: Place) -> None:
         place.refused("distill", flag, f"{path}:Net", *CONTRACT, words=("net.py", "--trust-code"))
         assert not (place.folder / "ran").exists()
     place.refused(
-        "distill", "--mix-ratio", "0.5", "--real-data", f"{path}:stop", words=("net.py", "--trust-code")
+        "distill",
+        "--mix-ratio",
+        "0.5",
+        "--real-data",
+        f"{path}:stop",
+        words=("net.py", "--trust-code"),
     )
     assert not (place.folder / "ran").exists()
 

@@ -48,7 +48,12 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
         "finally: print(sorted({'torch', 'kornia', 'sklearn', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -58,10 +63,8 @@ def test_the_help_of_a_word_explains_all_of_its_flags(
     word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stopped:
-        main([word, "--help"])
+    main([word, "--help"])
     out = capsys.readouterr().out
-    assert stopped.value.code in (0, None)
     assert WORDS[word] in out
     flags = {setting.flag for setting in settings() if setting.flag}
     shown = set(re.findall(r"--[a-z][\w.-]*", out))

@@ -32,8 +32,18 @@ SHORT = [*SMALL, "--images-seen", "96", "--val-data", "none"]
 
 def distilled(out: Path, *argv: str) -> dict[str, Any]:
     """The summary of a short run in this process; `argv` goes over its flags."""
-    flags = dict(zip(SHORT[::2], SHORT[1::2], strict=True)) | dict(zip(argv[::2], argv[1::2], strict=True))
-    main(["distill", "--quiet", "--out", str(out), *(word for pair in flags.items() for word in pair)])
+    flags = dict(zip(SHORT[::2], SHORT[1::2], strict=True)) | dict(
+        zip(argv[::2], argv[1::2], strict=True)
+    )
+    main(
+        [
+            "distill",
+            "--quiet",
+            "--out",
+            str(out),
+            *(word for pair in flags.items() for word in pair),
+        ]
+    )
     return summary_of(out)
 
 
@@ -69,12 +79,20 @@ LONG = [
 def started(folder: Path, *argv: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "synthkd", "distill", *argv]
     return subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
 def hit(
-    process: subprocess.Popen[str], run: Path, number: int, moment: Callable[[list[dict[str, Any]]], bool]
+    process: subprocess.Popen[str],
+    run: Path,
+    number: int,
+    moment: Callable[[list[dict[str, Any]]], bool],
 ) -> tuple[int, str, str]:
     """Sends a signal as soon as the metrics say that it is the moment; waits for the end."""
     end = time.monotonic() + 60
@@ -129,7 +147,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 class TestStopAndResume:
-    def test_sigterm_in_the_second_stage_saves_and_says_how_to_go_on(self, stopped: Stopped) -> None:
+    def test_sigterm_in_the_second_stage_saves_and_says_how_to_go_on(
+        self, stopped: Stopped
+    ) -> None:
         code, out, err = stopped.term
         assert (code, err) == (143, "")
         assert "synthkd distill --resume stopped" in out.splitlines()[-1]
@@ -149,7 +169,9 @@ class TestStopAndResume:
         assert (stopped.code, stopped.err) == (0, "")
         for name in ("student.safetensors", "generator.safetensors"):
             assert sha256(stopped.run / name) == sha256(stopped.unbroken / name)
-        assert summary_of(stopped.run)["student_sha256"] == sha256(stopped.run / "student.safetensors")
+        assert summary_of(stopped.run)["student_sha256"] == sha256(
+            stopped.run / "student.safetensors"
+        )
 
     def test_the_metrics_have_no_gap_and_no_repeat(self, stopped: Stopped) -> None:
         lines = metrics(stopped.run)
@@ -168,7 +190,9 @@ class TestStopAndResume:
         assert one["wall_seconds"] >= seconds[-1]
 
     def test_two_checkpoints_at_most_and_no_leftovers_of_stops(self, stopped: Stopped) -> None:
-        names = [p.name for p in (stopped.run / "checkpoints").iterdir() if not p.name.startswith(".")]
+        names = [
+            p.name for p in (stopped.run / "checkpoints").iterdir() if not p.name.startswith(".")
+        ]
         assert 1 <= len(names) <= 2
         assert not [p for p in stopped.run.iterdir() if p.suffix == ".tmp"]
 
@@ -236,8 +260,9 @@ def test_the_student_carries_the_card_that_rebuilds_it(finished: Path) -> None:
     card = read_card(finished / "student.safetensors")
     assert (card.network, card.classes, card.height) == ("resnet8-w4", 10, 16)
     weights = load_file(finished / "student.safetensors")
-    assert sum(v.numel() for k, v in weights.items() if "running" not in k and "num_b" not in k) == (
-        summary_of(finished)["student_parameters"]
+    assert (
+        sum(v.numel() for k, v in weights.items() if "running" not in k and "num_b" not in k)
+        == (summary_of(finished)["student_parameters"])
     )
 
 
@@ -289,7 +314,11 @@ def test_the_share_of_synthetic_images_is_counted_exactly(
 
 def test_mix_ratio_zero_learns_from_real_images_alone(tmp_path: Path, npz: str) -> None:
     found = distilled(tmp_path / "run", "--mix-ratio", "0", "--real-data", npz)
-    assert (found["images_seen"], found["images_invented"], found["synthetic_share"]) == (96, 0, 0.0)
+    assert (found["images_seen"], found["images_invented"], found["synthetic_share"]) == (
+        96,
+        0,
+        0.0,
+    )
     assert found["held_out_images"] == 3  # a twentieth
     assert manifest_of(tmp_path / "run")["data"]["real"]["images"] == 60
     assert not (tmp_path / "run" / "generator.safetensors").exists()
@@ -297,7 +326,9 @@ def test_mix_ratio_zero_learns_from_real_images_alone(tmp_path: Path, npz: str) 
 
 def test_mix_ratio_zero_needs_only_a_few_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=np.full((3, 16, 16), 99, np.uint8))
-    found = distilled(tmp_path / "run", "--mix-ratio", "0", "--real-data", str(tmp_path / "few.npz"))
+    found = distilled(
+        tmp_path / "run", "--mix-ratio", "0", "--real-data", str(tmp_path / "few.npz")
+    )
     assert (found["real_images_read"], found["held_out_images"]) == (3, 0)
 
 

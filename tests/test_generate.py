@@ -83,7 +83,9 @@ def test_it_opens_with_image_folder(made: tuple[Path, str]) -> None:
         assert np.array_equal(np.asarray(picture), store.pixels[int(Path(path).stem), 0].numpy())
 
 
-def test_evaluate_scores_the_set(made: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_scores_the_set(
+    made: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["evaluate", "--images", str(made[0]), "--run.threads", "1", "--json"])
     found = json.loads(capsys.readouterr().out)["images"]
     assert "scores" in found
@@ -91,7 +93,9 @@ def test_evaluate_scores_the_set(made: tuple[Path, str], capsys: pytest.CaptureF
     assert "votes" in capsys.readouterr().out
 
 
-def test_distill_learns_from_the_set_and_nothing_else(made: tuple[Path, str], tmp_path: Path) -> None:
+def test_distill_learns_from_the_set_and_nothing_else(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     main(["distill", *STUDENT, "--synthetic", str(made[0]), "--out", str(out)])
     found = json.loads((out / "summary.json").read_text())
@@ -125,7 +129,9 @@ def test_a_set_for_another_teacher_is_refused(
         "def make():\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))\n"
     )
-    contract = "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.5 --trust-code".split()
+    contract = (
+        "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.5 --trust-code".split()
+    )
     with pytest.raises(SystemExit) as stopped:
         main([
             "distill", *STUDENT, "--teacher", f"{tmp_path / 'net.py'}:make", *contract,

@@ -126,7 +126,9 @@ def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
     assert recorded(run) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("torn", [b'{"round": 3, "sta', b"\0\0\0\0", b"\xff\xfe\n", b"3\n", b"{}\n"])
+@pytest.mark.parametrize(
+    "torn", [b'{"round": 3, "sta', b"\0\0\0\0", b"\xff\xfe\n", b"3\n", b"{}\n"]
+)
 def test_a_torn_last_line_of_the_metrics_is_dropped(run: Run, torn: bytes) -> None:
     for round_ in (1, 2):
         run.record(lap(round_))

@@ -157,15 +157,15 @@ DAMAGED = {
     "a huge header": struct.pack("<Q", 2**60) + b"{}",
     "no kind": header(),
     "no skeleton": header(kind="thing"),
-    "no JSON": header(kind="thing", **{"synthkd-state": "[[["}),
-    "an unknown tensor": header(kind="thing", **{"synthkd-state": '["t", "7"]'}),
-    "a tensor that is a number": header(kind="thing", **{"synthkd-state": '["t", 7]'}),
-    "a list that is none": header(kind="thing", **{"synthkd-state": "[1, 2, 3]"}),
-    "a dictionary that is none": header(kind="thing", **{"synthkd-state": '["d", 5]'}),
-    "pairs that are none": header(kind="thing", **{"synthkd-state": '["d", [[1, 2, 3]]]'}),
-    "keys that are lists": header(kind="thing", **{"synthkd-state": '["d", [[["l"], 2]]]'}),
+    "no JSON": header(**{"synthkd-thing": "[[["}),
+    "an unknown tensor": header(**{"synthkd-thing": '["t", "7"]'}),
+    "a tensor that is a number": header(**{"synthkd-thing": '["t", 7]'}),
+    "a list that is none": header(**{"synthkd-thing": "[1, 2, 3]"}),
+    "a dictionary that is none": header(**{"synthkd-thing": '["d", 5]'}),
+    "pairs that are none": header(**{"synthkd-thing": '["d", [[1, 2, 3]]]'}),
+    "keys that are lists": header(**{"synthkd-thing": '["d", [[["l"], 2]]]'}),
     "a depth without end": header(
-        kind="thing", **{"synthkd-state": '["l", [' * 20_000 + "]]" * 20_000}
+        **{"synthkd-thing": '["l", [' * 20_000 + "]]" * 20_000}
     ),
 }
 

@@ -55,7 +55,9 @@ def positive():  # positive scores that sum to two: logits, although no score is
 """
 
 
-def teacher_of(spec: str, weights: Path | str = "", *, trust: bool = False, **changes: Any) -> Teacher:
+def teacher_of(
+    spec: str, weights: Path | str = "", *, trust: bool = False, **changes: Any
+) -> Teacher:
     table = TeacherTable(spec=spec, weights=str(weights), **{**CONTRACT, **changes})
     return load_teacher(table, trust_code=trust)
 
@@ -206,7 +208,9 @@ def test_a_run_directory_is_its_student_with_contract_and_names(tmp_path: Path) 
     assert torch.allclose(teacher(noise()), expected(student.body, noise()), atol=1e-4)
 
 
-def test_an_installed_callable_is_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_callable_is_a_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "installed_nets").mkdir()
     (tmp_path / "installed_nets" / "small.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -218,7 +222,9 @@ def test_a_file_is_a_teacher_only_when_trusted(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     path = tmp_path / "net.py"
     path.write_text(f"open({str(mark)!r}, 'w')\n{CODE}")
-    with pytest.raises(InputError, match=r"would run the code in .*sha256 [0-9a-f]{16}.*--trust-code"):
+    with pytest.raises(
+        InputError, match=r"would run the code in .*sha256 [0-9a-f]{16}.*--trust-code"
+    ):
         teacher_of(f"{path}:logits")
     assert not mark.exists()
     assert teacher_of(f"{path}:logits", trust=True).classes == 5
@@ -229,7 +235,9 @@ def test_a_file_of_code_takes_weights(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(CODE)
     state = teacher_of(f"{path}:logits", trust=True).classifier.body.state_dict()
-    torch.save({"state_dict": {f"module.{k}": 0 * v + 0.25 for k, v in state.items()}}, tmp_path / "w.pth")
+    torch.save(
+        {"state_dict": {f"module.{k}": 0 * v + 0.25 for k, v in state.items()}}, tmp_path / "w.pth"
+    )
     teacher = teacher_of(f"{path}:logits", tmp_path / "w.pth", trust=True)
     assert teacher.classifier.state_dict()["body.linear.weight"].unique().tolist() == [0.25]
 
@@ -269,7 +277,9 @@ def test_a_bare_network_must_be_told_its_input(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"give --channels, --teacher-mean"):
         load_teacher(
-            TeacherTable(spec="resnet8-w4", weights=str(tmp_path / "w.pt"), image_size=16, std=(1.0,))
+            TeacherTable(
+                spec="resnet8-w4", weights=str(tmp_path / "w.pt"), image_size=16, std=(1.0,)
+            )
         )
 
 
@@ -285,10 +295,19 @@ def test_one_number_of_normalisation_stands_for_all_channels(tmp_path: Path) -> 
 def test_a_spec_with_its_own_weights_takes_no_others(tmp_path: Path, spec: str) -> None:
     student = Classifier(network(), GREY, 10)
     (tmp_path / "run").mkdir()
-    save_student(student, card_of(student, "resnet8-w4", ()), tmp_path / "run" / "student.safetensors")
+    save_student(
+        student, card_of(student, "resnet8-w4", ()), tmp_path / "run" / "student.safetensors"
+    )
     name = str(tmp_path / "run") if spec == "run" else spec
     with pytest.raises(InputError, match="brings its own weights"):
         load_teacher(TeacherTable(spec=name, weights="other.pt"))
+
+
+def test_a_student_is_saved_with_the_same_bytes_every_time(tmp_path: Path) -> None:
+    student = Classifier(network(), GREY, 10)
+    for number in range(20):
+        save_student(student, card_of(student, "resnet8-w4", ("a", "b")), tmp_path / str(number))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 # Answers
@@ -335,7 +354,12 @@ def test_a_network_that_is_no_classifier_is_refused(tmp_path: Path, body: str, w
 
 @pytest.mark.parametrize(
     "code",
-    ["raise RuntimeError('broken')", "import sys; sys.exit(0)", "def make(): raise KeyError('k')", "x = ("],
+    [
+        "raise RuntimeError('broken')",
+        "import sys; sys.exit(0)",
+        "def make(): raise KeyError('k')",
+        "x = (",
+    ],
 )
 def test_code_that_fails_is_one_line(tmp_path: Path, code: str) -> None:
     path = tmp_path / "net.py"

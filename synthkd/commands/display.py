@@ -31,7 +31,7 @@ class Display:
     def say(self, line: str) -> None:
         """One line."""
         if not self.quiet:
-            self.console.print(line, markup=False, highlight=False)
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def plan(self, plan: plans.Plan, budget: str) -> None:
         """What will be done, before it is done."""

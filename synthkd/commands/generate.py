@@ -112,7 +112,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         count = writer.count
     rows = [
         ("images", f"{count:,} in {out}"),
-        ("accepted", f"{manifest['accepted_share']:.1%} of {drawn:,} drawn: the vote is the class asked for"),
+        ("accepted", f"{manifest['accepted_share']:.1%} of {drawn:,} drawn (vote = class)"),
         ("seconds", f"{manifest['wall_seconds']:.0f}: training {training['seconds']:.0f}, "
                     f"drawing and writing {manifest['seconds_writing']:.0f}"),
         ("real images read", "0"),
