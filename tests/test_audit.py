@@ -1,4 +1,4 @@
-"""What a data-free run reads: the package, the teacher, its own run directory. And that we would see more.
+"""What a data-free run reads: the package, the teacher, its own run directory, and nothing else.
 
 An audit hook sees every file that Python opens, but nothing that C or Rust code opens by itself; on
 Linux a second test asks the kernel, by strace where it is installed.
@@ -6,6 +6,7 @@ Linux a second test asks the kernel, by strace where it is installed.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,13 +21,13 @@ from PIL import Image
 from synthkd.networks import build_network
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = (
+SHORT = shlex.split(
     "distill --quiet --student resnet8-w4 --images-seen 96 --training.batch 32 --generator.width 4 "
     "--run.threads 1 --memory.capacity 300 --stage.pregenerate.fresh 64 --val-data none --out run "
-    "--stage.pregenerate.synthesis-batch 16 --stage.joint.synthesis-batch 16 --stage.joint.fresh 32 "
-    "--run.checkpoint-seconds 1e-6"
-).split()
-CONTRACT = "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25".split()
+    "--stage.pregenerate.synthesis-batch 16 --stage.joint.synthesis-batch 16 "
+    "--stage.joint.fresh 32 --run.checkpoint-seconds 1e-6"
+)
+CONTRACT = shlex.split("--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25")
 
 _AUDITED = """
 import json, os, sys
@@ -94,14 +95,14 @@ def strange(seen: list[tuple[str, Path]], *allowed: Path) -> list[tuple[str, Pat
         (kind, path)
         for kind, path in seen
         if not any(path.is_relative_to(p) or path.resolve().is_relative_to(p) for p in places)
-        # modules, and CUDA's libraries, are looked for in every folder of sys.path, also where none is
+        # modules and CUDA's libraries are looked for in every folder of sys.path, there or not
         and (kind, path) != ("list", ROOT)
         and (kind == "write" or path.exists())
     ]
 
 
 def own(tmp_path: Path) -> tuple[Path, ...]:
-    """The run directory, the private temporary folder, and the folder of the script with the hook."""
+    """The run directory, the private temporary folder, and that of the script with the hook."""
     return tmp_path / "work" / "run", tmp_path / "tmp", tmp_path / "tool"
 
 

@@ -7,6 +7,7 @@ so that a case costs milliseconds instead of seconds.
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,12 +54,12 @@ for line in sys.stdin:
 """
 
 # what a bare grey network of 16 pixels must be told, and a run that would end in a second
-CONTRACT = "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25".split()
-SHORT = (
+CONTRACT = shlex.split("--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25")
+SHORT = shlex.split(
     "--student resnet8-w4 --images-seen 32 --training.batch 16 --generator.width 4 --run.threads 1 "
     "--memory.capacity 200 --stage.pregenerate.fresh 32 --stage.pregenerate.synthesis-batch 16 "
     "--stage.joint.synthesis-batch 16 --stage.joint.fresh 32 --run.stages pregenerate,joint"
-).split()
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,11 +23,11 @@ from synthkd.specs import load_teacher, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-SMALL = (
+SMALL = shlex.split(
     "--student resnet8-w4 --training.batch 32 --generator.width 4 --run.threads 1 "
     "--memory.capacity 300 --stage.pregenerate.fresh 64 --stage.pregenerate.synthesis-batch 16 "
     "--stage.joint.synthesis-batch 16 --stage.joint.fresh 32 --stage.joint.student-steps 2"
-).split()
+)
 SHORT = [*SMALL, "--images-seen", "96", "--val-data", "none"]
 
 
@@ -67,11 +68,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-# Stop and resume. One run is left alone; the other is stopped by SIGTERM in its second stage, by SIGINT
-# in its third, and then killed outright.
+# Stop and resume. One run is left alone; the other is stopped by SIGTERM in its second stage, by
+# SIGINT in its third, and then killed outright.
 
 LONG = [
-    *SMALL, "--images-seen", "1600", "--stage.finetune.student-steps", "1", "--stage.finetune.share", "0.5",
+    *SMALL, "--images-seen", "1600", "--stage.finetune.student-steps", "1",
+    "--stage.finetune.share", "0.5",
     "--stage.joint.share", "0.5", "--val-data", "none", "--run.checkpoint-seconds", "0.2",
 ]  # fmt: skip
 
@@ -212,11 +214,11 @@ def test_an_interrupt_before_the_run_begins_leaves_no_traceback(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data-free run that names real data, which are not there, and is scored on the demo's digits."""
+    """A data-free run that names real data which are not there; scored on the demo's digits."""
     out = tmp_path_factory.mktemp("finished") / "run"
     main([
-        "distill", *SMALL, "--images-seen", "500", "--real-data", "/nowhere/at/all", "--out", str(out),
-        "--seed", "3", "--quiet",
+        "distill", *SMALL, "--images-seen", "500", "--real-data", "/nowhere/at/all",
+        "--out", str(out), "--seed", "3", "--quiet",
     ])  # fmt: skip
     return out
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +22,14 @@ from synthkd.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-SMALL = (
+SMALL = shlex.split(
     "--images-seen 2000 --generator.width 8 --run.threads 1 --stage.pregenerate.fresh 16 "
     "--stage.pregenerate.synthesis-batch 50"
-).split()
-STUDENT = (
+)
+STUDENT = shlex.split(
     "--student resnet8-w4 --images-seen 96 --training.batch 32 --run.threads 1 --quiet "
     "--memory.capacity 300 --val-data none"
-).split()
+)
 COUNT = 64
 
 
@@ -37,7 +38,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A data set made by a process of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("generate")
     done = subprocess.run(
-        [sys.executable, "-m", "synthkd", "generate", *SMALL, "--count", str(COUNT), "--out", "set"],
+        [sys.executable, "-m", "synthkd", "generate", *SMALL,
+         "--count", str(COUNT), "--out", "set"],
         cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=110,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -129,8 +131,8 @@ def test_a_set_for_another_teacher_is_refused(
         "def make():\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))\n"
     )
-    contract = (
-        "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.5 --trust-code".split()
+    contract = shlex.split(
+        "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.5 --trust-code"
     )
     with pytest.raises(SystemExit) as stopped:
         main([
@@ -158,7 +160,7 @@ def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    tiny = "--generator.width 8 --stage.pregenerate.fresh 64 --stage.joint.fresh 32".split()
+    tiny = shlex.split("--generator.width 8 --stage.pregenerate.fresh 64 --stage.joint.fresh 32")
     main(["distill", *STUDENT, *tiny, "--out", str(run)])
     main([
         "generate", "--generator-from", str(run), "--count", "20", "--out", str(tmp_path / "set"),

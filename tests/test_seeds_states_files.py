@@ -164,9 +164,7 @@ DAMAGED = {
     "a dictionary that is none": header(**{"synthkd-thing": '["d", 5]'}),
     "pairs that are none": header(**{"synthkd-thing": '["d", [[1, 2, 3]]]'}),
     "keys that are lists": header(**{"synthkd-thing": '["d", [[["l"], 2]]]'}),
-    "a depth without end": header(
-        **{"synthkd-thing": '["l", [' * 20_000 + "]]" * 20_000}
-    ),
+    "a depth without end": header(**{"synthkd-thing": '["l", [' * 20_000 + "]]" * 20_000}),
 }
 
 
