@@ -180,8 +180,6 @@ def _app() -> App:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Runs one command line and exits: 0 done, 2 bad input, 130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
-    # on a shared machine, threads that spin while they wait cost much of the speed (docs/log.md)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app = _app()
         rest = _take_stage_flags(given)

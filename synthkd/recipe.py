@@ -92,7 +92,7 @@ class StudentTable(Table):
         str,
         Field(description="student: a named network or any other SPEC of --teacher"),
         Flag("--student"),
-    ] = "resnet8-w8"
+    ] = "resnet8-w12"
     weights: Annotated[
         str,
         Field(description="file of weights that the student starts from"),
