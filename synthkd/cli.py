@@ -120,13 +120,18 @@ def _command(word: str) -> Callable[..., Any]:
                 place[leaf] = value
         config = chosen.pop("config")
         resume = chosen.pop("resume", None)
-        if resume is not None and (nested or config or _stage_flags):
-            raise InputError("--resume goes on with the recipe of the run: give no other settings")
+        trusted = bool(nested.get("run", {}).get("trust_code"))
+        if resume is not None:
+            nested.get("run", {}).pop("trust_code", None)
+            if any(nested.values()) or config or _stage_flags:
+                raise InputError(
+                    "--resume goes on with the recipe of the run: give no other settings"
+                )
         # what is wrong with a setting is said at once, not after seconds of importing torch
         checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
         module = importlib.import_module(f"synthkd.commands.{word}")
         if checked is None:
-            module.resume(resume, **chosen)
+            module.resume(resume, trust_code=trusted, **chosen)
         else:
             module.run(checked, **chosen)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synthkd import schedules
 from synthkd.augment import augmented, mixed_up
+from synthkd.errors import InputError
 from synthkd.images import Batch, to_float, to_uint8
 from synthkd.measures import relative_entropy
 from synthkd.memory import Memory
@@ -289,6 +290,11 @@ def _teach(
             )
             loss = lab.learner.step(images, taught, taught_share(spent, lab.budget))
         seen, synthetic = seen + count, synthetic + made
+    if not loss.isfinite():
+        raise InputError(
+            f"the student's loss is no longer finite after {lab.learner.steps} steps: "
+            f"lower --training.learning_rate (now {recipe.training.learning_rate:g})"
+        )
     return seen, synthetic, {"loss": float(loss)}
 
 

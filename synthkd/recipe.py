@@ -475,6 +475,8 @@ def settings(model: type[Table] = Recipe, prefix: str = "") -> Iterator[Setting]
 def _kind(annotation: Any) -> str:
     """What a value looks like, for help: INT, NUMBER, …"""
     text = str(annotation)
+    if "Literal" in text:
+        return "WORD"
     for word, kind in (
         ("tuple[float", "NUMBERS"),
         ("tuple[str", "WORDS"),
@@ -539,6 +541,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{where}: not valid TOML: {quoted(error)}") from None
     _check_keys(plain, where)
+    if data.get("run", {}).get("trust_code"):
+        raise InputError(f"{where}: run.trust_code: only you can say so, by --trust-code")
     return data
 
 
@@ -660,6 +664,7 @@ def to_toml(recipe: Recipe) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
     data = recipe.model_dump(exclude_none=True)
+    del data["run"]["trust_code"]  # a file must not be able to ask for trust
     lines = [f"pipeline = {literal(data.pop('pipeline'))}"]
     stages = data.pop("stage")
     for table, values in data.items():

@@ -92,7 +92,7 @@ class Run:
             **lap.measures,
         }
         with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def samples(self, lap: Round, classes: int) -> None:
         """A contact sheet of the round's fresh images."""
@@ -107,7 +107,7 @@ class Run:
         What lies there from later rounds was unreadable when the run went on, and goes first.
         """
         folder = self.path / "checkpoints"
-        path = folder / f"{round_:06d}.safetensors"
+        path = folder / f"{round_:09d}.safetensors"
         save_state(state, path, "checkpoint")
         load_state(path, "checkpoint")
         present = sorted(folder.glob("[0-9]*.safetensors"))

@@ -48,11 +48,18 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
     return _go(job, the_run, display, started)
 
 
-def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Goes on with an interrupted run from its newest complete checkpoint."""
+def resume(
+    path: Path, *, trust_code: bool = False, dry_run: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Goes on with an interrupted run from its newest complete checkpoint.
+
+    Trust in code is not kept in the run directory: it is given anew.
+    """
     started = time.perf_counter()
     display = Display(quiet=quiet)
     the_run, recipe = Run.resume(path)
+    table = recipe.run.model_copy(update={"trust_code": trust_code})
+    recipe = recipe.model_copy(update={"run": table})
     job = _prepare(recipe, display)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
@@ -64,6 +71,8 @@ def resume(path: Path, *, dry_run: bool = False, quiet: bool = False) -> dict[st
         raise InputError(
             f"--resume {quoted(path)}: its recipe.toml is not the one that the run was started with"
         )
+    job.manifest["command"] = before.get("command")
+    job.manifest["sittings"] = _count(before.get("sittings")) + 1
     job.open_data()
     if before.get("data") != job.manifest["data"]:
         raise InputError(f"--resume {quoted(path)}: the data are other ones than at the start")
@@ -212,6 +221,11 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
     return Job(recipe, teacher, lab, the_plan, teacher.names, manifest)
 
 
+def _count(value: object) -> int:
+    """A count out of a manifest; what is none counts as one."""
+    return value if isinstance(value, int) else 1
+
+
 def _hash(recipe: Recipe) -> str:
     import hashlib
 
@@ -248,26 +262,29 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
     spent_before = lab.progress.seconds
     saved = shown = time.monotonic()
     display.say(f"run directory: {the_run.path}")
-    with _stopping() as asked:
-        for lap in rounds(lab):
-            the_run.record(lap)
-            display.follow(lap)
-            now = time.monotonic()
-            if now - shown > 30 or lap.progress.round == 1:
-                the_run.samples(lap, classes)
-                shown = now
-            if asked and not lab.finished:
-                the_run.checkpoint(lab.state_dict(), lap.progress.round)
-                display.stop()
-                display.say(
-                    f"stopped at {lap.share:.0%}, saved; "
-                    f"go on with: synthkd distill --resume {the_run.path}"
-                )
-                raise SystemExit(128 + asked[0])
-            if now - saved > job.recipe.run.checkpoint_seconds:
-                the_run.checkpoint(lab.state_dict(), lap.progress.round)
-                saved = time.monotonic()
-    display.stop()
+    try:
+        with _stopping() as asked:
+            for lap in rounds(lab):
+                the_run.record(lap)
+                display.follow(lap)
+                now = time.monotonic()
+                if now - shown > 30 or lap.progress.round == 1:
+                    the_run.samples(lap, classes)
+                    shown = now
+                if asked and not lab.finished:
+                    the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                    display.stop()
+                    display.say(
+                        f"stopped at {lap.share:.0%}, saved; "
+                        f"go on with: synthkd distill --resume {the_run.path}"
+                        + (" --trust-code" if job.recipe.run.trust_code else "")
+                    )
+                    raise SystemExit(128 + asked[0])
+                if now - saved > job.recipe.run.checkpoint_seconds:
+                    the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                    saved = time.monotonic()
+    finally:
+        display.stop()
     return _finish(job, the_run, display, started, spent_before)
 
 

@@ -67,14 +67,16 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         assert isinstance(generator, Gan)
         generator.take_over(recipe.generator.start)
     elif isinstance(generator, Gan):
-        for lap in rounds(lab):
-            display.follow(lap)
-            training |= {
-                "images": training["images"]
-                + stages[-1].synthesis_batch * stages[-1].synthesis_steps
-            }
-            training |= {"seconds": round(lap.progress.seconds, 2), "last": lap.measures}
-        display.stop()
+        try:
+            for lap in rounds(lab):
+                display.follow(lap)
+                training |= {
+                    "images": training["images"]
+                    + stages[-1].synthesis_batch * stages[-1].synthesis_steps
+                }
+                training |= {"seconds": round(lap.progress.seconds, 2), "last": lap.measures}
+        finally:
+            display.stop()
     if isinstance(generator, Gan):
         if trained:
             generator.settle(source(recipe.run.seed, "settle"))

@@ -76,6 +76,11 @@ class Gan:
         view = self._view(scene, images, labels, reference is not None, rng)
         values = {term: TERMS[term](view) for term in weights}
         loss = sum((weights[t] * value for t, value in values.items()), images.new_zeros(()))
+        if not loss.isfinite():
+            raise InputError(
+                "the generator's loss is no longer finite: lower --generator.learning_rate "
+                f"(now {self.table.learning_rate:g})"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.table.clip:
