@@ -90,7 +90,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         shard=recipe.dataset.shard,
         folders=recipe.dataset.folders,
     ) as writer:
-        drawn, missed = _fill(writer, generator, lab, recipe, display)
+        drawn, agreed, missed = _fill(writer, generator, lab, recipe, display)
         manifest = {
             **environment(),
             "teacher": recipe.teacher.spec,
@@ -104,7 +104,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
             "recipe": recipes.to_toml(recipe),
             "training": training,
             "drawn": drawn,
-            "accepted_share": writer.count / max(1, drawn),
+            "agreed_share": agreed / max(1, drawn),
             "classes_not_filled": missed,
             "seconds_writing": round(time.perf_counter() - writing, 2),
             "wall_seconds": round(time.perf_counter() - started, 2),
@@ -114,7 +114,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         count = writer.count
     rows = [
         ("images", f"{count:,} in {out}"),
-        ("accepted", f"{manifest['accepted_share']:.1%} of {drawn:,} drawn (vote = class)"),
+        ("agreed", f"{manifest['agreed_share']:.1%} of {drawn:,} drawn: the teacher agrees"),
         ("seconds", f"{manifest['wall_seconds']:.0f}: training {training['seconds']:.0f}, "
                     f"drawing and writing {manifest['seconds_writing']:.0f}"),
         ("real images read", "0"),
@@ -135,17 +135,17 @@ def _alone(terms: dict[str, float]) -> dict[str, float]:
 
 def _fill(
     writer: Writer, generator: Generator, lab: Lab, recipe: Recipe, display: Display
-) -> tuple[int, dict[str, int]]:
+) -> tuple[int, int, dict[str, int]]:
     """Draws until every class has its even share of images in which the teacher sees what was asked
     for.
 
     Batch k depends on the seed and on k alone. After PATIENCE images per image wanted the rest is
-    given up: returns how many were drawn and what is missing per class.
+    given up: returns how many were drawn, in how many the teacher agreed, and what is missing per class.
     """
     classes, wanted = lab.teacher.classes, recipe.dataset.count
     quota = torch.full((classes,), wanted // classes)
     quota[: wanted % classes] += 1
-    drawn = batch = 0
+    drawn = agreed = batch = 0
     shown = time.monotonic()
     while int(quota.sum()) and drawn < PATIENCE * wanted + 1024:
         made = generator.sample(256, source(recipe.run.seed, "image", batch))
@@ -154,7 +154,9 @@ def _fill(
         votes = logits.argmax(1)
         labels = torch.where(made.labels.cpu() < 0, votes, made.labels.cpu())
         keep = []
-        for i in (votes == labels).nonzero().flatten().tolist():
+        alike = (votes == labels).nonzero().flatten().tolist()
+        agreed += len(alike)
+        for i in alike:
             if quota[labels[i]] > 0:
                 quota[labels[i]] -= 1
                 keep.append(i)
@@ -165,4 +167,4 @@ def _fill(
             shown = time.monotonic()
             display.say(f"{writer.count:,} of {wanted:,} images written, {drawn:,} drawn")
     missed = {str(k): int(n) for k, n in enumerate(quota.tolist()) if n}
-    return drawn, missed
+    return drawn, agreed, missed
