@@ -58,7 +58,7 @@ def test_it_writes_images_labels_logits_a_sheet_and_a_manifest(made: tuple[Path,
     assert (found["real_images_read"], found["promise_level"]) == (0, 0)
     assert found["teacher_sha256"] == load_teacher(TeacherTable()).digest
     assert found["training"]["images"] == 2000
-    assert found["accepted_share"] == found["count"] / found["drawn"]
+    assert found["count"] / found["drawn"] <= found["agreed_share"] <= 1
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 16
     assert "real images read" in out and f"{found['count']} in set" in out
