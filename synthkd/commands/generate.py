@@ -140,7 +140,7 @@ def _fill(
     for.
 
     Batch k depends on the seed and on k alone. After PATIENCE images per image wanted the rest is
-    given up. Returns how many were drawn, in how many the teacher agreed, what is missing per class.
+    given up. Returns how many were drawn, in how many the teacher agreed, and what is missing.
     """
     classes, wanted = lab.teacher.classes, recipe.dataset.count
     quota = torch.full((classes,), wanted // classes)
