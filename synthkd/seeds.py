@@ -14,8 +14,10 @@ import torch
 def derived(seed: int, *path: int | str) -> int:
     """A 63-bit seed made from a seed and a path of names and numbers, e.g. (3, "round", 17).
 
-    >>> derived(3, "round", 17) == derived(3, "round", 17), derived(3, "round", 17) == derived(3,
-    "round", 18) (True, False)
+    >>> derived(3, "round", 17) == derived(3, "round", 17)
+    True
+    >>> derived(3, "round", 17) == derived(3, "round", 18)
+    False
     """
     text = "/".join(str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

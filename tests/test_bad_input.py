@@ -213,7 +213,7 @@ def test_a_wrong_setting_is_refused_at_once(
 def test_bad_settings(place: Place, argv: str, words: str | tuple[str, ...]) -> None:
     place.refused(*argv.split(), words=words)
     left = {path.name for path in place.folder.rglob("*")} - {"stdout", "stderr"}
-    assert left <= {"runs", "demo-resnet8-w8-s0"}  # at most the empty directory of the run
+    assert left <= {"runs", "demo-resnet8-w12-s0"}  # at most the empty directory of the run
 
 
 def test_a_foreign_string_reaches_the_terminal_without_its_escape_codes(place: Place) -> None:

@@ -69,7 +69,7 @@ def test_free_names_are_numbered_from_two(tmp_path: Path) -> None:
 def test_the_newest_two_checkpoints_are_kept(run: Run) -> None:
     for round_ in (1, 5, 9, 12):
         run.checkpoint(state(round_), round_)
-    assert checkpoints(run) == ["000009.safetensors", "000012.safetensors"]
+    assert checkpoints(run) == ["000000009.safetensors", "000000012.safetensors"]
     newest = run.newest()
     assert newest is not None
     assert newest["progress"]["round"] == 12
@@ -79,7 +79,7 @@ def test_the_newest_two_checkpoints_are_kept(run: Run) -> None:
 def test_a_damaged_newest_checkpoint_is_skipped(run: Run) -> None:
     for round_ in (4, 8):
         run.checkpoint(state(round_), round_)
-    newest = run.path / "checkpoints" / "000008.safetensors"
+    newest = run.path / "checkpoints" / "000000008.safetensors"
     whole = newest.read_bytes()
     for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:4], b"", b"\0" * len(whole)):
         newest.write_bytes(damaged)
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_is_something_else_is_skipped(run: Run) -> None:
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(run: Run) -> None:
     run.checkpoint(state(4), 4)
-    (run.path / "checkpoints" / ".000009.safetensors.4242.tmp").write_bytes(b"half")
+    (run.path / "checkpoints" / ".000000009.safetensors.4242.tmp").write_bytes(b"half")
     found = run.newest()
     assert found is not None and found["progress"]["round"] == 4
 
@@ -112,9 +112,9 @@ def test_a_new_checkpoint_outlives_damaged_ones_of_later_rounds(run: Run) -> Non
         (run.path / "checkpoints" / f"{round_:06d}.safetensors").write_bytes(b"damaged")
     assert run.newest() is None
     run.checkpoint(state(5), 5)
-    assert checkpoints(run) == ["000005.safetensors"]
+    assert checkpoints(run) == ["000000005.safetensors"]
     run.checkpoint(state(6), 6)
-    assert checkpoints(run) == ["000005.safetensors", "000006.safetensors"]
+    assert checkpoints(run) == ["000000005.safetensors", "000000006.safetensors"]
 
 
 def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
