@@ -148,7 +148,8 @@ def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert (changed["terms"]["statistics"], changed["student_steps"]) == (2.0, 3)
     assert changed["terms"]["one_hot"] == 0.5
     again = tomllib.loads(planned(capsys))
-    assert {stage["name"]: stage for stage in again["stage"]}["joint"]["terms"]["statistics"] == 10.0
+    terms = {stage["name"]: stage["terms"] for stage in again["stage"]}
+    assert terms["joint"]["statistics"] == 10.0
 
 
 def test_a_negative_mean_is_a_value_and_not_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
