@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -88,20 +88,17 @@ class Display:
         made = (lap.progress.invented - self._first.progress.invented) / passed
         return f"{made:,.0f} invented/s  {seen:,.0f} learned/s  {_clock(passed)} passed, {left}"
 
-    def _panel(self, lap: Round) -> Table:
+    def _panel(self, lap: Round) -> Group:
         width = 40
         bar = "█" * round(width * lap.share) + "░" * (width - round(width * lap.share))
-        table = Table.grid(padding=(0, 2))
-        table.add_row(
-            f"{bar} {lap.share:4.0%}", f"{lap.stage}, round {lap.progress.round}", self._speed(lap)
-        )
         known = {k: v for k, v in self._measures.items() if k in _SHOWN}
-        table.add_row("  ".join(f"{k} {known[k]:.3f}" for k in _SHOWN if k in known))
-        terms = {
-            k.removeprefix("term."): v for k, v in self._measures.items() if k.startswith("term.")
-        }
-        table.add_row("  ".join(f"{k} {v:.3g}" for k, v in terms.items()))
-        return table
+        terms = {k.removeprefix("term."): v for k, v in self._measures.items() if "term." in k}
+        return Group(
+            Text(f"{bar} {lap.share:4.0%}  {lap.stage}, round {lap.progress.round}"),
+            Text(self._speed(lap)),
+            Text("  ".join(f"{k} {known[k]:.3f}" for k in _SHOWN if k in known)),
+            Text("  ".join(f"{k} {v:.3g}" for k, v in terms.items())),
+        )
 
     def stop(self) -> None:
         """Ends the live view."""
