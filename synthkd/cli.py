@@ -18,6 +18,7 @@ WORDS: dict[str, str] = {
     "generate": "Make a synthetic data set that a teacher agrees with.",
     "distill": "Train a small student from a teacher, without its training data.",
     "evaluate": "Score a student against its teacher, or a set of images.",
+    "bench": "Compare pipelines: the same teacher, student and time for each.",
 }
 
 # which tables of the recipe each word uses, and so which flags it has
@@ -31,12 +32,17 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "difficulty", "augment", "training",
     ),
     "evaluate": ("teacher", "student", "data", "run", "evaluation"),
+    "bench": ("teacher", "student", "data", "budget", "run", "augment"),
 }  # fmt: skip
 _NOT_FOR: dict[str, tuple[str, ...]] = {
-    "generate": ("run.checkpoint_seconds",),
+    "generate": ("run.checkpoint_seconds", "run.snapshots"),
     "evaluate": (
         "data.mix_ratio", "data.real", "data.synthetic",
-        "run.seed", "run.stages", "run.checkpoint_seconds",
+        "run.seed", "run.stages", "run.checkpoint_seconds", "run.snapshots",
+    ),
+    "bench": (
+        "data.mix_ratio", "data.synthetic", "budget.images", "run.seed", "run.stages",
+        "run.snapshots",
     ),
 }  # fmt: skip
 _EPILOGUE = (
@@ -56,7 +62,16 @@ def _switches(word: str) -> list[inspect.Parameter]:
     special: dict[str, list[tuple[str, Any, Any, list[str], str]]] = {
         "distill": [("resume", Path | None, None, ["--resume"], "run directory to go on with")],
         "evaluate": [("as_json", bool, False, ["--json"], "print JSON instead of tables")],
-    }
+        "bench": [
+            ("pipelines", str, "all", ["--pipelines"], "names or .toml files, with commas; all: "
+             "every shipped one but default"),
+            ("seeds", str, "0", ["--seeds"], "seeds, with commas"),
+            ("also", list[str] | None, None, ["--also"], "NAME=PATH: labelled images to score the "
+             "students on too (can be repeated)"),
+            ("report", bool, False, ["--report"], "run nothing: only write tables and plot anew "
+             "from what lies in --out"),
+        ],
+    }  # fmt: skip
     if word == "evaluate":
         common = [common[0], common[2]]
     return [
@@ -128,7 +143,13 @@ def _command(word: str) -> Callable[..., Any]:
                     "--resume goes on with the recipe of the run: give no other settings"
                 )
         # what is wrong with a setting is said at once, not after seconds of importing torch
-        checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
+        if word == "bench":  # no pipeline below: what was given is laid over each of them
+            if _stage_flags:
+                raise InputError("stages belong to a pipeline: change them in its TOML file")
+            low = recipe.read_toml(config) if config else {}
+            checked: recipe.Recipe | None = recipe.validated(recipe.merge(low, nested))
+        else:
+            checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
         module = importlib.import_module(f"synthkd.commands.{word}")
         if checked is None:
             module.resume(resume, trust_code=trusted, **chosen)

@@ -5,9 +5,10 @@ B batch, N images, C channels, H height, W width, K classes.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from synthkd import schedules
 from synthkd.augment import augmented, mixed_up
-from synthkd.errors import InputError
+from synthkd.errors import InputError, quoted
 from synthkd.images import Batch, to_float, to_uint8
 from synthkd.measures import relative_entropy
 from synthkd.memory import Memory
 from synthkd.networks.classifier import Classifier
 from synthkd.progress import Progress, advance, budget_of, taught_share, whole_share
-from synthkd.recipe import Recipe, Stage
+from synthkd.recipe import Recipe, Stage, suggest
 from synthkd.seeds import derived, globally, source
 from synthkd.students import Learner
 from synthkd.synthesis import GENERATORS, Generator
@@ -29,6 +30,7 @@ from synthkd.synthesis.scene import Invented, Scene
 from synthkd.teachers import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
+ORIGINS = ("data", *GENERATORS)  # numbers for the memory
 PARTS = ("synthesis", "labelling", "student")
 
 
@@ -66,6 +68,7 @@ class Lab:
         )
         shape, classes = teacher.spec.shape, teacher.classes
         self.memory = Memory(recipe.memory.capacity, shape, classes)
+        self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, shape, classes)
         self.generators: dict[str, Generator] = {}
         for kind in dict.fromkeys(s.generator for s in self.stages if s.generator != "none"):
@@ -166,7 +169,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
 
         with lab.timed("synthesis"):
             invented = _invent(lab, stage, rng)
-        fresh, measures, classes = _remember(lab, invented)
+        fresh, measures, classes = _remember(lab, invented, stage.generator)
         seen, synthetic = 0, 0
         if stage.student_steps and lab.learner:
             seen, synthetic, taught = _teach(lab, stage, fresh, rng)
@@ -197,7 +200,8 @@ def _invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
     with _posing(lab.learner) as student:
         scene = Scene(
             lab.teacher, student, stage, terms, lab.recipe.augment,
-            lambda count, rng: _reference(lab, count, rng), lab.bfloat16,
+            partial(_reference, lab), lab.bfloat16,
+            whole_share(lab.progress, lab.budget),
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(scene, rng)
 
@@ -223,7 +227,9 @@ def _posing(learner: Learner | None) -> Iterator[Any]:
         student.train(mode).requires_grad_(True)
 
 
-def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
+def _reference(
+    lab: Lab, count: int, rng: torch.Generator, *, without: str = ""
+) -> Batch | None:
     """What the critic compares with: real images where they are allowed, else the memory."""
     if lab.real is not None and lab.recipe.data.mix_ratio < 1:
         pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
@@ -231,11 +237,26 @@ def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
         return Batch(to_float(pixels.to(lab.device)), labels.to(lab.device))
     if len(lab.memory) < 4 * count:
         return None
-    drawn = lab.memory.draw(count, rng)
+    shares = {ORIGINS.index(without): 0.0} if without else {}
+    drawn = lab.memory.draw(count, rng, shares=shares)
     return Batch(to_float(drawn.pixels.to(lab.device)), drawn.votes.to(lab.device))
 
 
-def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float], Tensor]:
+def _shares(shares: Mapping[str, float]) -> dict[int, float]:
+    """The recipe's shares of the replay, by the memory's numbers for the generators."""
+    for name in shares:
+        if name not in GENERATORS:
+            raise InputError(
+                f"memory.shares: no generator {quoted(name)}{suggest(name, GENERATORS)}"
+            )
+    if sum(shares.values()) > 1 + 1e-9 or min(shares.values(), default=0) < 0:
+        raise InputError("memory.shares: shares lie in 0..1 and their sum is at most 1")
+    return {ORIGINS.index(name): share for name, share in shares.items()}
+
+
+def _remember(
+    lab: Lab, invented: Invented, generator: str
+) -> tuple[Tensor, dict[str, float], Tensor]:
     """Labels fresh images and stores them; one in sixteen is held out.
 
     Returns those to learn from, what was measured, and the class of each fresh image.
@@ -252,7 +273,8 @@ def _remember(lab: Lab, invented: Invented) -> tuple[Tensor, dict[str, float], T
     measures["confidence"] = float(logits.softmax(1).amax(1).mean())
     cut = len(pixels) // 16
     lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut])
-    lab.memory.add(pixels[cut:], labels[cut:], logits[cut:])
+    origin = ORIGINS.index(generator)
+    lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], origin)
     return pixels[cut:], measures, torch.where(labels < 0, votes, labels)
 
 
@@ -309,7 +331,7 @@ def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator)
         parts.append(fresh[torch.randint(len(fresh), (made - replayed,), generator=rng)])
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty.level
-        parts.append(lab.memory.draw(replayed, rng, boundary=near).pixels)
+        parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).pixels)
     if real:
         assert lab.real is not None
         parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])

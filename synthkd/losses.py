@@ -1,17 +1,18 @@
 """Losses: tensors in, one scalar out. B batch, C channels, H height, W width, K classes, D
-features.
+features, E embedding.
 
 A distillation loss compares `learned` (student) with `taught` (teacher). A synthesis term judges a
 `View`, all that is known of one batch of invented images; `TERMS` names the terms, and a stage sums
 them by weight.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vector_norm
 
 
 def as_logits(answer: Tensor, kind: str) -> Tensor:
@@ -46,6 +47,52 @@ def soft_targets(learned: Tensor, taught: Tensor, *, temperature: float = 4.0) -
     return temperature**2 * F.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
+def logit_l1(learned: Tensor, taught: Tensor) -> Tensor:
+    """How far the student's logits are from the teacher's: mean of |t − s| over all B · K of them.
+
+    The student's loss of DFAD, Fang et al. 2019: https://arxiv.org/abs/1912.11006
+
+    >>> logit_l1(torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 1.0]])).item()
+    2.0
+    """
+    return F.l1_loss(learned.float(), taught.float())
+
+
+def attention_transfer(learned: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
+    """Student and teacher look at the same places (catalogue C3).
+
+        sum over layers of  mean over B and positions of  (q(learned) − q(taught))²
+        q(h) = the H · W values mean over C of h², divided by their L2 norm
+
+    Each pair of maps is [B, C, H, W]; C may differ, H and W may not. Sum and mean are those of the
+    public code of Zagoruyko & Komodakis 2017 (https://arxiv.org/abs/1612.03928) and of ZSKT, whose
+    weight 250 stands beside a KL that is a mean over B · K as well.
+    """
+    pairs = zip(learned, taught, strict=True)
+    return torch.stack([(_attention(s) - _attention(t)).square().mean() for s, t in pairs]).sum()
+
+
+def _attention(maps: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, H · W] of length 1."""
+    return F.normalize(maps.float().square().mean(1).flatten(1), dim=1)
+
+
+def feature_match(learned: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
+    """The student's maps are the teacher's, relative, so one weight serves all layers.
+
+        mean over layers of  mean (learned − taught)² / mean taught²
+
+    Each pair of maps has one shape; an adapter, where one is needed, belongs to the caller.
+    1 where the student is silent. After Romero et al. 2015: https://arxiv.org/abs/1412.6550
+    """
+    pairs = [(s.float(), t.float()) for s, t in zip(learned, taught, strict=True)]
+    gaps = [F.mse_loss(s, t) / t.square().mean().clamp_min(1e-12) for s, t in pairs]
+    return torch.stack(gaps).mean()
+
+
+LayerMoments = tuple[tuple[Tensor, Tensor], ...]  # per BatchNorm layer: mean, var [C]
+
+
 @dataclass(frozen=True)
 class View:
     """One batch of invented images and everything a term may judge it by.
@@ -60,11 +107,13 @@ class View:
     features: Tensor | None = None  # [B, D] the input of the teacher's last linear layer
     other_features: Tensor | None = None  # [b, D] the same for another view of the first b images
     prototypes: Tensor | None = None  # [K, D] the rows of that layer
-    moments: tuple[tuple[Tensor, Tensor], ...] = field(
-        default=()
-    )  # per BatchNorm layer: mean, var [C]
-    stored: tuple[tuple[Tensor, Tensor], ...] = field(default=())  # the same from training
+    moments: LayerMoments = ()  # of this batch
+    stored: LayerMoments = ()  # from the teacher's training
     validity: Tensor | None = None  # [B] the critic's opinion
+    normalised: Tensor | None = None  # [B, C, H, W] the images as the teacher's body takes them
+    embedded: Tensor | None = None  # [B, E] of length 1: a projection of the teacher's features
+    embedded_other: Tensor | None = None  # [B, E] the same for another view of the images
+    bank: Tensor | None = None  # [M, E] the same for images of earlier batches
 
 
 def one_hot(view: View) -> Tensor:
@@ -89,6 +138,41 @@ def statistics(view: View) -> Tensor:
         spread = (var / scale - 1).square()
         total = total + torch.log1p(shift).mean() + torch.log1p(spread).mean()
     return total / max(1, len(view.moments))
+
+
+def statistics_norm(view: View) -> Tensor:
+    """B2 as published: the length of the gaps to the teacher's BatchNorm statistics.
+
+        sum over layers of  |μ − m|₂ + |var − v|₂
+
+    Norms over channels, not squared. The published weights (1 to 100) belong to this form; it grows
+    with depth and width. Yin et al. 2020: https://arxiv.org/abs/1912.08795
+    """
+    total = view.images.new_zeros(())
+    for (mean, var), (stored_mean, stored_var) in zip(view.moments, view.stored, strict=True):
+        total = total + vector_norm(mean - stored_mean) + vector_norm(var - stored_var)
+    return total
+
+
+def blended(moments: LayerMoments, running: LayerMoments, decay: float) -> LayerMoments:
+    """B2's smoothed statistics: the moments of a batch, drawn towards a running average.
+
+        (1 − decay) · μ + decay · μ_running,  and the same for var
+
+    Gradients run through `moments` only. While `running` is empty, `moments` come back unchanged.
+    The result for a batch's last step, detached, is the next `running`. Decay 0.9 in Fast (Fang et
+    al. 2022, https://arxiv.org/abs/2112.06253) and in NAYER.
+
+    >>> fresh, old = ((torch.tensor([1.0]), torch.tensor([2.0])),), ((torch.zeros(1),) * 2,)
+    >>> [round(float(m), 3) for m in blended(fresh, old, 0.9)[0]]
+    [0.1, 0.2]
+    """
+    if not running:
+        return moments
+    return tuple(
+        (torch.lerp(mean, old_mean.detach(), decay), torch.lerp(var, old_var.detach(), decay))
+        for (mean, var), (old_mean, old_var) in zip(moments, running, strict=True)
+    )
 
 
 def prototype(view: View, *, margin: float = 0.1) -> Tensor:
@@ -132,6 +216,48 @@ def disagreement(view: View) -> Tensor:
     return -(alike * F.kl_div(q, p, log_target=True, reduction="none").sum(1)).mean()
 
 
+def logit_gap(view: View) -> Tensor:
+    """B4 as in DFAD: minus the mean of |t − s| over all B · K logits, so the gap is maximised.
+
+    Fang et al. 2019: https://arxiv.org/abs/1912.11006
+    """
+    assert view.learned is not None
+    return -(view.taught - view.learned).abs().mean()
+
+
+def divergence(view: View) -> Tensor:
+    """B4 as in ZSKT: the KL to the student, everywhere, to be made large.
+
+        −1 / (B · K) · sum over i of  KL( softmax(t_i) ‖ softmax(s_i) )
+
+    No mask, unlike `disagreement`. The mean is that of the authors' code, over all B · K elements:
+    K times smaller than a mean over images. Micaelli & Storkey 2019:
+    https://arxiv.org/abs/1905.09768
+    """
+    assert view.learned is not None
+    p = F.log_softmax(view.taught, dim=1)
+    q = F.log_softmax(view.learned, dim=1)
+    return -F.kl_div(q, p, log_target=True, reduction="none").mean()
+
+
+def jensen_shannon(view: View, *, temperature: float = 3.0) -> Tensor:
+    """B4 as in Adaptive DeepInversion: 1 where student and teacher agree, 0 where they are far
+    apart.
+
+        1 − clamp( mean over i of  ½ KL(m ‖ p) + ½ KL(m ‖ q),  0..1 )
+        p = softmax(t_i / T),  q = softmax(s_i / T),  m = (p + q) / 2,  each clamped to 0.01..0.99
+
+    KL runs from the mean m, as in the authors' code; the divergence of the textbooks runs to it.
+    Yin et al. 2020: https://arxiv.org/abs/1912.08795
+    """
+    assert view.learned is not None
+    p = (view.taught / temperature).softmax(1)
+    q = (view.learned / temperature).softmax(1)
+    p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))
+    apart = (m * (m.log() - (p.log() + q.log()) / 2)).sum(1).mean()
+    return 1 - apart.clamp(0, 1)
+
+
 def realism(view: View) -> Tensor:
     """B5, the generator's half of the hinge loss: −mean of the critic's validity."""
     assert view.validity is not None
@@ -164,6 +290,62 @@ def smoothness(view: View) -> Tensor:
     return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
+def variation(view: View) -> Tensor:
+    """B7 as published: the sum of the L2 norms of four difference tensors of the normalised images.
+
+    The differences are to the right, the lower and the two lower diagonal neighbours. Each norm is
+    that of the whole tensor, so it grows with the square root of B: the published weight 2.5e-5
+    belongs to B = 256. Yin et al. 2020: https://arxiv.org/abs/1912.08795
+    """
+    assert view.normalised is not None
+    x = view.normalised
+    total: Tensor = (
+        vector_norm(x[..., 1:] - x[..., :-1])
+        + vector_norm(x[..., 1:, :] - x[..., :-1, :])
+        + vector_norm(x[..., 1:, 1:] - x[..., :-1, :-1])
+        + vector_norm(x[..., 1:, :-1] - x[..., :-1, 1:])
+    )
+    return total
+
+
+def magnitude(view: View) -> Tensor:
+    """B7, pixels near the mean of the training images: mean over images of |x|₂, x normalised.
+
+    Yin et al. 2020, in their code for ImageNet: https://arxiv.org/abs/1912.08795
+    """
+    assert view.normalised is not None
+    lengths: Tensor = vector_norm(view.normalised.flatten(1), dim=1)
+    return lengths.mean()
+
+
+def contrast(view: View, *, temperature: float = 0.2) -> Tensor:
+    """B8, every image can be told from all others (InfoNCE), so the batch is diverse.
+
+        mean over i of  −log( exp(e_i · o_i / T) / sum over k of exp(e_i · k / T) )
+
+    e = `embedded` [B, E]; o = `embedded_other` [B, E], another view of the same images; k runs over
+    all o and the `bank` [M, E]. Gradients run through e only. CMI, Fang et al. 2021:
+    https://arxiv.org/abs/2105.08584
+    """
+    assert view.embedded is not None and view.embedded_other is not None
+    keys = view.embedded_other if view.bank is None else torch.cat([view.embedded_other, view.bank])
+    likeness = view.embedded @ keys.detach().T / temperature  # [B, B + M]
+    return F.cross_entropy(likeness, torch.arange(len(likeness), device=likeness.device))
+
+
+def spread(view: View) -> Tensor:
+    """B8's cheap substitute: images asked to be of one class have different features.
+
+        mean over pairs i ≠ j with y_i = y_j of  cos(φ_i, φ_j)
+
+    −1..1; 0 where no class was asked for twice. Needs no teacher pass of its own.
+    """
+    assert view.features is not None
+    directions = F.normalize(view.features, dim=1)
+    pairs = (view.labels[:, None] == view.labels).fill_diagonal_(False)  # [B, B]
+    return (directions @ directions.T * pairs).sum() / pairs.sum().clamp_min(1)
+
+
 def activation(view: View) -> Tensor:
     """B9, strong features: −mean |φ|, squashed by log(1 + x) because the plain form has no
     bound."""
@@ -174,11 +356,19 @@ def activation(view: View) -> Tensor:
 TERMS: Mapping[str, Callable[[View], Tensor]] = {
     "one_hot": one_hot,
     "statistics": statistics,
+    "statistics_norm": statistics_norm,
     "prototype": prototype,
     "consistency": consistency,
     "disagreement": disagreement,
+    "logit_gap": logit_gap,
+    "divergence": divergence,
+    "jensen_shannon": jensen_shannon,
     "realism": realism,
     "balance": balance,
     "smoothness": smoothness,
+    "variation": variation,
+    "magnitude": magnitude,
+    "contrast": contrast,
+    "spread": spread,
     "activation": activation,
 }

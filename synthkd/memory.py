@@ -4,6 +4,8 @@ N images remembered, B batch, C channels, H height, W width, K classes.
 """
 
 from collections import deque
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,7 @@ class Memory:
             self.labels = torch.empty(capacity, dtype=torch.int64)
             self.logits = torch.empty((capacity, classes), dtype=torch.float16)
             self.births = torch.empty(capacity, dtype=torch.int64)
+            self.origins = torch.empty(capacity, dtype=torch.int64)
         except RuntimeError:  # torch's allocator
             raise InputError(
                 f"memory.capacity {capacity:,}: too many images for this machine"
@@ -50,7 +53,7 @@ class Memory:
         self._queues: list[deque[int]] = [
             deque() for _ in range(classes)
         ]  # slots by class, oldest first
-        self._cumulated: dict[bool, Tensor] = {}
+        self._cumulated: dict[object, Tensor] = {}
 
     def __len__(self) -> int:
         return self.size
@@ -60,8 +63,11 @@ class Memory:
         """Images per class that the teacher sees, [K]."""
         return [len(queue) for queue in self._queues]
 
-    def add(self, pixels: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Offers uint8 images [B, C, H, W] with labels [B] and the teacher's logits [B, K]."""
+    def add(self, pixels: Tensor, labels: Tensor, logits: Tensor, origin: int = 0) -> None:
+        """Offers uint8 images [B, C, H, W] with labels [B] and the teacher's logits [B, K].
+
+        `origin` is a number for where they come from, see `shares`.
+        """
         if self.capacity == 0 or len(pixels) == 0:
             return
         logits = logits.to(torch.float16)
@@ -76,6 +82,7 @@ class Memory:
         self.pixels[slots] = pixels.cpu()[newcomers]
         self.labels[slots] = labels.cpu()[newcomers]
         self.logits[slots] = logits.cpu()[newcomers]
+        self.origins[slots] = origin
         self._cumulated.clear()
 
     def _slot_for(self, vote: int) -> int:
@@ -88,16 +95,25 @@ class Memory:
             return own.popleft()
         return next(queue for queue in self._queues if len(queue) == most).popleft()
 
-    def draw(self, count: int, rng: torch.Generator, *, boundary: float = 0.0) -> Remembered:
+    def draw(
+        self,
+        count: int,
+        rng: torch.Generator,
+        *,
+        boundary: float = 0.0,
+        shares: Mapping[int, float] = MappingProxyType({}),
+    ) -> Remembered:
         """`count` images, with replacement, every class that the teacher sees equally likely.
 
+        Where `shares` names a share for an origin, images of this origin make up this share; the
+        other origins divide the rest evenly. Origins without images do not count.
         A share `boundary` of them is drawn by how undecided the teacher is, 1 − (p₁ − p₂).
         A class with very few images counts as a quarter of an even share, so that none is worn out.
         """
         near = round(boundary * count)
         parts = [
-            self._pick(count - near, rng, by_margin=False),
-            self._pick(near, rng, by_margin=True),
+            self._pick(count - near, rng, shares, by_margin=False),
+            self._pick(near, rng, shares, by_margin=True),
         ]
         index = torch.cat(parts)
         return Remembered(
@@ -106,22 +122,38 @@ class Memory:
             self.logits.index_select(0, index),
         )
 
-    def _pick(self, count: int, rng: torch.Generator, *, by_margin: bool) -> Tensor:
+    def _pick(
+        self, count: int, rng: torch.Generator, shares: Mapping[int, float], *, by_margin: bool
+    ) -> Tensor:
         if count == 0:
             return torch.empty(0, dtype=torch.int64)
-        if by_margin not in self._cumulated:
+        key = (by_margin, *sorted(shares.items()))
+        if key not in self._cumulated:
             kept = self.everything()
-            per_class = torch.bincount(kept.votes, minlength=self.classes)
-            weight = (
-                1.0 / per_class.clamp_min(-(-self.size // (4 * self.classes))).double()[kept.votes]
-            )
+            weight = self._even(kept.votes, self.origins[: self.size], shares)
             if by_margin:
                 top = kept.logits.float().softmax(1).topk(2, dim=1).values
                 weight = weight * (1.0 - (top[:, 0] - top[:, 1]).double() + 1e-3)
-            self._cumulated[by_margin] = weight.cumsum(0)
-        cumulated = self._cumulated[by_margin]
+            self._cumulated[key] = weight.cumsum(0)
+        cumulated = self._cumulated[key]
         draw = torch.rand(count, dtype=torch.float64, generator=rng) * cumulated[-1]
         return torch.searchsorted(cumulated, draw, right=True).clamp_max(self.size - 1)
+
+    def _even(self, votes: Tensor, origins: Tensor, shares: Mapping[int, float]) -> Tensor:
+        """Weights [N] of a draw that is even over classes, and over origins as `shares` says."""
+        present = origins.unique().tolist() if shares else [None]
+        unnamed = sum(origin not in shares for origin in present)
+        rest = max(0.0, 1 - sum(shares.get(origin, 0.0) for origin in present)) / max(1, unnamed)
+        if not unnamed and not any(shares[origin] for origin in present):
+            rest, shares = 1.0, {}  # nothing else is there
+        weight = torch.zeros(len(votes), dtype=torch.float64)
+        for origin in present:
+            of = origins == origin if origin is not None else torch.ones_like(votes, dtype=bool)
+            per_class = torch.bincount(votes[of], minlength=self.classes)
+            floor = -(-int(of.sum()) // (4 * self.classes))
+            even = 1.0 / per_class.clamp_min(floor).double()[votes[of]]
+            weight[of] = shares.get(origin, rest) * even / even.sum()
+        return weight
 
     def everything(self) -> Remembered:
         """All images, in the order of their slots."""
@@ -137,13 +169,14 @@ class Memory:
             "labels": kept.labels,
             "logits": kept.logits,
             "births": self.births[: self.size],
+            "origins": self.origins[: self.size],
             "born": self.born,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved memory of the same shape and at most this capacity."""
         self.size = len(state["pixels"])
-        for name in ("pixels", "labels", "logits", "births"):
+        for name in ("pixels", "labels", "logits", "births", "origins"):
             getattr(self, name)[: self.size] = state[name]
         self.born = int(state["born"])
         self._queues = [deque() for _ in range(self.classes)]

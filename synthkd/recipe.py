@@ -98,6 +98,13 @@ class StudentTable(Table):
         Field(description="file of weights that the student starts from"),
         Flag("--student-weights"),
     ] = ""
+    start: Annotated[
+        Literal["new", "teacher"],
+        Field(
+            description="first weights: drawn at random, or copied from the teacher's layers of the "
+            "same name as far as the shapes allow"
+        ),
+    ] = "new"
 
 
 class DataTable(Table):
@@ -174,6 +181,9 @@ class RunTable(Table):
     checkpoint_seconds: Annotated[float, Field(description="seconds between checkpoints", gt=0)] = (
         60.0
     )
+    snapshots: Annotated[
+        int, Field(description="how often the student's weights are kept on the way", ge=0)
+    ] = 0
     trust_code: Annotated[
         bool,
         Field(description="allow file.py: specs, which run the code in that file"),
@@ -191,11 +201,108 @@ class GeneratorTable(Table):
     ] = ""
     latent: Annotated[int, Field(description="length of the noise vector", ge=1, le=4096)] = 128
     width: Annotated[int, Field(description="channels of its last layer", ge=4, le=512)] = 32
+    conditional: Annotated[
+        bool, Field(description="ask for classes (false: an image's class is the teacher's vote)")
+    ] = True
+    source: Annotated[
+        Literal["noise", "noisy_layer"],
+        Field(
+            description="where variety comes from: a noise vector, or a first layer whose random "
+            "weights are drawn anew for every batch (NAYER)"
+        ),
+    ] = "noise"
+    output: Annotated[
+        Literal["sigmoid", "standard"],
+        Field(
+            description="how pixels are made: a sigmoid, or tanh brought to the mean and deviation "
+            "that the teacher normalises by (DAFL)"
+        ),
+    ] = "sigmoid"
+    ema: Annotated[
+        float,
+        Field(
+            description="decay of an averaged copy that offers half of the fresh images (MAD; "
+            "0: none)",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    statistics_ema: Annotated[
+        float,
+        Field(
+            description="share of a running average in the statistics that are compared "
+            "(0: the batch alone)",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    latent_rate: Annotated[
+        float,
+        Field(description="Adam's rate for the noise itself, in episodes (0: fixed)", ge=0, le=1),
+    ] = 0.0
+    meta: Annotated[
+        Literal["none", "maml", "reptile"],
+        Field(
+            description="in episodes: how the weights that every episode starts from learn "
+            "(none: the episodes go on from each other)"
+        ),
+    ] = "none"
+    restart: Annotated[
+        int, Field(description="episodes after which its weights are drawn anew (0: never)", ge=0)
+    ] = 0
+    schedule: Annotated[
+        Literal["constant", "cosine"], Field(description="how the rate falls over the run")
+    ] = "constant"
     learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 2e-3
     beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
     clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
         5.0
     )
+
+
+class ProceduralTable(Table):
+    """Images drawn by a formula (catalogue A9)."""
+
+    kinds: Annotated[
+        Words,
+        Field(
+            description="noise, spectrum, leaves, shaders, strokes, fractals, polygons; auto: "
+            "strokes for a teacher of one channel, else all but noise and strokes"
+        ),
+    ] = ("auto",)
+    evolve: Annotated[
+        float,
+        Field(
+            description="share of the drawings that are changed copies of remembered ones "
+            "(strokes only)",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
+
+
+class PixelsTable(Table):
+    """Pixels improved directly by gradients through the teacher (catalogue A4)."""
+
+    start: Annotated[
+        Literal["noise", "drawings", "memory"],
+        Field(description="what they start from: Gaussian noise, drawings, remembered images"),
+    ] = "memory"
+    basis: Annotated[
+        Literal["pixels", "fourier"],
+        Field(description="what is moved: pixels, or their spectrum scaled by 1/frequency"),
+    ] = "fourier"
+    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 0.05
+    beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(description="Adam's second decay", ge=0, lt=1)] = 0.9
+    decay: Annotated[
+        float,
+        Field(description="share by which the rate has fallen at the last step", ge=0, le=1),
+    ] = 0.9
+    roll: Annotated[
+        float,
+        Field(description="random shift between steps, as a share of the image", ge=0, le=0.5),
+    ] = 0.125
 
 
 class DiscriminatorTable(Table):
@@ -218,6 +325,20 @@ class MemoryTable(Table):
         float,
         Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1),
     ] = 0.75
+    shares: Annotated[
+        dict[str, float],
+        Field(
+            description="share of the replay by generator, e.g. { pixels = 0.6 }; "
+            "the others divide the rest (none given: all images are equal)"
+        ),
+    ] = {}
+    form: Annotated[
+        Literal["images", "autoencoder"],
+        Field(
+            description="what is remembered: images, or a variational autoencoder that learns to "
+            "make them again (PRE-DFKD)"
+        ),
+    ] = "images"
     boundary: Annotated[
         float,
         Field(
@@ -287,24 +408,52 @@ class TrainingTable(Table):
     """How the student learns."""
 
     batch: Annotated[int, Field(description="images per student step", ge=2, le=65536)] = 128
+    loss: Annotated[
+        Literal["kl", "l1"],
+        Field(description="distance to the teacher: KL of softened answers, or L1 of logits"),
+    ] = "kl"
     optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = (
         "sgd"
     )
-    learning_rate: Annotated[
-        float, Field(description="peak rate of the one-cycle schedule", gt=0)
-    ] = 0.1
+    learning_rate: Annotated[float, Field(description="peak learning rate", gt=0)] = 0.1
+    schedule: Annotated[
+        Literal["one_cycle", "constant", "steps"],
+        Field(description="course of the rate; steps: a tenth from each milestone on"),
+    ] = "one_cycle"
+    milestones: Annotated[
+        Numbers, Field(description="milestones of the schedule steps, as shares of the run")
+    ] = (0.4, 0.8)
     momentum: Annotated[float, Field(description="momentum of sgd", ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(description="L2 penalty on weights", ge=0)] = 5e-4
     warmup: Annotated[
-        float, Field(description="share of the run in which the rate rises", ge=0, lt=1)
+        float, Field(description="share of the run in which the rate rises (one_cycle)", ge=0, lt=1)
     ] = 0.1
-    temperature: Annotated[float, Field(description="softening of the logits", gt=0, le=100)] = 4.0
+    temperature: Annotated[
+        float, Field(description="softening of the logits (kl)", gt=0, le=100)
+    ] = 4.0
+    attention: Annotated[
+        float,
+        Field(
+            description="weight of attention transfer: student and teacher look at the same places",
+            ge=0,
+        ),
+    ] = 0.0
+    features: Annotated[
+        float,
+        Field(description="weight of matching the teacher's maps, where shapes allow", ge=0),
+    ] = 0.0
     clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
         5.0
     )
     ema: Annotated[
         float, Field(description="decay of the averaged student (0: none)", ge=0, lt=1)
     ] = 0.999
+
+    @model_validator(mode="after")
+    def _within_the_run(self) -> Self:
+        if not all(0 <= milestone <= 1 for milestone in self.milestones):
+            raise ValueError(f"milestones are shares of the run, 0..1; got {self.milestones}")
+        return self
 
 
 class DatasetTable(Table):
@@ -347,12 +496,20 @@ class EvaluationTable(Table):
 TERMS: dict[str, str] = {
     "one_hot": "B1 cross-entropy to the class asked for",
     "statistics": "B2 relative distance to the teacher's BatchNorm statistics",
+    "statistics_norm": "B2 as published: the length of the gaps to those statistics, summed",
     "prototype": "B3 features near the class's row of the last layer",
     "consistency": "B3 two views of an image have the same features",
     "disagreement": "B4 the student's disagreement, where both still vote alike (maximised)",
+    "logit_gap": "B4 as in DFAD: the gap between the two networks' logits (maximised)",
+    "divergence": "B4 as in ZSKT: KL from teacher to student, everywhere (maximised)",
+    "jensen_shannon": "B4 as in DeepInversion: 1 - a Jensen-Shannon divergence of the two networks",
     "realism": "B5 a critic cannot tell the image from reference images",
     "balance": "B6 classes equally frequent over the batch",
     "smoothness": "B7 total variation of the pixels",
+    "variation": "B7 as published: norms of four differences of the normalised images",
+    "magnitude": "B7 length of a normalised image",
+    "contrast": "B8 as in CMI: an image's two views are alike, all other images differ",
+    "spread": "B8 images of one class have different features",
     "activation": "B9 strong features",
 }
 
@@ -362,13 +519,22 @@ class Stage(Table):
 
     name: Annotated[str, Field(description="its name", pattern=r"^[a-z][a-z0-9_-]*$")]
     generator: Annotated[
-        Literal["auto", "gan", "procedural", "none"],
+        Literal["auto", "gan", "episodes", "pixels", "procedural", "none"],
         Field(description="who invents images; auto: chosen by looking at the teacher"),
     ] = "auto"
     share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
     synthesis_steps: Annotated[int, Field(description="generator steps per round", ge=0)] = 1
     synthesis_batch: Annotated[int, Field(description="images per generator step", ge=2)] = 128
-    fresh: Annotated[int, Field(description="images added to the memory per round", ge=0)] = 128
+    offer: Annotated[
+        Literal["new", "last", "best"],
+        Field(
+            description="what a round adds: fresh samples, or the very images of the generator's "
+            "last or best step"
+        ),
+    ] = "new"
+    fresh: Annotated[
+        int, Field(description="fresh images added to the memory per round", ge=0)
+    ] = 128
     student_steps: Annotated[int, Field(description="student steps per round", ge=0)] = 10
     terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
 
@@ -394,6 +560,8 @@ class Recipe(Table):
     budget: BudgetTable = BudgetTable()
     run: RunTable = RunTable()
     generator: GeneratorTable = GeneratorTable()
+    procedural: ProceduralTable = ProceduralTable()
+    pixels: PixelsTable = PixelsTable()
     discriminator: DiscriminatorTable = DiscriminatorTable()
     memory: MemoryTable = MemoryTable()
     difficulty: DifficultyTable = DifficultyTable()

@@ -5,6 +5,7 @@ manifest.json        what was read, with which versions, seeds and promise level
 finished metrics.jsonl        one line per round
 checkpoints/         the newest two states of the lab
 samples/             contact sheets of fresh images
+snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
 student.safetensors  the student, with the card that rebuilds it
 generator.safetensors  the generator, if one was trained
 summary.json         the result
@@ -14,11 +15,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from synthkd import __version__, files
 from synthkd.distillation import Round
@@ -42,6 +46,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics = path / "metrics.jsonl"
+        self._snapshots = path / "snapshots.jsonl"
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, manifest: dict[str, Any]) -> "Run":
@@ -137,6 +142,38 @@ class Run:
                     break  # a line torn by a crash
             files.write_atomic(self._metrics, "".join(lines))
         return state
+
+    def snapshot(
+        self, number: int, weights: Mapping[str, Tensor], lap: Round, seconds: float
+    ) -> None:
+        """Keeps the student as it is now. Nothing is resumed from it, so the disk is not waited
+        for."""
+        folder = self.path / "snapshots"
+        folder.mkdir(exist_ok=True)
+        name = f"{number:05d}.safetensors"
+        state = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        files.write_atomic(folder / name, save(state), sync=False)
+        line = {
+            "file": name,
+            "share": lap.share,
+            "seconds": round(seconds, 3),
+            "images_seen": lap.progress.images_seen,
+        }
+        with self._snapshots.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The lines of snapshots.jsonl; of a file written twice, after a crash, the last."""
+        if not self._snapshots.is_file():
+            return []
+        lines = map(json.loads, self._snapshots.read_text().splitlines())
+        return list({line["file"]: line for line in lines}.values())
+
+    def tidy(self) -> None:
+        """Removes the checkpoints and snapshots of a finished run."""
+        for name in ("checkpoints", "snapshots"):
+            for path in (self.path / name).glob("*.safetensors"):
+                path.unlink()
 
     def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Manifest first, summary last: a run with a summary is complete."""

@@ -1,9 +1,10 @@
 """Schedules: numbers in, a number out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from synthkd.recipe import DifficultyTable
+from synthkd.recipe import DifficultyTable, TrainingTable
 
 
 def one_cycle(progress: float, *, warmup: float = 0.1) -> float:
@@ -19,6 +20,24 @@ def one_cycle(progress: float, *, warmup: float = 0.1) -> float:
     if p < warmup:
         return p / warmup
     return 0.5 * (1 + math.cos(math.pi * (p - warmup) / (1 - warmup))) if warmup < 1 else 1.0
+
+
+def steps(progress: float, *, milestones: Sequence[float] = (0.4, 0.8)) -> float:
+    """The learning rate's factor: a tenth from each milestone on; milestones are shares of the run.
+
+    >>> [round(steps(p), 3) for p in (0.0, 0.39, 0.4, 0.9)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+    return float(0.1 ** sum(progress >= milestone for milestone in milestones))
+
+
+def rate(progress: float, table: TrainingTable) -> float:
+    """The student's learning rate after a share `progress` of the run, by `table.schedule`."""
+    if table.schedule == "constant":
+        return table.learning_rate
+    if table.schedule == "steps":
+        return table.learning_rate * steps(progress, milestones=table.milestones)
+    return table.learning_rate * one_cycle(progress, warmup=table.warmup)
 
 
 def ema_decay(step: int, *, longest: float = 0.999) -> float:

@@ -33,6 +33,7 @@ from synthkd.images import ImageSpec
 from synthkd.networks import build_network, is_named
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
+from synthkd.students import inherited
 from synthkd.teachers import Teacher, recognise
 
 
@@ -81,11 +82,12 @@ def load_classifier(
 
 
 def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = False) -> Classifier:
-    """A student with fresh weights (or those of `table.weights`), for the teacher's images and
-    classes.
+    """A student for the teacher's images and classes. Its first layer is the teacher's
+    normalisation.
 
-    Its first layer is the teacher's normalisation. Initial weights come from torch's global random
-    state.
+    Its weights are fresh, from torch's global random state; or those of `table.weights`; or with
+    `table.start` "teacher" the teacher's own as far as they fit: `inherited` of the result says how
+    many.
     """
     spec = teacher.spec
     folder = Path(table.spec)
@@ -95,7 +97,10 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
     if table.weights:
         fill(body, read_weights(Path(table.weights)), table.weights)
     count, answers = recognise(body, spec, teacher.classes)
-    return Classifier(body, spec, count, answers)
+    student = Classifier(body, spec, count, answers)
+    if table.start == "teacher" and not table.weights:
+        student.inherited = inherited(body, teacher.classifier.body)
+    return student
 
 
 def card_of(classifier: Classifier, network: str, names: tuple[str, ...]) -> Card:

@@ -75,6 +75,10 @@ def test_the_help_of_a_word_explains_all_of_its_flags(
             "--pipeline", "--minutes", "--images-seen", "--seed", "--out", "--resume", "--dry-run",
         },
         "evaluate": {"--student", "--val-data", "--images", "--reference", "--extractor", "--json"},
+        "bench": {
+            "--teacher", "--student", "--val-data", "--also", "--minutes", "--seeds", "--pipelines",
+            "--real-data", "--out", "--report", "--dry-run",
+        },
     }[word]  # fmt: skip
     assert daily <= shown
     if word == "distill":

@@ -14,7 +14,7 @@ LAYERS = (  # from plain values up to effects
     ("specs", "teachers", "students", "memory", "data", "store"),
     ("synthesis",),
     ("distillation", "evaluation"),
-    ("runs", "report"),
+    ("runs", "arena", "report"),
     ("commands",),
     ("cli", "__main__"),
 )

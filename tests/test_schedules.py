@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthkd.recipe import DifficultyTable
-from synthkd.schedules import Difficulty, ema_decay, harder_or_easier, one_cycle, share
+from synthkd.recipe import DifficultyTable, TrainingTable
+from synthkd.schedules import (
+    Difficulty,
+    ema_decay,
+    harder_or_easier,
+    one_cycle,
+    rate,
+    share,
+    steps,
+)
 
 RATIOS = st.one_of(st.floats(0, 1), st.integers(0, 100).map(lambda n: n / 100))
 
@@ -34,6 +42,44 @@ def test_one_cycle_without_warmup_starts_at_the_top():
 def test_one_cycle_stays_at_its_ends_outside_the_run():
     assert one_cycle(-3.0) == one_cycle(0.0) == 0
     assert one_cycle(1.2) == one_cycle(1.0) == pytest.approx(0)
+
+
+# --- steps, and the choice ---
+
+
+@given(st.lists(st.floats(0, 1), max_size=4), st.floats(0, 1))
+def test_steps_lose_nine_tenths_at_each_milestone_passed_in_any_order(milestones, progress):
+    expected = 1.0
+    for milestone in milestones:
+        if milestone <= progress:
+            expected /= 10
+    assert steps(progress, milestones=milestones) == pytest.approx(expected)
+
+
+def test_steps_fall_at_the_milestone_itself_and_the_usual_ones_are_two():
+    found = [steps(p) for p in (0.0, 0.399, 0.4, 0.799, 0.8, 1.0)]
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0, 2, 1, 0]),
+        ({"schedule": "constant"}, [2, 2, 2, 2]),
+        ({"schedule": "steps"}, [2, 2, 0.2, 0.02]),
+        ({"schedule": "steps", "milestones": "0.2"}, [2, 0.2, 0.2, 0.2]),
+        ({"schedule": "steps", "milestones": ()}, [2, 2, 2, 2]),
+    ],
+)
+def test_the_rate_follows_the_schedule_that_the_table_names(settings, expected):
+    table = TrainingTable.model_validate({"learning_rate": 2.0, "warmup": 0.2} | settings)
+    found = [rate(p, table) for p in (0.0, 0.2, 0.6, 1.0)]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_milestones_outside_the_run_are_refused():
+    with pytest.raises(ValueError, match=r"milestones are shares of the run, 0\.\.1; got \(80"):
+        TrainingTable(milestones=(80.0, 160.0))
 
 
 # --- ema ---

@@ -18,6 +18,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare
 from synthkd.files import sha256_of
 from synthkd.images import ImageSpec
+from synthkd.progress import whole_share
 from synthkd.recipe import Recipe
 from synthkd.runs import PROMISES, Run, claim, environment, free_name
 from synthkd.seeds import globally, source
@@ -260,12 +261,19 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
     """Walks the rounds, records them, and finishes or stops."""
     lab, classes = job.lab, job.teacher.classes
     spent_before = lab.progress.seconds
+    parts = job.recipe.run.snapshots + 1  # the last part ends with the student itself
+    part = int(whole_share(lab.progress, lab.budget) * parts)
     saved = shown = time.monotonic()
     display.say(f"run directory: {the_run.path}")
     try:
         with _stopping() as asked:
             for lap in rounds(lab):
                 the_run.record(lap)
+                before, part = part, int(lap.share * parts)
+                if before < part < parts and lab.learner:
+                    weights = lab.learner.average or lab.learner.student.state_dict()
+                    seconds = spent_before + time.perf_counter() - started
+                    the_run.snapshot(part, weights, lap, seconds)
                 display.follow(lap)
                 now = time.monotonic()
                 if now - shown > 30 or lap.progress.round == 1:

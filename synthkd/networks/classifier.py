@@ -15,6 +15,7 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    inherited = (0, 0)  # tensors of the body that began as its teacher's, and all that it has
 
     def __init__(
         self, body: nn.Module, spec: ImageSpec, classes: int, answers: str = "logits"

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from synthkd.recipe import Recipe
 from synthkd.synthesis.gan import Gan
+from synthkd.synthesis.pixels import Pixels
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.scene import Invented, Scene
 from synthkd.teachers import Teacher
@@ -30,5 +31,6 @@ class Generator(Protocol):
 
 GENERATORS: Mapping[str, Callable[[Recipe, Teacher], Generator]] = {
     "gan": Gan,
+    "pixels": Pixels,
     "procedural": Procedural,
 }

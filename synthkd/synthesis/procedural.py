@@ -1,105 +1,138 @@
 """Images drawn by a formula (catalogue A9): no training, no gradient; the memory keeps what the
-teacher spreads.
+teacher spreads. The formulas are in `drawings`; here is what depends on the teacher.
 
-The simplest useful kind: pen strokes and soft shapes. B images, S strokes, P points along a stroke.
+B images, K classes, P numbers that describe a stroke drawing.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from synthkd.errors import InputError, quoted
 from synthkd.images import Batch
-from synthkd.recipe import Recipe
-from synthkd.synthesis.scene import Invented, Scene
+from synthkd.recipe import Recipe, suggest
+from synthkd.synthesis.drawings import DRAWINGS
+from synthkd.synthesis.drawings.strokes import draw_strokes, mutated, stroke_parameters
+from synthkd.synthesis.scene import Invented, Scene, even_labels
 from synthkd.teachers import Teacher
+
+PARENTS = 256  # drawings per class that others are made from
+SURE = 0.9  # how sure the teacher must be of a parent
+SCENES = ("shaders", "leaves", "spectrum", "polygons", "fractals")
 
 
 class Procedural:
-    """Draws strokes on a ground. It learns nothing and has no state.
+    """Draws images of the recipe's kinds in equal parts.
 
-    The mean that the teacher subtracts tells how bright its images are: under 0.25 they are light
-    on black, over 0.75 dark on white, in between ground and ink are drawn at random.
+    The mean that the teacher subtracts tells how bright its images are: strokes are light on black
+    under 0.25, dark on white over 0.75, in between either.
+
+    With `evolve`, a share of the stroke drawings are changed copies of earlier ones in which the
+    teacher was sure of a class, every class as often as the others: selection and mutation, by the
+    teacher's answers alone. These parents are all its state.
     """
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.shape = teacher.spec.shape
+        self.classes = teacher.classes
+        self.kinds = kinds_for(recipe.procedural.kinds, teacher)
+        self.evolve = recipe.procedural.evolve if "strokes" in self.kinds else 0.0
         self.brightness = sum(teacher.spec.mean) / len(teacher.spec.mean)
         self.device = next(iter(teacher.classifier.buffers())).device
+        self.parents = torch.zeros(
+            teacher.classes, PARENTS, stroke_parameters(1, torch.Generator()).shape[1]
+        )
+        self.found = torch.zeros(teacher.classes, dtype=torch.int64)  # parents ever, per class
 
     def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
         """`stage.fresh` drawings; `stage.synthesis_steps` is without meaning here."""
-        return Invented(self.sample(scene.stage.fresh, rng), 0, {})
+        judge = scene.teacher if self.evolve else None
+        return Invented(self._draw(scene.stage.fresh, rng, judge), 0, {})
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        """`count` drawings; no class is asked for, so every label is −1."""
-        images = [self._draw(min(256, count - i), rng) for i in range(0, count, 256)]
-        stack = torch.cat(images) if images else torch.empty(0, *self.shape)
-        return Batch(stack.to(self.device), torch.full((count,), -1, device=self.device))
+        """`count` drawings in random order; no class is asked for, so every label is −1."""
+        return self._draw(count, rng, None)
 
-    def _draw(self, count: int, rng: torch.Generator) -> Tensor:
+    def _draw(self, count: int, rng: torch.Generator, judge: Teacher | None) -> Batch:
+        parts = []
+        for i, kind in enumerate(self.kinds):
+            share = (count + i) // len(self.kinds)
+            if kind == "strokes":
+                parts.append(self._strokes(share, rng, judge))
+            elif share:
+                parts.append(DRAWINGS[kind](share, *self.shape, rng).to(self.device))
+        images = torch.cat(parts)[torch.randperm(count, generator=rng).to(self.device)]
+        return Batch(images, torch.full((count,), -1, device=self.device))
+
+    def _strokes(self, count: int, rng: torch.Generator, judge: Teacher | None) -> Tensor:
+        """Stroke drawings [B, C, H, W]; with a judge some are children, and some become parents."""
+        bred = round(self.evolve * count) if judge is not None and self.found.any() else 0
+        parameters = stroke_parameters(count - bred, rng)
+        if bred:
+            parameters = torch.cat([self._children(bred, rng), parameters])
+        images = self._inked(parameters, rng)
+        if judge is not None and count:
+            self._select(parameters, judge(images))
+        return images
+
+    def _inked(self, parameters: Tensor, rng: torch.Generator) -> Tensor:
+        """Drawings [B, C, H, W] of strokes with parameters [B, P]."""
         channels, height, width = self.shape
-        coverage = strokes(count, height, width, rng)  # [B, 1, H, W]
-        ground = torch.rand(count, channels, 1, 1, generator=rng)
-        ink = torch.rand(count, channels, 1, 1, generator=rng)
-        if self.brightness < 0.25:
-            ground, ink = torch.zeros_like(ground), 0.6 + 0.4 * ink
-        elif self.brightness > 0.75:
-            ground, ink = torch.ones_like(ground), 0.4 * ink
-        return torch.lerp(
-            ground.expand(-1, -1, height, width), ink.expand(-1, -1, height, width), coverage
-        )
+        coverage = draw_strokes(parameters, height, width)
+        ink = 0.6 + 0.4 * torch.rand(len(parameters), channels, 1, 1, generator=rng)
+        images = coverage * ink
+        dark = torch.rand(len(parameters), 1, 1, 1, generator=rng) < _darkness(self.brightness)
+        return torch.where(dark, 1 - images, images).to(self.device)
+
+    def _children(self, count: int, rng: torch.Generator) -> Tensor:
+        """Changed copies [B, P] of parents; classes in balance, among those that have any."""
+        present = self.found.nonzero().flatten()
+        of = present[even_labels(count, len(present), rng)]  # [B]
+        known = self.found[of].clamp_max(PARENTS)
+        chosen = (torch.rand(count, generator=rng) * known).long()
+        amount = 0.15 * float(torch.rand((), generator=rng))
+        return mutated(self.parents[of, chosen], amount, rng)
+
+    def _select(self, parameters: Tensor, logits: Tensor) -> None:
+        """Drawings that the teacher is sure of become parents, in the place of the oldest."""
+        sure, votes = (values.cpu() for values in logits.softmax(1).max(1))
+        for vote in range(self.classes):
+            new = parameters[(votes == vote) & (sure > SURE)][:PARENTS]
+            slots = (int(self.found[vote]) + torch.arange(len(new))) % PARENTS
+            self.parents[vote, slots] = new
+            self.found[vote] += len(new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """The parents, where drawings evolve."""
+        return {"parents": self.parents, "found": self.found} if self.evolve else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Goes on from a saved state."""
+        if self.evolve:
+            self.parents.copy_(state["parents"])
+            self.found.copy_(state["found"])
 
 
-def strokes(count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
-    """Coverage [B, 1, H, W] in 0..1 of one to four pen strokes per image.
+def kinds_for(kinds: tuple[str, ...], teacher: Teacher) -> tuple[str, ...]:
+    """The kinds to draw; `auto` means strokes where the teacher's images are mostly ground, else
+    scenes."""
+    for kind in kinds:
+        if kind not in (*DRAWINGS, "auto"):
+            raise InputError(
+                f"procedural.kinds: no kind {quoted(kind)}{suggest(kind, (*DRAWINGS, 'auto'))}"
+            )
+    if "auto" not in kinds:
+        return kinds or ("noise",)
+    mean = sum(teacher.spec.mean) / len(teacher.spec.mean)
+    line_drawings = teacher.spec.channels == 1 and _darkness(mean) in (0, 1)
+    return ("strokes",) if line_drawings else SCENES
 
-    A stroke is a quadratic Bezier curve or an elliptic arc, P = 24 points; half of the strokes
-    begin where the one before ended. A pixel's ink falls from 1 to 0 over one pixel around the
-    pen's radius.
+
+def _darkness(brightness: float) -> float:
+    """The share of drawings that are dark on white.
+
+    >>> _darkness(0.13), _darkness(0.5), _darkness(0.9)
+    (0.0, 0.5, 1.0)
     """
-    most, points = 4, 24
-    number = torch.randint(1, most + 1, (count, 1), generator=rng)
-    t = torch.linspace(0, 1, points)[None, None, :, None]
-    # control points inside the image, 2 coordinates (y, x) in 0..1
-    a, b, c = (0.15 + 0.7 * torch.rand(3, count, most, 1, 2, generator=rng)).unbind(0)
-    joined = torch.rand(count, most, 1, 1, generator=rng) < 0.5
-    for s in range(1, most):
-        a[:, s] = torch.where(joined[:, s], c[:, s - 1], a[:, s])
-    curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c  # [B, S, P, 2]
-    draw = torch.rand(5, count, most, 1, generator=rng)
-    angle = 2 * torch.pi * (draw[0] + (0.3 + 0.7 * draw[1]) * t[..., 0] * torch.sign(draw[4] - 0.5))
-    radius = torch.stack([0.08 + 0.22 * draw[2], 0.08 + 0.22 * draw[3]], -1)
-    arc = a + radius * (
-        torch.stack([angle.sin(), angle.cos()], -1)
-        - torch.stack([angle.sin(), angle.cos()], -1)[:, :, :1]
-    )
-    round_ = torch.rand(count, most, 1, 1, generator=rng) < 0.4
-    pen = torch.where(round_, arc, curve)
-    # the whole drawing is centred and fills a random part of the image
-    alive = (torch.arange(most)[None] < number)[:, :, None, None]
-    low = torch.where(alive, pen, 9.0).amin((1, 2), keepdim=True)
-    high = torch.where(alive, pen, -9.0).amax((1, 2), keepdim=True)
-    scale = (0.55 + 0.25 * torch.rand(count, 1, 1, 1, generator=rng)) / (high - low).amax(
-        -1, keepdim=True
-    ).clamp_min(0.2)
-    pen = (pen - (low + high) / 2) * scale + 0.5
-    pen = pen + 0.06 * (torch.rand(count, 1, 1, 2, generator=rng) - 0.5)
-    size = torch.tensor([height, width], dtype=torch.float32)
-    pen = torch.where(alive, pen * size, -1e3).reshape(count, most * points, 2)
-    grid_y, grid_x = torch.meshgrid(
-        torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij"
-    )
-    pixels = torch.stack([grid_y, grid_x], -1).reshape(1, -1, 2)
-    distance = torch.cdist(pixels.expand(count, -1, -1), pen).amin(2)  # [B, H·W]
-    thickness = (0.03 + 0.05 * torch.rand(count, 1, generator=rng)) * min(height, width)
-    ink = (thickness + 0.5 - distance).clamp(0, 1).view(count, 1, height, width)
-    return F.avg_pool2d(F.pad(ink, (1, 1, 1, 1), mode="replicate"), 3, 1) * 0.5 + ink * 0.5
+    return 0.0 if brightness < 0.25 else 1.0 if brightness > 0.75 else 0.5

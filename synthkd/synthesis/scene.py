@@ -15,8 +15,11 @@ from synthkd.teachers import Teacher
 class Reference(Protocol):
     """Images that the critic compares with: real ones where they are allowed, else the memory."""
 
-    def __call__(self, count: int, rng: torch.Generator) -> Batch | None:
-        """A batch, or None while there are too few."""
+    def __call__(
+        self, count: int, rng: torch.Generator, *, without: str = ""
+    ) -> Batch | None:
+        """A batch, or None while there are too few. `without` names a generator whose images shall
+        stay away while there are others."""
 
 
 class Answers(Protocol):
@@ -37,6 +40,7 @@ class Scene:
     augment: AugmentTable
     reference: Reference
     bfloat16: bool
+    share: float = 0.0  # of the run that is over, 0..1
 
 
 class Invented(NamedTuple):

@@ -1,0 +1,223 @@
+"""What invented images are judged by: the terms of a stage, asked of teacher and student.
+
+B batch, C channels, K classes, E embedding, M embeddings remembered.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthkd.augment import augmented
+from synthkd.errors import InputError
+from synthkd.losses import TERMS, LayerMoments, View, blended
+from synthkd.recipe import Recipe
+from synthkd.seeds import globally
+from synthkd.students import load_optimizer
+from synthkd.synthesis.scene import Scene
+from synthkd.teachers import Teacher
+
+ADVERSARIAL = ("disagreement", "logit_gap", "divergence", "jensen_shannon")  # ask the student
+FEATURES = ("prototype", "consistency", "spread", "activation")  # need a linear last layer
+STATISTICS = ("statistics", "statistics_norm")  # need BatchNorm
+NORMALISED = ("variation", "magnitude")
+EMBEDDING = 256  # E
+BANK = 40_960  # embeddings remembered
+NEGATIVES = 4_096  # of these, compared with in one step
+HEAD_RATE = 1e-3
+
+
+class Verdict(NamedTuple):
+    """What was found out about one batch."""
+
+    loss: Tensor  # the weighted sum, to be minimised; its gradient runs to the images
+    values: dict[str, Tensor]  # each term, unweighted and detached
+    taught: Tensor  # [B, K] the teacher's logits
+
+    def measures(self, labels: Tensor) -> dict[str, float]:
+        """Plain numbers for the record: the terms, and the share of images in which the teacher
+        sees the class asked for, where any was (labels >= 0)."""
+        found = {f"term.{name}": float(value) for name, value in self.values.items()}
+        if (labels >= 0).all():
+            found["obeyed"] = float((self.taught.argmax(1) == labels).float().mean())
+        return found
+
+
+class Jury:
+    """Weighs a batch by the terms of a scene; asks teacher and student for what these need only.
+
+    Between batches it remembers a running average of BatchNorm statistics (with
+    `generator.statistics_ema`, see `losses.blended`), and for the term `contrast` (CMI, Fang et al.
+    2021, https://arxiv.org/abs/2105.08584) a projection head and a bank of embeddings.
+
+    The head is a two-layer network on the spatial means of all BatchNorm layers' inputs; Adam
+    trains it on the gradients that the caller's backward leaves in it. CMI's bank holds these means
+    and projects them anew in every step. Ours holds the embeddings of the time, cheaper by a pass
+    of 4,096 through the head; they age as the head learns. Of the two views of an image the plain
+    one carries the gradient and the augmented one is the key; in CMI the other way round, at the
+    price of a second backward pass through the teacher.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
+        self.recipe, self.teacher = recipe, teacher
+        self.device = teacher.classifier.mean.device
+        self.running: LayerMoments = ()
+        self.head: nn.Module | None = None  # made at the first contrast
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.bank = torch.empty(0, EMBEDDING, device=self.device)  # [M, E], oldest first
+        self._moments: LayerMoments = ()  # of the last step
+        self._keys: Tensor | None = None  # [B, E] of the last step
+
+    def weigh(
+        self,
+        scene: Scene,
+        images: Tensor,
+        labels: Tensor,
+        rng: torch.Generator,
+        validity: Tensor | None = None,
+    ) -> Verdict:
+        """Judges images [B, C, H, W] in 0..1 that were asked to be of classes `labels` [B].
+
+        Without `generator.conditional`, or where a label is −1, the class is the teacher's vote, as
+        in DAFL. `validity` [B] is the critic's opinion; without it the term `realism` rests. Where
+        no term is left, `values` is empty and `loss` a constant. A loss that is not finite is an
+        InputError.
+        """
+        terms = weights(scene.terms, judged=validity is not None)
+        self._improve_head()
+        view = self._view(scene, terms, images, labels, validity, rng)
+        values = {name: TERMS[name](view) for name in terms}
+        loss = sum((terms[t] * value for t, value in values.items()), images.new_zeros(()))
+        if not loss.isfinite():
+            table = "pixels" if scene.stage.generator == "pixels" else "generator"
+            rate = getattr(self.recipe, table).learning_rate
+            raise InputError(
+                f"the generator's loss is no longer finite: lower --{table}.learning_rate "
+                f"(now {rate:g})"
+            )
+        return Verdict(loss, {t: value.detach() for t, value in values.items()}, view.taught)
+
+    def close(self) -> None:
+        """Ends a batch: the running statistics and the bank take over what its last step
+        showed."""
+        self._improve_head()
+        if self.recipe.generator.statistics_ema and self._moments:
+            self.running = self._moments
+        if self._keys is not None:
+            self.bank = torch.cat([self.bank, self._keys])[-BANK:]
+        self._moments, self._keys = (), None
+
+    def _view(
+        self,
+        scene: Scene,
+        terms: Mapping[str, float],
+        images: Tensor,
+        labels: Tensor,
+        validity: Tensor | None,
+        rng: torch.Generator,
+    ) -> View:
+        def want(*names: str) -> bool:
+            return any(name in terms for name in names)
+
+        teacher, classifier = self.teacher, self.teacher.classifier
+        seen = teacher.observe(
+            images,
+            features=want(*FEATURES),
+            statistics=want(*STATISTICS),
+            pooled=want("contrast"),
+        )
+        votes = seen.logits.argmax(1)
+        asked = self.recipe.generator.conditional
+        moments = blended(seen.moments, self.running, self.recipe.generator.statistics_ema)
+        self._moments = tuple((mean.detach(), var.detach()) for mean, var in moments)
+        embedded, other, bank = self._embedded(scene, images, seen.pooled, rng)
+        return View(
+            images=images,
+            labels=torch.where(labels < 0, votes, labels) if asked else votes,
+            taught=seen.logits,
+            learned=scene.student(images) if want(*ADVERSARIAL) else None,
+            features=seen.features,
+            other_features=self._other_features(scene, images, rng)
+            if want("consistency")
+            else None,
+            prototypes=teacher.prototypes,
+            moments=moments,
+            stored=teacher.stored if moments else (),
+            validity=validity,
+            normalised=(images - classifier.mean) / classifier.std if want(*NORMALISED) else None,
+            embedded=embedded,
+            embedded_other=other,
+            bank=bank,
+        )
+
+    def _other_features(self, scene: Scene, images: Tensor, rng: torch.Generator) -> Tensor | None:
+        """Features of another view of a quarter of the batch: the term costs a teacher pass."""
+        part = images[: max(2, len(images) // 4)]
+        view = augmented(part, scene.augment, 0.3, rng)
+        return self.teacher.observe(view, statistics=False).features
+
+    def _embedded(
+        self, scene: Scene, images: Tensor, pooled: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Embeddings [B, E] of the batch and of another view of it, and negatives [M, E]."""
+        if pooled is None:
+            return None, None, None
+        if self.head is None:
+            with globally(rng):
+                self._make_head(pooled.shape[1])
+        assert self.head is not None
+        with torch.no_grad():
+            view = augmented(images, scene.augment, 0.3, rng)
+            seen = self.teacher.observe(view, features=False, statistics=False, pooled=True)
+            assert seen.pooled is not None
+            self._keys = F.normalize(self.head(seen.pooled), dim=1)
+        chosen = torch.randperm(len(self.bank), generator=rng)[:NEGATIVES].to(self.device)
+        bank = self.bank[chosen] if len(chosen) else None
+        return F.normalize(self.head(pooled), dim=1), self._keys, bank
+
+    def _make_head(self, size: int) -> None:
+        self.head = nn.Sequential(
+            nn.Linear(size, EMBEDDING), nn.ReLU(), nn.Linear(EMBEDDING, EMBEDDING)
+        ).to(self.device)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=HEAD_RATE)
+
+    def _improve_head(self) -> None:
+        """A step on the gradients that the last backward left in the head, if there was one."""
+        if self.head is None or self.optimizer is None:
+            return
+        if any(p.grad is not None for p in self.head.parameters()):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is remembered between batches."""
+        return {
+            "running": self.running,
+            "bank": self.bank,
+            "head": self.head.state_dict() if self.head else None,
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.running = tuple(
+            (mean.to(self.device), var.to(self.device)) for mean, var in state["running"]
+        )
+        self.bank = state["bank"].to(self.device)
+        self.head = self.optimizer = None
+        if state["head"]:
+            self._make_head(state["head"]["0.weight"].shape[1])
+            assert self.head is not None and self.optimizer is not None
+            self.head.load_state_dict(state["head"])
+            load_optimizer(self.optimizer, state["optimizer"])
+
+
+def weights(terms: Mapping[str, float], *, judged: bool) -> dict[str, float]:
+    """The terms that count: those with a weight; `realism` only where a critic has judged.
+
+    >>> weights({"one_hot": 0.5, "realism": 1.0, "spread": 0.0}, judged=False)
+    {'one_hot': 0.5}
+    """
+    return {t: w for t, w in terms.items() if w and (judged or t != "realism")}

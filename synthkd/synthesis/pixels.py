@@ -1,0 +1,133 @@
+"""Pixels improved by gradients through the teacher, without a generator (catalogue A4)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd.images import Batch
+from synthkd.recipe import Recipe
+from synthkd.synthesis.judging import Jury
+from synthkd.synthesis.procedural import Procedural
+from synthkd.synthesis.scene import Invented, Scene, even_labels
+from synthkd.teachers import Teacher
+
+RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is cut instead
+
+
+class Pixels:
+    """A batch of images at a time is moved by Adam until the stage's terms are content.
+
+    From noise in the pixel basis this is DeepInversion (Yin et al. 2020,
+    https://arxiv.org/abs/1912.08795). In the Fourier basis the variables are the image's spectrum
+    times its frequency, so that a step of one size moves large shapes as easily as single pixels
+    (Olah et al. 2017, https://distill.pub/2017/feature-visualization, under "preconditioning"):
+    ten steps go as far as a hundred. From remembered images each starts as one of its class, where
+    there is one.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
+        self.table = recipe.pixels
+        self.teacher = teacher
+        self.classes = teacher.classes
+        self.shape = teacher.spec.shape
+        self.device = next(iter(teacher.classifier.buffers())).device
+        self.jury = Jury(recipe, teacher)
+        self.drawings = Procedural(recipe, teacher)
+        self.scale = frequencies(*self.shape[1:]).to(self.device)
+
+    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
+        offered."""
+        table, stage = self.table, scene.stage
+        labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
+        moved = self._encode(self._start(labels, scene, rng)).requires_grad_()
+        optimizer = torch.optim.Adam(
+            [moved], lr=table.learning_rate, betas=(table.beta1, table.beta2)
+        )
+        best, offered, measures = float("inf"), None, {}
+        for step in range(stage.synthesis_steps):
+            images = self._decode(moved)
+            outside = (images - images.detach().clamp(0, 1)).abs().mean()
+            verdict = self.jury.weigh(scene, self._view(images, scene, rng), labels, rng)
+            if stage.offer == "best" and float(verdict.loss) < best:
+                best, offered = float(verdict.loss), images.detach().clone()
+            optimizer.param_groups[0]["lr"] = table.learning_rate * (
+                1 - table.decay * step / stage.synthesis_steps
+            )
+            optimizer.zero_grad(set_to_none=True)
+            (verdict.loss + RANGE * outside).backward()
+            optimizer.step()
+            if table.basis == "pixels":
+                moved.data.clamp_(0, 1)
+            measures = {f"term.{t}": float(value) for t, value in verdict.values.items()}
+            measures["obeyed"] = float((verdict.taught.argmax(1) == labels).float().mean())
+        self.jury.close()
+        with torch.no_grad():
+            images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
+        return Invented(
+            Batch(images, labels), stage.synthesis_steps * stage.synthesis_batch, measures
+        )
+
+    def _start(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Tensor:
+        """Images [B, C, H, W] to begin with. Remembered ones are dealt out by class."""
+        count = len(labels)
+        if self.table.start == "memory":
+            reference = scene.reference(count, rng, without="pixels")
+            if reference is not None:
+                start = torch.empty_like(reference.images)
+                start[labels.argsort()] = reference.images[reference.labels.argsort()]
+                return start
+        if self.table.start == "noise":
+            mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
+            noise = torch.randn(count, *self.shape, generator=rng).to(self.device)
+            return (noise * std + mean).clamp(0, 1)
+        return self.drawings.sample(count, rng).images
+
+    def _view(self, images: Tensor, scene: Scene, rng: torch.Generator) -> Tensor:
+        """The whole batch shifted around the edges, and perhaps mirrored: one draw per step."""
+        reach = [round(self.table.roll * side) for side in self.shape[1:]]
+        by = [int(torch.randint(-r, r + 1, (), generator=rng)) for r in reach]
+        mirrored = scene.augment.flip and float(torch.rand((), generator=rng)) < 0.5
+        view = images.roll(by, (2, 3))
+        return view.flip(3) if mirrored else view
+
+    def _encode(self, images: Tensor) -> Tensor:
+        if self.table.basis == "pixels":
+            return images.detach().clone()
+        spectrum = torch.fft.rfft2(images.detach() - 0.5, norm="ortho") / self.scale
+        return torch.view_as_real(spectrum).clone()
+
+    def _decode(self, moved: Tensor) -> Tensor:
+        if self.table.basis == "pixels":
+            return moved
+        spectrum = torch.view_as_complex(moved) * self.scale
+        images: Tensor = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho") + 0.5
+        return images
+
+    def sample(self, count: int, rng: torch.Generator) -> Batch:
+        """What it would start from: without learning there is nothing else to offer."""
+        return self.drawings.sample(count, rng)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the terms remember, and the drawings' parents."""
+        return {"jury": self.jury.state_dict(), "drawings": self.drawings.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.jury.load_state_dict(state["jury"])
+        self.drawings.load_state_dict(state["drawings"])
+
+
+def frequencies(height: int, width: int) -> Tensor:
+    """1 / frequency for every place of a real image's spectrum, [H, W // 2 + 1], mean 1.
+
+    The frequency is in cycles per pixel, and no less than that of one cycle per image.
+
+    >>> scale = frequencies(4, 4)
+    >>> (scale[0, 0] == scale[0, 1]).item(), (scale[0, 1] / scale[0, 2]).item()
+    (True, 2.0)
+    """
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    scale = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
+    return scale / scale.mean()
