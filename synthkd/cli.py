@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,6 +124,7 @@ def _command(word: str) -> Callable[..., Any]:
     switches, flags = _switches(word), _flags(word)
 
     def command(**given: Any) -> None:
+        began = time.perf_counter()  # before torch is imported: minutes are the user's minutes
         chosen = {s.name: given.get(s.name, s.default) for s in switches}
         nested: dict[str, Any] = {}
         for flag in flags:
@@ -150,6 +152,8 @@ def _command(word: str) -> Callable[..., Any]:
             checked: recipe.Recipe | None = recipe.validated(recipe.merge(low, nested))
         else:
             checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
+        if word == "distill":
+            chosen["started"] = began
         module = importlib.import_module(f"synthkd.commands.{word}")
         if checked is None:
             module.resume(resume, trust_code=trusted, **chosen)

@@ -77,8 +77,15 @@ class Lab:
         self.difficulty = schedules.Difficulty(recipe.difficulty.start)
         self.progress = Progress()
         self.budget = budget_of(recipe.budget, self.stages)
+        self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.real: Tensor | None = None
+
+    def limit(self, seconds: float) -> None:
+        """Gives the run this wall clock in all, of which `progress.seconds` are spent already."""
+        table = self.recipe.budget.model_copy(update={"minutes": max(seconds, 1e-3) / 60})
+        self.budget = budget_of(table, self.stages)
+        self.deadline = time.perf_counter() + seconds - self.progress.seconds
 
     def use_real(self, real: Tensor) -> None:
         """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is
@@ -168,7 +175,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
         rng = source(lab.recipe.run.seed, "round", lab.progress.round)
 
         with lab.timed("synthesis"):
-            invented = _invent(lab, stage, rng)
+            invented = invent(lab, stage, rng)
         fresh, measures, classes = _remember(lab, invented, stage.generator)
         seen, synthetic = 0, 0
         if stage.student_steps and lab.learner:
@@ -189,7 +196,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
         )  # fmt: skip
 
 
-def _invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
+def invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
     """The generator's turn. The adversarial weight follows the difficulty."""
     if stage.generator == "none":
         nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
@@ -201,7 +208,7 @@ def _invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
         scene = Scene(
             lab.teacher, student, stage, terms, lab.recipe.augment,
             partial(_reference, lab), lab.bfloat16,
-            whole_share(lab.progress, lab.budget),
+            whole_share(lab.progress, lab.budget), lab.deadline,
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(scene, rng)
 
@@ -271,7 +278,9 @@ def _remember(
     votes = logits.argmax(1)
     measures["balance"] = relative_entropy(torch.bincount(votes, minlength=lab.teacher.classes))
     measures["confidence"] = float(logits.softmax(1).amax(1).mean())
-    cut = len(pixels) // 16
+    # without a memory only the first rounds give any away: later batches reach the student whole
+    full = lab.recipe.memory.capacity == 0 and len(lab.held_out) == HELD_OUT
+    cut = 0 if full else len(pixels) // 16
     lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut])
     origin = ORIGINS.index(generator)
     lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], origin)
@@ -292,7 +301,7 @@ def _teach(
         else lab.budget.quotas[lab.progress.stage] - lab.progress.work
     )
     for _ in range(stage.student_steps):
-        if seen >= left:
+        if seen >= left or time.perf_counter() > lab.deadline:
             break
         count = recipe.training.batch
         if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
@@ -304,15 +313,15 @@ def _teach(
             images = augmented(images, recipe.augment, lab.difficulty.level, rng)
             if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
                 images = mixed_up(images, rng)
-        with lab.timed("labelling"), torch.no_grad():
-            taught = lab.teacher(images)  # [B, K]
+        with lab.timed("labelling"):
+            taught, maps = lab.teacher.teach(images, maps=lab.learner.looks)  # [B, K]
         with lab.timed("student"):
             spent = replace(
                 lab.progress, taught=lab.progress.taught + (0 if lab.budget.timed else seen)
             )
-            loss = lab.learner.step(images, taught, taught_share(spent, lab.budget))
+            loss = lab.learner.step(images, taught, taught_share(spent, lab.budget), maps)
         seen, synthetic = seen + count, synthetic + made
-    if not loss.isfinite():
+    if seen and not loss.isfinite():
         raise InputError(
             f"the student's loss is no longer finite after {lab.learner.steps} steps: "
             f"lower --training.learning_rate (now {recipe.training.learning_rate:g})"
@@ -328,7 +337,7 @@ def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator)
     if len(lab.memory) == 0:
         replayed = 0
     if made > replayed:
-        parts.append(fresh[torch.randint(len(fresh), (made - replayed,), generator=rng)])
+        parts.append(fresh[_some(len(fresh), made - replayed, rng)])
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty.level
         parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).pixels)
@@ -336,6 +345,13 @@ def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator)
         assert lab.real is not None
         parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])
     return torch.cat(parts)
+
+
+def _some(available: int, count: int, rng: torch.Generator) -> Tensor:
+    """`count` indices below `available`, each at most once where there are enough."""
+    if count > available:
+        return torch.randint(available, (count,), generator=rng)
+    return torch.randperm(available, generator=rng)[:count]
 
 
 def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:

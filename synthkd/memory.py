@@ -141,18 +141,23 @@ class Memory:
 
     def _even(self, votes: Tensor, origins: Tensor, shares: Mapping[int, float]) -> Tensor:
         """Weights [N] of a draw that is even over classes, and over origins as `shares` says."""
-        present = origins.unique().tolist() if shares else [None]
-        unnamed = sum(origin not in shares for origin in present)
-        rest = max(0.0, 1 - sum(shares.get(origin, 0.0) for origin in present)) / max(1, unnamed)
-        if not unnamed and not any(shares[origin] for origin in present):
-            rest, shares = 1.0, {}  # nothing else is there
+        if not shares:
+            origins = torch.zeros_like(origins)
+        counts = torch.bincount(origins).tolist()
+        present = [origin for origin, count in enumerate(counts) if count]
+        unnamed = [origin for origin in present if origin not in shares]
+        taken = sum(shares.get(origin, 0.0) for origin in present)
+        rest = max(0.0, 1 - taken) / max(1, len(unnamed))
+        share = {origin: shares.get(origin, rest) for origin in present}
+        if not any(share.values()):  # only what was not wanted is there
+            share = dict.fromkeys(present, 1.0)
         weight = torch.zeros(len(votes), dtype=torch.float64)
         for origin in present:
-            of = origins == origin if origin is not None else torch.ones_like(votes, dtype=bool)
+            of = origins == origin
             per_class = torch.bincount(votes[of], minlength=self.classes)
-            floor = -(-int(of.sum()) // (4 * self.classes))
+            floor = -(-counts[origin] // (4 * self.classes))
             even = 1.0 / per_class.clamp_min(floor).double()[votes[of]]
-            weight[of] = shares.get(origin, rest) * even / even.sum()
+            weight[of] = share[origin] * even / even.sum()
         return weight
 
     def everything(self) -> Remembered:

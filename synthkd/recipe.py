@@ -101,8 +101,8 @@ class StudentTable(Table):
     start: Annotated[
         Literal["new", "teacher"],
         Field(
-            description="first weights: drawn at random, or copied from the teacher's layers of the "
-            "same name as far as the shapes allow"
+            description="first weights: drawn at random, or copied from the teacher's layers of "
+            "the same name as far as the shapes allow"
         ),
     ] = "new"
 
@@ -553,7 +553,7 @@ class Recipe(Table):
         str,
         Field(description="stages and defaults to start from: a shipped name or a .toml file"),
         Flag("--pipeline"),
-    ] = "default"
+    ] = "synthkd"
     teacher: TeacherTable = TeacherTable()
     student: StudentTable = StudentTable()
     data: DataTable = DataTable()
@@ -778,7 +778,7 @@ def build(
     """
     high = read_toml(config) if config is not None else {}
     flags = dict(flags or {})
-    name = str(flags.get("pipeline", high.get("pipeline", "default")))
+    name = str(flags.get("pipeline", high.get("pipeline", Recipe.model_fields["pipeline"].default)))
     data = merge(merge(read_toml(pipeline_path(name)), high), flags)
     data["pipeline"] = name
     stages = [dict(s) for s in data.get("stage", ())]

@@ -1,6 +1,6 @@
 """The student: its first weights, its optimizer, its average, its file."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,11 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.student.train()
-        with (
-            maps_of(self.student) if self.looks else nullcontext({}) as seen,
-            torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16),
-        ):
+        watching: AbstractContextManager[Maps] = nullcontext({})
+        if self.looks:
+            watching = maps_of(self.student)
+        precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
+        with watching as seen, precision:
             learned = self.student(images)
         loss = distillation_loss(learned, taught, self.table)
         if self.looks:

@@ -180,6 +180,41 @@ def test_the_hesitating_are_drawn_in_proportion_to_one_minus_the_margin():
     )
 
 
+def three_origins() -> Memory:
+    """200 images of origin 0, 50 of origin 1, 50 of origin 2; labels tell the origin."""
+    memory = Memory(300, SHAPE, 3)
+    for origin, count in enumerate((200, 50, 50)):
+        votes = [i % 3 for i in range(count)]
+        pixels, _, logits = offer(votes, 3, 0)
+        memory.add(pixels, torch.full((count,), origin), logits, origin)
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ({}, (2 / 3, 1 / 6, 1 / 6)),  # no shares: by number, as all have the same classes
+        ({1: 0.6}, (0.2, 0.6, 0.2)),
+        ({1: 0.6, 2: 0.4}, (0.0, 0.6, 0.4)),
+        ({1: 0.0}, (0.5, 0.0, 0.5)),
+        ({7: 0.5}, (1 / 3, 1 / 3, 1 / 3)),  # an origin that is not there does not count
+    ],
+)
+def test_shares_hold_whatever_the_numbers(shares, expected):
+    drawn = three_origins().draw(6000, torch.Generator().manual_seed(0), shares=shares)
+    found = torch.bincount(drawn.labels, minlength=3) / 6000
+    assert found.tolist() == pytest.approx(expected, abs=0.03)
+    assert (torch.bincount(drawn.votes, minlength=3) / 6000).tolist() == pytest.approx(
+        (1 / 3,) * 3, abs=0.03
+    )
+
+
+def test_what_is_unwanted_is_drawn_where_nothing_else_is():
+    memory = filled([0, 1, 2, 2])
+    drawn = memory.draw(3000, torch.Generator().manual_seed(0), shares={0: 0.0})
+    assert (torch.bincount(drawn.votes) / 3000).tolist() == pytest.approx((1 / 3,) * 3, abs=0.04)
+
+
 def test_new_images_can_be_drawn_at_once():
     memory, rng = filled([0, 0, 0], capacity=6), torch.Generator().manual_seed(0)
     memory.draw(10, rng)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from synthkd.errors import InputError
 from synthkd.images import ImageSpec
-from synthkd.losses import soft_targets
+from synthkd.losses import attention_transfer, feature_match, soft_targets
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TrainingTable
@@ -21,6 +22,7 @@ from synthkd.students import (
     distillation_loss,
     inherited,
     load_optimizer,
+    map_loss,
     save_student,
 )
 from synthkd.teachers import Teacher
@@ -220,6 +222,88 @@ def test_a_saved_student_can_be_rebuilt_from_its_card(tmp_path):
     twin = Classifier(body, card.image_spec, card.classes, card.answers).eval()
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(twin(images), student.eval()(images))
+
+
+# --- maps of the teacher ---
+
+
+def groups(student: Classifier, images: Tensor) -> list[Tensor]:
+    """The outputs of the three groups of a ResNet, one after the other."""
+    body = student.body
+    h = torch.relu(body.bn1(body.conv1((images - student.mean) / student.std)))
+    maps = []
+    for group in (body.layer1, body.layer2, body.layer3):
+        h = group(h)
+        maps.append(h)
+    return maps
+
+
+@pytest.mark.parametrize(
+    "weights", [{"attention": 5.0}, {"features": 0.5}, {"attention": 2.0, "features": 3.0}]
+)
+def test_maps_add_attention_and_features_to_the_loss(weights):
+    table, plain = TrainingTable(**weights), new().train()
+    images, answers = batches(1)[0]
+    teacher = Teacher(Classifier(network("resnet14-w4"), SPEC, 3))
+    _, maps = teacher.teach(images, maps=True)
+    found = Learner(new(), table).step(images, answers, 0.5, maps)
+    mine, theirs = groups(plain, images), groups(teacher.classifier, images)
+    plain = new().train()
+    expected = soft_targets(plain(images), answers, temperature=table.temperature)
+    expected = expected + table.attention * attention_transfer(mine, theirs)
+    expected = expected + table.features * feature_match(mine, theirs)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_student_that_looks_learns_to_see_what_the_teacher_sees():
+    teacher = Teacher(Classifier(network("resnet20-w4"), SPEC, 3))
+    images, answers = batches(1)[0]
+    _, maps = teacher.teach(images, maps=True)
+    gaps = []
+    for weight in (0.0, 10.0):
+        learner = Learner(new(), TrainingTable(features=weight, ema=0))
+        for _ in range(30):
+            learner.step(images, answers, 0.1, maps)
+        learner.student.train()
+        gaps.append(feature_match(groups(learner.student, images), list(maps.values())).item())
+    assert gaps[1] < 0.6 * gaps[0]
+
+
+def test_only_maps_of_the_same_channels_are_matched_and_attention_needs_more_than_a_pixel():
+    table = TrainingTable(attention=1, features=1)
+    mine = {(4, 4): torch.rand(2, 3, 4, 4), (2, 2): torch.rand(2, 5, 2, 2)}
+    theirs = {(4, 4): torch.rand(2, 7, 4, 4), (2, 2): torch.rand(2, 5, 2, 2), (9, 9): torch.ones(1)}
+    found = map_loss(mine, theirs, table)
+    expected = attention_transfer(
+        [mine[4, 4], mine[2, 2]], [theirs[4, 4], theirs[2, 2]]
+    ) + feature_match([mine[2, 2]], [theirs[2, 2]])
+    assert found.item() == pytest.approx(expected.item())
+    pixel = {(1, 1): torch.rand(2, 5, 1, 1)}
+    with pytest.raises(InputError, match=r"training.attention 1: no map"):
+        map_loss(pixel, pixel, table)
+
+
+@pytest.mark.parametrize("setting", ["attention", "features"])
+def test_maps_that_never_fit_are_refused_by_the_settings_name(setting):
+    learner = Learner(new(), TrainingTable(**{setting: 2.5}))
+    images, answers = batches(1)[0]
+    with pytest.raises(InputError, match=rf"training.{setting} 2.5: no map"):
+        learner.step(images, answers, 0.0, {(5, 5): torch.rand(8, 4, 5, 5)})
+
+
+def test_nobody_watches_a_student_that_does_not_look():
+    watchers = []
+
+    def count(module: nn.Module, _: object) -> None:
+        watchers.append(len(module._forward_hooks))
+
+    for weight in (0.0, 1.0):
+        learner = Learner(new(), TrainingTable(features=weight))
+        learner.student.body.conv1.register_forward_pre_hook(count)
+        images, answers = batches(1)[0]
+        learner.step(images, answers, 0.0, {(8, 8): torch.rand(8, 4, 8, 8)})
+        assert not learner.student.body.conv1._forward_hooks
+    assert watchers == [0, 1]
 
 
 # --- weights of the teacher ---

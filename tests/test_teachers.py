@@ -14,7 +14,7 @@ from synthkd.recipe import Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.synthesis.gan import Gan
 from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Moments, Teacher, digest_of, moments, recognise
+from synthkd.teachers import Moments, Teacher, digest_of, maps_of, moments, recognise
 
 SPEC = ImageSpec(3, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -182,6 +182,155 @@ def test_observing_changes_no_answer(teacher):
     assert torch.equal(teacher(images), teacher.observe(images).logits)
     plain = teacher.classifier.body((images - teacher.classifier.mean) / teacher.classifier.std)
     assert torch.allclose(teacher(images), plain, atol=1e-5)
+
+
+# --- a faster copy ---
+
+
+def half(name: str = "resnet8-w4", **others: object) -> Teacher:
+    """A teacher that may compute in bfloat16."""
+    teacher = small(name, **others)
+    teacher.low_precision = True
+    return teacher
+
+
+@pytest.mark.parametrize("name", ["resnet8-w4", "lenet5"])
+def test_the_folded_copy_answers_as_the_teacher_does(name):
+    spec = SPEC if name != "lenet5" else ImageSpec(1, 32, 32, (0.1,), (0.3,))
+    teacher = half(name, spec=spec)
+    images = torch.rand(32, *spec.shape)
+    exact = teacher.classifier(images)
+    assert (teacher.fast, teacher.fast_reason) == (False, "")
+    with torch.no_grad():
+        found = teacher(images)
+    assert teacher.fast
+    assert "same votes" in teacher.fast_reason
+    if teacher.norms:
+        assert not torch.equal(found, teacher.plainly(images))  # another way of computing it
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_the_copy_leaves_the_teacher_as_it_was():
+    teacher = half()
+    before, digest, parts = snapshot(teacher), teacher.digest, len(list(teacher.modules()))
+    teacher(torch.rand(4, *SPEC.shape))
+    assert teacher.fast
+    assert_same(before, teacher)
+    assert digest_of(teacher.classifier) == digest
+    assert len(list(teacher.modules())) == parts
+    assert {m.weight.dtype for m in teacher.norms} == {torch.float32}
+    assert len(teacher.norms) == 7  # not folded
+
+
+def test_who_wants_gradients_or_observations_asks_the_teacher_itself():
+    teacher = half()
+    images = torch.rand(8, *SPEC.shape)
+    with torch.no_grad():
+        teacher(images)
+        assert teacher.fast
+        seen = teacher.observe(images)
+        assert len(seen.moments) == 7
+        assert torch.equal(seen.logits, teacher.plainly(images))
+    wanted = images.clone().requires_grad_()
+    logits = teacher(wanted)
+    assert torch.equal(logits, teacher.plainly(images))
+    logits.sum().backward()
+    assert wanted.grad.abs().max() > 0
+
+
+def test_in_full_precision_no_copy_is_made(teacher):
+    images = torch.rand(4, *SPEC.shape)
+    with torch.no_grad():
+        assert torch.equal(teacher(images), teacher.plainly(images))
+    assert not teacher.fast
+    assert teacher.fast_reason == ""
+
+
+class Deciding(nn.Module):
+    """What cannot be followed without images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 8 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)) if x.sum() < 1e9 else x.flatten(1)[:, :5]
+
+
+class Fragile(Deciding):
+    """In bfloat16 nothing is left of an image after 4096 was added and taken away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear((x + 4096 - 4096).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"), [(Deciding(), "no folded copy: TraceError"), (Fragile(), "% off")]
+)
+def test_a_copy_that_cannot_be_made_or_answers_otherwise_is_not_used(body, words):
+    teacher = Teacher(Classifier(body, SPEC, 5))
+    teacher.low_precision = True
+    images = torch.rand(4, *SPEC.shape)
+    with torch.no_grad():
+        assert torch.equal(teacher(images), teacher.plainly(images))
+    assert not teacher.fast
+    assert words in teacher.fast_reason
+    assert teacher.low_precision
+
+
+@pytest.mark.parametrize("answers", ["probabilities", "log-probabilities"])
+def test_the_copy_answers_in_logits_whatever_the_body_answers_in(answers):
+    network = build_network("resnet8-w4", channels=3, size=8, classes=5).eval()
+    last = nn.Softmax(1) if answers == "probabilities" else nn.LogSoftmax(1)
+    teacher = Teacher(Classifier(nn.Sequential(network, last), SPEC, 5, answers))
+    teacher.low_precision = True
+    images = torch.rand(16, *SPEC.shape)
+    with torch.no_grad():
+        found, exact = teacher(images), teacher.classifier(images)
+    assert teacher.fast
+    assert torch.allclose(found.softmax(1), exact.softmax(1), atol=0.02)
+
+
+# --- maps ---
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_the_maps_of_a_resnet_are_the_outputs_of_its_groups(low_precision):
+    teacher, images = small(), torch.rand(4, *SPEC.shape)
+    teacher.low_precision = low_precision
+    logits, maps = teacher.teach(images, maps=True)
+    body = teacher.classifier.body
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+        normal = (images - teacher.classifier.mean) / teacher.classifier.std
+        h = torch.relu(body.bn1(body.conv1(normal.contiguous(memory_format=torch.channels_last))))
+        for size, group in ((8, body.layer1), (4, body.layer2), (2, body.layer3)):
+            h = group(h)
+            assert torch.equal(maps[size, size], h)
+    assert list(maps) == [(8, 8), (4, 4), (2, 2)]
+    assert torch.equal(logits, teacher.plainly(images))
+    assert not any(m.requires_grad for m in (logits, *maps.values()))
+    assert hooks(teacher) == 0
+
+
+def test_the_maps_of_a_lenet_are_after_the_activation_and_after_pooling():
+    body = build_network("lenet5", channels=1, size=32, classes=5)
+    images = torch.rand(2, 1, 32, 32)
+    with maps_of(body) as seen:
+        body(images)
+    first = body.convnet.c1(images).relu()
+    pooled = torch.nn.functional.max_pool2d(first, 2)
+    assert [size for size, _ in seen] == [28, 14, 10, 5, 1]
+    assert torch.equal(seen[28, 28], first)
+    assert torch.equal(seen[14, 14], pooled)
+
+
+def test_teaching_without_maps_is_asking_without_gradients(teacher):
+    images = torch.rand(4, *SPEC.shape, requires_grad=True)
+    logits, maps = teacher.teach(images)
+    assert torch.equal(logits, teacher(images))
+    assert not logits.requires_grad
+    assert maps == {}
 
 
 # --- observed ---

@@ -29,12 +29,18 @@ from synthkd.synthesis import plan as plans
 from synthkd.synthesis.gan import Gan, borrow, save_generator
 from synthkd.teachers import Teacher
 
-RESERVE = 4.0  # seconds kept of a budget in minutes for choosing, scoring and saving
+RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
+LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
 
 
-def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Distils a student as the recipe says, in a new run directory. Returns the summary."""
-    started = time.perf_counter()
+def run(
+    recipe: Recipe, *, dry_run: bool = False, quiet: bool = False, started: float | None = None
+) -> dict[str, Any]:
+    """Distils a student as the recipe says, in a new run directory. Returns the summary.
+
+    A budget in minutes counts from `started`, a time of `time.perf_counter` (default: now).
+    """
+    started = time.perf_counter() if started is None else started
     display = Display(quiet=quiet)
     recipe = borrow(recipe)
     job = _prepare(recipe, display)
@@ -50,13 +56,14 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
 
 
 def resume(
-    path: Path, *, trust_code: bool = False, dry_run: bool = False, quiet: bool = False
+    path: Path, *, trust_code: bool = False, dry_run: bool = False, quiet: bool = False,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.
 
     Trust in code is not kept in the run directory: it is given anew.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     display = Display(quiet=quiet)
     the_run, recipe = Run.resume(path)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
@@ -196,13 +203,7 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         f"{small / large:.1%} of the teacher's; "
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
     )
-    limited = recipe
-    if recipe.budget.minutes:
-        seconds = recipe.budget.minutes * 60 - min(RESERVE, recipe.budget.minutes * 6)
-        limited = recipe.model_copy(
-            update={"budget": recipe.budget.model_copy(update={"minutes": seconds / 60})}
-        )
-    lab = Lab(limited, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)
+    lab = Lab(recipe, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)
     if recipe.generator.start and "gan" in lab.generators:
         gan = lab.generators["gan"]
         assert isinstance(gan, Gan)
@@ -261,6 +262,10 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
     """Walks the rounds, records them, and finishes or stops."""
     lab, classes = job.lab, job.teacher.classes
     spent_before = lab.progress.seconds
+    if job.recipe.budget.minutes:
+        whole = job.recipe.budget.minutes * 60
+        reserve = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
+        lab.limit(whole - reserve - (time.perf_counter() - started))
     parts = job.recipe.run.snapshots + 1  # the last part ends with the student itself
     part = int(whole_share(lab.progress, lab.budget) * parts)
     saved = shown = time.monotonic()

@@ -1,6 +1,7 @@
 """`synthkd generate`: a synthetic data set that a teacher agrees with."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,14 @@ import torch
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare
-from synthkd.distillation import Lab, rounds
+from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError
-from synthkd.images import to_uint8
+from synthkd.images import Batch, to_uint8
 from synthkd.recipe import Recipe
 from synthkd.runs import PROMISES, claim, environment, free_name
 from synthkd.seeds import source
 from synthkd.specs import load_teacher
 from synthkd.store import Writer
-from synthkd.synthesis import Generator
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.gan import Gan, borrow, save_generator
 
@@ -25,13 +25,15 @@ PATIENCE = 20  # images drawn per image wanted before a class is given up
 
 
 def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Trains a generator against the teacher, or loads one, and writes a data set. Returns its
-    manifest."""
+    """Invents images for a teacher and writes them as a data set. Returns its manifest.
+
+    A generator that learns is trained first, or loaded; pixels and drawings are made as they are
+    written."""
     started = time.perf_counter()
     display = Display(quiet=quiet)
     recipe, device, bfloat16 = prepare(borrow(recipe))
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
-    the_plan = plans.plan(recipe, teacher, generating=True)
+    the_plan = plans.plan(recipe, teacher)
     # what a generator does alone: the stages without a student, or the first that invents anything
     alone = [s for s in the_plan.stages if s.generator != "none" and not s.student_steps]
     alone = alone or [s for s in the_plan.stages if s.generator != "none"][:1]
@@ -59,22 +61,32 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
     small = recipe.model_copy(
         update={"memory": recipe.memory.model_copy(update={"capacity": 4096})}
     )
-    lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
     kind = stages[-1].generator
+    # a generator that learns does so before it is sampled; the others invent as they go, from what
+    # the stages before them put into the memory
+    learns = kind in ("gan", "episodes")
+    lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
     generator = lab.generators[kind]
+
+    def offer(rng: torch.Generator) -> Batch:
+        return generator.sample(256, rng) if learns else invent(lab, stages[-1], rng).batch
+
     training: dict[str, Any] = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
     if not trained:
         assert isinstance(generator, Gan)
         generator.take_over(recipe.generator.start)
-    elif isinstance(generator, Gan):
+    elif learns or len(stages) > 1:
         try:
             for lap in rounds(lab):
                 display.follow(lap)
+                stage = next(s for s in stages if s.name == lap.stage)
                 training |= {
-                    "images": training["images"]
-                    + stages[-1].synthesis_batch * stages[-1].synthesis_steps
+                    "images": training["images"] + stage.synthesis_batch * stage.synthesis_steps,
+                    "seconds": round(lap.progress.seconds, 2),
+                    "last": lap.measures,
                 }
-                training |= {"seconds": round(lap.progress.seconds, 2), "last": lap.measures}
+                if not learns and lab.stage == stages[-1]:
+                    break
         finally:
             display.stop()
     if isinstance(generator, Gan):
@@ -90,7 +102,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         shard=recipe.dataset.shard,
         folders=recipe.dataset.folders,
     ) as writer:
-        drawn, agreed, missed = _fill(writer, generator, lab, recipe, display)
+        drawn, agreed, missed = _fill(writer, offer, lab, recipe, display)
         manifest = {
             **environment(),
             "teacher": recipe.teacher.spec,
@@ -134,7 +146,8 @@ def _alone(terms: dict[str, float]) -> dict[str, float]:
 
 
 def _fill(
-    writer: Writer, generator: Generator, lab: Lab, recipe: Recipe, display: Display
+    writer: Writer, offer: Callable[[torch.Generator], Batch], lab: Lab, recipe: Recipe,
+    display: Display,
 ) -> tuple[int, int, dict[str, int]]:
     """Draws until every class has its even share of images in which the teacher sees what was asked
     for.
@@ -148,7 +161,7 @@ def _fill(
     drawn = agreed = batch = 0
     shown = time.monotonic()
     while int(quota.sum()) and drawn < PATIENCE * wanted + 1024:
-        made = generator.sample(256, source(recipe.run.seed, "image", batch))
+        made = offer(source(recipe.run.seed, "image", batch))
         pixels = to_uint8(made.images).cpu()
         logits = lab.label(pixels)
         votes = logits.argmax(1)

@@ -121,8 +121,8 @@ class Decoder(nn.Module):
         h = F.leaky_relu(self.norm1(self.conv1(h), labels), 0.2)
         h = F.interpolate(h, size=(self.height, self.width))
         h = F.leaky_relu(self.norm2(self.conv2(h), labels), 0.2)
-        h = self.conv3(h)
+        image: Tensor = self.conv3(h)
         if self.standard is None:
-            return h.sigmoid()
-        image = self.standard(h.tanh()).float() * self.std + self.mean
+            return image.sigmoid()
+        image = self.standard(image.tanh()).float() * self.std + self.mean
         return image + (image.clamp(0, 1) - image).detach()

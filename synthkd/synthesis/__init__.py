@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from synthkd.recipe import Recipe
+from synthkd.synthesis.episodes import Episodes
 from synthkd.synthesis.gan import Gan
 from synthkd.synthesis.pixels import Pixels
 from synthkd.synthesis.procedural import Procedural
@@ -31,6 +32,7 @@ class Generator(Protocol):
 
 GENERATORS: Mapping[str, Callable[[Recipe, Teacher], Generator]] = {
     "gan": Gan,
+    "episodes": Episodes,
     "pixels": Pixels,
     "procedural": Procedural,
 }

@@ -1,40 +1,52 @@
-"""A conditional generator trained against the frozen teacher (catalogue A1), with a critic (A2)."""
+"""A generator trained against the frozen teacher (catalogue A1), with a critic (A2)."""
 
+import copy
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from synthkd.augment import augmented
 from synthkd.errors import InputError, quoted
 from synthkd.images import Batch
-from synthkd.losses import TERMS, View, critic_hinge
+from synthkd.losses import critic_hinge
 from synthkd.networks.critic import Critic
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import Recipe
 from synthkd.states import load_state, save_state
 from synthkd.students import load_optimizer
-from synthkd.synthesis.scene import Invented, Scene, even_labels
+from synthkd.synthesis import painting
+from synthkd.synthesis.judging import Jury, weights
+from synthkd.synthesis.scene import Invented, Scene
 from synthkd.teachers import Teacher
+
+
+class Step(NamedTuple):
+    """One step of the generator."""
+
+    batch: Batch  # the images that were judged, detached
+    loss: Tensor
+    measures: dict[str, float]
 
 
 class Gan:
     """Decoder, critic and their optimizers. Initial weights come from torch's global random
-    state."""
+    state.
+
+    With `generator.ema` an averaged decoder, average ← ema · average + (1 − ema) · decoder after
+    every step, paints half of the fresh images (MAD, Do et al. 2022,
+    https://arxiv.org/abs/2209.10359). It normalises by the batch, like the decoder.
+    """
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         table, critic = recipe.generator, recipe.discriminator
         self.table = table
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
-        self.device = next(iter(teacher.classifier.buffers())).device
-        self.decoder: Decoder = Decoder(
-            latent=table.latent,
-            width=table.width,
-            classes=teacher.classes,
-            shape=teacher.spec.shape,
-        ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = teacher.classifier.mean.device
+        self.decoder: Decoder = painting.new_decoder(recipe, teacher, told=table.conditional)
+        self.average = copy.deepcopy(self.decoder).requires_grad_(False) if table.ema else None
         self.critic: Critic = Critic(
             channels=teacher.spec.channels, classes=teacher.classes,
             width=critic.width, normed=critic.spectral_norm,
@@ -45,148 +57,138 @@ class Gan:
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=critic.learning_rate, betas=(0.0, 0.9)
         )
+        self.jury = Jury(recipe, teacher)
 
     def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
-        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, then `stage.fresh`
-        images."""
+        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images each, then what
+        `stage.offer` says: `stage.fresh` new images, or those of the last step or of the step with
+        the smallest loss, where a step was taken."""
+        stage, kept, steps = scene.stage, None, 0
         measures: dict[str, float] = {}
-        stage = scene.stage
+        for group in self.optimizer.param_groups:
+            group["lr"] = painting.rate(self.table, scene.share)
         for _ in range(stage.synthesis_steps):
-            measures = self._step(scene, rng)
-        batch = self.sample(stage.fresh, rng, bfloat16=scene.bfloat16, frozen=False)
-        return Invented(batch, stage.synthesis_steps * stage.synthesis_batch, measures)
+            if steps and time.perf_counter() > scene.deadline:
+                break
+            step = self._step(scene, rng)
+            if step is None:
+                break
+            steps, measures = steps + 1, step.measures
+            if stage.offer == "last" or kept is None or step.loss < kept.loss:
+                kept = step
+        if stage.offer == "new" or kept is None:
+            batch = self._fresh(stage.fresh, rng, scene.bfloat16)
+        else:
+            batch = kept.batch
+        return Invented(batch, steps * stage.synthesis_batch, measures)
 
-    def _noise(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        z = torch.randn(count, self.table.latent, generator=rng)
-        labels = even_labels(count, self.classes, rng)
-        return z.to(self.device), labels.to(self.device)
-
-    def _step(self, scene: Scene, rng: torch.Generator) -> dict[str, float]:
-        z, labels = self._noise(scene.stage.synthesis_batch, rng)
+    def _step(self, scene: Scene, rng: torch.Generator) -> Step | None:
+        """Judges a batch and moves the decoder; None where there is nothing to judge by, or not
+        yet."""
+        z, drawn = painting.inputs(self.decoder, scene.stage.synthesis_batch, self.classes, rng)
+        labels = self._asked(drawn)
+        reference = scene.reference(len(drawn), rng) if scene.terms.get("realism") else None
+        if not weights(scene.terms, judged=reference is not None):
+            return None
         self.decoder.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=scene.bfloat16):
-            images = self.decoder(z, labels)
-        images = images.float()
-        reference = scene.reference(len(images), rng) if scene.terms.get("realism") else None
-        weights = {
-            t: w for t, w in scene.terms.items() if w and (t != "realism" or reference is not None)
-        }
-        if not weights:  # nothing to judge by, or not yet
-            return {}
-        view = self._view(scene, images, labels, reference is not None, rng)
-        values = {term: TERMS[term](view) for term in weights}
-        loss = sum((weights[t] * value for t, value in values.items()), images.new_zeros(()))
-        if not loss.isfinite():
-            raise InputError(
-                "the generator's loss is no longer finite: lower --generator.learning_rate "
-                f"(now {self.table.learning_rate:g})"
-            )
+        images = painting.painted(self.decoder, z, drawn, bfloat16=scene.bfloat16)
+        validity = self._frozen_critic(images, labels) if reference is not None else None
+        verdict = self.jury.weigh(scene, images, labels, rng, validity)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        verdict.loss.backward()  # type: ignore[no-untyped-call]
         if self.table.clip:
             nn.utils.clip_grad_norm_(self.decoder.parameters(), self.table.clip)
         self.optimizer.step()
-        measures = {f"term.{t}": float(value.detach()) for t, value in values.items()}
-        measures["obeyed"] = float((view.taught.argmax(1) == labels).float().mean())
+        self.jury.close()
+        self._average()
+        measures = verdict.measures(labels)
+        seen = Batch(images.detach(), labels)
         if reference is not None:
-            measures["critic"] = self._critic_step(images.detach(), labels, reference)
-        return measures
+            measures["critic"] = self._critic_step(seen, reference)
+        return Step(seen, verdict.loss.detach(), measures)
 
-    def _view(
-        self, scene: Scene, images: Tensor, labels: Tensor, judged: bool, rng: torch.Generator
-    ) -> View:
-        """Asks the networks what the terms need, and nothing more."""
-        terms, teacher = scene.terms, scene.teacher
-        seen = teacher.observe(
-            images,
-            features=any(terms.get(t) for t in ("prototype", "consistency", "activation")),
-            statistics=bool(terms.get("statistics")),
-        )
-        other = None
-        if terms.get("consistency") and seen.features is not None:
-            part = images[
-                : max(2, len(images) // 4)
-            ]  # a quarter of the batch: the term costs a teacher pass
-            other = teacher.observe(
-                augmented(part, scene.augment, 0.3, rng), statistics=False
-            ).features
-        return View(
-            images=images,
-            labels=labels,
-            taught=seen.logits,
-            learned=scene.student(images) if terms.get("disagreement") else None,
-            features=seen.features,
-            other_features=other,
-            prototypes=teacher.prototypes,
-            moments=seen.moments,
-            stored=teacher.stored if seen.moments else (),
-            validity=self._frozen_critic(images, labels) if judged else None,
-        )
+    def _asked(self, labels: Tensor) -> Tensor:
+        """The classes asked for: none (−1) of an unconditional generator."""
+        return labels if self.table.conditional else torch.full_like(labels, -1)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.average is None:
+            return
+        now = self.decoder.state_dict()
+        for key, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(now[key], 1 - self.table.ema)
+            else:
+                value.copy_(now[key])
 
     def _frozen_critic(self, images: Tensor, labels: Tensor) -> Tensor:
         """The critic's opinion, with gradients to the images only."""
         self.critic.requires_grad_(False)
-        validity: Tensor = self.critic(images, labels)
+        validity: Tensor = self.critic(images, labels.clamp_min(0))
         self.critic.requires_grad_(True)
         return validity
 
-    def _critic_step(self, images: Tensor, labels: Tensor, reference: Batch) -> float:
+    def _critic_step(self, made: Batch, reference: Batch) -> float:
+        """The critic sees classes where they are asked for; else all count as the first."""
+        classes = self._asked(reference.labels)
         loss = critic_hinge(
-            self.critic(reference.images, reference.labels), self.critic(images, labels)
+            self.critic(reference.images, classes.clamp_min(0)),
+            self.critic(made.images, made.labels.clamp_min(0)),
         )
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
         return float(loss.detach())
 
-    @torch.no_grad()
+    def _fresh(self, count: int, rng: torch.Generator, bfloat16: bool) -> Batch:
+        """New images; half of them from the average, where there is one, in random order."""
+        if self.average is None:
+            return self.sample(count, rng, bfloat16=bfloat16, frozen=False)
+        parts = [
+            painting.sampled(decoder, n, self.classes, rng, bfloat16=bfloat16, frozen=False)
+            for decoder, n in ((self.decoder, count - count // 2), (self.average, count // 2))
+            if n
+        ]
+        order = torch.randperm(count, generator=rng).to(self.device)
+        images, labels = (torch.cat([part[i] for part in parts])[order] for i in (0, 1))
+        return Batch(images, self._asked(labels))
+
     def sample(
         self, count: int, rng: torch.Generator, *, bfloat16: bool = False, frozen: bool = True
     ) -> Batch:
-        """`count` images. `frozen` normalises by running statistics, so images do not depend on
-        each other."""
-        z, labels = self._noise(count, rng)
-        if count == 0:
-            return Batch(z.new_empty((0, 1, 1, 1)), labels)
-        buffers = {k: v.clone() for k, v in self.decoder.named_buffers()} if not frozen else {}
-        self.decoder.train(not frozen and count > 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            images = self.decoder(z, labels).float()
-        for name, buffer in self.decoder.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
-        return Batch(images, labels)
+        """`count` images of the decoder. `frozen` normalises by running statistics, so images do
+        not depend on each other."""
+        images, labels = painting.sampled(
+            self.decoder, count, self.classes, rng, bfloat16=bfloat16, frozen=frozen
+        )
+        return Batch(images, self._asked(labels))
 
-    @torch.no_grad()
     def settle(self, rng: torch.Generator, *, batches: int = 20, size: int = 256) -> None:
         """Re-estimates the running statistics as plain means over some batches, before sampling for
         good."""
-        norms = [m for m in self.decoder.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-        self.decoder.train()
-        for _ in range(batches):
-            self.decoder(*self._noise(size, rng))
-        for norm in norms:
-            norm.momentum = 0.1
-        self.decoder.eval()
+        painting.settle(self.decoder, self.classes, rng, batches=batches, size=size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both networks and both optimizers."""
+        """Networks, optimizers, and what the jury remembers."""
         return {
             "decoder": self.decoder.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "critic": self.critic.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
+            "jury": self.jury.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         self.decoder.load_state_dict(state["decoder"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.critic.load_state_dict(state["critic"])
         load_optimizer(self.optimizer, state["optimizer"])
         load_optimizer(self.critic_optimizer, state["critic_optimizer"])
+        self.jury.load_state_dict(state["jury"])
 
     def take_over(self, run: str) -> None:
         """Loads the decoder that an earlier run trained."""
@@ -198,24 +200,27 @@ class Gan:
                 f"the teacher wants {self.classes} of {list(self.shape)}"
             )
         self.decoder.load_state_dict(state)
+        if self.average:
+            self.average.load_state_dict(state)
+
+
+FORM = ("latent", "width", "conditional", "source", "output")  # what a decoder's weights depend on
 
 
 def save_generator(gan: Gan, path: Path) -> None:
-    """The decoder as a safetensors file that tells its sizes."""
-    about = {
-        "latent": gan.table.latent, "width": gan.table.width,
-        "classes": gan.classes, "shape": list(gan.shape),
-    }  # fmt: skip
+    """The decoder as a safetensors file that tells its form."""
+    about = {"classes": gan.classes, "shape": list(gan.shape)}
+    about |= {key: getattr(gan.table, key) for key in FORM}
     save_state({"about": about, "decoder": gan.decoder.state_dict()}, path, "generator")
 
 
 def borrow(recipe: Recipe) -> Recipe:
-    """The recipe with the sizes of the generator that `--generator-from` names, if it names one."""
+    """The recipe with the form of the generator that `--generator-from` names, if it names one."""
     if not recipe.generator.start:
         return recipe
     _, about = _read_generator(recipe.generator.start)
-    sizes = {"latent": int(about["latent"]), "width": int(about["width"])}
-    return recipe.model_copy(update={"generator": recipe.generator.model_copy(update=sizes)})
+    form = {key: about[key] for key in FORM if key in about}
+    return recipe.model_copy(update={"generator": recipe.generator.model_copy(update=form)})
 
 
 def _read_generator(run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

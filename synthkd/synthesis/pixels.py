@@ -1,5 +1,6 @@
 """Pixels improved by gradients through the teacher, without a generator (catalogue A4)."""
 
+import time
 from typing import Any
 
 import torch
@@ -47,16 +48,19 @@ class Pixels:
         )
         best, offered, measures = float("inf"), None, {}
         for step in range(stage.synthesis_steps):
+            if step and time.perf_counter() > scene.deadline:
+                break
             images = self._decode(moved)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
             verdict = self.jury.weigh(scene, self._view(images, scene, rng), labels, rng)
-            if stage.offer == "best" and float(verdict.loss) < best:
-                best, offered = float(verdict.loss), images.detach().clone()
+            loss = float(verdict.loss.detach())
+            if stage.offer == "best" and loss < best:
+                best, offered = loss, images.detach().clone()
             optimizer.param_groups[0]["lr"] = table.learning_rate * (
                 1 - table.decay * step / stage.synthesis_steps
             )
             optimizer.zero_grad(set_to_none=True)
-            (verdict.loss + RANGE * outside).backward()
+            (verdict.loss + RANGE * outside).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if table.basis == "pixels":
                 moved.data.clamp_(0, 1)
@@ -129,5 +133,5 @@ def frequencies(height: int, width: int) -> Tensor:
     (True, 2.0)
     """
     rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-    scale = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
+    scale: Tensor = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
     return scale / scale.mean()

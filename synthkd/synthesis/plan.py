@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthkd.recipe import Recipe, Stage
+from synthkd.synthesis.judging import FEATURES
 from synthkd.teachers import Teacher
 
 
@@ -15,12 +16,12 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
+def plan(recipe: Recipe, teacher: Teacher) -> Plan:
     """Chooses generators and synthesis terms by looking at the teacher (catalogue B10, at its
     simplest).
 
-    With BatchNorm statistics the GAN follows them. Without, images are procedural: they need only
-    the teacher's answers. A GAN that is asked for all the same goes by class, features and
+    With BatchNorm statistics the pixels follow them. Without, images are procedural: they need only
+    the teacher's answers. A generator that is asked for all the same goes by class, features and
     smoothness. Terms whose ingredients are missing are dropped; each choice is one line of
     `reasons`.
     """
@@ -36,8 +37,7 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
             continue
         kind = stage.generator
         if kind == "auto":
-            drawn = not teacher.norms and not recipe.generator.start
-            kind = "procedural" if drawn and not generating else "gan"
+            kind = "gan" if recipe.generator.start else "pixels" if teacher.norms else "procedural"
             if kind == "procedural":
                 reasons.append(
                     "no BatchNorm to follow: procedural images, "
@@ -46,11 +46,12 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
         if kind == "none" and recipe.memory.capacity == 0 and stages:
             kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
             stage = stage.model_copy(update={"synthesis_steps": 0})
-        terms = _terms(stage, teacher, reasons) if kind == "gan" and stage.synthesis_steps else {}
+        judged = kind in JUDGED and stage.synthesis_steps
+        terms = _terms(stage, teacher, reasons) if judged else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":
             update = dict(_SILENT)
-        elif recipe.memory.capacity == 0 and stage.student_steps and stage.fresh == 0:
+        elif recipe.memory.capacity == 0 and stage.student_steps and not _offers(stage):
             update["fresh"] = recipe.training.batch
             reasons.append(
                 f"stage {stage.name}: no memory, so {recipe.training.batch} fresh images a round"
@@ -59,7 +60,13 @@ def plan(recipe: Recipe, teacher: Teacher, *, generating: bool = False) -> Plan:
     return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
 
 
+JUDGED = ("gan", "episodes", "pixels")  # generators that go by terms
 _SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
+
+
+def _offers(stage: Stage) -> bool:
+    """Whether a round adds images: the very images of its steps, or new ones."""
+    return stage.fresh > 0 or (stage.offer != "new" and stage.synthesis_steps > 0)
 
 
 def _portrait(teacher: Teacher) -> str:
@@ -81,14 +88,14 @@ def _terms(stage: Stage, teacher: Teacher, reasons: list[str]) -> dict[str, floa
         reasons.append(
             "statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead"
         )
-    if teacher.head is None:
-        gone = [
-            name for name in ("prototype", "consistency", "activation") if terms.pop(name, None)
-        ]
+    for names, missing, there in (
+        (("statistics_norm", "contrast"), "no BatchNorm", teacher.norms),
+        (FEATURES, "the last layer is not linear, so there are no features", teacher.head),
+    ):
+        gone = [name for name in names if name in terms and not there]
         if gone:
-            reasons.append(
-                f"{', '.join(gone)} dropped: the last layer is not linear, so there are no features"
-            )
+            terms = {name: weight for name, weight in terms.items() if name not in gone}
+            reasons.append(f"{', '.join(gone)} dropped: {missing}")
     return terms
 
 

@@ -15,9 +15,7 @@ from synthkd.teachers import Teacher
 class Reference(Protocol):
     """Images that the critic compares with: real ones where they are allowed, else the memory."""
 
-    def __call__(
-        self, count: int, rng: torch.Generator, *, without: str = ""
-    ) -> Batch | None:
+    def __call__(self, count: int, rng: torch.Generator, *, without: str = "") -> Batch | None:
         """A batch, or None while there are too few. `without` names a generator whose images shall
         stay away while there are others."""
 
@@ -41,6 +39,7 @@ class Scene:
     reference: Reference
     bfloat16: bool
     share: float = 0.0  # of the run that is over, 0..1
+    deadline: float = float("inf")  # by time.perf_counter: no step is begun after it
 
 
 class Invented(NamedTuple):

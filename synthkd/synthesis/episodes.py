@@ -1,0 +1,172 @@
+"""A decoder that is bent towards one batch at a time (catalogue A3, A8, and CMI)."""
+
+import copy
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from synthkd.augment import augmented
+from synthkd.images import Batch
+from synthkd.networks.decoder import Decoder
+from synthkd.recipe import Recipe
+from synthkd.seeds import globally
+from synthkd.students import load_optimizer
+from synthkd.synthesis import painting
+from synthkd.synthesis.judging import Jury, weights
+from synthkd.synthesis.scene import Invented, Scene
+from synthkd.teachers import Teacher
+
+REPTILE = 67.0  # the factor in the public code of Fast, which gives no reason for it
+
+
+class Episodes:
+    """One `synthesize` is one episode: noise and classes are drawn, and Adam, new each time, moves
+    weights (and, with `generator.latent_rate`, the noise) for `stage.synthesis_steps` steps.
+
+    The decoder is not told the class: an image comes to its class by these steps, as in CMI and
+    Fast, or is drawn from the class's own vector (`generator.source` "noisy_layer", NAYER).
+
+    `generator.meta` says what becomes of θ, the weights that an episode starts from, k steps later
+    (θ'):
+
+    - "none": θ ← θ', the episodes go on from each other (CMI, Fang et al. 2021,
+      https://arxiv.org/abs/2105.08584; NAYER, Tran et al. 2024, https://arxiv.org/abs/2310.00258).
+    - "maml": a step of Adam on the sum of the gradients of the k steps, each taken where it was
+      taken; the first-order form of MAML. Fast, Fang et al. 2022:
+      https://arxiv.org/abs/2112.06253.
+    - "reptile": a step of Adam on 67 (θ − θ'); since Adam divides by the gradient's size, the
+      factor matters only against its ε = 1e-8.
+
+    The meta optimizer is an Adam of its own that lives on, with k times the learning rate. After
+    every `generator.restart` episodes θ and this optimizer are new; the noisy layer's class vectors
+    stay. Fast's single renewal of its first layer after 120 episodes is left out.
+
+    Steps normalise by the batch. The running statistics that `sample` needs are carried over from
+    each episode's end, whatever becomes of θ.
+
+    Terms are weighed on a view, shifted and mirrored as `augment` says for difficulty 0 (the public
+    code crops and mirrors as well); the images on offer are the whole ones.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
+        self.recipe, self.teacher, self.table = recipe, teacher, recipe.generator
+        self.jury = Jury(recipe, teacher)
+        self.decoder = painting.new_decoder(recipe, teacher, told=False)
+        self.meta = self._new_meta()
+        self.episodes = 0
+
+    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+        """An episode, then the images of its best step, its last step, or `stage.fresh` new ones
+        from where it ended, as `stage.offer` says."""
+        stage, table = scene.stage, self.table
+        if table.restart and self.episodes and self.episodes % table.restart == 0:
+            self._restart(rng)
+        count, steps = stage.synthesis_batch, 0
+        z, drawn = painting.inputs(self.decoder, count, self.teacher.classes, rng)
+        labels = drawn if table.conditional else torch.full_like(drawn, -1)
+        worker = self.decoder if table.meta == "none" else copy.deepcopy(self.decoder)
+        rate = painting.rate(table, scene.share)
+        groups: list[dict[str, Any]] = [{"params": list(worker.parameters()), "lr": rate}]
+        if table.latent_rate:
+            groups.append({"params": [z.requires_grad_()], "lr": table.latent_rate})
+        optimizer = torch.optim.Adam(groups, betas=(table.beta1, 0.999))
+        self.meta.zero_grad(set_to_none=True)
+        worker.train()
+        best, offered, measures = float("inf"), None, {}
+        for _ in range(stage.synthesis_steps if weights(scene.terms, judged=False) else 0):
+            if steps and time.perf_counter() > scene.deadline:
+                break
+            images = painting.painted(worker, z, drawn, bfloat16=scene.bfloat16)
+            view = augmented(images, scene.augment, 0.0, rng)
+            verdict = self.jury.weigh(scene, view, labels, rng)
+            if stage.offer == "last" or float(verdict.loss.detach()) < best:
+                best, offered = float(verdict.loss.detach()), images.detach().clone()
+            optimizer.zero_grad(set_to_none=True)
+            verdict.loss.backward()  # type: ignore[no-untyped-call]
+            if table.clip:
+                nn.utils.clip_grad_norm_(worker.parameters(), table.clip)
+            if table.meta == "maml":
+                _add_gradients(self.decoder, worker)
+            optimizer.step()
+            steps, measures = steps + 1, verdict.measures(labels)
+        self.jury.close()
+        self.episodes += 1
+        if steps and worker is not self.decoder:
+            self._learn(worker, rate * steps)
+        if stage.offer == "new" or offered is None:
+            batch = self._drawn(worker, stage.fresh, rng, scene.bfloat16, frozen=False)
+        else:
+            batch = Batch(offered, labels)
+        return Invented(batch, count * steps, measures)
+
+    def _learn(self, worker: Decoder, rate: float) -> None:
+        """The meta step: θ from the sum of gradients that is already there, or from θ'."""
+        if self.table.meta == "reptile":
+            pairs = zip(self.decoder.parameters(), worker.parameters(), strict=True)
+            for start, end in pairs:
+                start.grad = REPTILE * (start.detach() - end.detach())
+        for group in self.meta.param_groups:
+            group["lr"] = rate
+        self.meta.step()
+        for mine, its in zip(self.decoder.buffers(), worker.buffers(), strict=True):
+            mine.copy_(its)
+
+    def _new_meta(self) -> torch.optim.Adam:
+        table = self.table
+        return torch.optim.Adam(
+            self.decoder.parameters(), lr=table.learning_rate, betas=(table.beta1, 0.999)
+        )
+
+    def _restart(self, rng: torch.Generator) -> None:
+        with globally(rng):
+            new = painting.new_decoder(self.recipe, self.teacher, told=False)
+        if new.noisy is not None and self.decoder.noisy is not None:
+            new.noisy.vectors.copy_(self.decoder.noisy.vectors)
+        self.decoder.load_state_dict(new.state_dict())
+        self.meta = self._new_meta()
+
+    def sample(self, count: int, rng: torch.Generator) -> Batch:
+        """`count` images from where the next episode would start, normalised by running statistics.
+
+        Without a noisy layer no class is asked for: every label is −1.
+        """
+        return self._drawn(self.decoder, count, rng, False, frozen=True)
+
+    def _drawn(
+        self, decoder: Decoder, count: int, rng: torch.Generator, bfloat16: bool, *, frozen: bool
+    ) -> Batch:
+        images, labels = painting.sampled(
+            decoder, count, self.teacher.classes, rng, bfloat16=bfloat16, frozen=frozen
+        )
+        asked = decoder.named and self.table.conditional
+        return Batch(images, labels if asked else torch.full_like(labels, -1))
+
+    def settle(self, rng: torch.Generator, *, batches: int = 20, size: int = 256) -> None:
+        """Re-estimates the running statistics as plain means over some batches, before sampling for
+        good."""
+        painting.settle(self.decoder, self.teacher.classes, rng, batches=batches, size=size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """θ, the meta optimizer, the number of episodes, and what the jury remembers."""
+        return {
+            "decoder": self.decoder.state_dict(),
+            "meta": self.meta.state_dict(),
+            "episodes": self.episodes,
+            "jury": self.jury.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.decoder.load_state_dict(state["decoder"])
+        load_optimizer(self.meta, state["meta"])
+        self.episodes = int(state["episodes"])
+        self.jury.load_state_dict(state["jury"])
+
+
+def _add_gradients(start: nn.Module, worker: nn.Module) -> None:
+    """Adds the worker's gradients to those of the start."""
+    for mine, its in zip(start.parameters(), worker.parameters(), strict=True):
+        if its.grad is not None:
+            mine.grad = its.grad.clone() if mine.grad is None else mine.grad + its.grad

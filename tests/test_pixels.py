@@ -1,0 +1,120 @@
+"""Pixels improved by gradients: bases, starts, and what a few steps achieve."""
+
+import pytest
+import torch
+
+from synthkd.images import Batch
+from synthkd.recipe import AugmentTable, PixelsTable, Recipe, Stage, TeacherTable
+from synthkd.specs import load_teacher
+from synthkd.synthesis.pixels import Pixels, frequencies
+from synthkd.synthesis.scene import Scene
+from synthkd.teachers import digest_of
+
+TERMS = {"one_hot": 1.0, "statistics": 10.0, "smoothness": 1.0}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher(TeacherTable(), trust_code=False)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def scene(teacher, *, steps=5, batch=20, offer="last", reference=lambda *_, **__: None, **more):
+    stage = Stage(
+        name="refine", generator="pixels", synthesis_steps=steps, synthesis_batch=batch, offer=offer
+    )
+    return Scene(teacher, teacher, stage, TERMS, AugmentTable(), reference, False, **more)
+
+
+def pixels(teacher, **table):
+    return Pixels(Recipe(pixels=PixelsTable(**table)), teacher)
+
+
+@pytest.mark.parametrize("basis", ["pixels", "fourier"])
+def test_no_step_changes_nothing(teacher, basis):
+    made = pixels(teacher, basis=basis, start="noise")
+    images = torch.rand(3, *teacher.spec.shape, generator=rng())
+    assert torch.allclose(made._decode(made._encode(images)), images, atol=1e-5)
+
+
+def test_frequencies_are_those_of_a_pure_wave():
+    scale = frequencies(8, 8)
+    wave = torch.cos(2 * torch.pi * 3 * torch.arange(8) / 8).expand(8, 8)  # 3 cycles in a row
+    place = torch.fft.rfft2(wave).abs().argmax()
+    assert scale.flatten()[place] / scale[0, 1] == pytest.approx(1 / 3)
+
+
+def test_a_move_of_one_size_shows_as_one_over_frequency(teacher):
+    made = pixels(teacher, basis="fourier", start="noise")
+    still = made._encode(torch.full((1, *teacher.spec.shape), 0.5))
+    reach = []
+    for cycles in (1, 2):
+        moved = still.clone()
+        moved[0, 0, 0, cycles, 0] += 1.0
+        reach.append((made._decode(moved) - 0.5).abs().max().item())
+    assert reach[0] / reach[1] == pytest.approx(2.0, rel=1e-4)
+
+
+def test_a_few_steps_win_the_teacher_over_and_leave_it_untouched(teacher):
+    before = digest_of(teacher.classifier)
+    invented = pixels(teacher, start="noise").synthesize(scene(teacher, steps=25, batch=40), rng())
+    votes = teacher(invented.batch.images).argmax(1)
+    assert (votes == invented.batch.labels).float().mean() > 0.9
+    assert invented.batch.labels.bincount().tolist() == [4] * 10
+    assert invented.trained == 25 * 40
+    assert 0 <= invented.batch.images.min() and invented.batch.images.max() <= 1
+    assert digest_of(teacher.classifier) == before
+
+
+def test_each_starts_as_a_remembered_image_of_its_class(teacher):
+    votes = torch.arange(10).repeat(2)[torch.randperm(20, generator=rng(3))]
+    images = votes.view(-1, 1, 1, 1).expand(-1, *teacher.spec.shape) / 10.0
+    asked = {}
+
+    def reference(count, rng, *, without=""):
+        asked.update(count=count, without=without)
+        return Batch(images.clone(), votes)
+
+    made = pixels(teacher, start="memory")
+    labels = torch.arange(10).repeat(2)
+    start = made._start(labels, scene(teacher, reference=reference), rng())
+    assert torch.equal((start[:, 0, 0, 0] * 10).round().long(), labels)
+    assert asked == {"count": 20, "without": "pixels"}  # never from its own images
+
+
+def test_without_memory_it_starts_from_drawings(teacher):
+    start = pixels(teacher, start="memory")._start(torch.zeros(6).long(), scene(teacher), rng())
+    assert start.shape == (6, *teacher.spec.shape) and start.std() > 0.01
+
+
+def test_the_best_step_is_kept_also_when_later_ones_are_worse(teacher, monkeypatch):
+    made = pixels(teacher, start="noise", basis="pixels", learning_rate=0.5, decay=0.0, roll=0.0)
+    seen, weigh = [], made.jury.weigh
+
+    def watched(scene, images, labels, rng, validity=None):
+        verdict = weigh(scene, images, labels, rng, validity)
+        seen.append((float(verdict.loss.detach()), images.detach().clone()))
+        return verdict
+
+    monkeypatch.setattr(made.jury, "weigh", watched)
+    offered = made.synthesize(scene(teacher, steps=8, offer="best"), rng()).batch.images
+    losses = [loss for loss, _ in seen]
+    best = losses.index(min(losses))
+    assert best < len(seen) - 1, "the rate is to be so high that the last step is not the best"
+    assert torch.equal(offered, seen[best][1])
+
+
+def test_nothing_is_begun_after_the_deadline(teacher):
+    made = pixels(teacher, start="noise")
+    late = made.synthesize(scene(teacher, steps=30, deadline=0.0), rng())
+    once = made.synthesize(scene(teacher, steps=1), rng())
+    assert torch.equal(late.batch.labels, once.batch.labels)
+    assert torch.allclose(late.batch.images, once.batch.images, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_images(teacher):
+    first, second = (pixels(teacher).synthesize(scene(teacher), rng(7)) for _ in range(2))
+    assert torch.equal(first.batch.images, second.batch.images)
