@@ -23,6 +23,7 @@ from synthkd.memory import Memory
 from synthkd.networks.classifier import Classifier
 from synthkd.progress import Progress, advance, budget_of, taught_share, whole_share
 from synthkd.recipe import Recipe, Stage, suggest
+from synthkd.rehearsal import Rehearsal
 from synthkd.seeds import derived, globally, source
 from synthkd.students import Learner
 from synthkd.synthesis import GENERATORS, Generator
@@ -67,7 +68,12 @@ class Lab:
             Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
         )
         shape, classes = teacher.spec.shape, teacher.classes
-        self.memory = Memory(recipe.memory.capacity, shape, classes)
+        capacity = recipe.memory.capacity
+        self.memory: Memory | Rehearsal = (
+            Rehearsal(capacity, teacher, self.label, seed=recipe.run.seed)
+            if recipe.memory.form == "autoencoder"
+            else Memory(capacity, shape, classes)
+        )
         self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, shape, classes)
         self.generators: dict[str, Generator] = {}
@@ -102,11 +108,14 @@ class Lab:
         self.held_out.add(pixels, torch.full((len(pixels),), -1), self.label(pixels))
 
     @torch.no_grad()
-    def label(self, pixels: Tensor) -> Tensor:
-        """The teacher's logits [N, K] for uint8 images [N, C, H, W]."""
+    def label(self, pixels: Tensor, *, exact: bool = False) -> Tensor:
+        """The teacher's logits [N, K] for uint8 images [N, C, H, W]; `exact` means in float32."""
+        low = self.teacher.low_precision
+        self.teacher.low_precision = low and not exact
         parts = [
             self.teacher(to_float(part.to(self.device))).cpu() for part in torch.split(pixels, 512)
         ]
+        self.teacher.low_precision = low
         return torch.cat(parts) if parts else torch.empty(0, self.teacher.classes)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
@@ -145,10 +154,9 @@ class Lab:
             self.learner.load_state_dict(state["learner"])
         for kind, generator in self.generators.items():
             generator.load_state_dict(state["generators"][kind])
-        if len(state["memory"]["pixels"]) > self.memory.capacity:
-            self.memory = Memory(
-                len(state["memory"]["pixels"]), self.teacher.spec.shape, self.teacher.classes
-            )
+        filled = len(state["memory"].get("pixels", ()))  # by a finished data set
+        if filled > self.memory.capacity or (filled and isinstance(self.memory, Rehearsal)):
+            self.memory = Memory(filled, self.teacher.spec.shape, self.teacher.classes)
         self.memory.load_state_dict(state["memory"])
         self.held_out.load_state_dict(state["held_out"])
         self.difficulty = schedules.Difficulty(**state["difficulty"])
@@ -234,9 +242,7 @@ def _posing(learner: Learner | None) -> Iterator[Any]:
         student.train(mode).requires_grad_(True)
 
 
-def _reference(
-    lab: Lab, count: int, rng: torch.Generator, *, without: str = ""
-) -> Batch | None:
+def _reference(lab: Lab, count: int, rng: torch.Generator, *, without: str = "") -> Batch | None:
     """What the critic compares with: real images where they are allowed, else the memory."""
     if lab.real is not None and lab.recipe.data.mix_ratio < 1:
         pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]

@@ -34,8 +34,17 @@ def _split(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value  # strict pydantic wants a tuple here
 
 
+def _parted(value: object) -> object:
+    """Flags write named numbers as `pixels=0.6,gan=0.2`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    return {name.strip(): number.strip() for name, _, number in pairs}
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Shares = Annotated[dict[str, float], BeforeValidator(_parted)]
 
 
 class Table(BaseModel):
@@ -326,10 +335,10 @@ class MemoryTable(Table):
         Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1),
     ] = 0.75
     shares: Annotated[
-        dict[str, float],
+        Shares,
         Field(
-            description="share of the replay by generator, e.g. { pixels = 0.6 }; "
-            "the others divide the rest (none given: all images are equal)"
+            description="share of the replay by generator, e.g. pixels=0.6; the others divide "
+            "the rest (none given: all images are equal)"
         ),
     ] = {}
     form: Annotated[

@@ -310,7 +310,7 @@ def test_of_a_snapshot_written_twice_the_last_counts(tmp_path: Path) -> None:
 
 def command(folder: Path, *argv: str) -> list[str]:
     flags = {
-        "--pipelines": f"default,{folder / 'tiny.toml'}", "--seeds": "0,1",
+        "--pipelines": f"gan,{folder / 'tiny.toml'}", "--seeds": "0,1",
         "--student": "resnet8-w4", "--minutes": "0.03", "--run.threads": "1",
         "--also": "seen=demo:seen", "--out": str(folder / "out"),
     }  # fmt: skip
@@ -377,7 +377,7 @@ class TestBench:
     def test_stopped_it_ends_its_run_and_leaves_whole_tables(self, benched: Benched) -> None:
         assert benched.stopped.returncode == 143
         assert benched.stopped.stderr == ""
-        assert "1/4 default-s0: " in benched.stopped.stdout
+        assert "1/4 gan-s0: " in benched.stopped.stdout
         assert "the same command line goes on" in benched.stopped.stdout
         assert benched.left
 
@@ -387,13 +387,13 @@ class TestBench:
         assert benched.code == 0
         assert "1 of 4 runs are done already" in benched.text
         assert "tiny-s0: it was not finished and is done anew" in benched.text
-        assert "default-s0: " not in benched.text
+        assert "gan-s0: " not in benched.text
 
     def test_every_pipeline_has_its_first_seed_before_any_has_its_second(
         self, benched: Benched
     ) -> None:
         lines = [line for line in benched.text.splitlines() if line.endswith("left for all")]
-        assert [line.split()[1] for line in lines] == ["tiny-s0:", "default-s1:", "tiny-s1:"]
+        assert [line.split()[1] for line in lines] == ["tiny-s0:", "gan-s1:", "tiny-s1:"]
 
     def test_an_added_pipeline_that_fails_is_recorded_and_stops_nothing(
         self, benched: Benched
@@ -408,7 +408,7 @@ class TestBench:
         assert "summary" not in record
 
     def test_runs_are_scored_on_all_sets(self, benched: Benched) -> None:
-        for name in ("default-s0", "default-s1", "tiny-s0", "tiny-s1"):
+        for name in ("gan-s0", "gan-s1", "tiny-s0", "tiny-s1"):
             record = benched.record(name)
             assert record["state"] == "finished"
             assert record["summary"]["val_images"] == 539
@@ -428,16 +428,16 @@ class TestBench:
     def test_the_results_are_those_of_the_runs(self, benched: Benched) -> None:
         rows = list(csv.DictReader((benched.out / "results.csv").open()))
         assert [(r["pipeline"], r["seed"]) for r in rows] == [
-            ("bad", "0"), ("default", "0"), ("default", "1"), ("tiny", "0"), ("tiny", "1"),
+            ("bad", "0"), ("gan", "0"), ("gan", "1"), ("tiny", "0"), ("tiny", "1"),
         ]  # fmt: skip
         data = json.loads((benched.out / "results.json").read_text())
         found = {s["pipeline"]: s for s in data["pipelines"]}
-        for name in ("default", "tiny"):
+        for name in ("gan", "tiny"):
             values = [float(r["accuracy"]) for r in rows if r["pipeline"] == name]
             assert found[name]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
             assert found[name]["n"] == 2
         table = (benched.out / "table.md").read_text()
-        assert "| `default` |" in table
+        assert "| `gan` |" in table
         assert "Failed: `bad`, seed 0" in table
         assert Image.open(benched.out / "accuracy.png").size == (1440, 960)
 
@@ -447,7 +447,7 @@ class TestBench:
         assert (code, benched.summaries()) == (0, before)
         assert "4 of 4 runs are done already" in text
         assert json.loads((benched.out / "bench.json").read_text())["pipelines"] == [
-            "default", "tiny", "bad",
+            "gan", "tiny", "bad",
         ]  # fmt: skip
 
     def test_the_report_comes_from_what_lies_there(self, benched: Benched) -> None:
@@ -518,11 +518,11 @@ def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[list[str], lis
     return [line for line in lines if line not in runs], runs
 
 
-def test_all_means_every_shipped_pipeline_but_the_default(
+def test_all_means_every_shipped_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "pipelines").mkdir()
-    for name in ("default", "tiny", "other"):
+    for name in ("gan", "tiny", "other"):
         (tmp_path / "pipelines" / f"{name}.toml").write_text(TINY)
     (tmp_path / "pipelines" / "real.toml").write_text("[data]\nmix_ratio = 0\n" + TINY)
     monkeypatch.setattr(bench.resources, "shipped", lambda kind: tmp_path / kind)
@@ -542,14 +542,14 @@ def test_settings_reach_every_run_as_they_were_given(
     config = tmp_path / "common.toml"
     config.write_text("[teacher]\nmean = [0.5]\nstd = [0.25]\n[generator]\nwidth = 8\n")
     _, runs = plan(
-        capsys, "--pipelines", "default", "--config", str(config), "--augment.flip", "true",
+        capsys, "--pipelines", "gan", "--config", str(config), "--augment.flip", "true",
         "--teacher-mean", "-0.5", "--trust-code",
     )  # fmt: skip
     words = runs[0].split()
     assert words[2:4] == ["distill", "--teacher-mean=-0.5"]
     expected = {
         "--teacher-std=0.25", "--generator.width=8", "--augment.flip=true", "--minutes=1.0",
-        "--trust-code", "--run.threads=1", "--pipeline=default", "--seed=0", "--run.snapshots=12",
+        "--trust-code", "--run.threads=1", "--pipeline=gan", "--seed=0", "--run.snapshots=12",
     }  # fmt: skip
     assert expected <= set(words)
 
@@ -562,12 +562,12 @@ def test_settings_reach_every_run_as_they_were_given(
         (["--out", "x", "--minutes", "0"], "budget.minutes: input should be greater than 0"),
         (["--out", "x", "--minutes", "1", "--seeds", "0,b"], "whole numbers with commas"),
         (["--out", "x", "--minutes", "1", "--seeds", ""], "whole numbers with commas"),
-        (["--out", "x", "--minutes", "1", "--pipelines", "defualt"], "did you mean 'default'?"),
+        (["--out", "x", "--minutes", "1", "--pipelines", "shadres"], "did you mean 'shaders'?"),
         (["--out", "x", "--minutes", "1", "--pipelines", "no.toml"], "there is no such file"),
         (["--out", "x", "--minutes", "1", "--pipelines", ","], "--pipelines: there is none"),
         (
-            ["--out", "x", "--minutes", "1", "--pipelines", "default,mine/default.toml"],
-            "two of them are called 'default'",
+            ["--out", "x", "--minutes", "1", "--pipelines", "gan,mine/gan.toml"],
+            "two of them are called 'gan'",
         ),
         (
             ["--out", "x", "--minutes", "1", "--pipelines", "half.toml"],
@@ -603,9 +603,9 @@ def test_bad_input_is_one_clear_line(
     (tmp_path / "seed.toml").write_text("[run]\nseed = 3\n")
     (tmp_path / "half.toml").write_text("[data]\nmix_ratio = 0.5\n" + TINY)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "default.toml").write_text(TINY)
+    (tmp_path / "mine" / "gan.toml").write_text(TINY)
     with pytest.raises(SystemExit) as stop:
-        pipelines = [] if "--pipelines" in argv else ["--pipelines", "default"]
+        pipelines = [] if "--pipelines" in argv else ["--pipelines", "gan"]
         main(["bench", "--run.threads", "1", *pipelines, *argv])
     assert stop.value.code == 2
     err = capsys.readouterr().err

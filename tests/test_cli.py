@@ -91,7 +91,7 @@ def test_a_dry_run_prints_a_recipe_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = planned(capsys, "--seed", "7", "--stage.joint.share", "0.25", "--real-data", "/nowhere")
+    text = planned(capsys, "--pipeline", "gan", "--seed", "7", "--stage.joint.share", "0.25", "--real-data", "/nowhere")
     assert list(tmp_path.iterdir()) == []
     Path("again.toml").write_text(text)
     recipe = build(Path("again.toml"))
@@ -102,7 +102,7 @@ def test_a_dry_run_prints_a_recipe_and_touches_nothing(
 def test_a_dry_run_tells_the_plan_first(capsys: pytest.CaptureFixture[str]) -> None:
     main(["distill", "--dry-run", "--run.threads", "1"])
     out = capsys.readouterr().out
-    assert out.index("plan: teacher demo") < out.index("pregenerate") < out.index("[teacher]")
+    assert out.index("plan: teacher demo") < out.index("refine") < out.index("[teacher]")
     tomllib.loads(out[out.index("pipeline = ") :])
 
 
@@ -147,11 +147,11 @@ def test_a_short_flag_and_its_dotted_name_are_one(capsys: pytest.CaptureFixture[
 
 def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--stage.joint.terms.statistics=2", "--stage.joint.student-steps", "3"]
-    found = tomllib.loads(planned(capsys, *flags))
+    found = tomllib.loads(planned(capsys, "--pipeline", "gan", *flags))
     changed = {stage["name"]: stage for stage in found["stage"]}["joint"]
     assert (changed["terms"]["statistics"], changed["student_steps"]) == (2.0, 3)
     assert changed["terms"]["one_hot"] == 0.5
-    again = tomllib.loads(planned(capsys))
+    again = tomllib.loads(planned(capsys, "--pipeline", "gan"))
     terms = {stage["name"]: stage["terms"] for stage in again["stage"]}
     assert terms["joint"]["statistics"] == 10.0
 

@@ -90,10 +90,10 @@ def shown(lab: Lab) -> list[Tensor]:
     seen: list[Tensor] = []
     step: Callable[..., Tensor] = lab.learner.step
 
-    def listening(images: Tensor, taught: Tensor, progress: float) -> Tensor:
+    def listening(images: Tensor, taught: Tensor, progress: float, maps: object) -> Tensor:
         assert torch.equal(taught, lab.teacher(images))  # both see the same view
         seen.append(to_uint8(images))
-        return step(images, taught, progress)
+        return step(images, taught, progress, maps)
 
     lab.learner.step = listening  # type: ignore[method-assign]
     return seen

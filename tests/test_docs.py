@@ -28,7 +28,7 @@ def test_every_command_has_a_line_of_help_and_is_named_in_the_readme(word):
 
 def test_every_shipped_pipeline_is_named_in_the_readme():
     names = [path.stem for path in shipped("pipelines").glob("*.toml")]
-    assert "default" in names
+    assert "synthkd" in names
     assert [name for name in names if f"`{name}`" not in text("README.md")] == []
 
 

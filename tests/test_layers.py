@@ -11,7 +11,7 @@ LAYERS = (  # from plain values up to effects
     ("recipe", "progress", "resources", "errors", "files"),
     ("images", "losses", "measures", "schedules", "augment", "seeds", "states"),
     ("networks",),
-    ("specs", "teachers", "students", "memory", "data", "store"),
+    ("specs", "teachers", "students", "memory", "rehearsal", "data", "store"),
     ("synthesis",),
     ("distillation", "evaluation"),
     ("runs", "arena", "report"),

@@ -361,13 +361,20 @@ def test_plain_data_of_any_kind_is_a_recipe_or_one_line(value):
 def test_the_settings_are_exactly_the_leaves_of_a_recipe():
     def leaves(data, prefix=""):
         for key, value in data.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and prefix + key != "memory.shares":
                 yield from leaves(value, f"{prefix}{key}.")
             else:
                 yield prefix + key, value
 
     kept = dict(leaves(recipe.Recipe().model_dump(exclude={"stage"})))
     assert {s.key: s.default for s in recipe.settings()} == kept
+
+
+def test_shares_are_written_as_pairs_on_a_command_line():
+    built = recipe.build(None, {"memory": {"shares": "pixels=0.6, gan=0.2"}})
+    assert built.memory.shares == {"pixels": 0.6, "gan": 0.2}
+    with pytest.raises(InputError, match="memory.shares"):
+        recipe.build(None, {"memory": {"shares": "pixels"}})
 
 
 def test_ranges_are_told_in_words():

@@ -20,7 +20,7 @@ kinds = {}
 for kind in ("pipelines", "assets"):
     files = [p for p in shipped(kind).rglob("*") if p.is_file()]
     kinds[kind] = {p.relative_to(shipped(kind)).as_posix(): p.stat().st_size for p in files}
-print(json.dumps({"package": synthkd.__file__, "default": str(pipeline_path("default")), **kinds}))
+print(json.dumps({"package": synthkd.__file__, "default": str(pipeline_path("synthkd")), **kinds}))
 """
 
 

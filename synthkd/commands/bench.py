@@ -177,12 +177,12 @@ def _seeds(text: str) -> list[int]:
 def _pipelines(text: str, recipe: Recipe, display: Display) -> dict[str, str]:
     """The pipelines asked for: name in tables, and what `--pipeline` takes.
 
-    `all` leaves out `default`, and those that need real images where there are none.
+    `all` leaves out those that need real images where there are none.
     """
     shipped = sorted(p.stem for p in resources.shipped("pipelines").glob("*.toml"))
     chosen: dict[str, str] = {}
     for word in (part.strip() for part in text.split(",") if part.strip()):
-        for spec in [name for name in shipped if name != "default"] if word == "all" else [word]:
+        for spec in shipped if word == "all" else [word]:
             path = recipes.pipeline_path(spec)
             ratio = recipes.read_toml(path).get("data", {}).get("mix_ratio", 1)
             if word == "all" and ratio < 1 and not recipe.data.real:

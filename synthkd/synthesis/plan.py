@@ -51,7 +51,9 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":
             update = dict(_SILENT)
-        elif recipe.memory.capacity == 0 and stage.student_steps and not _offers(stage):
+        elif judged and stage.offer != "new" and stage.fresh == 0:
+            update["fresh"] = stage.synthesis_batch  # the very images of a step
+        elif recipe.memory.capacity == 0 and stage.student_steps and stage.fresh == 0:
             update["fresh"] = recipe.training.batch
             reasons.append(
                 f"stage {stage.name}: no memory, so {recipe.training.batch} fresh images a round"
@@ -62,11 +64,6 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
 
 JUDGED = ("gan", "episodes", "pixels")  # generators that go by terms
 _SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
-
-
-def _offers(stage: Stage) -> bool:
-    """Whether a round adds images: the very images of its steps, or new ones."""
-    return stage.fresh > 0 or (stage.offer != "new" and stage.synthesis_steps > 0)
 
 
 def _portrait(teacher: Teacher) -> str:
