@@ -23,7 +23,8 @@ from synthkd.networks import build_network
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = shlex.split(
     "distill --quiet --student resnet8-w4 --images-seen 96 --training.batch 32 --generator.width 4 "
-    "--pipeline gan --run.threads 1 --memory.capacity 300 --stage.pregenerate.fresh 64 --val-data none --out run "
+    "--pipeline gan "
+    "--run.threads 1 --memory.capacity 300 --stage.pregenerate.fresh 64 --val-data none --out run "
     "--stage.pregenerate.synthesis-batch 16 --stage.joint.synthesis-batch 16 "
     "--stage.joint.fresh 32 --run.checkpoint-seconds 1e-6"
 )

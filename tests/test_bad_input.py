@@ -57,7 +57,8 @@ for line in sys.stdin:
 CONTRACT = shlex.split("--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25")
 SHORT = shlex.split(
     "--student resnet8-w4 --images-seen 32 --training.batch 16 --generator.width 4 --run.threads 1 "
-    "--pipeline gan --memory.capacity 200 --stage.pregenerate.fresh 32 --stage.pregenerate.synthesis-batch 16 "
+    "--pipeline gan "
+    "--memory.capacity 200 --stage.pregenerate.fresh 32 --stage.pregenerate.synthesis-batch 16 "
     "--stage.joint.synthesis-batch 16 --stage.joint.fresh 32 --run.stages pregenerate,joint"
 )
 
@@ -146,7 +147,10 @@ def pictures(place: Place, classes: int = 10) -> Path:
         (["distil"], ["distil", "distill"]),
         (["distill", "--mixratio", "1"], ["--mixratio", "Did you mean --mix-ratio?"]),
         (["distill", "--mix-ratio", "1.3"], ["mix_ratio", "less than or equal to 1", "1.3"]),
-        (["distill", "--pipeline", "gan", "--stage.joit.share", "1"], ["joit", "did you mean 'joint'?"]),
+        (
+            ["distill", "--pipeline", "gan", "--stage.joit.share", "1"],
+            ["joit", "did you mean 'joint'?"],
+        ),
         (
             ["distill", "--config", "wrong.toml"],
             ["wrong.toml", "capasity", "did you mean 'capacity'?"],
@@ -180,12 +184,18 @@ def test_a_wrong_setting_is_refused_at_once(
         ("distill --minutes 0", "budget.minutes"),
         ("distill --images-seen ten", ("budget.images", "'ten'")),
         ("distill --pipeline gan --stage.joint.shair 1", ("shair", "did you mean 'share'?")),
-        ("distill --pipeline gan --stage.joint.terms.statistic 1", ("statistic", "did you mean 'statistics'?")),
+        (
+            "distill --pipeline gan --stage.joint.terms.statistic 1",
+            ("statistic", "did you mean 'statistics'?"),
+        ),
         ("distill --pipeline gan --stage.joint.share", "share"),
         ("distill --stage.joint", "--stage.NAME.KEY VALUE"),
         ("distill --pipeline gan --run.stages joit", ("joit", "did you mean 'joint'?")),
-        ("distill --pipeline gan --run.stages pregenerate", "no stage of this pipeline trains the student"),
-        ("distill --pipeline synhtkd", ("defualt", "did you mean 'synthkd'?")),
+        (
+            "distill --pipeline gan --run.stages pregenerate",
+            "no stage of this pipeline trains the student",
+        ),
+        ("distill --pipeline synhtkd", ("synhtkd", "did you mean 'synthkd'?")),
         ("distill --pipeline ./none.toml", "no such file"),
         ("distill --config none.toml", "no such file"),
         ("distill --memory.capacity 1000000000000", ("memory.capacity", "too many images")),

@@ -91,7 +91,10 @@ def test_a_dry_run_prints_a_recipe_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = planned(capsys, "--pipeline", "gan", "--seed", "7", "--stage.joint.share", "0.25", "--real-data", "/nowhere")
+    text = planned(
+        capsys, "--pipeline", "gan", "--seed", "7", "--stage.joint.share", "0.25",
+        "--real-data", "/nowhere",
+    )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
     Path("again.toml").write_text(text)
     recipe = build(Path("again.toml"))

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SMALL = shlex.split(
     "--student resnet8-w4 --training.batch 32 --generator.width 4 --run.threads 1 "
-    "--pipeline gan --memory.capacity 300 --stage.pregenerate.fresh 64 --stage.pregenerate.synthesis-batch 16 "
+    "--pipeline gan "
+    "--memory.capacity 300 --stage.pregenerate.fresh 64 --stage.pregenerate.synthesis-batch 16 "
     "--stage.joint.synthesis-batch 16 --stage.joint.fresh 32 --stage.joint.student-steps 2"
 )
 SHORT = [*SMALL, "--images-seen", "96", "--val-data", "none"]

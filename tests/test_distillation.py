@@ -25,7 +25,8 @@ from synthkd.teachers import Teacher, digest_of
 
 STAGES = [
     {
-        "name": "pregenerate", "share": 0.2, "student_steps": 0, "synthesis_batch": 16, "fresh": 32,
+        "name": "pregenerate", "generator": "gan", "share": 0.2, "student_steps": 0,
+        "synthesis_batch": 16, "fresh": 32,
         "terms": {"one_hot": 1.0, "statistics": 1.0, "prototype": 0.1},
     },
     {
@@ -33,7 +34,8 @@ STAGES = [
         "student_steps": 2,
     },
     {
-        "name": "joint", "share": 0.5, "student_steps": 2, "synthesis_batch": 16, "fresh": 16,
+        "name": "joint", "generator": "gan", "share": 0.5, "student_steps": 2,
+        "synthesis_batch": 16, "fresh": 16,
         "terms": {"one_hot": 1.0, "consistency": 0.1, "disagreement": 1.0, "realism": 0.1},
     },
 ]  # fmt: skip
@@ -379,7 +381,8 @@ def test_a_finished_data_set_takes_the_place_of_the_generator(teacher):
 def test_a_teacher_without_batchnorm_can_teach():
     lenet = build_network("lenet5", channels=1, size=32, classes=10)
     spec = ImageSpec(1, 32, 32, (0.5,), (0.3,))
-    lab = lab_of(recipe(budget={"images": 64}), Teacher(Classifier(lenet, spec, 10)))
+    stages = [STAGES[0] | {"generator": "auto"}, *STAGES[1:]]
+    lab = lab_of(recipe(budget={"images": 64}, stage=stages), Teacher(Classifier(lenet, spec, 10)))
     laps = list(rounds(lab))
     assert lab.progress.images_seen == 64
     assert "procedural" in lab.generators

@@ -23,7 +23,8 @@ from synthkd.store import open_store
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SMALL = shlex.split(
-    "--pipeline gan --images-seen 2000 --generator.width 8 --run.threads 1 --stage.pregenerate.fresh 16 "
+    "--pipeline gan "
+    "--images-seen 2000 --generator.width 8 --run.threads 1 --stage.pregenerate.fresh 16 "
     "--stage.pregenerate.synthesis-batch 50"
 )
 STUDENT = shlex.split(
@@ -160,7 +161,9 @@ def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    tiny = shlex.split("--pipeline gan --generator.width 8 --stage.pregenerate.fresh 64 --stage.joint.fresh 32")
+    tiny = shlex.split(
+        "--pipeline gan --generator.width 8 --stage.pregenerate.fresh 64 --stage.joint.fresh 32"
+    )
     main(["distill", *STUDENT, *tiny, "--out", str(run)])
     main([
         "generate", "--generator-from", str(run), "--count", "20", "--out", str(tmp_path / "set"),

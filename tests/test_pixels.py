@@ -65,7 +65,7 @@ def test_a_few_steps_win_the_teacher_over_and_leave_it_untouched(teacher):
     assert (votes == invented.batch.labels).float().mean() > 0.9
     assert invented.batch.labels.bincount().tolist() == [4] * 10
     assert invented.trained == 25 * 40
-    assert 0 <= invented.batch.images.min() and invented.batch.images.max() <= 1
+    assert invented.batch.images.min() >= 0 and invented.batch.images.max() <= 1
     assert digest_of(teacher.classifier) == before
 
 

@@ -373,7 +373,7 @@ def test_the_settings_are_exactly_the_leaves_of_a_recipe():
 def test_shares_are_written_as_pairs_on_a_command_line():
     built = recipe.build(None, {"memory": {"shares": "pixels=0.6, gan=0.2"}})
     assert built.memory.shares == {"pixels": 0.6, "gan": 0.2}
-    with pytest.raises(InputError, match="memory.shares"):
+    with pytest.raises(InputError, match=r"memory\.shares"):
         recipe.build(None, {"memory": {"shares": "pixels"}})
 
 

@@ -135,7 +135,7 @@ def test_without_steps_it_offers_images_and_learns_nothing(teacher):
 def test_the_teacher_comes_to_see_what_was_asked_for(teacher):
     one = gan(teacher)
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "synthesis_batch": 40})
-    laps = [one.synthesize(scene(teacher, stage), seeded(i)).measures for i in range(60)]
+    laps = [one.synthesize(scene(teacher, stage), seeded(i)).measures for i in range(45)]
     assert laps[-1]["term.one_hot"] < 0.7 * laps[0]["term.one_hot"]
     assert laps[-1]["obeyed"] > laps[0]["obeyed"] + 0.2
 
@@ -146,9 +146,9 @@ def test_every_term_alone_moves_the_decoder_towards_less_of_it(teacher, term):
     student.body.linear.weight.data *= 0.3  # it votes like the teacher, but hesitates
     student.body.linear.bias.data *= 0.3
     one = gan(teacher, changed(learning_rate=0.01))
-    stage = STAGE.model_copy(update={"synthesis_steps": 1, "synthesis_batch": 60})
+    stage = STAGE.model_copy(update={"synthesis_steps": 1, "synthesis_batch": 40})
     the_scene = scene(teacher, stage, terms={term: 1.0}, student=student)
-    values = [one.synthesize(the_scene, seeded(i)).measures[f"term.{term}"] for i in range(15)]
+    values = [one.synthesize(the_scene, seeded(i)).measures[f"term.{term}"] for i in range(10)]
     assert sum(values[-3:]) < sum(values[:3])
 
 

@@ -20,6 +20,7 @@ from synthkd.specs import load_teacher
 from synthkd.store import Writer
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.gan import Gan, borrow, save_generator
+from synthkd.synthesis.judging import ADVERSARIAL
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 
@@ -64,7 +65,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
     kind = stages[-1].generator
     # a generator that learns does so before it is sampled; the others invent as they go, from what
     # the stages before them put into the memory
-    learns = kind in ("gan", "episodes")
+    learns = kind == "gan"
     lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
     generator = lab.generators[kind]
 
@@ -142,7 +143,7 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
 
 def _alone(terms: dict[str, float]) -> dict[str, float]:
     """Terms that need no student."""
-    return {name: weight for name, weight in terms.items() if name != "disagreement"}
+    return {name: weight for name, weight in terms.items() if name not in ADVERSARIAL}
 
 
 def _fill(

@@ -43,6 +43,8 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
                     "no BatchNorm to follow: procedural images, "
                     "kept in balance by the teacher's votes"
                 )
+                if not stage.student_steps:  # a drawing costs next to nothing
+                    stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
         if kind == "none" and recipe.memory.capacity == 0 and stages:
             kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
             stage = stage.model_copy(update={"synthesis_steps": 0})
@@ -62,6 +64,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
     return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
 
 
+DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients
 JUDGED = ("gan", "episodes", "pixels")  # generators that go by terms
 _SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
 

@@ -55,7 +55,7 @@ class Procedural:
         return self._draw(count, rng, None)
 
     def _draw(self, count: int, rng: torch.Generator, judge: Teacher | None) -> Batch:
-        parts = []
+        parts = [torch.empty(0, *self.shape, device=self.device)]
         for i, kind in enumerate(self.kinds):
             share = (count + i) // len(self.kinds)
             if kind == "strokes":
