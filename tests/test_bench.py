@@ -52,6 +52,7 @@ student_steps = 0
 terms = { one_hot = 0.5, statistics = 10.0 }
 [[stage]]
 name = "joint"
+generator = "gan"
 synthesis_batch = 32
 fresh = 64
 share = 0.9
@@ -529,11 +530,11 @@ def test_all_means_every_shipped_pipeline(
     notes, runs = plan(capsys, "--seeds", "4,2")
     assert notes == ["real is left out: it wants --real-data"]
     names = [line.split(":")[0] for line in runs]
-    assert names == ["other-s4", "tiny-s4", "other-s2", "tiny-s2"]
+    assert names == ["gan-s4", "other-s4", "tiny-s4", "gan-s2", "other-s2", "tiny-s2"]
     notes, runs = plan(capsys, "--real-data", "demo:seen")
     assert notes == []
     told = {line.split(":")[0]: "--real-data=demo:seen" in line for line in runs}
-    assert told == {"other-s0": False, "real-s0": True, "tiny-s0": False}
+    assert told == {"gan-s0": False, "other-s0": False, "real-s0": True, "tiny-s0": False}
 
 
 def test_settings_reach_every_run_as_they_were_given(

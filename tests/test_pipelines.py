@@ -18,6 +18,7 @@ NAMES = sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
 ADVERSARIES = {
     "cmi": "disagreement",
     "dfad": "logit_gap",
+    "dfad-mnist": "logit_gap",
     "dfq": "divergence",
     "fast-10": "disagreement",
     "fast-2": "disagreement",
