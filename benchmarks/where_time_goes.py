@@ -1,0 +1,98 @@
+"""Where the time of a run goes, and what part of the machine's arithmetic it uses.
+
+    python benchmarks/where_time_goes.py MINUTES DISTILL_FLAGS...
+
+Runs the recipe of `synthkd distill DISTILL_FLAGS` for so long (nothing is written), counts the
+multiplications and additions of the three kinds of work on one batch each, and compares with what
+matrix products of this machine reach. "The rest" is memory, augmentation's bookkeeping and records.
+"""
+
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from synthkd import cli
+from synthkd.commands import distill
+from synthkd.commands.display import Display
+from synthkd.distillation import Lab, rounds
+
+
+def operations(work: Any) -> float:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def attainable(seconds: float = 2.0) -> dict[str, float]:
+    """GFLOP/s of products of 1024 x 1024 matrices, by arithmetic."""
+    found = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a = torch.randn(1024, 1024).to(kind)
+        a @ a
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            a @ a
+            count += 1
+        passed = time.perf_counter() - started
+        found[str(kind).removeprefix("torch.")] = 2 * 1024**3 * count / passed / 1e9
+    return found
+
+
+def costs(lab: Lab) -> dict[str, float]:
+    """Operations per image: the teacher's answer, its gradient to the image, a student's step."""
+    images = torch.rand(8, *lab.teacher.spec.shape)
+    assert lab.learner is not None
+    student = lab.learner.student
+
+    def gradient() -> None:
+        moved = images.clone().requires_grad_()
+        lab.teacher.plainly(moved).sum().backward()
+
+    return {
+        "answer": operations(lambda: lab.teacher.plainly(images)) / 8,
+        "gradient": operations(gradient) / 8,
+        "step": operations(lambda: student(images).sum().backward()) / 8,
+    }
+
+
+def main(minutes: str, flags: list[str]) -> None:
+    """Prints two tables."""
+    taken: list[Any] = []
+    distill.run = lambda recipe, **_: taken.append(recipe)  # the command line gives us its recipe
+    cli.main(["distill", "--minutes", minutes, *flags])
+    job = distill._prepare(taken[0], Display(quiet=True))
+    lab = job.lab
+    job.open_data()
+    reach = attainable()
+    per_image = costs(lab)
+    trained = 0
+    started = time.perf_counter()
+    lab.limit(60 * float(minutes))
+    for lap in rounds(lab):
+        stage = next(s for s in lab.stages if s.name == lap.stage)
+        if stage.generator == "pixels":
+            trained += stage.synthesis_steps * stage.synthesis_batch
+    wall = time.perf_counter() - started
+    seconds = lab.seconds | {"the rest": wall - sum(lab.seconds.values())}
+    seen, invented = lab.progress.images_seen, lab.progress.invented
+    done = {
+        "synthesis": trained * per_image["gradient"],
+        "labelling": (seen + invented) * per_image["answer"],
+        "student": seen * per_image["step"],
+    }
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {wall:.0f} s")
+    print(", ".join(f"{kind} {speed:.0f} GFLOP/s attainable" for kind, speed in reach.items()))
+    print(f"{trained:,} image steps of synthesis, {invented:,} invented, {seen:,} learned\n")
+    print("| part | seconds | share | GFLOP/s |\n|---|---:|---:|---:|")
+    for part, spent in seconds.items():
+        rate = f"{done[part] / spent / 1e9:.0f}" if done.get(part) and spent else ""
+        print(f"| {part} | {spent:.1f} | {spent / wall:.1%} | {rate} |")
+    print(f"| all | {wall:.1f} | 100 % | {sum(done.values()) / wall / 1e9:.0f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
