@@ -425,6 +425,12 @@ class TrainingTable(Table):
         "sgd"
     )
     learning_rate: Annotated[float, Field(description="peak learning rate", gt=0)] = 0.1
+    unnormalised: Annotated[
+        float,
+        Field(
+            description="factor of the rate for a student without normalisation layers", gt=0, le=1
+        ),
+    ] = 1.0
     schedule: Annotated[
         Literal["one_cycle", "constant", "steps"],
         Field(description="course of the rate; steps: a tenth from each milestone on"),

@@ -29,6 +29,9 @@ class Learner:
         self, student: Classifier, table: TrainingTable, *, bfloat16: bool = False
     ) -> None:
         self.student: Classifier = student.to(memory_format=torch.channels_last)
+        if not any("Norm" in type(module).__name__ for module in student.modules()):
+            slower = table.learning_rate * table.unnormalised
+            table = table.model_copy(update={"learning_rate": slower})
         self.table = table
         self.bfloat16 = bfloat16
         self.steps = 0

@@ -62,6 +62,18 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(a[key], b[key]), key
 
 
+def test_a_student_without_normalisation_learns_at_its_own_rate():
+    table = TrainingTable(learning_rate=0.3, unnormalised=0.5, warmup=0.0, ema=0)
+    (images, answers), *_ = batches(1)
+    bare = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), SPEC, 3)
+    found = []
+    for student in (new(), bare):
+        learner = Learner(student, table)
+        learner.step(images, answers, 0.0)
+        found.append(learner.optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.3, 0.15])
+
+
 def test_a_step_of_sgd_is_the_one_written_out():
     table = TrainingTable(
         clip=0, ema=0, momentum=0.9, weight_decay=0.01, temperature=2, learning_rate=0.2
