@@ -25,12 +25,12 @@ WORDS: dict[str, str] = {
 # which tables of the recipe each word uses, and so which flags it has
 _TABLES: dict[str, tuple[str, ...]] = {
     "generate": (
-        "", "teacher", "dataset", "budget", "run", "generator", "discriminator", "memory",
-        "augment",
+        "", "teacher", "dataset", "budget", "run", "generator", "procedural", "pixels",
+        "discriminator", "memory", "augment",
     ),
     "distill": (
-        "", "teacher", "student", "data", "budget", "run", "generator", "discriminator", "memory",
-        "difficulty", "augment", "training",
+        "", "teacher", "student", "data", "budget", "run", "generator", "procedural", "pixels",
+        "discriminator", "memory", "difficulty", "augment", "training",
     ),
     "evaluate": ("teacher", "student", "data", "run", "evaluation"),
     "bench": ("teacher", "student", "data", "budget", "run", "augment"),
@@ -173,12 +173,15 @@ _stage_flags: dict[str, dict[str, Any]] = {}  # --stage.NAME.KEY of this call
 def _take_stage_flags(tokens: Sequence[str]) -> list[str]:
     """Takes `--stage.NAME.KEY VALUE` out of the tokens, because stage names are the user's."""
     _stage_flags.clear()
+    short = {f"--{s.key}": s.flag for s in recipe.settings() if s.flag and s.table}
     rest: list[str] = []
     waiting = iter(tokens)
     for token in waiting:
         name, equals, value = token.partition("=")
         if "." in name and name.startswith("--"):
             name = "--" + name[2:].replace("-", "_") if not name.startswith("--stage.") else name
+            # the parser takes `--teacher.spec` for a part of `--teacher`
+            name = short.get(name, name)
             token = name + equals + value
         if not name.startswith("--stage."):
             rest.append(token)

@@ -215,7 +215,7 @@ def invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
     with _posing(lab.learner) as student:
         scene = Scene(
             lab.teacher, student, stage, terms, lab.recipe.augment,
-            partial(_reference, lab), lab.bfloat16,
+            partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
             whole_share(lab.progress, lab.budget), lab.deadline,
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(scene, rng)
@@ -242,12 +242,17 @@ def _posing(learner: Learner | None) -> Iterator[Any]:
         student.train(mode).requires_grad_(True)
 
 
-def _reference(lab: Lab, count: int, rng: torch.Generator, *, without: str = "") -> Batch | None:
+def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
     """What the critic compares with: real images where they are allowed, else the memory."""
     if lab.real is not None and lab.recipe.data.mix_ratio < 1:
         pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
         labels = lab.label(pixels).argmax(1)
         return Batch(to_float(pixels.to(lab.device)), labels.to(lab.device))
+    return _remembered(lab, "", count, rng)
+
+
+def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
+    """Images from the memory; those of the generator `without` only if there are no others."""
     if len(lab.memory) < 4 * count:
         return None
     shares = {ORIGINS.index(without): 0.0} if without else {}

@@ -201,7 +201,7 @@ class RunTable(Table):
 
 
 class GeneratorTable(Table):
-    """The conditional GAN generator (catalogue A1)."""
+    """The decoder of the generators `gan` and `episodes` (catalogue A1, A3, A8)."""
 
     start: Annotated[
         str,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synthkd import __version__
+from synthkd import __version__, cli
 from synthkd.cli import WORDS, main
 from synthkd.recipe import build, settings
 
@@ -146,6 +146,22 @@ def test_dotted_names_take_dashes_underscores_and_equals_signs(
 
 def test_a_short_flag_and_its_dotted_name_are_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert planned(capsys, "--seed", "9") == planned(capsys, "--run.seed", "9")
+
+
+def test_every_setting_has_a_dotted_flag_that_some_word_takes() -> None:
+    tables = {table for word in cli._TABLES.values() for table in word}
+    assert {setting.table for setting in settings()} <= tables
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [(f"--{s.key}", s.flag) for s in settings() if s.flag and s.table in ("teacher", "data")],
+)
+def test_a_dotted_name_is_the_short_flag(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    """`--teacher.spec` once was taken for a part of `--teacher`."""
+    assert cli._take_stage_flags([flag, "x"]) == [value, "x"]
 
 
 def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:

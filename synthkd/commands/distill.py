@@ -197,10 +197,12 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         else f"{recipe.budget.images:,} student images"
     )
     display.plan(the_plan, budget)
+    taken, tensors = student.inherited
+    begun = f", {taken} of {tensors} tensors begun as the teacher's" if taken else ""
     small, large = sum(p.numel() for p in student.parameters()), teacher.parameters_count
     display.say(
         f"student {recipe.student.spec}: {small:,} parameters, "
-        f"{small / large:.1%} of the teacher's; "
+        f"{small / large:.1%} of the teacher's{begun}; "
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
     )
     lab = Lab(recipe, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)

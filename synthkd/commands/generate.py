@@ -65,12 +65,14 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
     kind = stages[-1].generator
     # a generator that learns does so before it is sampled; the others invent as they go, from what
     # the stages before them put into the memory
-    learns = kind == "gan"
     lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
     generator = lab.generators[kind]
+    learns = isinstance(generator, Gan)
 
     def offer(rng: torch.Generator) -> Batch:
-        return generator.sample(256, rng) if learns else invent(lab, stages[-1], rng).batch
+        if isinstance(generator, Gan):
+            return generator.sample(256, rng)
+        return invent(lab, stages[-1], rng).batch
 
     training: dict[str, Any] = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
     if not trained:

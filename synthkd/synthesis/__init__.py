@@ -20,9 +20,6 @@ class Generator(Protocol):
         """Improves itself by the scene's steps, then offers images; all randomness comes from
         `rng`."""
 
-    def sample(self, count: int, rng: Any) -> Any:
-        """A `Batch` of `count` images, classes asked for in balance, without learning."""
-
     def state_dict(self) -> dict[str, Any]:
         """All that changes."""
 

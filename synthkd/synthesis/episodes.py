@@ -143,11 +143,6 @@ class Episodes:
         asked = decoder.named and self.table.conditional
         return Batch(images, labels if asked else torch.full_like(labels, -1))
 
-    def settle(self, rng: torch.Generator, *, batches: int = 20, size: int = 256) -> None:
-        """Re-estimates the running statistics as plain means over some batches, before sampling for
-        good."""
-        painting.settle(self.decoder, self.teacher.classes, rng, batches=batches, size=size)
-
     def state_dict(self) -> dict[str, Any]:
         """θ, the meta optimizer, the number of episodes, and what the jury remembers."""
         return {

@@ -32,7 +32,7 @@ class Pixels:
         self.teacher = teacher
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
-        self.device = next(iter(teacher.classifier.buffers())).device
+        self.device = teacher.classifier.mean.device
         self.jury = Jury(recipe, teacher)
         self.drawings = Procedural(recipe, teacher)
         self.scale = frequencies(*self.shape[1:]).to(self.device)
@@ -64,8 +64,7 @@ class Pixels:
             optimizer.step()
             if table.basis == "pixels":
                 moved.data.clamp_(0, 1)
-            measures = {f"term.{t}": float(value) for t, value in verdict.values.items()}
-            measures["obeyed"] = float((verdict.taught.argmax(1) == labels).float().mean())
+            measures = verdict.measures(labels)
         self.jury.close()
         with torch.no_grad():
             images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
@@ -77,10 +76,10 @@ class Pixels:
         """Images [B, C, H, W] to begin with. Remembered ones are dealt out by class."""
         count = len(labels)
         if self.table.start == "memory":
-            reference = scene.reference(count, rng, without="pixels")
-            if reference is not None:
-                start = torch.empty_like(reference.images)
-                start[labels.argsort()] = reference.images[reference.labels.argsort()]
+            known = scene.remembered(count, rng)
+            if known is not None:
+                start = torch.empty_like(known.images)
+                start[labels.argsort()] = known.images[known.labels.argsort()]
                 return start
         if self.table.start == "noise":
             mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
@@ -108,10 +107,6 @@ class Pixels:
         spectrum = torch.view_as_complex(moved) * self.scale
         images: Tensor = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho") + 0.5
         return images
-
-    def sample(self, count: int, rng: torch.Generator) -> Batch:
-        """What it would start from: without learning there is nothing else to offer."""
-        return self.drawings.sample(count, rng)
 
     def state_dict(self) -> dict[str, Any]:
         """What the terms remember, and the drawings' parents."""

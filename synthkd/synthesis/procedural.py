@@ -39,7 +39,7 @@ class Procedural:
         self.kinds = kinds_for(recipe.procedural.kinds, teacher)
         self.evolve = recipe.procedural.evolve if "strokes" in self.kinds else 0.0
         self.brightness = sum(teacher.spec.mean) / len(teacher.spec.mean)
-        self.device = next(iter(teacher.classifier.buffers())).device
+        self.device = teacher.classifier.mean.device
         self.parents = torch.zeros(
             teacher.classes, PARENTS, stroke_parameters(1, torch.Generator()).shape[1]
         )

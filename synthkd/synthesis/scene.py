@@ -13,11 +13,15 @@ from synthkd.teachers import Teacher
 
 
 class Reference(Protocol):
-    """Images that the critic compares with: real ones where they are allowed, else the memory."""
+    """Images that were there before, with the classes that the teacher sees in them."""
 
-    def __call__(self, count: int, rng: torch.Generator, *, without: str = "") -> Batch | None:
-        """A batch, or None while there are too few. `without` names a generator whose images shall
-        stay away while there are others."""
+    def __call__(self, count: int, rng: torch.Generator) -> Batch | None:
+        """A batch, or None while there are too few."""
+
+
+def nobody_knows(count: int, rng: torch.Generator) -> Batch | None:
+    """A reference without images."""
+    return None
 
 
 class Answers(Protocol):
@@ -36,8 +40,9 @@ class Scene:
     stage: Stage
     terms: Mapping[str, float]  # the weights after the plan and the difficulty
     augment: AugmentTable
-    reference: Reference
+    reference: Reference  # for the critic: real images where they are allowed, else the memory
     bfloat16: bool
+    remembered: Reference = nobody_knows  # from the memory, by other generators if there are any
     share: float = 0.0  # of the run that is over, 0..1
     deadline: float = float("inf")  # by time.perf_counter: no step is begun after it
 
