@@ -25,18 +25,18 @@ WORDS: dict[str, str] = {
 # which tables of the recipe each word uses, and so which flags it has
 _TABLES: dict[str, tuple[str, ...]] = {
     "generate": (
-        "", "teacher", "dataset", "budget", "run", "generator", "procedural", "pixels",
-        "discriminator", "memory", "augment",
+        "", "teacher", "dataset", "data", "budget", "run", "generator", "procedural", "pixels",
+        "diffusion", "discriminator", "memory", "difficulty", "augment",
     ),
     "distill": (
         "", "teacher", "student", "data", "budget", "run", "generator", "procedural", "pixels",
-        "discriminator", "memory", "difficulty", "augment", "training",
+        "diffusion", "discriminator", "memory", "difficulty", "augment", "training",
     ),
     "evaluate": ("teacher", "student", "data", "run", "evaluation"),
     "bench": ("teacher", "student", "data", "budget", "run", "augment"),
 }  # fmt: skip
 _NOT_FOR: dict[str, tuple[str, ...]] = {
-    "generate": ("run.checkpoint_seconds", "run.snapshots"),
+    "generate": ("data.mix_ratio", "data.val", "data.synthetic", "run.snapshots"),
     "evaluate": (
         "data.mix_ratio", "data.real", "data.synthetic",
         "run.seed", "run.stages", "run.checkpoint_seconds", "run.snapshots",
@@ -61,6 +61,11 @@ def _switches(word: str) -> list[inspect.Parameter]:
         ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
     ]
     special: dict[str, list[tuple[str, Any, Any, list[str], str]]] = {
+        "generate": [
+            ("resume", Path | None, None, ["--resume"], "data set to go on with"),
+            ("save_generator", Path | None, None, ["--save-generator"], "directory to leave a "
+             "trained diffusion model in, as diffusers reads it"),
+        ],
         "distill": [("resume", Path | None, None, ["--resume"], "run directory to go on with")],
         "evaluate": [("as_json", bool, False, ["--json"], "print JSON instead of tables")],
         "bench": [

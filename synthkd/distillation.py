@@ -21,7 +21,14 @@ from synthkd.images import Batch, to_float, to_uint8
 from synthkd.measures import relative_entropy
 from synthkd.memory import Memory
 from synthkd.networks.classifier import Classifier
-from synthkd.progress import Progress, advance, budget_of, taught_share, whole_share
+from synthkd.progress import (
+    Progress,
+    advance,
+    budget_of,
+    stage_share,
+    taught_share,
+    whole_share,
+)
 from synthkd.recipe import Recipe, Stage, suggest
 from synthkd.rehearsal import Rehearsal
 from synthkd.seeds import derived, globally, source
@@ -216,7 +223,8 @@ def invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
         scene = Scene(
             lab.teacher, student, stage, terms, lab.recipe.augment,
             partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
-            whole_share(lab.progress, lab.budget), lab.deadline,
+            partial(_material, lab, stage.generator), whole_share(lab.progress, lab.budget),
+            stage_share(lab.progress, lab.budget), lab.difficulty.level, lab.deadline,
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(scene, rng)
 
@@ -244,11 +252,16 @@ def _posing(learner: Learner | None) -> Iterator[Any]:
 
 def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
     """What the critic compares with: real images where they are allowed, else the memory."""
-    if lab.real is not None and lab.recipe.data.mix_ratio < 1:
-        pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
-        labels = lab.label(pixels).argmax(1)
-        return Batch(to_float(pixels.to(lab.device)), labels.to(lab.device))
-    return _remembered(lab, "", count, rng)
+    return _material(lab, "", count, rng)
+
+
+def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
+    """Real images where they are allowed, else from the memory as `_remembered` has it."""
+    if lab.real is None:
+        return _remembered(lab, without, count, rng)
+    pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
+    labels = lab.label(pixels).argmax(1)
+    return Batch(to_float(pixels.to(lab.device)), labels.to(lab.device))
 
 
 def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:

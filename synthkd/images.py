@@ -95,6 +95,26 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
     return pixels.contiguous()
 
 
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [B, C, H, W] of another size, bilinearly, with antialiasing when they shrink;
+    gradients pass."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def recoloured(images: Tensor, channels: int) -> Tensor:
+    """Images [B, C, H, W] with another number of channels, 1 or 3: grey by the luma of ITU-R 601,
+    colour by copying; gradients pass."""
+    given = images.shape[1]
+    if given == channels:
+        return images
+    if given == 1:
+        return images.expand(-1, channels, -1, -1)
+    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images * luma).sum(1, keepdim=True)
+
+
 def grid(pixels: Tensor, columns: int, *, zoom: int = 1, gap: int = 2) -> Image.Image:
     """uint8 images [N, C, H, W] as one picture, row by row, on white."""
     count, channels, height, width = pixels.shape

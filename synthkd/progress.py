@@ -96,6 +96,13 @@ def taught_share(progress: Progress, budget: Budget) -> float:
     return min(1.0, progress.taught / budget.teaching) if budget.teaching else 1.0
 
 
+def stage_share(progress: Progress, budget: Budget) -> float:
+    """How far the present stage is, 0..1."""
+    if progress.stage >= len(budget.quotas) or not budget.quotas[progress.stage]:
+        return 1.0
+    return min(1.0, progress.work / budget.quotas[progress.stage])
+
+
 def whole_share(progress: Progress, budget: Budget) -> float:
     """How far the run is, 0..1."""
     done = sum(budget.quotas[: progress.stage]) + progress.work

@@ -201,11 +201,22 @@ class RunTable(Table):
 
 
 class GeneratorTable(Table):
-    """The decoder of the generators `gan` and `episodes` (catalogue A1, A3, A8)."""
+    """Who invents images; and the decoder of `gan` and `episodes` (catalogue A1, A3, A8)."""
 
+    kind: Annotated[
+        Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion"],
+        Field(
+            description="who invents in the stages that leave it open (generator = \"auto\"); "
+            "auto: chosen by looking at the teacher"
+        ),
+        Flag("--generator"),
+    ] = "auto"
     start: Annotated[
         str,
-        Field(description="run whose trained generator is loaded instead of training a new one"),
+        Field(
+            description="trained generator to use: a run's, or a diffusers folder, instead of "
+            "training a new one"
+        ),
         Flag("--generator-from"),
     ] = ""
     latent: Annotated[int, Field(description="length of the noise vector", ge=1, le=4096)] = 128
@@ -312,6 +323,93 @@ class PixelsTable(Table):
         float,
         Field(description="random shift between steps, as a share of the image", ge=0, le=0.5),
     ] = 0.125
+
+
+class DiffusionTable(Table):
+    """The denoiser of the generator `diffusion`, and how it is sampled (catalogue A5, A6, A7)."""
+
+    size: Annotated[
+        int,
+        Field(
+            description="side of the square at which it works, in pixels, a multiple of 4 "
+            "(0: that of the teacher's images, at most 64)",
+            ge=0,
+            le=256,
+            multiple_of=4,
+        ),
+    ] = 0
+    width: Annotated[
+        int, Field(description="channels of its first level", ge=8, le=512, multiple_of=8)
+    ] = 32
+    prediction: Annotated[
+        Literal["v", "epsilon"], Field(description="what it predicts: v, or the noise")
+    ] = "v"
+    noise: Annotated[
+        Literal["cosine", "linear"], Field(description="how noise grows over the 1000 steps")
+    ] = "cosine"
+    snr: Annotated[
+        float,
+        Field(
+            description="largest weight of a step, as a signal-to-noise ratio (0: all alike)", ge=0
+        ),
+    ] = 5.0
+    drop: Annotated[
+        float, Field(description="share of a batch that is not told its class", ge=0, le=1)
+    ] = 0.1
+    learning_rate: Annotated[float, Field(description="AdamW's rate", gt=0, le=1)] = 1e-3
+    ema: Annotated[
+        float, Field(description="longest decay of the averaged weights", ge=0, lt=1)
+    ] = 0.999
+    curriculum: Annotated[
+        Literal["none", "linear", "difficulty"],
+        Field(
+            description="how training opens from coarse, noisy steps to fine ones: all at once, "
+            "over the stage, or with the run's difficulty"
+        ),
+    ] = "none"
+    opened_after: Annotated[
+        float, Field(description="share of the stage after which linear has opened all", gt=0, le=1)
+    ] = 0.5
+    steps: Annotated[int, Field(description="denoising steps of a sample", ge=1, le=1000)] = 8
+    solver: Annotated[
+        Literal["auto", "ddim", "dpm", "ddpm"],
+        Field(
+            description="how it steps; auto: the one whose images the teacher agrees with most"
+        ),
+    ] = "ddim"
+    scale: Annotated[
+        float,
+        Field(description="classifier-free guidance (1: none, and half the price)", ge=0, le=100),
+    ] = 1.0
+    guidance: Annotated[
+        float,
+        Field(description="how far the teacher's gradient may move a step's clean image", ge=0),
+    ] = 0.0
+    guide_schedule: Annotated[
+        Literal["constant", "rising", "falling"],
+        Field(description="its course while the image clears"),
+    ] = "constant"
+    guide_clip: Annotated[
+        float, Field(description="largest norm of the gradient, per image (0: no limit)", ge=0)
+    ] = 1.0
+    through: Annotated[
+        Literal["image", "denoiser"],
+        Field(description="what the gradient passes: the clean image alone, or the denoiser too"),
+    ] = "image"
+    recurrence: Annotated[
+        int, Field(description="how often a step is taken, with fresh noise between", ge=1, le=100)
+    ] = 1
+    accept: Annotated[
+        Literal["agreed", "all"],
+        Field(description="which samples are kept: those in which the teacher sees the class"),
+    ] = "agreed"
+    confidence: Annotated[
+        float, Field(description="least probability of that class, to be kept", ge=0, le=1)
+    ] = 0.0
+    batch: Annotated[int, Field(description="images denoised at once", ge=1)] = 64
+    prompt: Annotated[
+        str, Field(description="what a borrowed text model is told; {} is the class's name")
+    ] = "a photo of a {}"
 
 
 class DiscriminatorTable(Table):
@@ -534,8 +632,8 @@ class Stage(Table):
 
     name: Annotated[str, Field(description="its name", pattern=r"^[a-z][a-z0-9_-]*$")]
     generator: Annotated[
-        Literal["auto", "gan", "episodes", "pixels", "procedural", "none"],
-        Field(description="who invents images; auto: chosen by looking at the teacher"),
+        Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion", "none"],
+        Field(description="who invents images; auto: as generator.kind says"),
     ] = "auto"
     share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
     synthesis_steps: Annotated[int, Field(description="generator steps per round", ge=0)] = 1
@@ -577,6 +675,7 @@ class Recipe(Table):
     generator: GeneratorTable = GeneratorTable()
     procedural: ProceduralTable = ProceduralTable()
     pixels: PixelsTable = PixelsTable()
+    diffusion: DiffusionTable = DiffusionTable()
     discriminator: DiscriminatorTable = DiscriminatorTable()
     memory: MemoryTable = MemoryTable()
     difficulty: DifficultyTable = DifficultyTable()

@@ -33,7 +33,7 @@ from synthkd.images import ImageSpec
 from synthkd.networks import build_network, is_named
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.students import inherited
+from synthkd.inheritance import inherited
 from synthkd.teachers import Teacher, recognise
 
 

@@ -73,7 +73,8 @@ class Writer:
 
     Without `close` the folder stays without a manifest, and nobody takes it for a data set. A shard
     has `shard` rows or 128 MiB of pixels, whichever is less. Files that already lie in `out` may
-    stay, but no folders: ImageFolder would take each for a class.
+    stay, but no folders: ImageFolder would take each for a class. `resumed` says that `out` is what
+    an interrupted writer left, whose state will be loaded.
 
     Raises InputError when `out` is not fit or the disk refuses, ValueError for wrong arguments.
     """
@@ -87,6 +88,7 @@ class Writer:
         *,
         shard: int = 8192,
         folders: bool = True,
+        resumed: bool = False,
     ) -> None:
         if classes < 1 or shard < 1 or len(names) not in (0, classes):
             raise ValueError("a data set has classes and rows, and a name for each class or none")
@@ -103,7 +105,7 @@ class Writer:
         self._folders: list[Path] | None = None
         with _disk(out):
             out.mkdir(parents=True, exist_ok=True)
-            for entry in sorted(out.iterdir()):
+            for entry in [] if resumed else sorted(out.iterdir()):
                 if entry.is_dir() or entry.name == MANIFEST or entry.name.startswith("shard-"):
                     raise InputError(
                         f"{quoted(out)}: {quoted(entry.name)} is already there; "
@@ -115,7 +117,30 @@ class Writer:
                     for index, name in enumerate(self.names)
                 ]
                 for folder in self._folders:
-                    folder.mkdir()
+                    folder.mkdir(exist_ok=resumed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added and is not in a shard yet, and what the shards are."""
+        rows = slice(0, self._filled)
+        arrays = (self._pixels[rows], self._labels[rows], self._logits[rows])
+        return {
+            "rows": [torch.from_numpy(array.copy()) for array in arrays],
+            "shards": self._shards,
+            "per_class": self.per_class.tolist(),
+            "shown": [torch.stack(row) if row else None for row in self._shown],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state of a writer of the same folder. Shards that were written after
+        it are written anew."""
+        pixels, labels, logits = state["rows"]
+        self._filled = len(labels)
+        self._pixels[: self._filled] = pixels.numpy()
+        self._labels[: self._filled] = labels.numpy()
+        self._logits[: self._filled] = logits.numpy()
+        self._shards = list(state["shards"])
+        self.per_class = np.array(state["per_class"], dtype=np.int64)
+        self._shown = [list(row.unbind()) if row is not None else [] for row in state["shown"]]
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.fx
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -177,101 +176,3 @@ def save_student(student: Classifier, card: "Card", path: Path) -> None:
     """The student as a safetensors file whose header tells how to rebuild it."""
     state = {k: v.detach().cpu().contiguous() for k, v in student.body.state_dict().items()}
     write_atomic(path, save(state, metadata=card.header()))
-
-
-@torch.no_grad()
-def inherited(student: nn.Module, teacher: nn.Module) -> tuple[int, int]:
-    """Starts a student's body from its teacher's weights, as far as they fit.
-
-    Where both are plain chains of the same layers, and the student's are narrower, each keeps the
-    teacher's channels that matter most. Otherwise every tensor of the same name and shape is
-    copied: of a deeper ResNet the stem, the first blocks of each group and the last layer.
-
-    Returns how many tensors were taken and how many the student has; (0, n) is no error.
-
-    >>> wide, narrow = (torch.nn.Sequential(torch.nn.Linear(2, n), torch.nn.Linear(n, 3))
-    ...                 for n in (8, 4))
-    >>> inherited(narrow, wide)
-    (4, 4)
-    """
-    own = {k: v for k, v in student.state_dict().items() if v.is_floating_point()}
-    given = _slices(student, teacher) or teacher.state_dict()
-    fitting = [k for k, v in own.items() if k in given and given[k].shape == v.shape]
-    for key in fitting:
-        own[key].copy_(given[key])
-    return len(fitting), len(own)
-
-
-Links = list[tuple[str, nn.Module]]
-
-
-def _chain(body: nn.Module) -> list[tuple[str, nn.Module]] | None:
-    """The layers with weights, by name, in the order in which images pass them; None where the way
-    branches, cannot be followed, or has other weights than convolutions, linear layers and
-    BatchNorm."""
-    try:
-        nodes = torch.fx.Tracer().trace(body).nodes
-    except Exception:  # whatever a stranger's network does when it is traced
-        return None
-    if any(len(node.all_input_nodes) > 1 or len(node.users) > 1 for node in nodes):
-        return None
-    modules = dict(body.named_modules())
-    names = [str(node.target) for node in nodes if node.op == "call_module"]
-    links = [(name, modules[name]) for name in names if modules[name].state_dict()]
-    plain = all(
-        (isinstance(m, nn.Conv2d) and m.groups == 1)
-        or isinstance(m, nn.Linear)
-        or (isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.affine and m.track_running_stats)
-        for _, m in links
-    )
-    held = [f"{name}.{key}" for name, layer in links for key in layer.state_dict()]
-    return links if links and plain and sorted(held) == sorted(body.state_dict()) else None
-
-
-def _slices(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor] | None:
-    """The teacher's tensors cut to the student's shapes; None where one of the two is no chain or
-    they do not match layer by layer.
-
-    The channels that a layer keeps as its output, the next one keeps as its input.
-    """
-    narrow, wide = _chain(student), _chain(teacher)
-    if narrow is None or wide is None or len(narrow) != len(wide):
-        return None
-    layers = [layer for _, layer in wide]
-    taken: dict[str, Tensor] = {}
-    kept, width = torch.empty(0), 0  # channels that the student keeps, out of how many
-    for i, ((name, own), layer) in enumerate(zip(narrow, layers, strict=True)):
-        state = layer.state_dict()
-        weight = state["weight"]
-        if weight.dim() > 1:
-            if width:
-                if weight.shape[1] % width:
-                    return None
-                # after flattening, a channel is a run of neighbours
-                weight = weight.unflatten(1, (width, -1))[:, kept].flatten(1, 2)
-            state["weight"] = weight
-            kept, width = _important(layers[i:], len(own.state_dict()["weight"])), len(weight)
-        for key, value in state.items():
-            taken[f"{name}.{key}"] = value[kept] if value.dim() and width else value
-    shapes = {key: value.shape for key, value in student.state_dict().items()}
-    return taken if {key: value.shape for key, value in taken.items()} == shapes else None
-
-
-def _important(layers: list[nn.Module], count: int) -> Tensor:
-    """Indices, in their old order, of the output channels of the first layer that matter most.
-
-    A channel matters by the L2 norm of the weights that make it, times |γ| / √(v + ε) of a
-    BatchNorm behind, times the norm of the weights that read it. What nobody reads is all kept.
-    """
-    weights = layers[0].state_dict()["weight"]
-    matter = weights.flatten(1).norm(dim=1)
-    for layer in layers[1:]:
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert layer.running_var is not None
-            matter = matter * layer.weight.abs() / (layer.running_var + layer.eps).sqrt()
-            continue
-        read = layer.state_dict()["weight"].transpose(0, 1)
-        matter = matter * read.reshape(len(matter), -1).norm(dim=1)
-        index: Tensor = matter.topk(min(count, len(matter))).indices.sort().values
-        return index
-    return torch.arange(len(matter), device=matter.device)

@@ -9,9 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthkd"
 LAYERS = (  # from plain values up to effects
     ("recipe", "progress", "resources", "errors", "files"),
-    ("images", "losses", "measures", "schedules", "augment", "seeds", "states"),
+    ("images", "losses", "measures", "schedules", "augment", "seeds", "states",
+     "denoising"),
     ("networks",),
-    ("specs", "teachers", "students", "memory", "rehearsal", "data", "store"),
+    ("specs", "teachers", "students", "inheritance", "memory", "rehearsal", "data", "store"),
     ("synthesis",),
     ("distillation", "evaluation"),
     ("runs", "arena", "report"),

@@ -21,7 +21,7 @@ from synthkd.recipe import Recipe, Stage, TeacherTable, build
 from synthkd.specs import load_teacher
 from synthkd.states import load_state, save_state
 from synthkd.synthesis import GENERATORS, painting
-from synthkd.synthesis.gan import Gan, borrow, save_generator
+from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.synthesis.plan import plan, table
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.scene import Scene, even_labels
@@ -279,7 +279,7 @@ def test_the_seed_decides_and_a_saved_gan_goes_on_the_same(teacher, tmp_path):
 def test_a_saved_decoder_can_be_borrowed_with_its_form(teacher, tmp_path, form):
     one = gan(teacher, changed(**form))
     one.synthesize(scene(teacher), seeded())
-    save_generator(one, tmp_path / "generator.safetensors")
+    save_decoder(one, tmp_path / "generator.safetensors")
     recipe = borrow(Recipe.model_validate({"generator": {"start": str(tmp_path)}}))
     assert (recipe.generator.latent, recipe.generator.width) == (8, 4)
     other = Gan(recipe, teacher)
@@ -288,7 +288,7 @@ def test_a_saved_decoder_can_be_borrowed_with_its_form(teacher, tmp_path, form):
 
 
 def test_a_decoder_for_other_images_is_told(teacher, lenet, tmp_path):
-    save_generator(gan(teacher), tmp_path / "generator.safetensors")
+    save_decoder(gan(teacher), tmp_path / "generator.safetensors")
     with pytest.raises(
         InputError, match=r"\[1, 16, 16\] images, the teacher wants 10 of \[1, 32, 32\]"
     ):

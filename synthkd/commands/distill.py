@@ -1,17 +1,13 @@
 """`synthkd distill`: a small student from a frozen teacher."""
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import peak_memory_mb, prepare
+from synthkd.commands.machine import peak_memory_mb, prepare, stopping
 from synthkd.data import Images, load_images
 from synthkd.distillation import Lab, rounds, settle
 from synthkd.errors import InputError, quoted
@@ -26,7 +22,9 @@ from synthkd.specs import card_of, load_teacher, new_student
 from synthkd.store import open_store
 from synthkd.students import save_student
 from synthkd.synthesis import plan as plans
-from synthkd.synthesis.gan import Gan, borrow, save_generator
+from synthkd.synthesis.diffusion import Diffusion
+from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.teachers import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
@@ -113,13 +111,13 @@ class Job:
         """Opens what the recipe allows, and nothing else, and writes it into the manifest."""
         table = self.recipe.data
         opened: dict[str, Any] = {}
-        level, real = 0, None
+        level, real = promise_of(self.recipe.generator.start), None
         if table.mix_ratio < 1:
             real = _load(
                 self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False
             )
             opened["real"] = {"path": table.real, "digest": real.digest, "images": len(real.pixels)}
-            level = 2  # labels, where there are any, are not used
+            level = max(level, 2)  # labels, where there are any, are not used
             self.lab.use_real(real.pixels)
         if table.synthetic and table.mix_ratio > 0:
             store = open_store(Path(table.synthetic))
@@ -273,7 +271,7 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
     saved = shown = time.monotonic()
     display.say(f"run directory: {the_run.path}")
     try:
-        with _stopping() as asked:
+        with stopping() as asked:
             for lap in rounds(lab):
                 the_run.record(lap)
                 before, part = part, int(lap.share * parts)
@@ -303,24 +301,6 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
     return _finish(job, the_run, display, started, spent_before)
 
 
-@contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """Catches SIGINT and SIGTERM once: the list then holds the signal. A second one kills at
-    once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _finish(
     job: Job, the_run: Run, display: Display, started: float, spent_before: float
 ) -> dict[str, Any]:
@@ -332,9 +312,11 @@ def _finish(
     student = lab.learner.student.eval()
     path = the_run.path / "student.safetensors"
     save_student(student, card_of(student, _rebuilding(recipe), job.names), path)
-    gan = lab.generators.get("gan")
+    gan, diffusion = lab.generators.get("gan"), lab.generators.get("diffusion")
     if isinstance(gan, Gan):
-        save_generator(gan, the_run.path / "generator.safetensors")
+        save_decoder(gan, the_run.path / "generator.safetensors")
+    if isinstance(diffusion, Diffusion) and not diffusion.borrowed:
+        diffusion.save(the_run.path / "diffusion", job.manifest["promise_level"])
     val = recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
     scores: dict[str, Any] = {"student_accuracy": None, "teacher_accuracy": None, "agreement": None}
     problem: InputError | None = None

@@ -2,36 +2,146 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from synthkd import files
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import peak_memory_mb, prepare
+from synthkd.commands.machine import peak_memory_mb, prepare, stopping
+from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
-from synthkd.errors import InputError
+from synthkd.errors import InputError, quoted
 from synthkd.images import Batch, to_uint8
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, Stage
 from synthkd.runs import PROMISES, claim, environment, free_name
 from synthkd.seeds import source
 from synthkd.specs import load_teacher
-from synthkd.store import Writer
+from synthkd.states import load_state, save_state
+from synthkd.store import MANIFEST, Writer
 from synthkd.synthesis import plan as plans
-from synthkd.synthesis.gan import Gan, borrow, save_generator
+from synthkd.synthesis.diffusion import Diffusion
+from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.synthesis.judging import ADVERSARIAL
+from synthkd.teachers import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
+BATCH = 256  # images drawn at a time
+RECIPE, CHECKPOINT = "recipe.toml", "checkpoint.safetensors"  # of a data set that is being made
 
 
-def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run(
+    recipe: Recipe, *, save_generator: Path | None = None, dry_run: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Invents images for a teacher and writes them as a data set. Returns its manifest.
 
     A generator that learns is trained first, or loaded; pixels and drawings are made as they are
-    written."""
+    written. A diffusion model that was trained is left in `save_generator`, if that is given."""
     started = time.perf_counter()
     display = Display(quiet=quiet)
+    recipe, job = _prepare(recipe, display, save_generator)
+    if dry_run:
+        print(recipes.to_toml(recipe), end="")
+        return {}
+    out = Path(recipe.run.out) if recipe.run.out else free_name(Path("synthetic"))
+    claim(out)
+    files.write_atomic(out / RECIPE, recipes.to_toml(recipe))
+    return _go(job, out, display, started, None)
+
+
+def resume(
+    path: Path, *, trust_code: bool = False, save_generator: Path | None = None,
+    dry_run: bool = False, quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Goes on with a data set that was interrupted, in training or in writing."""
+    started = time.perf_counter()
+    display = Display(quiet=quiet)
+    if (path / MANIFEST).exists():
+        raise InputError(f"--resume {quoted(path)}: this data set is finished")
+    if not (path / RECIPE).is_file():
+        raise InputError(f"--resume {quoted(path)}: no data set was begun here")
+    recipe = recipes.validated(recipes.read_toml(path / RECIPE))
+    table = recipe.run.model_copy(update={"trust_code": trust_code})
+    recipe = recipe.model_copy(update={"run": table})
+    recipe, job = _prepare(recipe, display, save_generator)
+    if dry_run:
+        print(recipes.to_toml(recipe), end="")
+        return {}
+    state = None
+    if (path / CHECKPOINT).is_file():
+        state = load_state(path / CHECKPOINT, "checkpoint")
+        if state.get("teacher_sha256") != job.teacher.digest:
+            raise InputError(f"--resume {quoted(path)}: the teacher is another one")
+        try:
+            job.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise InputError(f"--resume {quoted(path)}: its checkpoint does not fit it") from None
+    display.say("no checkpoint yet: starting from the beginning" if state is None else "going on")
+    return _go(job, path, display, started, state)
+
+
+@dataclass
+class Job:
+    """A data set in the making: everything that its recipe names, opened, and how far it is."""
+
+    recipe: Recipe
+    teacher: Teacher
+    lab: Lab
+    stages: tuple[Stage, ...]
+    reasons: tuple[str, ...]
+    level: int = 0  # the promise
+    real: int = 0  # real images read
+    seconds: float = 0.0  # in earlier sittings
+    training: dict[str, Any] = field(default_factory=dict)
+    trained: bool = False
+    keep: Path | None = None  # where the diffusion model shall be kept
+    # of the writing
+    quota: list[int] = field(default_factory=list)  # images that are still missing, by class
+    batch: int = 0
+    drawn: int = 0
+    agreed: int = 0
+
+    @property
+    def generator(self) -> Any:
+        """The generator of the last stage."""
+        return self.lab.generators[self.stages[-1].generator]
+
+    @property
+    def learns(self) -> bool:
+        """Whether the generator is trained before it is sampled; others invent as they go, from
+        what the stages before them put into the memory."""
+        return isinstance(self.generator, Gan | Diffusion)
+
+    def offer(self, rng: torch.Generator) -> Batch:
+        """The next images, by a generator that learns no more."""
+        if isinstance(self.generator, Gan):
+            return self.generator.sample(BATCH, rng)
+        stage = self.stages[-1]
+        if self.learns:
+            stage = stage.model_copy(update={"synthesis_steps": 0, "fresh": BATCH})
+        return invent(self.lab, stage, rng).batch
+
+    _CURSOR = ("seconds", "training", "trained", "quota", "batch", "drawn", "agreed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, the writer apart."""
+        cursor = {key: getattr(self, key) for key in self._CURSOR}
+        return {"lab": self.lab.state_dict(), "cursor": cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.lab.load_state_dict(state["lab"])
+        for key in self._CURSOR:
+            setattr(self, key, state["cursor"][key])
+
+
+def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recipe, Job]:
+    """Teacher, plan and lab, and the real images that are allowed, if any are."""
     recipe, device, bfloat16 = prepare(borrow(recipe))
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
     the_plan = plans.plan(recipe, teacher)
@@ -42,97 +152,135 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
         raise InputError(
             "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
         )
-    stages = [s.model_copy(update={"student_steps": 0, "terms": _alone(s.terms)}) for s in alone]
+    stages = tuple(
+        s.model_copy(update={"student_steps": 0, "terms": _alone(s.terms)}) for s in alone
+    )
     # a loaded generator is not trained on
-    trained = not recipe.generator.start
+    trained = bool(recipe.generator.start)
     budget = (
         f"{recipe.budget.minutes:g} minutes"
         if recipe.budget.minutes
         else f"{recipe.budget.images or 0:,} images"
     )
     display.plan(
-        plans.Plan(tuple(stages), the_plan.reasons),
-        f"{budget} of training" if trained else "no training",
+        plans.Plan(stages, the_plan.reasons),
+        "no training" if trained else f"{budget} of training",
     )
-    if dry_run:
-        print(recipes.to_toml(recipe), end="")
-        return {}
-    out = Path(recipe.run.out) if recipe.run.out else free_name(Path("synthetic"))
-    claim(out)
-    small = recipe.model_copy(
-        update={"memory": recipe.memory.model_copy(update={"capacity": 4096})}
-    )
-    kind = stages[-1].generator
-    # a generator that learns does so before it is sampled; the others invent as they go, from what
-    # the stages before them put into the memory
+    memory = recipe.memory.model_copy(update={"capacity": 4096})
+    whole = recipe.diffusion.model_copy(update={"accept": "all"})  # `_fill` chooses
+    small = recipe.model_copy(update={"memory": memory, "diffusion": whole})
     lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
-    generator = lab.generators[kind]
-    learns = isinstance(generator, Gan)
+    job = Job(recipe, teacher, lab, stages, the_plan.reasons, promise_of(recipe.generator.start))
+    if keep is not None:
+        if not isinstance(job.generator, Diffusion) or trained:
+            raise InputError("--save-generator: only a diffusion model that is trained here")
+        if keep.exists():
+            raise InputError(f"--save-generator {quoted(keep)}: this is already there")
+        job.keep = keep
+    if trained and isinstance(job.generator, Gan):
+        job.generator.take_over(recipe.generator.start)
+    job.training = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
+    job.trained = trained or not (job.learns or len(stages) > 1)
+    count, classes = recipe.dataset.count, teacher.classes
+    job.quota = [count // classes + (k < count % classes) for k in range(classes)]
+    return recipe, job
 
-    def offer(rng: torch.Generator) -> Batch:
-        if isinstance(generator, Gan):
-            return generator.sample(256, rng)
-        return invent(lab, stages[-1], rng).batch
 
-    training: dict[str, Any] = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
-    if not trained:
-        assert isinstance(generator, Gan)
-        generator.take_over(recipe.generator.start)
-    elif learns or len(stages) > 1:
-        try:
-            for lap in rounds(lab):
-                display.follow(lap)
-                stage = next(s for s in stages if s.name == lap.stage)
-                training |= {
-                    "images": training["images"] + stage.synthesis_batch * stage.synthesis_steps,
-                    "seconds": round(lap.progress.seconds, 2),
-                    "last": lap.measures,
-                }
-                if not learns and lab.stage == stages[-1]:
-                    break
-        finally:
-            display.stop()
-    if isinstance(generator, Gan):
-        if trained:
-            generator.settle(source(recipe.run.seed, "settle"))
-        save_generator(generator, out / "generator.safetensors")
-    writing = time.perf_counter()
-    with Writer(
-        out,
-        teacher.spec,
-        teacher.classes,
-        teacher.names,
-        shard=recipe.dataset.shard,
-        folders=recipe.dataset.folders,
-    ) as writer:
-        drawn, agreed, missed = _fill(writer, offer, lab, recipe, display)
-        manifest = {
-            **environment(),
-            "teacher": recipe.teacher.spec,
-            "teacher_sha256": teacher.digest,
-            "generator": kind,
-            "seed": recipe.run.seed,
-            "promise_level": 0,
-            "promise": PROMISES[0],
-            "real_images_read": 0,
-            "plan": list(the_plan.reasons),
-            "recipe": recipes.to_toml(recipe),
-            "training": training,
-            "drawn": drawn,
-            "agreed_share": agreed / max(1, drawn),
-            "classes_not_filled": missed,
-            "seconds_writing": round(time.perf_counter() - writing, 2),
-            "wall_seconds": round(time.perf_counter() - started, 2),
-            "peak_memory_mb": peak_memory_mb(device),
+def _go(
+    job: Job, out: Path, display: Display, started: float, state: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Trains, then writes, saving on the way; finishes or stops."""
+    recipe, before = job.recipe, job.seconds
+    saved = time.monotonic()
+    if recipe.data.real:
+        real = load_images(
+            recipe.data.real, job.teacher.spec, classes=job.teacher.classes, labelled=False,
+            trust_code=recipe.run.trust_code,
+        )  # fmt: skip
+        job.lab.real = real.pixels
+        job.real, job.level = len(real.pixels), max(job.level, 2)
+
+    def save(writer: Writer | None) -> None:
+        nonlocal saved
+        job.seconds = before + time.perf_counter() - started
+        data = {
+            "teacher_sha256": job.teacher.digest,
+            "writer": writer.state_dict() if writer else None,
+            **job.state_dict(),
         }
-        writer.close(manifest)
-        count = writer.count
+        save_state(data, out / CHECKPOINT, "checkpoint")
+        saved = time.monotonic()
+
+    def pause(asked: list[int], writer: Writer | None) -> None:
+        """Saves now and then; when asked to stop, saves and stops."""
+        if asked or time.monotonic() - saved > recipe.run.checkpoint_seconds:
+            save(writer)
+        if asked:
+            display.stop()
+            display.say(
+                f"stopped and saved; go on with: synthkd generate --resume {out}"
+                + (" --trust-code" if recipe.run.trust_code else "")
+            )
+            raise SystemExit(128 + asked[0])
+
+    with stopping() as asked:
+        if not job.trained:
+            _train(job, display, lambda: pause(asked, None))
+        if isinstance(job.generator, Gan):
+            save_decoder(job.generator, out / "generator.safetensors")
+        writing = time.perf_counter()
+        with Writer(
+            out, job.teacher.spec, job.teacher.classes, job.teacher.names,
+            shard=recipe.dataset.shard, folders=recipe.dataset.folders,
+            resumed=state is not None and state["writer"] is not None,
+        ) as writer:  # fmt: skip
+            if state is not None and state["writer"] is not None:
+                writer.load_state_dict(state["writer"])
+            _fill(writer, job, display, lambda: pause(asked, writer))
+            manifest = _manifest(job, time.perf_counter() - writing)
+            manifest["wall_seconds"] = round(before + time.perf_counter() - started, 2)
+            writer.close(manifest)
+            count = writer.count
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    if job.keep is not None:
+        job.generator.save(job.keep, job.level)
+    _show(manifest, count, out, display)
+    return manifest
+
+
+def _manifest(job: Job, writing: float) -> dict[str, Any]:
+    recipe = job.recipe
+    return {
+        **environment(),
+        "teacher": recipe.teacher.spec,
+        "teacher_sha256": job.teacher.digest,
+        "generator": job.stages[-1].generator,
+        "seed": recipe.run.seed,
+        "promise_level": job.level,
+        "promise": PROMISES[job.level],
+        "real_images_read": job.real,
+        "plan": list(job.reasons),
+        "recipe": recipes.to_toml(recipe),
+        "training": job.training,
+        "drawn": job.drawn,
+        "agreed_share": job.agreed / max(1, job.drawn),
+        "classes_not_filled": {str(k): n for k, n in enumerate(job.quota) if n},
+        "seconds_writing": round(writing, 2),
+        "peak_memory_mb": peak_memory_mb(job.lab.device),
+    }
+
+
+def _show(manifest: dict[str, Any], count: int, out: Path, display: Display) -> None:
+    level, missed = manifest["promise_level"], manifest["classes_not_filled"]
     rows = [
         ("images", f"{count:,} in {out}"),
-        ("agreed", f"{manifest['agreed_share']:.1%} of {drawn:,} drawn: the teacher agrees"),
-        ("seconds", f"{manifest['wall_seconds']:.0f}: training {training['seconds']:.0f}, "
+        ("agreed", f"{manifest['agreed_share']:.1%} of {manifest['drawn']:,} drawn: "
+                   "the teacher agrees"),
+        ("seconds", f"{manifest['wall_seconds']:.0f}: "
+                    f"training {manifest['training']['seconds']:.0f}, "
                     f"drawing and writing {manifest['seconds_writing']:.0f}"),
-        ("real images read", "0"),
+        ("real images read", f"{manifest['real_images_read']:,} "
+                             f"(level {level}, {manifest['promise']})"),
         ("contact sheet", str(out / "contact_sheet.png")),
     ]  # fmt: skip
     if missed:
@@ -140,7 +288,6 @@ def run(recipe: Recipe, *, dry_run: bool = False, quiet: bool = False) -> dict[s
             1, ("too few of", ", ".join(f"class {k}: {n} missing" for k, n in missed.items()))
         )
     display.table("result", ("what", "value"), rows)
-    return manifest
 
 
 def _alone(terms: dict[str, float]) -> dict[str, float]:
@@ -148,39 +295,57 @@ def _alone(terms: dict[str, float]) -> dict[str, float]:
     return {name: weight for name, weight in terms.items() if name not in ADVERSARIAL}
 
 
-def _fill(
-    writer: Writer, offer: Callable[[torch.Generator], Batch], lab: Lab, recipe: Recipe,
-    display: Display,
-) -> tuple[int, int, dict[str, int]]:
+def _train(job: Job, display: Display, pause: Callable[[], None]) -> None:
+    """The stages before the images are written; for a generator that learns, all of them."""
+    lab = job.lab
+    try:
+        for lap in rounds(lab):
+            display.follow(lap)
+            stage = next(s for s in job.stages if s.name == lap.stage)
+            job.training |= {
+                "images": job.training["images"] + stage.synthesis_batch * stage.synthesis_steps,
+                "seconds": round(lap.progress.seconds, 2),
+                "last": lap.measures,
+            }
+            if not job.learns and lab.stage == job.stages[-1]:
+                break
+            if not lab.finished:
+                pause()
+    finally:
+        display.stop()
+    if isinstance(job.generator, Gan):
+        job.generator.settle(source(job.recipe.run.seed, "settle"))
+    job.trained = True
+
+
+def _fill(writer: Writer, job: Job, display: Display, pause: Callable[[], None]) -> None:
     """Draws until every class has its even share of images in which the teacher sees what was asked
     for.
 
     Batch k depends on the seed and on k alone. After PATIENCE images per image wanted the rest is
-    given up. Returns how many were drawn, in how many the teacher agreed, and what is missing.
+    given up.
     """
-    classes, wanted = lab.teacher.classes, recipe.dataset.count
-    quota = torch.full((classes,), wanted // classes)
-    quota[: wanted % classes] += 1
-    drawn = agreed = batch = 0
+    wanted = job.recipe.dataset.count
+    least = job.recipe.diffusion.confidence if isinstance(job.generator, Diffusion) else 0.0
     shown = time.monotonic()
-    while int(quota.sum()) and drawn < PATIENCE * wanted + 1024:
-        made = offer(source(recipe.run.seed, "image", batch))
+    while sum(job.quota) and job.drawn < PATIENCE * wanted + 1024:
+        made = job.offer(source(job.recipe.run.seed, "image", job.batch))
         pixels = to_uint8(made.images).cpu()
-        logits = lab.label(pixels, exact=True)  # what is written shall hold anywhere
+        logits = job.lab.label(pixels, exact=True)  # what is written shall hold anywhere
         votes = logits.argmax(1)
         labels = torch.where(made.labels.cpu() < 0, votes, made.labels.cpu())
+        sure = logits.softmax(1).amax(1) >= least
         keep = []
-        alike = (votes == labels).nonzero().flatten().tolist()
-        agreed += len(alike)
+        alike = ((votes == labels) & sure).nonzero().flatten().tolist()
+        job.agreed += len(alike)
         for i in alike:
-            if quota[labels[i]] > 0:
-                quota[labels[i]] -= 1
+            if job.quota[labels[i]] > 0:
+                job.quota[labels[i]] -= 1
                 keep.append(i)
         index = torch.tensor(keep, dtype=torch.int64)
         writer.add(pixels[index], labels[index], logits[index])
-        drawn, batch = drawn + len(pixels), batch + 1
+        job.drawn, job.batch = job.drawn + len(pixels), job.batch + 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            display.say(f"{writer.count:,} of {wanted:,} images written, {drawn:,} drawn")
-    missed = {str(k): int(n) for k, n in enumerate(quota.tolist()) if n}
-    return drawn, agreed, missed
+            display.say(f"{writer.count:,} of {wanted:,} images written, {job.drawn:,} drawn")
+        pause()

@@ -1,7 +1,11 @@
-"""What a run computes on: device, threads, precision."""
+"""What a run computes on, device, threads, precision, and how it is asked to stop."""
 
 import resource
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
@@ -53,3 +57,21 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         total += torch.cuda.max_memory_allocated(device)
     return round(total / 1e6, 1)
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Catches SIGINT and SIGTERM once: the list then holds the signal. A second one kills at
+    once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

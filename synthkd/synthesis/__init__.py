@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from synthkd.recipe import Recipe
+from synthkd.synthesis.diffusion import Diffusion
 from synthkd.synthesis.episodes import Episodes
 from synthkd.synthesis.gan import Gan
 from synthkd.synthesis.pixels import Pixels
@@ -32,4 +33,5 @@ GENERATORS: Mapping[str, Callable[[Recipe, Teacher], Generator]] = {
     "episodes": Episodes,
     "pixels": Pixels,
     "procedural": Procedural,
+    "diffusion": Diffusion,
 }

@@ -17,6 +17,7 @@ from synthkd.recipe import Recipe
 from synthkd.states import load_state, save_state
 from synthkd.students import load_optimizer
 from synthkd.synthesis import painting
+from synthkd.synthesis.folders import is_folder
 from synthkd.synthesis.judging import Jury, weights
 from synthkd.synthesis.scene import Invented, Scene
 from synthkd.teachers import Teacher
@@ -206,7 +207,7 @@ class Gan:
 FORM = ("latent", "width", "conditional", "source", "output")  # what a decoder's weights depend on
 
 
-def save_generator(gan: Gan, path: Path) -> None:
+def save_decoder(gan: Gan, path: Path) -> None:
     """The decoder as a safetensors file that tells its form."""
     about = {"classes": gan.classes, "shape": list(gan.shape)}
     about |= {key: getattr(gan.table, key) for key in FORM}
@@ -215,7 +216,7 @@ def save_generator(gan: Gan, path: Path) -> None:
 
 def borrow(recipe: Recipe) -> Recipe:
     """The recipe with the form of the generator that `--generator-from` names, if it names one."""
-    if not recipe.generator.start:
+    if not recipe.generator.start or is_folder(recipe.generator.start):
         return recipe
     _, about = _read_generator(recipe.generator.start)
     form = {key: about[key] for key in FORM if key in about}
@@ -225,6 +226,9 @@ def borrow(recipe: Recipe) -> Recipe:
 def _read_generator(run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(run) / "generator.safetensors"
     if not path.is_file():
-        raise InputError(f"--generator-from {quoted(run)}: there is no generator.safetensors in it")
+        raise InputError(
+            f"--generator-from {quoted(run)}: there is no generator.safetensors in it, "
+            "and no model_index.json"
+        )
     state = load_state(path, "generator")
     return state["decoder"], state["about"]

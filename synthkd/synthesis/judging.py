@@ -24,6 +24,7 @@ ADVERSARIAL = ("disagreement", "logit_gap", "divergence", "jensen_shannon")  # a
 FEATURES = ("prototype", "consistency", "spread", "activation")  # need a linear last layer
 STATISTICS = ("statistics", "statistics_norm")  # need BatchNorm
 NORMALISED = ("variation", "magnitude")
+_STRIDES = {"pixels": ("pixels", "learning_rate"), "diffusion": ("diffusion", "guidance")}
 EMBEDDING = 256  # E
 BANK = 40_960  # embeddings remembered
 NEGATIVES = 4_096  # of these, compared with in one step
@@ -92,11 +93,10 @@ class Jury:
         values = {name: TERMS[name](view) for name in terms}
         loss = sum((terms[t] * value for t, value in values.items()), images.new_zeros(()))
         if not loss.isfinite():
-            table = "pixels" if scene.stage.generator == "pixels" else "generator"
-            rate = getattr(self.recipe, table).learning_rate
+            table, key = _STRIDES.get(scene.stage.generator, ("generator", "learning_rate"))
+            stride = getattr(getattr(self.recipe, table), key)
             raise InputError(
-                f"the generator's loss is no longer finite: lower --{table}.learning_rate "
-                f"(now {rate:g})"
+                f"the generator's loss is no longer finite: lower --{table}.{key} (now {stride:g})"
             )
         return Verdict(loss, {t: value.detach() for t, value in values.items()}, view.taught)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthkd.recipe import Recipe, Stage
+from synthkd.synthesis.folders import is_folder, notes
 from synthkd.synthesis.judging import FEATURES
 from synthkd.teachers import Teacher
 
@@ -37,18 +38,25 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
             continue
         kind = stage.generator
         if kind == "auto":
-            kind = "gan" if recipe.generator.start else "pixels" if teacher.norms else "procedural"
-            if kind == "procedural":
+            kind = _chosen(recipe, teacher)
+            if kind == "procedural" and recipe.generator.kind == "auto":
                 reasons.append(
                     "no BatchNorm to follow: procedural images, "
                     "kept in balance by the teacher's votes"
                 )
                 if not stage.student_steps:  # a drawing costs next to nothing
                     stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
+        if kind == "diffusion" and recipe.generator.start and not stage.fresh:
+            if not stage.student_steps:
+                continue  # a borrowed model has nothing to learn
+            kind = "none"
         if kind == "none" and recipe.memory.capacity == 0 and stages:
             kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
             stage = stage.model_copy(update={"synthesis_steps": 0})
-        judged = kind in JUDGED and stage.synthesis_steps
+        if kind == "diffusion":
+            reasons += _of_diffusion(recipe)
+        guided = kind == "diffusion" and recipe.diffusion.guidance
+        judged = guided or (kind in JUDGED and stage.synthesis_steps)
         terms = _terms(stage, teacher, reasons) if judged else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":
@@ -67,6 +75,29 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
 DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients
 JUDGED = ("gan", "episodes", "pixels")  # generators that go by terms
 _SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
+
+
+def _chosen(recipe: Recipe, teacher: Teacher) -> str:
+    """The generator of a stage that leaves it open."""
+    if recipe.generator.kind != "auto":
+        return recipe.generator.kind
+    if is_folder(recipe.generator.start):
+        return "diffusion"
+    if recipe.generator.start:
+        return "gan"
+    return "pixels" if teacher.norms else "procedural"
+
+
+def _of_diffusion(recipe: Recipe) -> list[str]:
+    """What should be known before a diffusion model is used."""
+    if recipe.generator.start:
+        return notes(recipe.generator.start)
+    if recipe.data.real:
+        return ["the diffusion model learns from the real images that are allowed"]
+    return [
+        "the diffusion model learns from the memory: it varies and mixes what others found, "
+        "it cannot find what they missed"
+    ]
 
 
 def _portrait(teacher: Teacher) -> str:

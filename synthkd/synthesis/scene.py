@@ -43,7 +43,10 @@ class Scene:
     reference: Reference  # for the critic: real images where they are allowed, else the memory
     bfloat16: bool
     remembered: Reference = nobody_knows  # from the memory, by other generators if there are any
+    material: Reference = nobody_knows  # to imitate: real ones where allowed, else as remembered
     share: float = 0.0  # of the run that is over, 0..1
+    stage_share: float = 0.0  # of the stage that is over, 0..1
+    difficulty: float = 0.0  # of the run, 0..1
     deadline: float = float("inf")  # by time.perf_counter: no step is begun after it
 
 

@@ -1,0 +1,221 @@
+"""The diffusion generator measured: curriculum, memory, guidance, steps.
+
+    python benchmarks/diffusion.py OUT curriculum|memory|guidance|steps [--seeds 0,1,2] [--minutes M]
+
+Everything runs by the commands a user has, on the embedded demo (scikit-learn's digits, 16 pixels):
+
+curriculum  a denoiser learns from 1,000 real digits with and without curriculum, and a GAN beside
+            it whose critic sees the same digits, M minutes each; 10,000 images of each
+memory      without any real image, M minutes in all: students of procedural and refined images, of
+            these and samples of a denoiser that learned from them, and of the samples alone
+guidance    a denoiser of --prior (images of another world, e.g. grey natural ones) is borrowed and
+            steered by the teacher at several strengths; 2,000 images each
+steps       images a second, agreement and Frechet distance at 50, 20, 8 and 4 steps
+
+Frechet distances are torch-fidelity's, on features of a second classifier that learned from the
+real digits; students are scored on digits that nobody saw. Rows that are done are kept.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthkd.data import load_images
+
+Row = dict[str, Any]
+
+
+def call(*words: object) -> None:
+    """One command of ours, in a process of its own."""
+    command = [sys.executable, "-m", "synthkd", *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+class Bench:
+    """A folder of rows, the second classifier and the real digits in it."""
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self.folder, self.minutes = folder, minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        self.real = folder / "real.npz"
+        if not self.real.exists():
+            seen = load_images("demo:seen", None, classes=None, labelled=True)
+            assert seen.labels is not None
+            x = seen.pixels[:1000].permute(0, 2, 3, 1).numpy()
+            np.savez(self.real, x=x, y=seen.labels[:1000].numpy())
+        self.second = folder / "second"
+        if not (self.second / "summary.json").exists():
+            shutil.rmtree(self.second, ignore_errors=True)
+            call("distill", "--pipeline", "real", "--mix-ratio", 0, "--real-data", "demo:seen",
+                 "--student", "resnet8-w16", "--student.start", "new", "--minutes", 1,
+                 "--out", self.second)  # fmt: skip
+
+    def row(self, name: str, make: Callable[[Path], Row]) -> Row:
+        """A row by name, made in a folder of its own if it is not there."""
+        record = self.folder / f"{name}.json"
+        if not record.exists():
+            place = self.folder / name
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            record.write_text(json.dumps(make(place), indent=2) + "\n")
+            print(f"{name}: {record.read_text()}", file=sys.stderr, flush=True)
+        found: Row = json.loads(record.read_text())
+        return found
+
+    def generated(self, place: Path, count: int, *flags: object) -> Row:
+        """A data set, its agreement and speed, and its Frechet distance to the real digits."""
+        call("generate", "--count", count, "--out", place / "set", *flags)
+        manifest = json.loads((place / "set" / "manifest.json").read_text())
+        call("evaluate", "--images", place / "set", "--reference", "demo:seen",
+             "--extractor", self.second, "--out", place / "scores", "--quiet")  # fmt: skip
+        scores = json.loads((place / "scores" / "evaluation.json").read_text())["images"]["scores"]
+        return {
+            "agreement": manifest["agreed_share"],
+            "fid": scores["fid"]["value"],
+            "per_second": manifest["drawn"] / manifest["seconds_writing"],
+            "training": manifest["training"]["seconds"],
+        }
+
+    def student(self, place: Path, seed: int, *flags: object) -> float:
+        """Accuracy of a student on digits that nobody saw."""
+        call("distill", "--seed", seed, "--out", place / "run", *flags)
+        summary = json.loads((place / "run" / "summary.json").read_text())
+        return float(summary["student_accuracy"])
+
+    def learned(self, place: Path, seed: int) -> float:
+        """Accuracy of a student of the data set of this place."""
+        return self.student(
+            place, seed, "--synthetic", place / "set", "--images-seen", 150_000
+        )
+
+
+def curriculum(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
+    """Denoisers with and without curriculum, and a GAN."""
+    common = ("--real-data", bench.real, "--minutes", bench.minutes)
+    denoiser = (*common, "--pipeline", "diffusion", "--run.stages", "learn,imagine")
+    ways: dict[str, tuple[object, ...]] = {
+        "diffusion": denoiser,
+        "diffusion, curriculum": (*denoiser, "--diffusion.curriculum", "linear"),
+        "GAN": (*common, "--pipeline", "gan", "--stage.pregenerate.terms.realism", 1.0),
+    }
+
+    def make(way: str, seed: int) -> Callable[[Path], Row]:
+        def made(place: Path) -> Row:
+            row = bench.generated(place, 10_000, "--seed", seed, *ways[way])
+            return row | {"student": bench.learned(place, seed)}
+
+        return made
+
+    return [
+        (way, [bench.row(f"{way.replace(', ', '-')}-s{s}", make(way, s)) for s in seeds])
+        for way in ways
+    ]
+
+
+def memory(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
+    """What a denoiser that learned from the memory adds to it."""
+    base = ("--minutes", bench.minutes)
+    ways: dict[str, tuple[object, ...]] = {
+        "procedural and refined": base,
+        "these and diffusion": (*base, "--pipeline", "diffusion"),
+        "diffusion alone": (
+            *base, "--pipeline", "diffusion", "--memory.shares", "diffusion=1.0",
+        ),
+    }  # fmt: skip
+
+    def make(way: str, seed: int) -> Callable[[Path], Row]:
+        return lambda place: {"student": bench.student(place, seed, *ways[way])}
+
+    return [
+        (way, [bench.row(f"memory-{way.replace(' ', '-')}-s{s}", make(way, s)) for s in seeds])
+        for way in ways
+    ]
+
+
+def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list[Row]]]:
+    """A denoiser of another world, steered."""
+    world = bench.folder / "world"
+    if not world.exists():
+        call("generate", "--pipeline", "diffusion", "--run.stages", "learn,imagine",
+             "--real-data", prior, "--trust-code", "--minutes", bench.minutes, "--count", 100,
+             "--diffusion.drop", 1.0, "--out", bench.folder / "world-set",
+             "--save-generator", world)  # fmt: skip
+    scales = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+    def make(scale: float, seed: int) -> Callable[[Path], Row]:
+        def made(place: Path) -> Row:
+            row = bench.generated(
+                place, 2_000, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "imagine",
+                "--generator-from", world, "--diffusion.guidance", scale,
+                "--diffusion.steps", 20,
+            )  # fmt: skip
+            return row | {"student": bench.learned(place, seed)}
+
+        return made
+
+    return [
+        (f"{scale:g}", [bench.row(f"guidance-{scale:g}-s{s}", make(scale, s)) for s in seeds])
+        for scale in scales
+    ]
+
+
+def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
+    """Fewer steps, and what they cost."""
+    own = bench.folder / "own"
+    if not own.exists():
+        call("generate", "--pipeline", "diffusion", "--run.stages", "learn,imagine",
+             "--real-data", bench.real, "--minutes", bench.minutes, "--count", 100,
+             "--out", bench.folder / "own-set", "--save-generator", own)  # fmt: skip
+
+    def make(solver: str, count: int, seed: int) -> Callable[[Path], Row]:
+        return lambda place: bench.generated(
+            place, 2_000, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "imagine",
+            "--generator-from", own, "--diffusion.steps", count, "--diffusion.solver", solver,
+        )  # fmt: skip
+
+    return [
+        (f"{solver}, {n}", [bench.row(f"steps-{solver}-{n}-s{s}", make(solver, n, s))
+                            for s in seeds])
+        for solver in ("ddim", "dpm")
+        for n in (50, 20, 8, 4)
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Makes the rows that are not there yet, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("what", choices=["curriculum", "memory", "guidance", "steps"])
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--prior", default="", help="for guidance: images of another world")
+    given = parser.parse_args()
+    bench, seeds = Bench(given.out, given.minutes), [int(s) for s in given.seeds.split(",")]
+    if given.what == "guidance":
+        table = guidance(bench, seeds, given.prior)
+    else:
+        table = {"curriculum": curriculum, "memory": memory, "steps": steps}[given.what](
+            bench, seeds
+        )
+    keys = list(table[0][1][0])
+    print(f"| {given.what} | n | {' | '.join(keys)} |")
+    print("|---" * (len(keys) + 2) + "|")
+    for name, rows in table:
+        cells = []
+        for key in keys:
+            values = [row[key] for row in rows]
+            sd = f" ± {statistics.stdev(values):.4g}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.4g}{sd}")
+        print(f"| {name} | {len(rows)} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""A diffusion generator (catalogue A5, A6, A7): trained here, or borrowed; steered by the teacher.
+
+B batch, C channels, H height, W width, K classes.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd.augment import mirrored
+from synthkd.denoising import drawn_steps, lowest_step, min_snr, noised, target
+from synthkd.errors import InputError
+from synthkd.images import Batch, ImageSpec, resized
+from synthkd.networks.unet import new_unet, working_size
+from synthkd.recipe import DifficultyTable, Recipe
+from synthkd.students import load_optimizer
+from synthkd.synthesis.folders import is_folder, open_folder, save_folder
+from synthkd.synthesis.judging import Jury
+from synthkd.synthesis.sampling import SOLVERS, Denoiser, Guide, sampled
+from synthkd.synthesis.scene import Invented, Scene, even_labels
+from synthkd.teachers import Teacher
+
+ATTEMPTS = 4  # draws for an image that the teacher does not agree with
+TRIED = 64  # images by which solvers are compared
+BETAS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
+
+
+class Trained:
+    """The denoiser that is trained here, as the sampler sees it: its running average.
+
+    Images are brought to a square of `size` pixels and to −1..1, and back. One label more than
+    there are classes stands for none; with `scale` s the prediction is n + s · (c − n) of those
+    without and with a class (classifier-free guidance, Ho & Salimans 2022,
+    https://arxiv.org/abs/2207.12598); s = 1 asks once.
+    """
+
+    def __init__(self, unet: Any, spec: ImageSpec, schedule: dict[str, Any], scale: float) -> None:
+        self.unet, self.spec, self.schedule, self.scale = unet, spec, schedule, scale
+        self.size = int(unet.config.sample_size)
+        self.classes = int(unet.config.num_class_embeds) - 1
+        self.shape = (int(unet.config.in_channels), self.size, self.size)
+        self.kind = str(schedule["prediction_type"])
+        self.bfloat16 = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.unet.parameters()).device  # type: ignore[no-any-return]
+
+    def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
+        """The prediction [B, C, H, W]; label −1 is no class."""
+        none = torch.full_like(labels, self.classes)
+        asked = torch.where(labels < 0, none, labels)
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bfloat16):
+            if self.scale == 1:
+                return self.unet(noisy, step, asked).sample.float()  # type: ignore[no-any-return]
+            twice = self.unet(torch.cat([noisy] * 2), step, torch.cat([none, asked])).sample
+        without, told = twice.float().chunk(2)
+        return without + self.scale * (told - without)
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """Images [B, C, H', W'] in 0..1 as the denoiser has them."""
+        return 2 * resized(images, (self.size, self.size)) - 1
+
+    def decoded(self, clean: Tensor) -> Tensor:
+        """Images for the teacher, in 0..1 where the denoiser keeps to its range."""
+        return resized(clean / 2 + 0.5, (self.spec.height, self.spec.width))
+
+
+class Diffusion:
+    """A denoiser learns what images look like; sampling it, guided by the teacher, gives new ones.
+
+    It learns from real images where they are allowed. Where they are not, it learns from what other
+    generators left in the memory: then it can vary and mix what they found, not find anything they
+    missed. A borrowed one (`generator.start`) learns nothing.
+
+    One training step: x_t = √a x₀ + √(1 − a) ε at a step drawn from those that the curriculum has
+    opened, the class (the teacher's vote) hidden from a share `diffusion.drop` of the batch, the
+    squared error of the prediction weighted by `denoising.min_snr`.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
+        from diffusers.training_utils import EMAModel
+
+        table = recipe.diffusion
+        self.recipe, self.table, self.teacher = recipe, table, teacher
+        spec, self.classes = teacher.spec, teacher.classes
+        self.device = teacher.classifier.mean.device
+        self.jury = Jury(recipe, teacher)
+        self.steps = 0
+        self.solver = "" if table.solver == "auto" else table.solver
+        self.borrowed = is_folder(recipe.generator.start)
+        self.denoiser: Denoiser
+        if self.borrowed:
+            self.denoiser = open_folder(
+                Path(recipe.generator.start), teacher, scale=table.scale, prompt=table.prompt
+            )
+            return
+        size = table.size or working_size(spec.height, spec.width)
+        self.unet = new_unet(spec.channels, self.classes, size=size, width=table.width)
+        self.unet.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=table.learning_rate, betas=(0.9, 0.99)
+        )
+        self.average = EMAModel(
+            self.unet.parameters(), decay=table.ema, use_ema_warmup=True, power=0.75
+        )
+        smooth = new_unet(spec.channels, self.classes, size=size, width=table.width)
+        smooth.to(self.device).requires_grad_(False).eval()
+        self.denoiser = Trained(smooth, spec, schedule_of(recipe), table.scale)
+        self._settle()
+
+    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+        """`stage.synthesis_steps` training steps on `stage.synthesis_batch` images each, then
+        `stage.fresh` new images. There is nothing to learn from yet: no step is taken."""
+        stage, trained = scene.stage, 0
+        measures: dict[str, float] = {}
+        if not self.borrowed:
+            for _ in range(stage.synthesis_steps):
+                if trained and time.perf_counter() > scene.deadline:
+                    break
+                material = scene.material(stage.synthesis_batch, rng)
+                if material is None:
+                    break
+                measures["denoising"] = self._step(scene, material, rng)
+                trained += stage.synthesis_batch
+        if trained:
+            self._settle()
+            measures["open"] = 1 - lowest_step(self._open(scene)) / 1000
+        batch, drawn, accepted = self._offer(scene, rng)
+        if drawn:
+            measures["accepted"] = accepted / drawn
+        return Invented(batch, trained + drawn, measures)
+
+    # Training
+
+    def _step(self, scene: Scene, material: Batch, rng: torch.Generator) -> float:
+        assert isinstance(self.denoiser, Trained)
+        images, labels = material
+        if scene.augment.flip:
+            images = mirrored(images, rng)
+        clean = self.denoiser.encoded(images)
+        noise = torch.randn(clean.shape, generator=rng).to(self.device)
+        steps = drawn_steps(len(clean), self._open(scene), rng)
+        hidden = torch.rand(len(clean), generator=rng) < self.table.drop
+        labels = torch.where(hidden.to(self.device), self.classes, labels.to(self.device))
+        kept = self._kept[steps]
+        kind = self.denoiser.kind
+        wanted = target(clean, noise, kept, kind)
+        self.unet.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=scene.bfloat16):
+            found = self.unet(noised(clean, noise, kept), steps.to(self.device), labels).sample
+        error = (found.float() - wanted).square().flatten(1).mean(1)
+        loss = (min_snr(kept, self.table.snr, kind).to(self.device) * error).mean()
+        if not loss.isfinite():
+            raise InputError(
+                "the denoiser's loss is no longer finite: lower --diffusion.learning_rate "
+                f"(now {self.table.learning_rate:g})"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.step(self.unet.parameters())
+        self.steps += 1
+        return float(loss.detach())
+
+    def _open(self, scene: Scene) -> float:
+        """How much of the curriculum is open: by the share of the stage that is over, or by the
+        run's difficulty, or all."""
+        if self.table.curriculum == "linear":
+            return min(1.0, scene.stage_share / self.table.opened_after)
+        if self.table.curriculum == "difficulty":
+            table: DifficultyTable = self.recipe.difficulty
+            return (scene.difficulty - table.floor) / max(1e-6, table.ceiling - table.floor)
+        return 1.0
+
+    def _settle(self) -> None:
+        """The sampler's network takes over the average."""
+        assert isinstance(self.denoiser, Trained)
+        self.average.copy_to(self.denoiser.unet.parameters())
+        self._kept: Tensor = scheduler_of(self.denoiser.schedule).alphas_cumprod
+
+    # Sampling
+
+    def _offer(self, scene: Scene, rng: torch.Generator) -> tuple[Batch, int, int]:
+        """`stage.fresh` images; those that the teacher does not accept are drawn again, ATTEMPTS
+        times at most. Returns them, how many were drawn and how many accepted."""
+        wanted = even_labels(scene.stage.fresh, self.classes, rng)
+        parts: list[Batch] = []
+        drawn = 0
+        for _ in range(ATTEMPTS):
+            if not len(wanted) or (drawn and time.perf_counter() > scene.deadline):
+                break
+            images, asked = self.sample(wanted, scene, rng)
+            drawn += len(images)
+            good = self._accepted(images, asked)
+            parts.append(Batch(images[good], asked[good]))
+            wanted = wanted[~good.cpu()]
+        if not parts:
+            parts = [Batch(torch.empty(0, *self.teacher.spec.shape, device=self.device), wanted)]
+        batch = Batch(*(torch.cat([part[i] for part in parts]) for i in (0, 1)))
+        return batch, drawn, len(batch.images)
+
+    @torch.no_grad()
+    def _accepted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Whether the teacher sees the class that was asked for, where one was, and is sure."""
+        sure, votes = self.teacher(images).softmax(1).max(1)
+        if self.table.accept == "all":
+            return torch.ones_like(votes, dtype=torch.bool)
+        return ((labels.to(votes.device) == votes) | (labels.to(votes.device) < 0)) & (
+            sure >= self.table.confidence
+        )
+
+    def sample(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Batch:
+        """An image for every label [B]; those of a denoiser that knows no classes, without a
+        guide, come with label −1."""
+        if isinstance(self.denoiser, Trained):
+            self.denoiser.bfloat16 = scene.bfloat16
+        seeds = torch.randint(2**62, (len(labels),), generator=rng).tolist()
+        if not self.solver:
+            self.solver = self._best_solver(scene, rng)
+        guide = self._guide(scene, rng)
+        asked = labels if guide or self._told else torch.full_like(labels, -1)
+        images = self._sampled(seeds, asked, guide, self.solver)
+        return Batch(images, asked.to(self.device))
+
+    def _sampled(
+        self, seeds: list[int], labels: Tensor, guide: Guide | None, solver: str
+    ) -> Tensor:
+        table = self.table
+        return sampled(
+            self.denoiser, seeds, labels, name=solver, steps=table.steps, guide=guide,
+            recurrence=table.recurrence, batch=table.batch,
+        )  # fmt: skip
+
+    @property
+    def _told(self) -> bool:
+        """Whether the denoiser can be asked for the teacher's classes."""
+        return getattr(self.denoiser, "classes", 0) == self.classes
+
+    def _guide(self, scene: Scene, rng: torch.Generator) -> Guide | None:
+        table = self.table
+        if not table.guidance or not scene.terms:
+            return None
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return len(images) * self.jury.weigh(scene, images, labels, rng).loss
+
+        return Guide(loss, table.guidance, table.guide_schedule, table.guide_clip, table.through)
+
+    def _best_solver(self, scene: Scene, rng: torch.Generator) -> str:
+        """Of the solvers, the one whose images the teacher agrees with most, at this number of
+        steps; without classes, is surest of."""
+        labels = even_labels(TRIED, self.classes, rng)
+        asked = labels if self._told else torch.full_like(labels, -1)
+        seeds = torch.randint(2**62, (TRIED,), generator=rng).tolist()
+        found = {}
+        for name in SOLVERS:
+            shares = self.teacher(self._sampled(seeds, asked, None, name)).softmax(1).cpu()
+            of = shares.gather(1, asked[:, None])[:, 0] if self._told else shares.amax(1)
+            found[name] = float(of.mean())
+        return max(found, key=lambda name: found[name])
+
+    # State
+
+    def save(self, folder: Path, level: int) -> None:
+        """Writes the averaged denoiser as a folder that diffusers alone can sample; `level` is the
+        promise level of what it learned from."""
+        assert isinstance(self.denoiser, Trained)
+        known = {
+            "teacher_sha256": self.teacher.digest,
+            "classes": list(self.teacher.names),
+            "promise_level": level,
+        }
+        save_folder(self.denoiser.unet, self.denoiser.schedule, folder, known)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimizer, average, and what the jury remembers."""
+        state: dict[str, Any] = {"jury": self.jury.state_dict(), "solver": self.solver}
+        if not self.borrowed:
+            state |= {
+                "unet": self.unet.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict(),
+                "steps": self.steps,
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.jury.load_state_dict(state["jury"])
+        self.solver = state["solver"]
+        if not self.borrowed:
+            self.unet.load_state_dict(state["unet"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.device)
+            self.steps = int(state["steps"])
+            self._settle()
+
+
+def schedule_of(recipe: Recipe) -> dict[str, Any]:
+    """The configuration of the scheduler that a recipe trains with. With v-prediction the last step
+    keeps nothing of the signal (Lin et al. 2023, https://arxiv.org/abs/2305.08891)."""
+    table = recipe.diffusion
+    return {
+        "num_train_timesteps": 1000,
+        "beta_schedule": BETAS[table.noise],
+        "prediction_type": {"v": "v_prediction", "epsilon": "epsilon"}[table.prediction],
+        "rescale_betas_zero_snr": table.prediction == "v",
+        "timestep_spacing": "trailing",
+        "clip_sample": True,
+    }
+
+
+def scheduler_of(schedule: dict[str, Any]) -> Any:
+    """A scheduler of diffusers, for its table of ᾱ."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(**schedule)

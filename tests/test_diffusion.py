@@ -1,0 +1,223 @@
+"""The diffusion generator: what it learns from, what it offers, what it saves."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from synthkd.denoising import drawn_steps, min_snr, noised, target
+from synthkd.errors import InputError
+from synthkd.images import Batch
+from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
+from synthkd.specs import load_teacher
+from synthkd.states import load_state, save_state
+from synthkd.synthesis.diffusion import Diffusion, Trained
+from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.procedural import Procedural
+from synthkd.synthesis.scene import Scene
+from synthkd.teachers import Teacher, digest_of
+
+STILL = AugmentTable(shift=0.0, flip=False)
+SMALL: dict[str, Any] = {"width": 8, "steps": 2, "batch": 16}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return load_teacher(TeacherTable())
+
+
+def diffusion(teacher: Teacher, start: str = "", **settings: Any) -> Diffusion:
+    torch.manual_seed(3)
+    tables = {"diffusion": SMALL | settings, "generator": {"start": start}}
+    return Diffusion(Recipe.model_validate(tables), teacher)
+
+
+def scene(teacher: Teacher, terms: dict[str, float] | None = None, **more: Any) -> Scene:
+    """A scene whose material is drawings, with the teacher's votes."""
+    drawings = Procedural(Recipe(), teacher)
+
+    def material(count: int, rng: torch.Generator) -> Batch:
+        images = drawings.sample(count, rng).images
+        return Batch(images, teacher(images).argmax(1))
+
+    def never(count: int, rng: torch.Generator) -> Batch | None:
+        raise AssertionError
+
+    keys = {key: more.pop(key) for key in [*more] if key in Stage.model_fields}
+    stage = Stage(
+        name="x", generator="diffusion", **{"synthesis_steps": 2, "synthesis_batch": 8,
+                                            "fresh": 12} | keys
+    )  # fmt: skip
+    more = {"material": material} | more
+    return Scene(teacher, teacher, stage, terms or {}, STILL, never, False, never, **more)
+
+
+def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: Teacher) -> None:
+    """The loss of a first step, written out with the same draws."""
+    made = diffusion(teacher, drop=0.5)
+    before = copy.deepcopy(made.unet)
+    set_up = scene(teacher, fresh=0, synthesis_steps=1)
+    found = made.synthesize(set_up, seeded(7))
+    rng = seeded(7)
+    images, labels = set_up.material(8, rng)
+    clean = 2 * images - 1
+    noise = torch.randn(clean.shape, generator=rng)
+    steps = drawn_steps(8, 1.0, rng)
+    hidden = torch.rand(8, generator=rng) < 0.5
+    assert 0 < int(hidden.sum()) < 8
+    told = torch.where(hidden, torch.tensor(10), labels)
+    kept = made._kept[steps]
+    guess = before.train()(noised(clean, noise, kept), steps, told).sample
+    error = (guess - target(clean, noise, kept, "v_prediction")).square().mean((1, 2, 3))
+    loss = (min_snr(kept, 5.0, "v_prediction") * error).mean()
+    assert found.measures["denoising"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert (found.trained, len(found.batch.images)) == (8, 0)
+
+
+def test_it_learns_what_images_look_like(teacher: Teacher) -> None:
+    made = diffusion(teacher, width=16, learning_rate=3e-3)
+    set_up = scene(teacher, fresh=0, synthesis_batch=32)
+    losses = [made.synthesize(set_up, seeded(i)).measures["denoising"] for i in range(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_it_needs_something_to_learn_from(teacher: Teacher) -> None:
+    made = diffusion(teacher)
+    before = {k: v.clone() for k, v in made.unet.state_dict().items()}
+    found = made.synthesize(scene(teacher, fresh=0, material=lambda *_: None), seeded())
+    assert (found.trained, found.measures) == (0, {})
+    assert all(torch.equal(v, before[k]) for k, v in made.unet.state_dict().items())
+
+
+def test_only_what_the_teacher_agrees_with_is_offered(teacher: Teacher) -> None:
+    digest = digest_of(teacher.classifier)
+    made = diffusion(teacher)
+    found = made.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded())
+    images, labels = found.batch
+    assert torch.equal(teacher(images).argmax(1), labels)
+    assert found.measures["accepted"] == pytest.approx(len(images) / found.trained)
+    assert found.trained >= 40
+    everything = diffusion(teacher, accept="all")
+    found = everything.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded())
+    assert (len(found.batch.images), found.measures["accepted"]) == (40, 1.0)
+    assert digest_of(teacher.classifier) == digest
+
+
+def test_a_sure_teacher_can_be_asked_for(teacher: Teacher) -> None:
+    made = diffusion(teacher, confidence=0.5)
+    images = made.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded()).batch.images
+    assert bool((teacher(images).softmax(1).amax(1) >= 0.5).all())
+    none = diffusion(teacher, confidence=1.0)
+    found = none.synthesize(scene(teacher, synthesis_steps=0, fresh=10), seeded())
+    assert found.measures["accepted"] < 0.2 and found.trained >= 40  # four attempts
+
+
+def test_guidance_makes_the_teacher_agree(teacher: Teacher) -> None:
+    labels = torch.arange(40) % 10
+    shares = []
+    for guidance in (0.0, 4.0):
+        made = diffusion(teacher, guidance=guidance, steps=6)
+        images = made.sample(labels, scene(teacher, {"one_hot": 1.0}), seeded(5)).images
+        shares.append(float((teacher(images).argmax(1) == labels).float().mean()))
+    assert shares[0] < 0.4 and shares[1] > 0.8
+
+
+def test_classifier_free_guidance_extrapolates_from_no_class(teacher: Teacher) -> None:
+    made = diffusion(teacher, scale=3.0)
+    assert isinstance(made.denoiser, Trained)
+    noisy, labels = torch.randn(4, 1, 16, 16, generator=seeded()), torch.tensor([1, 2, 3, 4])
+    told = made.denoiser.unet(noisy, 500, labels).sample
+    none = made.denoiser.unet(noisy, 500, torch.full((4,), 10)).sample
+    found = made.denoiser(noisy, 500, labels)
+    torch.testing.assert_close(found, none + 3 * (told - none), atol=1e-5, rtol=1e-4)
+    assert torch.allclose(made.denoiser(noisy, 500, torch.full((4,), -1)), none, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "more", "opened"),
+    [
+        ("none", {}, 1.0),
+        ("linear", {"stage_share": 0.25}, 0.5),
+        ("linear", {"stage_share": 0.8}, 1.0),
+        ("difficulty", {"difficulty": 0.1}, 0.001),  # step 999 alone
+        ("difficulty", {"difficulty": 0.5}, 0.5),
+        ("difficulty", {"difficulty": 0.9}, 1.0),
+    ],
+)
+def test_the_curriculum_follows_the_stage_or_the_difficulty(
+    teacher: Teacher, curriculum: str, more: dict[str, float], opened: float
+) -> None:
+    made = diffusion(teacher, curriculum=curriculum)
+    found = made.synthesize(scene(teacher, fresh=0, **more), seeded())
+    assert found.measures["open"] == pytest.approx(opened)
+
+
+def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    whole, first = diffusion(teacher, solver="auto"), diffusion(teacher, solver="auto")
+    for i in range(3):
+        whole.synthesize(scene(teacher), seeded(i))
+    for i in range(2):
+        first.synthesize(scene(teacher), seeded(i))
+    save_state(first.state_dict(), tmp_path / "x", "checkpoint")
+    second = diffusion(teacher, solver="auto")
+    second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
+    one, two = (made.synthesize(scene(teacher), seeded(2)) for made in (first, second))
+    three = diffusion(teacher, solver="auto")
+    for i in range(3):
+        last = three.synthesize(scene(teacher), seeded(i))
+    for found in (two, last):
+        assert torch.equal(found.batch.images, one.batch.images)
+        assert found.measures == one.measures
+
+    def flat(made: Diffusion) -> list[Tensor]:
+        state = made.state_dict()
+        return [*state["unet"].values(), *state["average"]["shadow_params"]]
+
+    assert all(torch.equal(a, b) for a, b in zip(flat(whole), flat(second), strict=True))
+
+
+def test_auto_names_a_solver_once(teacher: Teacher) -> None:
+    made = diffusion(teacher, solver="auto")
+    made.synthesize(scene(teacher), seeded())
+    assert made.solver in ("ddim", "dpm", "ddpm")
+    assert diffusion(teacher).solver == "ddim"
+
+
+def test_a_saved_model_is_borrowed_with_its_classes_and_its_promise(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    made = diffusion(teacher)
+    made.synthesize(scene(teacher), seeded())
+    made.save(tmp_path / "model", 2)
+    assert promise_of(str(tmp_path / "model")) == 2
+    borrowed = diffusion(teacher, start=str(tmp_path / "model"))
+    assert borrowed.borrowed
+    labels = torch.arange(10)
+    one, two = (d.sample(labels, scene(teacher), seeded(1)).images for d in (made, borrowed))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+    found = borrowed.synthesize(scene(teacher), seeded())  # has nothing to learn
+    assert "denoising" not in found.measures
+
+
+def test_other_sizes_are_denoised_at_a_working_size(teacher: Teacher) -> None:
+    made = diffusion(teacher, size=8)
+    images = made.sample(torch.arange(3), scene(teacher), seeded()).images
+    assert made.denoiser.shape == (1, 8, 8) and images.shape == (3, 1, 16, 16)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+
+
+def test_a_loss_that_is_not_finite_is_said(teacher: Teacher) -> None:
+    made = diffusion(teacher)
+    with torch.no_grad():
+        next(made.unet.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match=r"diffusion\.learning_rate"):
+        made.synthesize(scene(teacher), seeded())

@@ -1,0 +1,252 @@
+"""Folders of diffusers: what is borrowed, what is refused, and that nothing in them is run."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    UNet2DModel,
+)
+
+from synthkd.errors import InputError
+from synthkd.networks.unet import new_unet
+from synthkd.recipe import Recipe, TeacherTable
+from synthkd.specs import load_teacher
+from synthkd.synthesis.diffusion import schedule_of
+from synthkd.synthesis.folders import is_folder, notes, open_folder, promise_of, save_folder
+from synthkd.synthesis.sampling import sampled
+from synthkd.teachers import Teacher
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return load_teacher(TeacherTable())
+
+
+def opened(folder: Path, teacher: Teacher) -> Any:
+    return open_folder(folder, teacher, scale=1.0, prompt="a {}")
+
+
+def small_unet(channels: int = 1, **more: Any) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1,
+        block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"), **more,
+    )  # fmt: skip
+
+
+def unconditional(folder: Path, channels: int = 1, **more: Any) -> Path:
+    DDPMPipeline(unet=small_unet(channels), scheduler=DDPMScheduler()).save_pretrained(
+        str(folder), **more
+    )
+    return folder
+
+
+def ours(folder: Path) -> Path:
+    save_folder(
+        new_unet(1, 10, size=16, width=8), schedule_of(Recipe()), folder,
+        {"classes": list("0123456789"), "promise_level": 0},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_unconditional_model_of_others_is_sampled_at_the_teachers_size(
+    teacher: Teacher, tmp_path: Path, channels: int
+) -> None:
+    folder = unconditional(tmp_path / "theirs", channels)
+    model = opened(folder, teacher)
+    labels = torch.full((3,), -1)
+    images = sampled(model, [1, 2, 3], labels, steps=3, name="ddim")
+    assert images.shape == (3, 1, 16, 16) and model.classes == 0
+    assert promise_of(str(folder)) == 1
+    assert any("outside prior" in line for line in notes(str(folder)))
+    pipeline = DDPMPipeline.from_pretrained(str(folder))
+    theirs = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    theirs.set_timesteps(3)
+    now = torch.stack(
+        [torch.randn(channels, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)]
+    )
+    with torch.no_grad():
+        for step in theirs.timesteps:
+            now = theirs.step(pipeline.unet(now, step).sample, step, now).prev_sample
+    torch.testing.assert_close(model.decoded(now).clamp(0, 1), images, atol=1e-5, rtol=0)
+
+
+def test_a_class_conditional_latent_model_knows_its_classes(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1,
+        norm_num_groups=2, sample_size=4, patch_size=2, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    pipeline = DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
+    pipeline.save_pretrained(str(tmp_path / "dit"))
+    model = opened(tmp_path / "dit", teacher)
+    assert (model.classes, model.shape) == (10, (4, 4, 4))
+    images = sampled(model, [1, 1, 1], torch.tensor([0, 7, -1]), steps=2)
+    assert images.shape == (3, 1, 16, 16)
+    assert float((images[0] - images[1]).abs().max()) > 0
+
+
+def test_a_text_model_is_told_the_class_names(teacher: Teacher, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="text models want transformers")
+    del transformers
+
+
+def test_half_precision_is_computed_in_float32_and_said(teacher: Teacher, tmp_path: Path) -> None:
+    pipeline = DDPMPipeline(unet=small_unet().half(), scheduler=DDPMScheduler())
+    pipeline.save_pretrained(str(tmp_path / "half"), variant="fp16")
+    assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    model = opened(tmp_path / "half", teacher)
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+    assert bool(sampled(model, [1], torch.tensor([-1]), steps=2).isfinite().all())
+    assert any("half precision" in line for line in notes(str(tmp_path / "half")))
+
+
+def test_a_safety_checker_is_left_alone_and_said(teacher: Teacher, tmp_path: Path) -> None:
+    folder = unconditional(tmp_path / "x")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    opened(folder, teacher)
+    assert any("safety checker is not used" in line for line in notes(str(folder)))
+
+
+def spoil_index(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        index = json.loads((folder / "model_index.json").read_text())
+        change(index)
+        (folder / "model_index.json").write_text(json.dumps(index))
+
+    return spoil
+
+
+def to_pickle(folder: Path) -> None:
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps({}))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no weights": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
+        r"diffusion_pytorch_model\.safetensors is missing",
+    ),
+    "no scheduler": (
+        lambda f: (f / "scheduler/scheduler_config.json").unlink(),
+        r"scheduler_config\.json is missing",
+    ),
+    "no configuration": (lambda f: (f / "unet/config.json").unlink(), r"config\.json is missing"),
+    "a pickle": (to_pickle, "is a pickle, which can run code"),
+    "a torn file": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 50),
+        "cannot be read as a UNet2DModel",
+    ),
+    "code of its own": (
+        spoil_index(lambda i: i.update(unet=["my_unet", "Unet"])), "code of its own, which",
+    ),
+    "a pipeline of its own": (
+        spoil_index(lambda i: i.update(_class_name=["pipeline.py", "Mine"])),
+        "code of its own, which is never run",
+    ),
+    "another kind": (
+        spoil_index(lambda i: i.update(_class_name="AudioLDMPipeline")), "is not known; known",
+    ),
+    "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
+    "a list": (lambda f: (f / "model_index.json").write_text("[]"), "not a table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_folder_is_one_clear_line(teacher: Teacher, tmp_path: Path, what: str) -> None:
+    folder = unconditional(tmp_path / "x")
+    spoil, said = SPOILT[what]
+    spoil(folder)
+    with pytest.raises(InputError, match=said) as caught:
+        opened(folder, teacher)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_channels_and_wrong_classes_are_said(teacher: Teacher, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="images of 2 channels, the teacher takes 1"):
+        opened(unconditional(tmp_path / "two", channels=2), teacher)
+    pipeline = DDPMPipeline(small_unet(num_class_embeds=7), DDPMScheduler())
+    pipeline.save_pretrained(str(tmp_path / "seven"))
+    with pytest.raises(InputError, match="it makes 7 classes, the teacher sees 10"):
+        opened(tmp_path / "seven", teacher)
+
+
+def test_code_in_a_folder_fires_with_the_librarys_loader_and_never_with_ours(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    folder = unconditional(tmp_path / "bad")
+    fired = tmp_path / "fired"
+    (folder / "pipeline.py").write_text(
+        f"open({str(fired)!r}, 'w').close()\n"
+        "from diffusers import DDPMPipeline\nclass Mine(DDPMPipeline): pass\n"
+    )
+    spoil_index(lambda i: i.update(_class_name=["pipeline", "Mine"]))(folder)
+    with pytest.raises(InputError, match="never run"):
+        opened(folder, teacher)
+    assert not fired.exists()
+    naive = (
+        "from diffusers import DiffusionPipeline as P\n"
+        f"P.from_pretrained({str(folder)!r}, custom_pipeline={str(folder)!r}, "
+        "trust_remote_code=True, local_files_only=True)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", naive], capture_output=True, timeout=100,
+        env={"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert fired.exists()
+
+
+def test_what_is_a_folder(tmp_path: Path) -> None:
+    assert not is_folder("") and not is_folder(str(tmp_path))
+    ours(tmp_path / "run" / "diffusion") if (tmp_path / "run").mkdir() is None else None
+    assert is_folder(str(tmp_path / "run")) and is_folder(str(tmp_path / "run" / "diffusion"))
+    assert promise_of(str(tmp_path / "run")) == 0
+    with pytest.raises(InputError, match=r"there is no model_index\.json"):
+        opened(tmp_path / "nothing", None)  # type: ignore[arg-type]
+
+
+def test_plain_diffusers_in_another_process_samples_our_folder_alike(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    folder = ours(tmp_path / "model")
+    (tmp_path / "other.py").write_text(
+        "import sys, torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)\n"
+        "seeds = [torch.Generator().manual_seed(s) for s in (5, 6, 7)]\n"
+        "out = pipe(batch_size=3, class_labels=[1, 4, 10], num_inference_steps=6,\n"
+        "           generator=seeds, output_type='pt')\n"
+        "torch.save(out.images, sys.argv[2])\n"
+        "assert not any(name.startswith('synthkd') for name in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", str(tmp_path / "other.py"), str(folder), str(tmp_path / "y.pt")],
+        capture_output=True, text=True, timeout=100, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs = torch.load(tmp_path / "y.pt", weights_only=True)
+    found = sampled(opened(folder, teacher), [5, 6, 7], torch.tensor([1, 4, -1]), steps=6)
+    torch.testing.assert_close(found, theirs, atol=1e-5, rtol=0)

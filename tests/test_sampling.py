@@ -1,0 +1,165 @@
+"""Sampling: independent of batches, exact for a denoiser whose answer is known, steered."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from synthkd.denoising import noised, output_of
+from synthkd.networks.unet import new_unet
+from synthkd.synthesis.sampling import SOLVERS, Guide, sampled
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "clip_sample": True,
+}
+
+
+class Knows:
+    """The ideal denoiser of a distribution of one image per class: it always predicts that."""
+
+    shape = (1, 4, 4)
+    kind = "v_prediction"
+    schedule = SCHEDULE
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.images = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(5)) - 0.5
+        self.kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
+        self.calls = 0
+
+    def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
+        self.calls += 1
+        return output_of(noisy, self.images[labels], self.kept[step], self.kind)
+
+    def decoded(self, clean: Tensor) -> Tensor:
+        return clean / 2 + 0.5
+
+
+class Net:
+    """A small UNet with random weights."""
+
+    shape = (1, 8, 8)
+    kind = "v_prediction"
+    schedule = SCHEDULE
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.unet = new_unet(1, 3, size=8, width=8).eval().requires_grad_(False)
+
+    def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
+        found: Tensor = self.unet(noisy, step, labels).sample
+        return found
+
+    def decoded(self, clean: Tensor) -> Tensor:
+        return clean / 2 + 0.5
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_every_solver_finds_the_only_image_there_is(name: str, steps: int) -> None:
+    known = Knows()
+    labels = torch.tensor([2, 0, 1, 1])
+    found = sampled(known, [1, 2, 3, 4], labels, name=name, steps=steps)
+    torch.testing.assert_close(found, known.images[labels] / 2 + 0.5, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    net = Net()
+    seeds, labels = list(range(100, 120)), torch.arange(20) % 3
+    whole = sampled(net, seeds, labels, name=name, steps=5, batch=20)
+    for size in (1, 7):
+        parts = sampled(net, seeds, labels, name=name, steps=5, batch=size)
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
+    again = sampled(net, seeds[3:4], labels[3:4], name=name, steps=5)
+    torch.testing.assert_close(again, whole[3:4], atol=1e-4, rtol=0)
+    assert float((whole[0] - whole[3]).abs().max()) > 0.01  # same class, other seed
+
+
+def test_no_seeds_no_images() -> None:
+    assert sampled(Net(), [], torch.empty(0, dtype=torch.int64)).shape == (0, 1, 8, 8)
+
+
+def brightness(images: Tensor, labels: Tensor) -> Tensor:
+    """A guide's loss that wants class 1 bright and all others dark."""
+    sign = torch.where(labels == 1, -1.0, 1.0)
+    return (sign * images.mean((1, 2, 3))).sum() * 100
+
+
+@pytest.mark.parametrize("through", ["image", "denoiser"])
+@pytest.mark.parametrize("schedule", ["constant", "rising", "falling"])
+def test_a_guide_pulls_images_its_way(through: str, schedule: str) -> None:
+    net, labels = Net(), torch.tensor([0, 1] * 6)
+    seeds = list(range(12))
+    plain = sampled(net, seeds, labels, steps=6)
+    guide = Guide(brightness, 1.0, schedule, 1.0, through)
+    steered = sampled(net, seeds, labels, steps=6, guide=guide)
+    moved = (steered - plain).mean((1, 2, 3))
+    assert bool((moved[1::2] > 0.002).all()) and bool((moved[::2] < -0.002).all())
+    assert all(p.grad is None for p in net.unet.parameters())
+
+
+def test_without_a_scale_the_guide_is_not_asked() -> None:
+    def never(images: Tensor, labels: Tensor) -> Tensor:
+        raise AssertionError
+
+    net, label = Net(), torch.tensor([0])
+    found = sampled(net, [1], label, steps=2, guide=Guide(never, 0.0))
+    assert torch.equal(found, sampled(net, [1], label, steps=2))
+
+
+def test_guide_weights_follow_their_schedule() -> None:
+    weights: dict[str, list[float]] = {
+        name: [Guide(brightness, 2.0, name).weight(kept) for kept in (0.0, 0.25, 1.0)]
+        for name in ("constant", "rising", "falling")
+    }
+    assert weights == {
+        "constant": [2.0, 2.0, 2.0], "rising": [0.0, 0.5, 2.0], "falling": [2.0, 1.5, 0.0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "times"), [("ddim", 3), ("ddpm", 3), ("dpm", 1)])
+def test_recurrence_takes_each_step_again_where_steps_do_not_look_back(
+    name: str, times: int
+) -> None:
+    known = Knows()
+    sampled(known, [1], torch.tensor([0]), name=name, steps=5, recurrence=3)
+    assert known.calls == 5 * times
+
+
+def test_recurrent_noise_brings_an_image_back_to_the_step_before() -> None:
+    """√s x + √(1 − s) ε with s = a_t / a_earlier turns x at `earlier` into x at t."""
+    from synthkd.synthesis.sampling import _noisier
+
+    kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
+    source = torch.Generator().manual_seed(0)
+    clean = torch.full((20000, 1, 1, 1), 0.7)
+    noise, fresh = (torch.randn(clean.shape, generator=source) for _ in range(2))
+    earlier = noised(clean, noise, kept[300].expand(20000))
+    found = _noisier(earlier, kept, 300, 600, fresh)
+    assert float(found.mean()) == pytest.approx(0.7 * float(kept[600]) ** 0.5, abs=0.03)
+    assert float(found.var()) == pytest.approx(1 - float(kept[600]), rel=0.03)
+
+
+def test_the_librarys_own_pipeline_gives_the_same_images(tmp_path: Any) -> None:
+    from diffusers import DiffusionPipeline
+
+    from synthkd.synthesis.folders import save_folder
+
+    net = Net()
+    save_folder(net.unet, SCHEDULE | {"timestep_spacing": "trailing"}, tmp_path / "d", {})
+    theirs = DiffusionPipeline.from_pretrained(str(tmp_path / "d"), local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    seeds, labels = [11, 12, 13], [2, 0, 1]
+    images = theirs(
+        batch_size=3, class_labels=labels, num_inference_steps=5, output_type="pt",
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images  # fmt: skip
+    found = sampled(net, seeds, torch.tensor(labels), steps=5)
+    torch.testing.assert_close(found, images, atol=1e-5, rtol=0)
