@@ -1,6 +1,6 @@
 """The diffusion generator measured: curriculum, memory, guidance, steps.
 
-    python benchmarks/diffusion.py OUT curriculum|memory|guidance|steps [--seeds 0,1,2] [--minutes M]
+    python benchmarks/diffusion.py OUT WHAT [--seeds 0,1,2] [--minutes M]
 
 Everything runs by the commands a user has, on the embedded demo (scikit-learn's digits, 16 pixels):
 

@@ -20,6 +20,9 @@ WORDS: dict[str, str] = {
     "distill": "Train a small student from a teacher, without its training data.",
     "evaluate": "Score a student against its teacher, or a set of images.",
     "bench": "Compare pipelines: the same teacher, student and time for each.",
+    "inspect": "Show what a network is, wants and costs, and what would be done with it.",
+    "export": "Turn the student of a run into files for production, each compared with it.",
+    "predict": "Name the classes of images by the student of a run.",
 }
 
 # which tables of the recipe each word uses, and so which flags it has
@@ -34,6 +37,9 @@ _TABLES: dict[str, tuple[str, ...]] = {
     ),
     "evaluate": ("teacher", "student", "data", "run", "evaluation"),
     "bench": ("teacher", "student", "data", "budget", "run", "augment"),
+    "inspect": ("", "teacher", "run"),
+    "export": (),
+    "predict": (),
 }  # fmt: skip
 _NOT_FOR: dict[str, tuple[str, ...]] = {
     "generate": ("data.mix_ratio", "data.val", "data.synthetic", "run.snapshots"),
@@ -45,7 +51,17 @@ _NOT_FOR: dict[str, tuple[str, ...]] = {
         "data.mix_ratio", "data.synthetic", "budget.images", "run.seed", "run.stages",
         "run.snapshots",
     ),
+    "inspect": (
+        "teacher.spec", "run.out", "run.seed", "run.stages", "run.checkpoint_seconds",
+        "run.snapshots",
+    ),
 }  # fmt: skip
+# what stands without a flag: name, type, meaning; a last one with dots takes all that follow
+_POSITIONAL: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "inspect": (("spec", str, "SPEC of the network"),),
+    "export": (("path", Path, "run directory"),),
+    "predict": (("path", Path, "run directory"), ("images...", Path, "image files")),
+}
 _EPILOGUE = (
     "Every setting can also stand in a TOML file: --config FILE.toml; flags go over it. "
     "Stages are changed by name: --stage.joint.share 0.5, --stage.joint.terms.statistics 2."
@@ -60,6 +76,8 @@ def _switches(word: str) -> list[inspect.Parameter]:
         ("dry_run", bool, False, ["--dry-run"], "print the resolved plan and stop"),
         ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
     ]
+    as_json = ("as_json", bool, False, ["--json"], "print JSON instead of tables")
+    trust = ("trust_code", bool, False, ["--trust-code"], "allow students that are code")
     special: dict[str, list[tuple[str, Any, Any, list[str], str]]] = {
         "generate": [
             ("resume", Path | None, None, ["--resume"], "data set to go on with"),
@@ -67,7 +85,20 @@ def _switches(word: str) -> list[inspect.Parameter]:
              "trained diffusion model in, as diffusers reads it"),
         ],
         "distill": [("resume", Path | None, None, ["--resume"], "run directory to go on with")],
-        "evaluate": [("as_json", bool, False, ["--json"], "print JSON instead of tables")],
+        "evaluate": [as_json],
+        "inspect": [as_json],
+        "export": [
+            ("formats", str, "onnx", ["--format"], "safetensors, onnx, pt2, executorch; several "
+             "with commas"),
+            ("int8", bool, False, ["--int8"], "also an ONNX file of 8-bit integers"),
+            ("out", Path | None, None, ["--out"], "directory to write (default: RUN/export)"),
+            trust, as_json,
+            ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
+        ],
+        "predict": [
+            ("top", int, 3, ["--top"], "classes to name per image"),
+            trust, as_json,
+        ],
         "bench": [
             ("pipelines", str, "all", ["--pipelines"], "names or .toml files, with commas; all: "
              "every shipped one but default"),
@@ -80,6 +111,8 @@ def _switches(word: str) -> list[inspect.Parameter]:
     }  # fmt: skip
     if word == "evaluate":
         common = [common[0], common[2]]
+    if word in _POSITIONAL:
+        common = [common[0]] if word == "inspect" else []
     return [
         _parameter(name, kind, default, Parameter(name=names, help=text, group=daily, negative=()))
         for name, kind, default, names, text in [*special.get(word, []), *common]
@@ -123,14 +156,34 @@ def _flags(word: str) -> list[inspect.Parameter]:
     return flags
 
 
+def _places(word: str) -> list[inspect.Parameter]:
+    """What stands without a flag."""
+    return [
+        inspect.Parameter(
+            name.removesuffix("..."),
+            inspect.Parameter.VAR_POSITIONAL
+            if name.endswith("...")
+            else inspect.Parameter.POSITIONAL_ONLY,
+            annotation=Annotated[kind, Parameter(help=meaning)],
+        )
+        for name, kind, meaning in _POSITIONAL.get(word, ())
+    ]
+
+
 def _command(word: str) -> Callable[..., Any]:
     """The function behind a word: nested settings that were given, then
     `synthkd.commands.WORD.run`."""
     switches, flags = _switches(word), _flags(word)
+    placed = [name for name, _, _ in _POSITIONAL.get(word, ())]
 
-    def command(**given: Any) -> None:
+    def command(*values: Any, **given: Any) -> None:
         began = time.perf_counter()  # before torch is imported: minutes are the user's minutes
         chosen = {s.name: given.get(s.name, s.default) for s in switches}
+        if word in ("export", "predict"):
+            one, *more = values
+            rest = (more,) if placed[-1].endswith("...") else ()
+            importlib.import_module(f"synthkd.commands.{word}").run(one, *rest, **chosen)
+            return
         nested: dict[str, Any] = {}
         for flag in flags:
             value = given.get(flag.name)
@@ -140,6 +193,8 @@ def _command(word: str) -> Callable[..., Any]:
                 for table in tables:
                     place = place.setdefault(table, {})
                 place[leaf] = value
+        if word == "inspect":
+            nested.setdefault("teacher", {})["spec"] = values[0]
         config = chosen.pop("config")
         resume = chosen.pop("resume", None)
         trusted = bool(nested.get("run", {}).get("trust_code"))
@@ -165,8 +220,9 @@ def _command(word: str) -> Callable[..., Any]:
         else:
             module.run(checked, **chosen)
 
-    command.__signature__ = inspect.Signature([*flags, *switches])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*flags, *switches]}
+    parameters = [*_places(word), *flags, *switches]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = f"{WORDS[word]}\n\n{_EPILOGUE}"
     command.__name__ = word
     return command

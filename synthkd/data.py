@@ -246,7 +246,7 @@ def _from_folder(where: str, folder: Path, spec: ImageSpec | None, labelled: boo
         )
     if unlabelled and labelled:
         raise InputError(f"{where}: labels are needed, but {unlabelled}")
-    pixels = _read_pictures(where, [image for image, _ in members], spec)
+    pixels = read_pictures(where, [image for image, _ in members], spec)
     if unlabelled:
         return _Found(pixels, None, unlabelled=unlabelled)
     labels = torch.tensor([label for _, label in members])
@@ -267,7 +267,7 @@ def _pictures(folder: Path) -> list[Path]:
     )
 
 
-def _read_pictures(where: str, paths: Sequence[Path], spec: ImageSpec | None) -> Tensor:
+def read_pictures(where: str, paths: Sequence[Path], spec: ImageSpec | None) -> Tensor:
     """Images of a folder as uint8 [N, C, H, W]; if some are bad, one line names the first."""
     result: Tensor | None = None
     bad: list[str] = []

@@ -17,8 +17,9 @@ def inherited(student: nn.Module, teacher: nn.Module) -> tuple[int, int]:
     """Starts a student's body from its teacher's weights, as far as they fit.
 
     Where both are plain chains of the same layers, or ResNets of ours, and the student's are
-    narrower, each layer keeps the teacher's channels that matter most. Otherwise every tensor of the same name and shape is
-    copied: of a deeper ResNet the stem, the first blocks of each group and the last layer.
+    narrower, each layer keeps the teacher's channels that matter most. Otherwise every tensor of
+    the same name and shape is copied: of a deeper ResNet the stem, the first blocks of each group
+    and the last layer.
 
     Returns how many tensors were taken and how many the student has; (0, n) is no error.
 

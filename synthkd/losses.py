@@ -28,6 +28,20 @@ def as_logits(answer: Tensor, kind: str) -> Tensor:
     return answer.clamp_min(1e-8).log() if kind == "probabilities" else answer
 
 
+def of_votes(votes: Tensor, classes: int, *, doubt: float = 0.1) -> Tensor:
+    """Logits [B, K] that stand for classes [B] alone: log of (1 − doubt) for the class, and of
+    doubt / K for every one.
+
+    Label smoothing (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567): a hard label taught at
+    temperature 1.
+
+    >>> of_votes(torch.tensor([1]), 2, doubt=0.2).softmax(1).tolist()
+    [[0.10000000149011612, 0.8999999761581421]]
+    """
+    sure = F.one_hot(votes.long(), classes).float()
+    return ((1 - doubt) * sure + doubt / classes).log()
+
+
 def soft_targets(learned: Tensor, taught: Tensor, *, temperature: float = 4.0) -> Tensor:
     """How far the student's softened answer is from the teacher's (catalogue C1).
 

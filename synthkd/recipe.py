@@ -45,6 +45,7 @@ def _parted(value: object) -> object:
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Shares = Annotated[dict[str, float], BeforeValidator(_parted)]
+Arguments = Annotated[dict[str, str], BeforeValidator(_parted)]
 
 
 class Table(BaseModel):
@@ -59,14 +60,18 @@ class TeacherTable(Table):
     spec: Annotated[
         str,
         Field(
-            description="teacher: demo, a run directory, a named network, "
-            "package.module:callable, or file.py:callable (with --trust-code)"
+            description="teacher: demo, a run directory, a named network, torchvision:NAME, "
+            "timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, package.module:callable, or file.py:callable "
+            "(the last three with --trust-code unless installed)"
         ),
         Flag("--teacher"),
     ] = "demo"
     weights: Annotated[
         str,
-        Field(description="file of weights for the teacher: .safetensors, .pt, .pth, .th"),
+        Field(
+            description="file of weights for the teacher: .safetensors, .pt, .pth, .th; hub: those "
+            "that torchvision or timm offers, over the network"
+        ),
         Flag("--teacher-weights"),
     ] = ""
     image_size: Annotated[
@@ -92,6 +97,26 @@ class TeacherTable(Table):
         Field(description="number of classes (default: asked of the network)", ge=2),
         Flag("--classes"),
     ] = None
+    args: Annotated[
+        Arguments,
+        Field(description="keyword arguments for its callable, e.g. depth=20,width=16"),
+        Flag("--teacher-args"),
+    ] = {}
+    access: Annotated[
+        Literal["full", "logits", "labels"],
+        Field(
+            description="what may be used of it: everything; its answers, without gradients; or "
+            "the class it names alone"
+        ),
+        Flag("--teacher-access"),
+    ] = "full"
+    features: Annotated[
+        str,
+        Field(
+            description="module whose output is taken for its features, by name (default: what its "
+            "last linear layer takes in); maps and tokens are averaged"
+        ),
+    ] = ""
 
 
 class StudentTable(Table):
@@ -99,7 +124,10 @@ class StudentTable(Table):
 
     spec: Annotated[
         str,
-        Field(description="student: a named network or any other SPEC of --teacher"),
+        Field(
+            description="student: a named network, any other SPEC of --teacher, or auto: the "
+            "largest of ours under --max-params, --max-flops and --max-latency-ms"
+        ),
         Flag("--student"),
     ] = "resnet8-w12"
     weights: Annotated[
@@ -114,6 +142,26 @@ class StudentTable(Table):
             "the same name as far as the shapes allow"
         ),
     ] = "new"
+    args: Annotated[
+        Arguments,
+        Field(description="keyword arguments for its callable"),
+        Flag("--student-args"),
+    ] = {}
+    max_params: Annotated[
+        int | None,
+        Field(description="auto: largest number of weights", ge=1),
+        Flag("--max-params"),
+    ] = None
+    max_flops: Annotated[
+        float | None,
+        Field(description="auto: most floating-point operations per image", gt=0),
+        Flag("--max-flops"),
+    ] = None
+    max_latency_ms: Annotated[
+        float | None,
+        Field(description="auto: most milliseconds per image on this machine, one at a time", gt=0),
+        Flag("--max-latency-ms"),
+    ] = None
 
 
 class DataTable(Table):

@@ -17,7 +17,7 @@ from synthkd.recipe import TrainingTable
 from synthkd.teachers import Maps, maps_of
 
 if TYPE_CHECKING:
-    from synthkd.specs import Card
+    from synthkd.specs.cards import Card
 
 
 class Learner:

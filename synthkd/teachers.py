@@ -15,7 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from synthkd.errors import InputError, quoted
 from synthkd.images import ImageSpec
-from synthkd.losses import as_logits
+from synthkd.losses import as_logits, of_votes
 from synthkd.networks.classifier import Classifier
 
 
@@ -100,12 +100,19 @@ class Teacher(nn.Module):
     `low_precision` lets the machine compute in bfloat16; answers are float32 all the same. Where no
     gradient is asked for, a CPU then answers from a folded copy (`quickened`), unless a first test
     against float32 forbids it: `fast` and `fast_reason` tell.
+
+    `access` "logits" promises that no gradient passes and that nothing inside is looked at; with
+    "labels" the answer is the class it names, as smoothed logits (`losses.of_votes`). `queries`
+    counts the images it was asked about.
     """
 
     def __init__(
-        self, classifier: Classifier, *, names: tuple[str, ...] = (), described: str = "teacher"
-    ) -> None:
+        self, classifier: Classifier, *, names: tuple[str, ...] = (), described: str = "teacher",
+        access: str = "full", features_at: str = "",
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.access = access
+        self.queries = 0  # images
         self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)
         self.names = names or tuple(str(k) for k in range(classifier.classes))
         self.described = described
@@ -117,17 +124,43 @@ class Teacher(nn.Module):
             m
             for m in classifier.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+            if access == "full"
         ]
         heads = [
             m
             for m in classifier.modules()
-            if isinstance(m, nn.Linear) and m.out_features == self.classes
+            if isinstance(m, nn.Linear) and m.out_features == self.classes and access == "full"
         ]
         self.head: nn.Linear | None = heads[-1] if heads else None
+        self.eye = self._module(features_at) if features_at else None
         self.digest = digest_of(classifier)
         super().train(False)
         # in the order in which images pass them; those of heads that rest in eval mode are left out
         self.norms = self._passed(torch.zeros(2, *self.spec.shape, device=classifier.mean.device))
+        self.feature_size = self._feature_size()
+        self.queries = 0
+
+    def _module(self, name: str) -> nn.Module:
+        """A module of the network by its name."""
+        if self.access != "full":
+            raise InputError("--teacher.features looks inside, and --teacher-access forbids it")
+        known = dict(self.classifier.body.named_modules())
+        if not name or name not in known:
+            few = ", ".join(list(known)[1:8])
+            raise InputError(
+                f"--teacher.features {quoted(name)}: no such module; there are {few} …"
+            )
+        return known[name]
+
+    @torch.no_grad()
+    def _feature_size(self) -> int | None:
+        """D, or None where there are no features: the last layer is not linear, and none is
+        named."""
+        if self.eye is None:
+            return self.head.in_features if self.head else None
+        blank = torch.zeros(2, *self.spec.shape, device=self.classifier.mean.device)
+        seen = self.observe(blank, statistics=False).features
+        return seen.shape[1] if seen is not None else None
 
     @torch.no_grad()
     def _passed(self, images: Tensor) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -147,14 +180,9 @@ class Teacher(nn.Module):
         return self.classifier.classes
 
     @property
-    def feature_size(self) -> int | None:
-        """D, or None where the last layer is not linear."""
-        return self.head.in_features if self.head else None
-
-    @property
     def prototypes(self) -> Tensor | None:
-        """The rows of the last linear layer, [K, D]."""
-        return self.head.weight if self.head else None
+        """The rows of the last linear layer, [K, D]; None where features come from elsewhere."""
+        return self.head.weight if self.head and self.eye is None else None
 
     @property
     def stored(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -173,19 +201,30 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in 0..1 to logits [B, K], float32."""
+        if self.access != "full":
+            images = images.detach()
         traced = torch.is_grad_enabled() and images.requires_grad
-        if self.low_precision and images.device.type == "cpu" and not traced:
+        whole = self.access == "full"
+        if self.low_precision and images.device.type == "cpu" and whole and not traced:
             if not self.fast_reason:
                 self._hurry()
             if self._quick is not None:
+                self.queries += len(images)
                 return self._quick(images)
         return self.plainly(images)
 
     def plainly(self, images: Tensor) -> Tensor:
         """The same by the network itself, whose layers can be watched."""
+        self.queries += len(images)
+        if self.access != "full":
+            images = images.detach()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low_precision):
             logits: Tensor = self.classifier(images.contiguous(memory_format=torch.channels_last))
-        return logits.float()
+        return self._told(logits.float())
+
+    def _told(self, logits: Tensor) -> Tensor:
+        """What may be known of an answer."""
+        return of_votes(logits.argmax(1), self.classes) if self.access == "labels" else logits
 
     @torch.no_grad()
     def _hurry(self) -> None:
@@ -277,8 +316,14 @@ class Teacher(nn.Module):
             found[norm] = (mean, var)
             return (x, *inputs[1:])
 
+        def note(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            assert seen is not None
+            seen["features"] = averaged(output).float()
+
         handles = []
-        if seen is not None and self.head is not None:
+        if seen is not None and self.eye is not None:
+            handles.append(self.eye.register_forward_hook(note))
+        elif seen is not None and self.head is not None:
             handles.append(self.head.register_forward_pre_hook(keep))
         if found is not None:
             handles += [norm.register_forward_pre_hook(tap) for norm in self.norms]
@@ -287,6 +332,18 @@ class Teacher(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def averaged(output: Any) -> Tensor:
+    """A module's output as features [B, D]: of maps [B, D, H, W] the spatial mean, of tokens
+    [B, T, D] the mean over tokens; of several outputs the first."""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.dim() < 2:
+        raise InputError("--teacher.features: this module's output is no tensor of features")
+    if output.dim() == 3:
+        return output.mean(1)
+    return output.flatten(2).mean(2) if output.dim() > 3 else output
 
 
 def quickened(classifier: Classifier) -> Callable[[Tensor], Tensor]:
@@ -322,8 +379,9 @@ def digest_of(classifier: Classifier) -> str:
 def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[int, str]:
     """Asks a network with noise: how many classes it has, and whether it answers in logits.
 
-    Returns K and one of "logits", "probabilities", "log-probabilities". An answer that is not [B,
-    K], is not finite, or has another K than `classes` is an InputError.
+    Returns K and one of "logits", "probabilities", "log-probabilities", "classes". An answer that
+    is not [B, K] or whole numbers [B] below `classes`, is not finite, or has another K than
+    `classes` is an InputError.
     """
     rng = torch.Generator().manual_seed(0)
     noise = torch.rand(16, *spec.shape, generator=rng)
@@ -338,6 +396,8 @@ def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[in
             f"the network does not take images of {spec.channels} x {spec.height} x {spec.width}: "
             f"{quoted(reason, 160)} (see --image-size, --channels)"
         ) from None
+    if isinstance(answer, Tensor) and answer.shape == (len(noise),):
+        return _named_classes(answer, classes)
     if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(noise):
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise InputError(
@@ -361,3 +421,15 @@ def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[in
     if (answer <= 1e-4).all() and answer.logsumexp(1).abs().max() < 1e-3:
         return answer.shape[1], "log-probabilities"
     return answer.shape[1], "logits"
+
+
+def _named_classes(answer: Tensor, classes: int | None) -> tuple[int, str]:
+    """K and "classes" for a network that answers with one whole number per image."""
+    if classes is None:
+        raise InputError(
+            "the network answers with one number per image: if that is a class, give --classes K"
+        )
+    whole = answer.isfinite().all() and (answer == answer.round()).all()
+    if not whole or not 0 <= int(answer.min()) <= int(answer.max()) < classes:
+        raise InputError(f"the network answers with numbers that are no classes below {classes}")
+    return classes, "classes"

@@ -198,3 +198,49 @@ def test_the_kernel_saw_no_real_image_opened(tmp_path: Path, real: Path) -> None
     assert any("demo_teacher.safetensors" in call for call in calls)
     assert not [call for call in calls if '"real' in call or str(real) in call]
     assert not [call for call in calls if "connect(" in call and "AF_INET" in call]
+
+
+EVERY_WORD = {
+    "generate": "generate --pipeline noise --count 20 --run.threads 1 --quiet --out made",
+    "distill": "distill --pipeline noise --student resnet8-w4 --images-seen 64 "
+    "--training.batch 32 --run.threads 1 --quiet --out run",
+    "evaluate": "evaluate --student run --run.threads 1 --quiet",
+    "inspect": "inspect demo --run.threads 1 --json",
+    "export": "export run --format onnx,pt2 --int8 --quiet",
+    "predict": "predict run image.png",
+    "bench": "bench --minutes 0.05 --pipelines noise --student resnet8-w4 --run.threads 1 "
+    "--quiet --out arena",
+}
+WRITES = ("O_WRONLY", "O_RDWR", "O_CREAT")
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_no_word_opens_a_socket_or_writes_elsewhere(tmp_path: Path) -> None:
+    """Every subcommand, seen by the kernel. ONNX Runtime's wheel would do both if it was let."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    work, home, scratch = (tmp_path / name for name in ("work", "home", "tmp"))
+    for folder in (work, home, scratch):
+        folder.mkdir()
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(work / "image.png")
+    outside = environment(tmp_path) | {"HOME": str(home), "TMPDIR": str(scratch)}
+    for word, line in EVERY_WORD.items():
+        log = tmp_path / f"{word}.log"
+        done = subprocess.run(
+            [shutil.which("strace") or "", "-f", "-qq", "-e",
+             "trace=open,openat,openat2,creat,mkdir,rename,connect", "-o", str(log),
+             sys.executable, "-m", "synthkd", *shlex.split(line)],
+            cwd=work, env=outside, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
+        if "ptrace" in done.stderr.lower():
+            pytest.skip("this machine does not let processes be traced")
+        assert done.returncode == 0, (word, done.stderr)
+        calls = log.read_text(errors="replace").splitlines()
+        assert not [c for c in calls if "connect(" in c and "AF_INET" in c], word
+        for call in calls:
+            if not any(mode in call for mode in WRITES) or "= -1" in call:
+                continue
+            path = call.split('"')[1] if '"' in call else ""
+            absolute = os.path.normpath(work / path)
+            fine = (str(work), str(scratch), "/dev/", "/proc/self", "/sys/")
+            assert absolute.startswith(fine) or "__pycache__" in absolute, (word, call)
+    assert not list(home.iterdir())

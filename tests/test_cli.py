@@ -69,7 +69,8 @@ def test_the_help_of_a_word_explains_all_of_its_flags(
     flags = {setting.flag for setting in settings() if setting.flag}
     shown = set(re.findall(r"--[a-z][\w.-]*", out))
     daily = {
-        "generate": {"--teacher", "--count", "--out", "--generator-from", "--seed", "--dry-run"},
+        "generate": {"--teacher", "--count", "--out", "--generator-from", "--seed", "--dry-run",
+                     "--real-data", "--generator", "--save-generator", "--resume"},
         "distill": {
             "--teacher", "--student", "--mix-ratio", "--real-data", "--synthetic", "--val-data",
             "--pipeline", "--minutes", "--images-seen", "--seed", "--out", "--resume", "--dry-run",
@@ -79,6 +80,9 @@ def test_the_help_of_a_word_explains_all_of_its_flags(
             "--teacher", "--student", "--val-data", "--also", "--minutes", "--seeds", "--pipelines",
             "--real-data", "--out", "--report", "--dry-run",
         },
+        "inspect": {"--teacher-weights", "--image-size", "--teacher-access", "--json"},
+        "export": {"--format", "--int8", "--out", "--json"},
+        "predict": {"--top", "--json", "--trust-code"},
     }[word]  # fmt: skip
     assert daily <= shown
     if word == "distill":

@@ -17,6 +17,8 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
     UNet2DModel,
 )
 
@@ -45,6 +47,13 @@ def small_unet(channels: int = 1, **more: Any) -> UNet2DModel:
         block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"), **more,
+    )  # fmt: skip
+
+
+def small_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
     )  # fmt: skip
 
 
@@ -93,11 +102,7 @@ def test_a_class_conditional_latent_model_knows_its_classes(
         num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1,
         norm_num_groups=2, sample_size=4, patch_size=2, num_embeds_ada_norm=10,
     )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
-    )  # fmt: skip
-    pipeline = DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
+    pipeline = DiTPipeline(transformer, small_vae(), DDIMScheduler(clip_sample=False))
     pipeline.save_pretrained(str(tmp_path / "dit"))
     model = opened(tmp_path / "dit", teacher)
     assert (model.classes, model.shape) == (10, (4, 4, 4))
@@ -106,9 +111,45 @@ def test_a_class_conditional_latent_model_knows_its_classes(
     assert float((images[0] - images[1]).abs().max()) > 0
 
 
-def test_a_text_model_is_told_the_class_names(teacher: Teacher, tmp_path: Path) -> None:
+def text_model(folder: Path) -> Path:
+    """A tiny Stable Diffusion with random weights and an alphabet for a vocabulary."""
     transformers = pytest.importorskip("transformers", reason="text models want transformers")
-    del transformers
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16
+    )
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=4,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16,
+        attention_head_dim=4,
+    )  # fmt: skip
+    StableDiffusionPipeline(
+        vae=small_vae(), text_encoder=transformers.CLIPTextModel(config), tokenizer=tokenizer,
+        unet=unet, scheduler=DDIMScheduler(clip_sample=False), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(str(folder / "model"))  # fmt: skip
+    return folder / "model"
+
+
+def test_a_text_model_is_told_the_class_names(teacher: Teacher, tmp_path: Path) -> None:
+    folder = text_model(tmp_path / "text")
+    model = opened(folder, teacher)
+    assert model.classes == 10 and model.words is not None and len(model.words) == 11
+    images = sampled(model, [1, 1, 1], torch.tensor([0, 7, -1]), steps=2)
+    assert images.shape == (3, 1, 16, 16)
+    assert float((images[0] - images[1]).abs().max()) > 0  # other words, other images
+    again = open_folder(folder, teacher, scale=1.0, prompt="{} of another kind")
+    other = sampled(again, [1], torch.tensor([0]), steps=2)
+    assert float((images[0] - other[0]).abs().max()) > 0
 
 
 def test_half_precision_is_computed_in_float32_and_said(teacher: Teacher, tmp_path: Path) -> None:
@@ -221,7 +262,8 @@ def test_code_in_a_folder_fires_with_the_librarys_loader_and_never_with_ours(
 
 def test_what_is_a_folder(tmp_path: Path) -> None:
     assert not is_folder("") and not is_folder(str(tmp_path))
-    ours(tmp_path / "run" / "diffusion") if (tmp_path / "run").mkdir() is None else None
+    (tmp_path / "run").mkdir()
+    ours(tmp_path / "run" / "diffusion")
     assert is_folder(str(tmp_path / "run")) and is_folder(str(tmp_path / "run" / "diffusion"))
     assert promise_of(str(tmp_path / "run")) == 0
     with pytest.raises(InputError, match=r"there is no model_index\.json"):

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from synthkd.cli import main
+from synthkd.errors import InputError
 from synthkd.images import to_float
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
+from synthkd.states import load_state
 from synthkd.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,3 +179,132 @@ def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
     assert found["n"] == 539
     assert found["teacher_accuracy"] > 0.95
     assert 0 <= found["student_accuracy"] <= 1
+
+
+# Diffusion: real images that are allowed, stop and resume, a model that is kept and borrowed
+
+IMAGINED = shlex.split(
+    "--pipeline diffusion --run.stages learn,imagine --real-data demo:seen --images-seen 3000 "
+    "--diffusion.width 8 --diffusion.steps 2 --diffusion.batch 64 --count 200 --dataset.shard 50 "
+    "--stage.learn.synthesis-steps 2 --stage.learn.synthesis-batch 16 --stage.imagine.fresh 16 "
+    "--run.threads 1 --run.checkpoint-seconds 0.2"
+)
+
+
+def begun(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "synthkd", "generate", *argv],
+        cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def hit(process: subprocess.Popen[str], out: Path, number: int, *, writing: bool) -> str:
+    """Sends a signal as soon as a checkpoint shows that training, or writing, is under way."""
+    def done() -> int:
+        """Rounds of training, or batches of writing; 0 in the other phase."""
+        try:
+            state = load_state(out / "checkpoint.safetensors", "checkpoint")
+        except InputError:
+            return 0
+        if (state["writer"] is not None) != writing:
+            return 0
+        return int(state["cursor"]["batch"] if writing else state["lab"]["progress"]["round"])
+
+    before, end = done(), time.monotonic() + 90
+    while time.monotonic() < end:
+        time.sleep(0.005)
+        assert process.poll() is None, process.communicate()
+        if done() > before:
+            process.send_signal(number)
+            break
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == ((-9, "") if number == 9 else (128 + number, ""))
+    return said
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+
+
+@pytest.fixture(scope="module")
+def imagined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two equal data sets: one unbroken, one stopped in training, killed and stopped in writing."""
+    folder = tmp_path_factory.mktemp("imagined")
+    whole = begun(folder, *IMAGINED, "--out", "whole", "--save-generator", "model", "--quiet")
+    assert whole.communicate(timeout=110) == ("", "") and whole.returncode == 0
+    stopped = folder / "stopped"
+    said = hit(begun(folder, *IMAGINED, "--out", "stopped"), stopped, 15, writing=False)
+    assert "go on with: synthkd generate --resume stopped" in said
+    hit(begun(folder, "--resume", "stopped"), stopped, 9, writing=True)
+    hit(begun(folder, "--resume", "stopped"), stopped, 2, writing=True)
+    last = begun(folder, "--resume", "stopped")
+    assert last.communicate(timeout=110)[1] == "" and last.returncode == 0
+    return folder
+
+
+def test_a_set_that_was_stopped_thrice_is_that_of_an_unbroken_call(imagined: Path) -> None:
+    whole, stopped = shards(imagined / "whole"), shards(imagined / "stopped")
+    assert len(whole) >= 3 * 2 and whole == stopped
+    assert not (imagined / "stopped" / "checkpoint.safetensors").exists()
+    one, two = (manifest_of(imagined / name) for name in ("whole", "stopped"))
+    for key in ("count", "per_class", "drawn", "agreed_share", "classes_not_filled", "shards"):
+        assert one[key] == two[key], key
+    store = open_store(imagined / "stopped", verify=True)
+    folders = ImageFolder(str(imagined / "stopped"), allow_empty=True)
+    assert len(folders) == len(store)
+
+
+def test_real_images_show_in_the_promise(imagined: Path) -> None:
+    found = manifest_of(imagined / "whole")
+    assert (found["promise_level"], found["generator"]) == (2, "diffusion")
+    assert found["real_images_read"] > 1000
+
+
+def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Path) -> None:
+    flags = shlex.split(
+        "--pipeline diffusion --run.stages imagine --count 20 --diffusion.steps 2 --run.threads 1 "
+        "--quiet --diffusion.guidance 2"
+    )
+    main(["generate", *flags, "--generator-from", str(imagined / "model"),
+          "--out", str(tmp_path / "set")])  # fmt: skip
+    found = manifest_of(tmp_path / "set")
+    assert (found["promise_level"], found["real_images_read"]) == (2, 0)
+    assert found["training"]["images"] == 0
+    assert any("generator borrowed" in line for line in found["plan"])
+
+
+def test_resuming_what_is_finished_or_nothing_is_said(
+    imagined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, said in ((imagined / "whole", "is finished"), (tmp_path, "no data set was begun")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["generate", "--resume", str(folder)])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_only_a_diffusion_model_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", *SMALL, "--save-generator", str(tmp_path / "x")])
+    assert "only a diffusion model that is trained here" in capsys.readouterr().err
+
+
+def test_diffusion_takes_its_share_of_a_run_and_leaves_a_folder(tmp_path: Path) -> None:
+    flags = shlex.split(
+        "distill --pipeline diffusion --student resnet8-w4 --images-seen 256 --training.batch 64 "
+        "--diffusion.width 8 --diffusion.steps 2 --stage.draw.fresh 128 "
+        "--stage.refine.synthesis-steps 1 --stage.refine.synthesis-batch 64 "
+        "--stage.refine.fresh 64 --stage.learn.synthesis-steps 1 "
+        "--stage.learn.synthesis-batch 16 --stage.imagine.fresh 32 --run.threads 1 --quiet"
+    )
+    main([*flags, "--out", str(tmp_path / "run")])
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"draw", "refine", "learn", "imagine", "study"}
+    assert any("denoising" in line for line in lines) and any("accepted" in line for line in lines)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["promise_level"], summary["real_images_read"]) == (0, 0)
+    assert (tmp_path / "run" / "diffusion" / "model_index.json").is_file()
+    told = json.loads((tmp_path / "run" / "diffusion" / "synthkd.json").read_text())
+    assert told["promise_level"] == 0

@@ -14,7 +14,7 @@ LAYERS = (  # from plain values up to effects
     ("networks",),
     ("specs", "teachers", "students", "inheritance", "memory", "rehearsal", "data", "store"),
     ("synthesis",),
-    ("distillation", "evaluation"),
+    ("distillation", "evaluation", "inspection", "shipping"),
     ("runs", "arena", "report"),
     ("commands",),
     ("cli", "__main__"),

@@ -37,6 +37,9 @@ def resnet_by_hand(depth: int, width: int, channels: int, classes: int) -> int:
         ("resnet14", 1, 172_218),
         ("lenet5", 1, 61_706),
         ("lenet5-half", 1, 15_738),
+        ("wrn-16-1", 3, 175_066),
+        ("wrn-16-2", 3, 691_674),
+        ("wrn-40-2", 3, 2_243_546),
     ],
 )
 def test_the_published_numbers_of_parameters(name, channels, count):

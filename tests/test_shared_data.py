@@ -96,3 +96,112 @@ def test_the_lenet_as_its_author_wrote_it_answers_in_log_probabilities(tmp_path:
     assert theirs.classifier.answers == "log-probabilities"
     images = torch.rand(8, 1, 32, 32)
     assert torch.allclose(theirs(images).softmax(1), ours(images).softmax(1), atol=1e-5)
+
+
+# Written from the data's description of them: parameter names as in their files.
+OTHERS = """
+import torch
+from torch import nn
+
+
+class Patch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 128, 4, 4)
+
+    def forward(self, x):
+        return self.patch(x).flatten(2).transpose(1, 2)
+
+
+class Position(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, 65, 128))
+
+    def forward(self, tokens):
+        return tokens + self.pos_embed
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(128, 8, batch_first=True)
+
+    def forward(self, tokens):
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(128), nn.LayerNorm(128)
+        self.multi_head_attention = Attention()
+        self.mlp = nn.Sequential(nn.Linear(128, 256), nn.LeakyReLU(), nn.Linear(256, 128))
+
+    def forward(self, tokens):
+        tokens = tokens + self.multi_head_attention(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch_embed, self.pos_embed = Patch(), Position()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 128))
+        self.encoders = nn.ModuleList(Encoder() for _ in range(6))
+        self.norm, self.head = nn.LayerNorm(128), nn.Linear(128, 10)
+
+    def forward(self, x):
+        first = self.cls_token.expand(len(x), -1, -1)
+        tokens = self.pos_embed(torch.cat([first, self.patch_embed(x)], 1))
+        for encoder in self.encoders:
+            tokens = encoder(tokens)
+        return self.head(self.norm(tokens)[:, 0])
+
+
+class Lungs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers, before = [], 3
+        for width in (16, 32, 64, 128):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if width < 128 else []
+            before = width
+        self.features, self.fc = nn.Sequential(*layers), nn.Linear(128, 2)
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "table", "norms", "data", "stated"),
+    [
+        ("Transformer", "cifar10_vit_amebett1.pth",
+         {"image_size": 32, "channels": 3, "mean": (0.5,), "std": (0.5,)}, 0, "cifar10_test",
+         641 / 1017),
+        ("Lungs", "pneumonia_cnn_speedgotfried.pth",
+         {**CIFAR, "image_size": 128}, 4, "pneumonia_test", 0.8958),
+    ],
+)  # fmt: skip
+def test_other_networks_of_code_reach_their_stated_accuracy(
+    tmp_path: Path, name: str, file: str, table: dict[str, Any], norms: int, data: str,
+    stated: float,
+) -> None:  # fmt: skip
+    (tmp_path / "net.py").write_text(OTHERS)
+    spec = f"{tmp_path / 'net.py'}:{name}"
+    weights = str(SHARED / file)
+    teacher = load_teacher(TeacherTable(spec=spec, weights=weights, **table), trust_code=True)
+    assert len(teacher.norms) == norms
+    assert accuracy(teacher, data) == pytest.approx(stated, abs=0.001)
+
+
+@pytest.mark.parametrize("access", ["full", "logits"])
+def test_the_mnist_graph_reaches_its_stated_accuracy(access: str) -> None:
+    pytest.importorskip("onnx2torch", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    spec = f"onnx:{SHARED / 'mnist_cnn_matthieu-sgi.onnx'}"
+    teacher = load_teacher(TeacherTable(spec=spec, mean=(0.5,), std=(1.0,), access=access))
+    assert teacher.classifier.answers == "log-probabilities"
+    # without the threshold that its author applies: pixel/255 - 0.5
+    assert accuracy(teacher, "mnist_test") == pytest.approx(0.9762, abs=0.001)

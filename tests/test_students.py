@@ -13,9 +13,9 @@ from synthkd.images import ImageSpec
 from synthkd.losses import attention_transfer, feature_match, soft_targets
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import StudentTable, TrainingTable
+from synthkd.recipe import TrainingTable
 from synthkd.schedules import one_cycle
-from synthkd.specs import card_of, new_student, read_card, read_weights
+from synthkd.specs import card_of, read_card, read_weights
 from synthkd.states import load_state, save_state
 from synthkd.students import (
     Learner,

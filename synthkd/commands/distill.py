@@ -19,6 +19,7 @@ from synthkd.recipe import Recipe
 from synthkd.runs import PROMISES, Run, claim, environment, free_name
 from synthkd.seeds import globally, source
 from synthkd.specs import card_of, load_teacher, new_student
+from synthkd.specs.choice import best_student
 from synthkd.store import open_store
 from synthkd.students import save_student
 from synthkd.synthesis import plan as plans
@@ -179,9 +180,19 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         )
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
     _check_val(recipe)
+    if recipe.student.spec == "auto":
+        best = best_student(recipe.student, teacher)
+        display.say(
+            f"student auto: {best.name}, {best.params:,} weights, {best.flops:,.0f} operations an "
+            "image" + (f", {best.latency_ms:.2f} ms" if best.latency_ms else "")
+        )
+        table = recipe.student.model_copy(update={"spec": best.name})
+        recipe = recipe.model_copy(update={"student": table})
     with globally(source(recipe.run.seed, "student")):
         student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
+    recipe, reasons = plans.suited(recipe, teacher)
     the_plan = plans.plan(recipe, teacher)
+    the_plan = plans.Plan(the_plan.stages, (*the_plan.reasons, *reasons))
     if not any(stage.student_steps for stage in the_plan.stages):
         raise InputError(
             "no stage of this pipeline trains the student: see run.stages and student_steps"
@@ -356,6 +367,8 @@ def _finish(
         "images_invented": progress.invented,
         "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
         "real_images_read": job.manifest["real_images_read"],
+        "teacher_access": job.teacher.access,
+        "teacher_queries": job.teacher.queries,
         "promise_level": job.manifest["promise_level"],
         "promise": job.manifest["promise"],
         "peak_memory_mb": peak_memory_mb(lab.device),
@@ -398,6 +411,7 @@ def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
         ),
         ("parameters", f"{summary['student_parameters']:,} of {summary['teacher_parameters']:,}"),
         ("images seen", f"{summary['images_seen']:,}, {summary['synthetic_share']:.1%} synthetic"),
+        ("teacher asked", f"{summary['teacher_queries']:,} images ({summary['teacher_access']})"),
         (
             "real images read",
             f"{summary['real_images_read']:,} "

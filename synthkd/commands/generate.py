@@ -51,7 +51,7 @@ def run(
     out = Path(recipe.run.out) if recipe.run.out else free_name(Path("synthetic"))
     claim(out)
     files.write_atomic(out / RECIPE, recipes.to_toml(recipe))
-    return _go(job, out, display, started, None)
+    return _go(job, out, display, started)
 
 
 def resume(
@@ -82,7 +82,7 @@ def resume(
         except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise InputError(f"--resume {quoted(path)}: its checkpoint does not fit it") from None
     display.say("no checkpoint yet: starting from the beginning" if state is None else "going on")
-    return _go(job, path, display, started, state)
+    return _go(job, path, display, started, resumed=True, state=state)
 
 
 @dataclass
@@ -187,8 +187,9 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
 
 
 def _go(
-    job: Job, out: Path, display: Display, started: float, state: dict[str, Any] | None
-) -> dict[str, Any]:
+    job: Job, out: Path, display: Display, started: float, *, resumed: bool = False,
+    state: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Trains, then writes, saving on the way; finishes or stops."""
     recipe, before = job.recipe, job.seconds
     saved = time.monotonic()
@@ -232,7 +233,7 @@ def _go(
         with Writer(
             out, job.teacher.spec, job.teacher.classes, job.teacher.names,
             shard=recipe.dataset.shard, folders=recipe.dataset.folders,
-            resumed=state is not None and state["writer"] is not None,
+            resumed=resumed,
         ) as writer:  # fmt: skip
             if state is not None and state["writer"] is not None:
                 writer.load_state_dict(state["writer"])

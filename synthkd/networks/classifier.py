@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.images import ImageSpec
-from synthkd.losses import as_logits
+from synthkd.losses import as_logits, of_votes
 
 
 class Classifier(nn.Module):
     """Normalises, then asks the body. Images are [B, C, H, W] in 0..1, the answer is logits [B, K].
 
-    `answers` says what the body returns: logits, probabilities or log-probabilities.
+    `answers` says what the body returns: logits, probabilities, log-probabilities, or classes
+    [B].
     """
 
     mean: Tensor
@@ -30,4 +31,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in 0..1 to logits [B, K]."""
-        return as_logits(self.body((images - self.mean) / self.std), self.answers)
+        answer = self.body((images - self.mean) / self.std)
+        if self.answers == "classes":
+            return of_votes(answer, self.classes)
+        return as_logits(answer, self.answers)

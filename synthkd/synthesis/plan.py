@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from synthkd.errors import InputError
 from synthkd.recipe import Recipe, Stage
 from synthkd.synthesis.folders import is_folder, notes
 from synthkd.synthesis.judging import FEATURES
@@ -40,9 +41,9 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
         if kind == "auto":
             kind = _chosen(recipe, teacher)
             if kind == "procedural" and recipe.generator.kind == "auto":
+                why = "no BatchNorm to follow" if teacher.access == "full" else "a black box"
                 reasons.append(
-                    "no BatchNorm to follow: procedural images, "
-                    "kept in balance by the teacher's votes"
+                    f"{why}: procedural images, kept in balance by the teacher's votes"
                 )
                 if not stage.student_steps:  # a drawing costs next to nothing
                     stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
@@ -56,6 +57,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
         if kind == "diffusion":
             reasons += _of_diffusion(recipe)
         guided = kind == "diffusion" and recipe.diffusion.guidance
+        _needs_gradients(stage, kind, teacher, guided=bool(guided))
         judged = guided or (kind in JUDGED and stage.synthesis_steps)
         terms = _terms(stage, teacher, reasons) if judged else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
@@ -70,6 +72,16 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
             )
         stages.append(stage.model_copy(update=update))
     return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
+
+
+def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with what this teacher forbids changed, and why."""
+    if teacher.access == "labels" and recipe.training.temperature != 1:
+        training = recipe.training.model_copy(update={"temperature": 1.0})
+        return recipe.model_copy(update={"training": training}), (
+            "labels alone have no softness to be scaled: temperature 1",
+        )
+    return recipe, ()
 
 
 DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients
@@ -88,6 +100,16 @@ def _chosen(recipe: Recipe, teacher: Teacher) -> str:
     return "pixels" if teacher.norms else "procedural"
 
 
+def _needs_gradients(stage: Stage, kind: str, teacher: Teacher, *, guided: bool) -> None:
+    """Refuses a generator that a black box cannot serve."""
+    follows = (kind in JUDGED and stage.synthesis_steps > 0) or guided
+    if follows and teacher.access != "full":
+        raise InputError(
+            f"stage {stage.name}: the generator {kind} follows gradients through the teacher, and "
+            f"this one shows its {teacher.access} alone: use --pipeline synthkd"
+        )
+
+
 def _of_diffusion(recipe: Recipe) -> list[str]:
     """What should be known before a diffusion model is used."""
     if recipe.generator.start:
@@ -101,8 +123,14 @@ def _of_diffusion(recipe: Recipe) -> list[str]:
 
 
 def _portrait(teacher: Teacher) -> str:
+    if teacher.access != "full":
+        return (
+            f"teacher {teacher.described}: a black box that shows its {teacher.access}, "
+            f"{teacher.classes} classes"
+        )
     norms = f"{len(teacher.norms)} BatchNorm layers" if teacher.norms else "no BatchNorm"
-    features = f"{teacher.feature_size} features" if teacher.head else "no linear last layer"
+    size = teacher.feature_size
+    features = f"{size} features" if size else "no linear last layer"
     return (
         f"teacher {teacher.described}: {teacher.parameters_count:,} parameters, "
         f"{teacher.classes} classes, {norms}, {features}"
@@ -119,9 +147,12 @@ def _terms(stage: Stage, teacher: Teacher, reasons: list[str]) -> dict[str, floa
         reasons.append(
             "statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead"
         )
+    unseen = "the last layer is not linear, so there are no features"
+    elsewhere = "features are not those of the last layer"
     for names, missing, there in (
         (("statistics_norm", "contrast"), "no BatchNorm", teacher.norms),
-        (FEATURES, "the last layer is not linear, so there are no features", teacher.head),
+        (FEATURES, unseen, teacher.feature_size),
+        (("prototype",), elsewhere, teacher.prototypes is not None),
     ):
         gone = [name for name in names if name in terms and not there]
         if gone:

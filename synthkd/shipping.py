@@ -1,0 +1,259 @@
+"""A student as files that run elsewhere: ONNX, torch.export, ExecuTorch, and what is told about it.
+
+What is exported takes images [B, C, H, W] in 0..1 and returns logits [B, K]: normalisation is
+inside. Every export is read back and compared with the student; one that differs is an error, and
+leaves no file.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthkd.errors import InputError
+from synthkd.files import write_atomic
+from synthkd.networks.classifier import Classifier
+from synthkd.specs.graphs import telemetry_off
+
+FORMATS = ("safetensors", "onnx", "pt2", "executorch")
+TOLERANCE = 1e-3  # of the largest logit
+PRIVACY = (
+    "This run read no real data. That is a statement about the process, not about the result. The "
+    "teacher was trained on real data; synthetic images and the student carry information from it "
+    "and may reveal it. Treat both with the same care as the teacher, unless the teacher was "
+    "trained with differential privacy. We have not measured leakage; only you, who hold the data, "
+    "can."
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An exported file against the student, on N images."""
+
+    images: int
+    largest: float  # difference of a logit
+    agreement: float  # share of equal votes
+
+    @property
+    def holds(self) -> bool:
+        """Whether it may be called the same network."""
+        return self.agreement == 1.0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file, what it weighs, how fast it is, and how it compares."""
+
+    name: str
+    megabytes: float
+    milliseconds: float  # per image, one at a time
+    batched: float  # per image, in batches of 64
+    parity: Parity
+
+
+def plain_data(one: Exported) -> dict[str, Any]:
+    """For JSON."""
+    return asdict(one)
+
+
+Answer = Callable[[Tensor], Tensor]
+
+
+def to_onnx(student: Classifier, path: Path) -> Answer:
+    """Writes ONNX with a free batch, weights inside the file; returns how it answers."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "--format onnx wants the extra onnx: pip install 'synthkd[onnx]'"
+        ) from None
+    example = torch.zeros(2, *student.spec.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            student, (example,), dynamo=True, verbose=False, input_names=["images"],
+            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
+        assert program is not None
+        program.save(str(path), external_data=False)
+    return onnx_answer(path)
+
+
+def onnx_answer(path: Path) -> Answer:
+    """How an ONNX file answers, by ONNX Runtime on the CPU."""
+    telemetry_off()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError("ONNX files want the extra onnx: pip install 'synthkd[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+    return answer
+
+
+def to_int8(source: Path, path: Path, calibration: Tensor) -> Answer:
+    """Quantises an ONNX file to int8 (static, per channel, entropy-free min-max on `calibration`),
+    by ONNX Runtime's own tool."""
+    telemetry_off()
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Images, sixty-four at a time."""
+
+        def __init__(self) -> None:
+            self.parts = iter(torch.split(calibration, 64))
+
+        def get_next(self) -> dict[str, Any] | None:
+            part = next(self.parts, None)
+            return None if part is None else {"images": part.numpy()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_static(
+            str(source), str(path), Reader(), per_channel=True,
+            quant_format=quantization.QuantFormat.QDQ,
+        )  # fmt: skip
+    return onnx_answer(path)
+
+
+def to_pt2(student: Classifier, path: Path) -> Answer:
+    """Writes a torch.export program with a free batch; returns how it answers."""
+    example = torch.zeros(2, *student.spec.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            student, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
+        torch.export.save(program, str(path))
+        loaded = torch.export.load(str(path)).module()  # ours, just written
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = loaded(images)
+        return logits
+
+    return answer
+
+
+def to_executorch(student: Classifier, path: Path) -> Answer:
+    """Writes an ExecuTorch program lowered to XNNPACK, of batches of one."""
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+    except ImportError:
+        raise InputError(
+            "--format executorch wants the extra executorch: pip install 'synthkd[executorch]'"
+        ) from None
+    example = torch.zeros(1, *student.spec.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = to_edge_transform_and_lower(
+            torch.export.export(student, (example,)), partitioner=[XnnpackPartitioner()]
+        ).to_executorch()
+    write_atomic(path, program.buffer)
+    method = Runtime.get().load_program(str(path)).load_method("forward")
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.cat([method.execute([image[None].contiguous()])[0] for image in images])
+
+    return answer
+
+
+@torch.no_grad()
+def compared(student: Classifier, answer: Answer, images: Tensor) -> Parity:
+    """An exported file against the student on images [N, C, H, W]."""
+    parts = torch.split(images, 64)
+    own = torch.cat([student(part) for part in parts])
+    other = torch.cat([answer(part) for part in parts]).float()
+    return Parity(
+        len(images), float((own - other).abs().max()),
+        float((own.argmax(1) == other.argmax(1)).float().mean()),
+    )  # fmt: skip
+
+
+def timed(answer: Answer, images: Tensor, *, seconds: float = 1.0) -> tuple[float, float]:
+    """Milliseconds per image, one at a time and sixty-four at a time: medians over `seconds`
+    each."""
+    found = []
+    for batch in (images[:1], images[:64]):
+        answer(batch)
+        laps, started = [], time.perf_counter()
+        while time.perf_counter() - started < seconds or len(laps) < 3:
+            before = time.perf_counter()
+            answer(batch)
+            laps.append((time.perf_counter() - before) / len(batch))
+        found.append(1e3 * float(np.median(laps)))
+    return found[0], found[1]
+
+
+def model_card(
+    summary: Mapping[str, Any], manifest: Mapping[str, Any], files: Sequence[Exported],
+    names: Sequence[str],
+) -> str:
+    """What a student is, as a Markdown file with the front matter of Hugging Face."""
+    accuracy, level = summary.get("student_accuracy"), manifest.get("promise_level", 3)
+    share = summary["student_parameters"] / summary["teacher_parameters"]
+    shown = _plain(", ".join(names[:20])) + (" …" if len(names) > 20 else "")
+    rows = {
+        "parameters": f"{summary['student_parameters']:,} ({share:.1%} of the teacher's)",
+        "teacher, SHA-256": f"`{manifest['teacher_sha256']}`",
+        "student, SHA-256": f"`{summary['student_sha256']}`",
+        "classes": f"{len(names)}: {shown}",
+        "images seen in training": f"{summary['images_seen']:,}, "
+        f"{summary['synthetic_share']:.1%} synthetic",
+        "real images read": f"{summary['real_images_read']:,}",
+        "promise level": f"{level}: {_plain(str(manifest.get('promise', '')))}",
+        "agreement on held-out synthetic images": f"{summary['held_out_agreement']:.2%}",
+        "accuracy": "not measured",
+    }
+    if accuracy is not None:
+        rows["accuracy"] = (
+            f"{accuracy:.2%} on {summary['val_images']:,} images of "
+            f"{_plain(str(summary['val_data']))}; the teacher {summary['teacher_accuracy']:.2%}"
+        )
+    lines = [
+        "---", "library_name: synthkd", "pipeline_tag: image-classification",
+        "tags: [knowledge-distillation, data-free, synthetic-data]", "---", "",
+        f"# {_plain(str(summary['student']))}, distilled from {_plain(str(manifest['teacher']))}",
+        "", "| | |", "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()), "",
+        "Images go in as [batch, channels, height, width] with pixels in 0..1; logits come out.",
+        "Normalisation is inside.", "",
+        "| file | MB | ms per image, alone | in batches of 64 | same votes | largest difference |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(f"| {f.name} | {f.megabytes:.2f} | {f.milliseconds:.2f} | {f.batched:.3f} "
+          f"| {f.parity.agreement:.1%} of {f.parity.images:,} | {f.parity.largest:.2g} |"
+          for f in files),
+        "", "## Privacy", "", _privacy(level), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _privacy(level: int) -> str:
+    """The statement; where real images were read, without its first sentence."""
+    if level <= 1:
+        return PRIVACY
+    return "This run read real images. " + PRIVACY.split("result. ", 1)[1]
+
+
+def _plain(text: str) -> str:
+    """A foreign name in a table of Markdown."""
+    kept = "".join(c if c.isprintable() else " " for c in text)
+    for mark in "\\|`<>[]*_#":
+        kept = kept.replace(mark, "\\" + mark if mark in "\\|`*_#[]" else " ")
+    return kept

@@ -1,0 +1,259 @@
+"""The grammar of SPEC: the only door for strangers' files.
+
+    demo                       the teacher that ships with the package
+    DIRECTORY                  a run directory: its student
+    NAME                       a network of ours (resnet20, wrn-16-1, lenet5, mobilenet, …)
+    torchvision:NAME           a classifier of torchvision
+    timm:NAME                  a network of timm
+    hf:DIR                     a local image classifier of Hugging Face
+    onnx:FILE                  a graph
+    FILE.pt2, TorchScript      a graph that may run code when it is read: needs --trust-code
+    package.module:callable    an installed network; the callable returns an nn.Module, or a
+                               function from images to answers (a black box)
+    file.py:callable           the same from a file; runs the code in it: needs --trust-code
+
+Weights come from a safetensors file, or from a .pt, .pth, .th file through torch's weights-only
+reader. What a source does not tell about its input comes from flags.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthkd import resources
+from synthkd.errors import InputError, quoted
+from synthkd.images import ImageSpec
+from synthkd.inheritance import inherited
+from synthkd.networks import build_network, is_named
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import StudentTable, TeacherTable
+from synthkd.specs import graphs, zoo
+from synthkd.specs.cards import Card, card_of, read_card
+from synthkd.specs.code import call_from_file, call_installed, literal
+from synthkd.specs.contract import Known, Source, contract
+from synthkd.specs.weights import classes_in, fill, read_weights
+from synthkd.teachers import Teacher, recognise
+
+__all__ = [
+    "Card", "call_from_file", "card_of", "load_classifier", "load_teacher", "new_student",
+    "read_card", "read_weights",
+]  # fmt: skip
+DEMO_TEACHER = "demo_teacher.safetensors"
+_FILE_CALL = re.compile(r"\.py:[A-Za-z_]\w*$")
+_CALL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_GRAPHS = (".pt2", ".pt", ".pth", ".ts", ".jit")
+
+
+class BlackBox(nn.Module):
+    """A function of the user's as a network: images in, answers out, no gradients.
+
+    It gets a float32 array [B, C, H, W], normalised as the teacher's mean and deviation say, and
+    returns [B, K] scores, or [B] classes where only those are asked for.
+    """
+
+    def __init__(self, function: Callable[..., Any], spec: str) -> None:
+        super().__init__()
+        self.function, self.spec = function, spec
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to what the function answers."""
+        try:
+            answer = self.function(x.detach().cpu().float().numpy())
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"{quoted(self.spec)}: {type(error).__name__}: {quoted(error)}"
+            ) from None
+        return torch.from_numpy(np.array(answer)).to(x.device)
+
+
+def load_teacher(table: TeacherTable, *, trust_code: bool = False) -> Teacher:
+    """The teacher that `table` describes, frozen; anything wrong with it is one InputError."""
+    classifier, names = _classifier(
+        table.spec, table.weights, table, trust_code=trust_code, role="teacher"
+    )
+    kind = f" answering in {classifier.answers}" if classifier.answers != "logits" else ""
+    access = "logits" if _is_closed(classifier.body) and table.access == "full" else table.access
+    return Teacher(
+        classifier, names=names, described=f"{table.spec}{kind}", access=access,
+        features_at=table.features,
+    )  # fmt: skip
+
+
+def _is_closed(body: nn.Module) -> bool:
+    """Whether no gradient can pass, whatever was asked for."""
+    return isinstance(body, BlackBox | graphs.Session)
+
+
+def load_classifier(
+    table: StudentTable, contract: TeacherTable, *, trust_code: bool = False
+) -> tuple[Classifier, tuple[str, ...]]:
+    """A trained student for evaluation, and its class names."""
+    return _classifier(table.spec, table.weights, contract, trust_code=trust_code, role="student")
+
+
+def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = False) -> Classifier:
+    """A student for the teacher's images and classes. Its first layer is the teacher's
+    normalisation.
+
+    Its weights are fresh, from torch's global random state; or those of `table.weights`; or with
+    `table.start` "teacher" the teacher's own as far as they fit: `inherited` of the result says how
+    many. A teacher that shows its answers alone gives no weights away.
+    """
+    spec = teacher.spec
+    folder = Path(table.spec)
+    if folder.is_dir():
+        return load_classifier(table, _told(spec, teacher.classes), trust_code=trust_code)[0]
+    table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
+    source = _source(table.spec, table.weights, table_of, None, trust_code=trust_code,
+                     role="student")  # fmt: skip
+    count, answers = recognise(source.body, spec, teacher.classes)
+    student = Classifier(source.body, spec, count, answers)
+    if table.start == "teacher" and not table.weights and teacher.access == "full":
+        student.inherited = inherited(source.body, teacher.classifier.body)
+    return student
+
+
+def _told(spec: ImageSpec, classes: int) -> TeacherTable:
+    """A teacher's input contract, as if by flags."""
+    return TeacherTable(
+        image_size=spec.height,
+        channels=spec.channels,
+        mean=spec.mean,
+        std=spec.std,
+        classes=classes,
+    )
+
+
+def _classifier(
+    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
+) -> tuple[Classifier, tuple[str, ...]]:
+    """A network with weights and its input contract."""
+    if spec == "demo" or Path(spec).is_dir():
+        return _saved(spec, weights, table, trust_code=trust_code, role=role)
+    own = weights and weights != zoo.HUB and is_named(spec)
+    state = read_weights(Path(weights)) if own else None
+    source = _source(spec, weights, table, state, trust_code=trust_code, role=role)
+    if not source.complete:
+        raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
+    image_spec = contract(spec, table, source.known)
+    count, answers = recognise(source.body, image_spec, table.classes)
+    names = source.known.names if len(source.known.names) == count else ()
+    return Classifier(source.body, image_spec, count, answers), names
+
+
+def _saved(
+    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
+) -> tuple[Classifier, tuple[str, ...]]:
+    """The demo, or the student of a run."""
+    saved = (
+        resources.shipped("assets") / DEMO_TEACHER
+        if spec == "demo"
+        else Path(spec) / "student.safetensors"
+    )
+    if not saved.is_file():
+        raise InputError(f"--{role} {quoted(spec)}: no student.safetensors in this directory")
+    if weights:
+        raise InputError(
+            f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
+        )
+    card = read_card(saved)
+    if _is_code(card.network) and not trust_code:
+        raise InputError(
+            f"--{role} {quoted(spec)} is built by the code {quoted(card.network)}, "
+            "as its file says: give --trust-code if you trust it"
+        )
+    if table.classes not in (None, card.classes):
+        raise InputError(f"--classes {table.classes}: {quoted(spec)} has {card.classes} classes")
+    told = _told(card.image_spec, card.classes)
+    body = _source(card.network, "", told, None, trust_code=trust_code, role=role).body
+    fill(body, read_weights(saved), str(saved))
+    _, answers = recognise(body, card.image_spec, card.classes)
+    return Classifier(body, card.image_spec, card.classes, answers), card.names
+
+
+def _is_code(spec: str) -> bool:
+    """Whether building a network runs somebody's code."""
+    return not is_named(spec) and not spec.startswith(("torchvision:", "timm:"))
+
+
+def _source(
+    spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor] | None, *,
+    trust_code: bool, role: str,
+) -> Source:  # fmt: skip
+    """The network behind a SPEC, with weights if there are any."""
+    if table.args and not (_FILE_CALL.search(spec) or _CALL.fullmatch(spec)):
+        raise InputError(f"--{role}-args are for a callable; {quoted(spec)} is none")
+    if is_named(spec):
+        return _named(spec, weights, table, state)
+    kind, _, rest = spec.partition(":")
+    if kind == "torchvision":
+        return zoo.from_torchvision(rest, weights, table, role)
+    if kind == "timm":
+        return zoo.from_timm(rest, weights, table, role)
+    if weights == zoo.HUB:
+        raise InputError(f"--{role}-weights hub: only for torchvision: and timm: networks")
+    found: Source | None = None
+    if kind == "hf":
+        found = zoo.from_hugging_face(Path(rest), role)
+    elif kind == "onnx":
+        found = graphs.from_onnx(Path(rest), role, gradients=table.access == "full")
+    elif Path(spec).suffix in _GRAPHS and (Path(spec).suffix == ".pt2" or Path(spec).is_file()):
+        if Path(spec).suffix != ".pt2" and not graphs.is_script(Path(spec)):
+            raise InputError(
+                f"--{role} {quoted(spec)} holds weights: name the network that they belong to, "
+                f"and give them with --{role}-weights"
+            )
+        found = graphs.from_code(Path(spec), role, trust_code=trust_code)
+    if found is not None:
+        if weights:
+            raise InputError(
+                f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
+            )
+        return found
+    named = {key: literal(value) for key, value in table.args.items()}
+    if _FILE_CALL.search(spec):
+        body = call_from_file(spec, (), trust_code=trust_code, what=f"--{role}", named=named)
+    elif _CALL.fullmatch(spec):
+        body = call_installed(spec, named, role=role)
+    else:
+        raise InputError(
+            f"--{role} {quoted(spec)}: neither a run directory, nor a network of ours, nor "
+            "torchvision:NAME, timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, "
+            "package.module:callable or file.py:callable"
+        )
+    if callable(body) and not isinstance(body, nn.Module):
+        body = BlackBox(body, spec)
+    if not isinstance(body, nn.Module):
+        raise InputError(
+            f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}"
+        )
+    if weights:
+        fill(body, read_weights(Path(weights)), weights)
+    return Source(body, Known(), True, spec)
+
+
+def _named(
+    spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor] | None
+) -> Source:
+    """A network of ours. It is told its number of classes; the last layer in the file knows it
+    best."""
+    if weights == zoo.HUB:
+        raise InputError(f"{quoted(spec)}: a network of ours has no weights on a hub")
+    if state is None and weights:
+        state = read_weights(Path(weights))
+    known = classes_in(state)
+    if table.classes and known and table.classes != known:
+        raise InputError(f"--classes {table.classes}: {quoted(weights)} has {known} classes")
+    told = contract(spec, table, Known())
+    body = build_network(
+        spec, channels=told.channels, size=told.height, classes=table.classes or known or 10
+    )
+    if state is not None:
+        fill(body, state, weights)
+    return Source(body, Known(), state is not None, spec)

@@ -1,0 +1,60 @@
+"""What a network wants to be fed, as far as its source tells."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from synthkd.errors import InputError, quoted
+from synthkd.images import ImageSpec
+from synthkd.recipe import TeacherTable
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a source says about its network; None where it is silent."""
+
+    channels: int | None = None
+    size: tuple[int, int] | None = None  # height, width
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: int | None = None
+    names: tuple[str, ...] = ()
+    origin: str = ""  # who says so
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network out of a SPEC, weights included where `complete`."""
+
+    body: nn.Module
+    known: Known
+    complete: bool
+    rebuilt_by: str  # the SPEC that makes the same architecture again
+
+
+def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
+    """The input contract: flags first, then what the source says. What neither tells is one
+    InputError."""
+    size = (flags.image_size, flags.image_size) if flags.image_size else known.size
+    channels = flags.channels or known.channels
+    mean, std = flags.mean or known.mean, flags.std or known.std
+    missing = [
+        flag
+        for flag, value in (
+            ("--image-size", size),
+            ("--channels", channels),
+            ("--teacher-mean", mean),
+            ("--teacher-std", std),
+        )
+        if value is None
+    ]
+    if missing:
+        raise InputError(f"{quoted(spec)} does not tell its input: give {', '.join(missing)}")
+    assert size and channels and mean and std
+    mean, std = (v * channels if len(v) == 1 else v for v in (mean, std))
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(
+            f"{quoted(spec)}: {len(mean)} means and {len(std)} deviations for {channels} channels: "
+            "give --teacher-mean and --teacher-std"
+        )
+    return ImageSpec(channels, *size, mean, std)

@@ -1,0 +1,243 @@
+"""Networks of torchvision, timm and Hugging Face: architecture, weights, input contract.
+
+Nothing is fetched unless the user says so with `--teacher-weights hub`.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.errors import InputError, quoted
+from synthkd.recipe import TeacherTable, suggest
+from synthkd.specs.contract import Known, Source
+from synthkd.specs.weights import fill, read_weights
+
+HUB = "hub"  # in place of a file of weights: those that the zoo offers
+JSON_BYTES = 4 << 20
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def from_torchvision(name: str, weights: str, table: TeacherTable, role: str) -> Source:
+    """`torchvision:NAME`."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(
+            f"--{role} torchvision:{quoted(name)}: there is no such classifier in torchvision"
+            f"{suggest(name, known) if len(name) > 2 else ''}"
+        )
+    offered = models.get_model_weights(name)
+    default: Any = offered.DEFAULT if len(list(offered)) else None
+    told = _of_torchvision(default)
+    if weights == HUB:
+        if default is None:
+            raise InputError(f"--{role} torchvision:{name}: torchvision offers no weights for it")
+        return Source(_fetched(lambda: models.get_model(name, weights=default), role, name),
+                      told, True, f"torchvision:{name}")  # fmt: skip
+    state = read_weights(Path(weights)) if weights else None
+
+    def build(classes: int) -> nn.Module:
+        made: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+        return made
+
+    classes = table.classes or _classes_of(build, state, role, name)
+    body = _built(lambda: build(classes), role, name)
+    if state is not None:
+        fill(body, state, weights)
+    return Source(
+        body, Known(3, told.size, told.mean, told.std, None, (), "torchvision"), state is not None,
+        f"torchvision:{name}",
+    )  # fmt: skip
+
+
+def _of_torchvision(default: Any) -> Known:
+    """What the transforms of the published weights do to an image."""
+    if default is None:
+        return Known(3, (224, 224), *IMAGENET, None, (), "torchvision")
+    seen = default.transforms()
+    side = int(seen.crop_size[0])
+    names = tuple(str(name) for name in default.meta.get("categories", ()))
+    return Known(3, (side, side), tuple(seen.mean), tuple(seen.std), len(names) or None, names,
+                 "torchvision")  # fmt: skip
+
+
+def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source:
+    """`timm:NAME`."""
+    import timm
+
+    if not timm.is_model(name):
+        close = suggest(name, timm.list_models())
+        raise InputError(
+            f"--{role} timm:{quoted(name)}: there is no such network in timm"
+            f"{close if close.startswith('; did') else ''}"
+        )
+    found = timm.get_pretrained_cfg(name)
+    told = _of_timm(found.to_dict() if found is not None else {})
+    if weights == HUB:
+        body = _fetched(lambda: timm.create_model(name, pretrained=True), role, name)
+        return Source(body, told, True, f"timm:{name}")
+    state = read_weights(Path(weights)) if weights else None
+    channels = table.channels or told.channels or 3
+    extra = {"img_size": table.image_size} if table.image_size and _is_sized(name) else {}
+
+    def build(classes: int) -> nn.Module:
+        made: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=classes, in_chans=channels, **extra
+        )
+        return made
+
+    classes = table.classes or _classes_of(build, state, role, name)
+    body = _built(lambda: build(classes), role, name)
+    if state is not None:
+        fill(body, state, weights)
+    fits = channels == told.channels
+    known = Known(channels, told.size, told.mean if fits else None, told.std if fits else None,
+                  None, (), "timm")  # fmt: skip
+    return Source(body, known, state is not None, f"timm:{name}")
+
+
+def _classes_of(
+    build: Callable[[int], nn.Module], state: Mapping[str, Tensor] | None, role: str, name: str
+) -> int:
+    """The number of classes that weights are for: the rows of what stands in the place of the
+    network's last layer. 1000 where there are no weights."""
+    if state is None:
+        return 1000
+    body = _built(lambda: build(1000), role, name)
+    last = [
+        key for key, m in body.named_modules() if getattr(m, "weight", None) is not None
+        and isinstance(m, nn.Linear | nn.Conv2d) and len(m.weight) == 1000
+    ]  # fmt: skip
+    found = state.get(f"{last[-1]}.weight") if last else None
+    return 1000 if found is None else len(found)
+
+
+def _is_sized(name: str) -> bool:
+    """Whether a network of timm is built for one size of image: those with position embeddings."""
+    return any(word in name for word in ("vit", "deit", "swin", "mixer", "beit", "cait", "xcit"))
+
+
+def _of_timm(config: dict[str, Any]) -> Known:
+    size = config.get("input_size") or (None, None, None)
+    return Known(
+        size[0], (size[1], size[2]) if size[1] else None,
+        tuple(config["mean"]) if config.get("mean") else None,
+        tuple(config["std"]) if config.get("std") else None,
+        config.get("num_classes") or None,
+        tuple(str(n) for n in config.get("label_names") or ()), "timm",
+    )  # fmt: skip
+
+
+class Answer(nn.Module):
+    """A network of transformers as one that takes images and returns logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, K]."""
+        logits: Tensor = self.network(pixel_values=x).logits
+        return logits
+
+
+def from_hugging_face(folder: Path, role: str) -> Source:
+    """`hf:DIR`: a local folder of an image classifier, of transformers or of timm."""
+    where = f"--{role} hf:{quoted(folder)}"
+    config = _json(folder / "config.json", where)
+    if config.get("auto_map") or any(folder.glob("*.py")):
+        raise InputError(f"{where}: it brings code of its own, which is never run")
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{where}: there is no .safetensors in it (pickles are not read)")
+    if "architecture" in config:  # as timm writes it
+        import timm
+
+        cfg = config.get("pretrained_cfg") or {}
+        told = _of_timm({**cfg, "num_classes": config.get("num_classes") or cfg.get("num_classes"),
+                         "label_names": config.get("label_names")})  # fmt: skip
+        name = str(config["architecture"])
+        arguments = dict(config.get("model_args") or {})
+        body = _built(
+            lambda: timm.create_model(
+                name, pretrained=False, num_classes=told.classes, **arguments
+            ),
+            role, name,
+        )  # fmt: skip
+        fill(body, read_weights(folder / files[0]), str(folder / files[0]))
+        return Source(body, told, True, f"timm:{name}")
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError:
+        raise InputError(f"{where}: it wants the package transformers: install it") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body = AutoModelForImageClassification.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+    except Exception as error:  # whatever a damaged folder makes the library say
+        said = quoted(" ".join(str(error).split())[:200])
+        raise InputError(f"{where}: cannot be read as an image classifier: {said}") from None
+    return Source(Answer(body), _of_transformers(folder, config), True, f"hf:{folder}")
+
+
+def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
+    labels = config.get("id2label") or {}
+    names = tuple(str(labels[k]) for k in sorted(labels, key=int))
+    path = folder / "preprocessor_config.json"
+    seen = _json(path, str(folder)) if path.is_file() else {}
+    size = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    size = size or config.get("image_size")
+    return Known(
+        int(config.get("num_channels") or 3), (int(size), int(size)) if size else None,
+        tuple(seen["image_mean"]) if seen.get("do_normalize", True) and "image_mean" in seen
+        else None,
+        tuple(seen["image_std"]) if seen.get("do_normalize", True) and "image_std" in seen
+        else None,
+        len(names) or None, names, "Hugging Face",
+    )  # fmt: skip
+
+
+def _json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(JSON_BYTES))
+    except FileNotFoundError:
+        raise InputError(f"{where}: {path.name} is missing") from None
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{where}: {path.name} cannot be read as JSON") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: {path.name} is not a table")
+    return data
+
+
+def _built(build: Any, role: str, name: str) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body: nn.Module = build()
+    except Exception as error:
+        raise InputError(f"--{role} {quoted(name)}: {quoted(error, 160)}") from None
+    return body
+
+
+def _fetched(build: Any, role: str, name: str) -> nn.Module:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            body: nn.Module = build()
+    except Exception as error:
+        raise InputError(
+            f"--{role} {quoted(name)}: its weights cannot be fetched: {quoted(error, 120)}; "
+            "give a file with --teacher-weights"
+        ) from None
+    return body

@@ -1,0 +1,230 @@
+"""Exports against the student, the model card, predictions, and the card of a teacher."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from synthkd.cli import main
+from synthkd.images import to_float, to_uint8
+from synthkd.inspection import drawings
+from synthkd.recipe import StudentTable, TeacherTable
+from synthkd.shipping import PRIVACY, compared, model_card
+from synthkd.specs import load_classifier
+
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+RUN = shlex.split(
+    "distill --pipeline noise --student resnet8-w4 --images-seen 256 --training.batch 64 "
+    "--run.threads 1 --quiet"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("shipping") / "run"
+    main([*RUN, "--out", str(folder)])
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    main(list(words))
+    return capsys.readouterr().out
+
+
+def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("exported") / "all"
+    main(["export", str(run), "--format", "safetensors,onnx,pt2", "--int8", "--out", str(out),
+          "--quiet"])  # fmt: skip
+    found: dict[str, Any] = json.loads((out / "export.json").read_text())
+    return found
+
+
+def test_every_format_votes_as_the_student_does(exported: dict[str, Any]) -> None:
+    files = {f["name"]: f for f in exported["files"]}
+    assert set(files) == {
+        "student.safetensors", "student.onnx", "student.int8.onnx", "student.pt2",
+    }  # fmt: skip
+    for name, one in files.items():
+        assert one["parity"]["images"] == 1000
+        if "int8" not in name:
+            assert one["parity"]["agreement"] == 1.0 and one["parity"]["largest"] < 1e-3
+        assert one["milliseconds"] > 0 and one["megabytes"] > 0
+    assert files["student.int8.onnx"]["parity"]["agreement"] > 0.8
+    assert files["student.int8.onnx"]["megabytes"] < files["student.onnx"]["megabytes"]
+
+
+def test_the_files_stand_alone_with_normalisation_inside(
+    run: Path, exported: dict[str, Any]
+) -> None:
+    import onnxruntime
+
+    folder = Path(exported["folder"])
+    student, _ = load_classifier(StudentTable(spec=str(run)), TeacherTable())
+    images = torch.rand(5, *student.spec.shape)
+    with torch.no_grad():
+        wanted = student.eval()(images)
+    session = onnxruntime.InferenceSession(str(folder / "student.onnx"))
+    answer = session.run(None, {"images": images.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(answer), wanted, atol=1e-4, rtol=1e-4)
+    program = torch.export.load(str(folder / "student.pt2")).module()
+    torch.testing.assert_close(program(images), wanted, atol=1e-4, rtol=1e-4)
+    assert not list(folder.glob("*.data"))  # weights are inside
+
+
+def test_the_card_says_where_the_student_comes_from(exported: dict[str, Any], run: Path) -> None:
+    card = (Path(exported["folder"]) / "README.md").read_text()
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert card.startswith("---\nlibrary_name: synthkd\npipeline_tag: image-classification\n")
+    assert manifest["teacher_sha256"] in card and PRIVACY in card
+    assert "| real images read | 0 |" in card and "student.int8.onnx" in card
+
+
+def test_a_card_of_a_run_with_real_images_does_not_claim_otherwise(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    card = model_card(summary, {"teacher": "x|<b>", "teacher_sha256": "0", "promise_level": 2}, [],
+                      ["a", "b"])  # fmt: skip
+    assert "read no real data" not in card and "This run read real images." in card
+    assert "Treat both with the same care" in card
+    assert "<b>" not in card
+
+
+def test_a_file_that_votes_otherwise_is_seen(run: Path) -> None:
+    student, _ = load_classifier(StudentTable(spec=str(run)), TeacherTable())
+    images = drawings(student.spec, 200, torch.Generator().manual_seed(0))
+    parity = compared(student.eval(), lambda x: -student(x), images)
+    assert not parity.holds and parity.agreement < 0.5 and parity.images == 200
+
+
+def test_what_cannot_be_exported_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "known: safetensors, onnx" in failing(capsys, "export", str(run), "--format", "tflite")
+    assert "add onnx" in failing(capsys, "export", str(run), "--format", "pt2", "--int8")
+    assert "no finished run" in failing(capsys, "export", str(tmp_path))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    text = failing(capsys, "export", str(run), "--out", str(tmp_path / "full"))
+    assert "not empty" in text
+
+
+def test_predictions_are_the_students(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, _ = load_classifier(StudentTable(spec=str(run)), TeacherTable())
+    images = to_uint8(torch.rand(2, *student.spec.shape))
+    for i, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    files = [str(tmp_path / f"{i}.png") for i in range(2)]
+    found = json.loads(said(capsys, "predict", str(run), *files, "--json", "--top", "10"))
+    with torch.no_grad():
+        shares = student.eval()(to_float(images)).softmax(1)
+    for one, row in zip(found, shares, strict=True):
+        told = {c["class"]: c["probability"] for c in one["classes"]}
+        assert list(told.values()) == sorted(told.values(), reverse=True)
+        np.testing.assert_allclose([told[k] for k in range(10)], row.numpy(), atol=1e-5)
+    table = said(capsys, "predict", str(run), files[0])
+    assert len(re.findall(r"\d%", table)) == 3
+    assert "wants images" in failing(capsys, "predict", str(run))
+    assert "missing.png" in failing(capsys, "predict", str(run), "missing.png")
+
+
+def test_the_card_of_a_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    card = json.loads(said(capsys, "inspect", "demo", "--json", "--run.threads", "1"))
+    assert (card["parameters"], card["classes"], card["batchnorm_layers"]) == (172_218, 10, 13)
+    assert card["input"] == {
+        "channels": 1, "height": 16, "width": 16, "mean": card["input"]["mean"],
+        "std": card["input"]["std"],
+    }  # fmt: skip
+    assert card["operations_per_image"] > 1e6 and card["seconds_per_10000_answers"] > 0
+    assert card["warnings"] == []
+    assert any("BatchNorm" in reason for reason in card["plan"])
+    text = said(capsys, "inspect", "demo", "--run.threads", "1")
+    assert "172,218 parameters" in text and "refine" in text
+
+
+def test_suspicious_teachers_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    from synthkd.networks import build_network
+    from synthkd.specs import load_teacher
+
+    contract = shlex.split("--image-size 16 --channels 1 --run.threads 1 --json")
+    torch.manual_seed(0)
+    fresh = build_network("resnet8-w4", channels=1, size=16, classes=10)
+    save_file(fresh.state_dict(), tmp_path / "fresh.safetensors")
+    card = json.loads(said(
+        capsys, "inspect", "resnet8-w4", "--teacher-weights", str(tmp_path / "fresh.safetensors"),
+        "--teacher-mean", "0.5", "--teacher-std", "0.5", *contract,
+    ))  # fmt: skip
+    assert any("initial statistics" in line for line in card["warnings"])
+
+    demo = load_teacher(TeacherTable())
+    state = {k: v.contiguous() for k, v in demo.classifier.body.state_dict().items()}
+    save_file(state, tmp_path / "demo.safetensors")
+    flags = ["inspect", "resnet14", "--teacher-weights", str(tmp_path / "demo.safetensors")]
+    right = [f"--teacher-mean={demo.spec.mean[0]}", f"--teacher-std={demo.spec.std[0]}"]
+    card = json.loads(said(capsys, *flags, *right, *contract))
+    assert card["warnings"] == []
+    wrong = ["--teacher-mean=0", "--teacher-std=0.003921569"]
+    card = json.loads(said(capsys, *flags, *wrong, *contract))
+    assert any("fits" in line and "check --teacher-mean" in line for line in card["warnings"])
+
+
+def test_auto_is_the_largest_within_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    from synthkd.specs import load_teacher
+    from synthkd.specs.choice import best_student
+
+    teacher = load_teacher(TeacherTable())
+    free = best_student(StudentTable(spec="auto"), teacher)
+    assert free.name == "resnet8-w12" and free.params <= 172_218 // 4
+    tight = best_student(StudentTable(spec="auto", max_params=25_000), teacher)
+    assert tight.name == "resnet8-w8" and tight.params <= 25_000
+    flops = best_student(StudentTable(spec="auto", max_flops=tight.flops), teacher)
+    assert flops.flops <= tight.flops
+    fast = best_student(StudentTable(spec="auto", max_latency_ms=1000.0), teacher)
+    assert fast.latency_ms is not None and fast.params > 172_218
+    text = failing(capsys, "distill", "--student", "auto", "--max-params", "10")
+    assert "no network of ours is within these limits; the smallest, resnet8-w4" in text
+    plan = said(capsys, "distill", "--student", "auto", "--dry-run")
+    assert 'spec = "resnet8-w12"' in plan
+
+
+def test_a_black_box_is_distilled_by_its_answers(tmp_path: Path) -> None:
+    for access in ("logits", "labels"):
+        out = tmp_path / access
+        main([*shlex.split(
+            "distill --student resnet8-w4 --images-seen 512 --training.batch 64 --run.threads 1 "
+            "--quiet --stage.draw.fresh 256 --memory.capacity 500"
+        ), "--teacher-access", access, "--out", str(out)])  # fmt: skip
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["teacher_access"] == access
+        assert summary["teacher_queries"] >= summary["images_seen"] + summary["images_invented"]
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert any("black box" in line for line in manifest["plan"])
+    recipe = (tmp_path / "labels" / "recipe.toml").read_text()
+    assert "temperature = 1.0" in recipe
+
+
+def test_a_generator_that_wants_gradients_is_refused_by_a_black_box(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = failing(capsys, "distill", "--pipeline", "gan", "--teacher-access", "logits")
+    assert "follows gradients through the teacher" in text
