@@ -262,8 +262,8 @@ class GeneratorTable(Table):
     start: Annotated[
         str,
         Field(
-            description="trained generator to use: a run's, or a diffusers folder, instead of "
-            "training a new one"
+            description="trained generator to use instead of training a new one: a run's, a "
+            "diffusers folder, or hub:OWNER/NAME (over the network)"
         ),
         Flag("--generator-from"),
     ] = ""

@@ -8,7 +8,7 @@ leaves no file.
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,6 @@ class Exported:
     milliseconds: float  # per image, one at a time
     batched: float  # per image, in batches of 64
     parity: Parity
-
-
-def plain_data(one: Exported) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(one)
 
 
 Answer = Callable[[Tensor], Tensor]

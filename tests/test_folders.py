@@ -1,6 +1,7 @@
 """Folders of diffusers: what is borrowed, what is refused, and that nothing in them is run."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -292,3 +293,14 @@ def test_plain_diffusers_in_another_process_samples_our_folder_alike(
     theirs = torch.load(tmp_path / "y.pt", weights_only=True)
     found = sampled(opened(folder, teacher), [5, 6, 7], torch.tensor([1, 4, -1]), steps=6)
     torch.testing.assert_close(found, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_model_of_the_hub_is_fetched_by_name_or_said_to_be_out_of_reach(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "synthkd", "generate", "--pipeline", "diffusion", "--run.stages",
+         "imagine", "--generator-from", "hub:nobody/nothing", "--out", str(tmp_path / "x")],
+        capture_output=True, text=True, timeout=100,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --generator-from 'hub:nobody/nothing': it cannot be")

@@ -273,6 +273,24 @@ def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Pat
     assert any("generator borrowed" in line for line in found["plan"])
 
 
+def test_a_set_is_the_same_whatever_the_batch(imagined: Path, tmp_path: Path) -> None:
+    """A hundred images, denoised 1, 7 and 100 at a time: equal but for the last rounding."""
+    flags = shlex.split(
+        "--pipeline diffusion --run.stages imagine --count 100 --diffusion.steps 3 --run.threads 1 "
+        "--quiet --dataset.folders false"
+    )
+    sets = []
+    for batch in ("1", "7", "100"):
+        out = tmp_path / batch
+        main(["generate", *flags, "--generator-from", str(imagined / "model"),
+              "--diffusion.batch", batch, "--out", str(out)])  # fmt: skip
+        sets.append(open_store(out))
+    for other in sets[1:]:
+        assert torch.equal(other.labels, sets[0].labels)
+        gap = (other.pixels.int() - sets[0].pixels.int()).abs()
+        assert int(gap.max()) <= 1 and float((gap > 0).float().mean()) < 0.01
+
+
 def test_resuming_what_is_finished_or_nothing_is_said(
     imagined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

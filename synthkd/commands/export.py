@@ -1,6 +1,7 @@
 """`synthkd export`: a student as files that run in production, each compared with the original."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def run(
     files.write_atomic(
         folder / "README.md", shipping.model_card(summary, manifest, done, names)
     )
-    result = {"folder": str(folder), "files": [shipping.plain_data(f) for f in done]}
+    result = {"folder": str(folder), "files": [asdict(f) for f in done]}
     files.write_json(folder / "export.json", result)
     rows = [
         (f.name, f"{f.megabytes:.2f}", f"{f.milliseconds:.2f}", f"{f.batched:.3f}",

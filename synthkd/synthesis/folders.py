@@ -6,6 +6,7 @@ for; weights that are pickles are refused.
 B batch, C channels, H height, W width of what is denoised.
 """
 
+import functools
 import json
 import shutil
 import warnings
@@ -21,6 +22,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.images import ImageSpec, recoloured, resized
 from synthkd.teachers import Teacher
 
+HUB = "hub:"
 INDEX = "model_index.json"
 OURS = "synthkd.json"  # what we know about a folder that we wrote
 JSON_BYTES = 1 << 20
@@ -34,11 +36,28 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path is a diffusers folder, or a run that has left one."""
-    return bool(path) and _folder(path) is not None
+    """Whether a path is a diffusers folder, a run that has left one, or `hub:OWNER/NAME`."""
+    return path.startswith(HUB) or (bool(path) and _folder(path) is not None)
+
+
+@functools.cache
+def _fetched(name: str) -> Path:
+    """A model of the hub, as data alone: JSON, text and safetensors. The only place that uses a
+    network, and only because the user wrote `hub:`."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except Exception as error:  # no network, no such model, no room
+        said = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"--generator-from {quoted(HUB + name)}: it cannot be fetched: {quoted(said)}"
+        ) from None
 
 
 def _folder(path: str) -> Path | None:
+    if path.startswith(HUB):
+        return _fetched(path.removeprefix(HUB))
     for folder in (Path(path), Path(path) / "diffusion"):
         if (folder / INDEX).is_file():
             return folder
