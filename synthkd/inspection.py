@@ -100,7 +100,7 @@ def warnings(teacher: Teacher) -> list[str]:
         found.append("it answers alike whatever it is shown: are these the right weights?")
     fresh = [
         norm for norm in teacher.norms
-        if bool((norm.running_mean == 0).all()) and bool((norm.running_var == 1).all())
+        if _all(norm.running_mean, 0.0) and _all(norm.running_var, 1.0)
     ]  # fmt: skip
     if fresh:
         found.append(
@@ -110,6 +110,10 @@ def warnings(teacher: Teacher) -> list[str]:
     elif teacher.norms:
         found += _contract_doubts(teacher)
     return found
+
+
+def _all(values: Tensor | None, number: float) -> bool:
+    return values is not None and bool(values.eq(number).all())
 
 
 def _contract_doubts(teacher: Teacher) -> list[str]:

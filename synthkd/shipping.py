@@ -187,7 +187,8 @@ def timed(answer: Answer, images: Tensor, *, seconds: float = 1.0) -> tuple[floa
     found = []
     for batch in (images[:1], images[:64]):
         answer(batch)
-        laps, started = [], time.perf_counter()
+        laps: list[float] = []
+        started = time.perf_counter()
         while time.perf_counter() - started < seconds or len(laps) < 3:
             before = time.perf_counter()
             answer(batch)

@@ -150,7 +150,8 @@ class Teacher(nn.Module):
             raise InputError(
                 f"--teacher.features {quoted(name)}: no such module; there are {few} …"
             )
-        return known[name]
+        found: nn.Module = known[name]
+        return found
 
     @torch.no_grad()
     def _feature_size(self) -> int | None:

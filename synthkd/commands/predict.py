@@ -32,7 +32,7 @@ def run(
     with torch.no_grad():
         shares = torch.cat([student(to_float(p)).softmax(1) for p in torch.split(pixels, 256)])
     best = shares.topk(min(top, student.classes))
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "image": str(image),
             "classes": [

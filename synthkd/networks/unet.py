@@ -13,7 +13,7 @@ def working_size(height: int, width: int) -> int:
     >>> working_size(28, 28), working_size(30, 20), working_size(224, 224)
     (28, 32, 64)
     """
-    step = 2 ** (LEVELS - 1)
+    step = 1 << (LEVELS - 1)
     return min(LARGEST, -(-max(height, width) // step) * step)
 
 

@@ -24,7 +24,8 @@ class PreactivatedBlock(nn.Module):
         """[B, C, H, W] to [B, C', H', W']."""
         active = F.relu(self.bn1(x))
         around = x if self.around is None else self.around(active)
-        return around + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        found: Tensor = around + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return found
 
 
 class WideResNet(nn.Module):

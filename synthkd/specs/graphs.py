@@ -237,7 +237,8 @@ def from_code(path: Path, role: str, *, trust_code: bool) -> Source:
             if path.suffix == ".pt2":
                 graph: Any = torch.export.load(str(path)).module()
             else:
-                graph = torch.jit.load(str(path), map_location="cpu").eval()
+                read: Any = torch.jit.load
+                graph = read(str(path), map_location="cpu").eval()
     except Exception as error:
         raise InputError(f"{where}: cannot be read: {quoted(error, 160)}") from None
     return Source(Sealed(graph), Known(origin=path.suffix), True, str(path))

@@ -124,9 +124,10 @@ def _is_sized(name: str) -> bool:
 
 
 def _of_timm(config: dict[str, Any]) -> Known:
-    size = config.get("input_size") or (None, None, None)
+    shape = config.get("input_size")
+    channels, size = (shape[0], (int(shape[1]), int(shape[2]))) if shape else (None, None)
     return Known(
-        size[0], (size[1], size[2]) if size[1] else None,
+        channels, size,
         tuple(config["mean"]) if config.get("mean") else None,
         tuple(config["std"]) if config.get("std") else None,
         config.get("num_classes") or None,

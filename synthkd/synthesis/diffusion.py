@@ -4,6 +4,7 @@ B batch, C channels, H height, W width, K classes.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ class Trained:
     https://arxiv.org/abs/2207.12598); s = 1 asks once.
     """
 
-    def __init__(self, unet: Any, spec: ImageSpec, schedule: dict[str, Any], scale: float) -> None:
-        self.unet, self.spec, self.schedule, self.scale = unet, spec, schedule, scale
+    def __init__(
+        self, unet: Any, spec: ImageSpec, schedule: Mapping[str, Any], scale: float
+    ) -> None:
+        self.unet, self.spec, self.scale = unet, spec, scale
+        self.schedule = schedule
         self.size = int(unet.config.sample_size)
         self.classes = int(unet.config.num_class_embeds) - 1
         self.shape = (int(unet.config.in_channels), self.size, self.size)
@@ -59,7 +63,8 @@ class Trained:
                 return self.unet(noisy, step, asked).sample.float()  # type: ignore[no-any-return]
             twice = self.unet(torch.cat([noisy] * 2), step, torch.cat([none, asked])).sample
         without, told = twice.float().chunk(2)
-        return without + self.scale * (told - without)
+        mixed: Tensor = without + self.scale * (told - without)
+        return mixed
 
     def encoded(self, images: Tensor) -> Tensor:
         """Images [B, C, H', W'] in 0..1 as the denoiser has them."""
@@ -91,7 +96,7 @@ class Diffusion:
         self.device = teacher.classifier.mean.device
         self.jury = Jury(recipe, teacher)
         self.steps = 0
-        self.solver = "" if table.solver == "auto" else table.solver
+        self.solver: str = "" if table.solver == "auto" else table.solver
         self.borrowed = is_folder(recipe.generator.start)
         self.denoiser: Denoiser
         if self.borrowed:
@@ -161,7 +166,7 @@ class Diffusion:
                 f"(now {self.table.learning_rate:g})"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.average.step(self.unet.parameters())
@@ -211,9 +216,9 @@ class Diffusion:
         sure, votes = self.teacher(images).softmax(1).max(1)
         if self.table.accept == "all":
             return torch.ones_like(votes, dtype=torch.bool)
-        return ((labels.to(votes.device) == votes) | (labels.to(votes.device) < 0)) & (
-            sure >= self.table.confidence
-        )
+        labels = labels.to(votes.device)
+        good: Tensor = ((labels == votes) | (labels < 0)) & (sure >= self.table.confidence)
+        return good
 
     def sample(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Batch:
         """An image for every label [B]; those of a denoiser that knows no classes, without a
@@ -317,7 +322,7 @@ def schedule_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def scheduler_of(schedule: dict[str, Any]) -> Any:
+def scheduler_of(schedule: Mapping[str, Any]) -> Any:
     """A scheduler of diffusers, for its table of ᾱ."""
     from diffusers import DDIMScheduler
 

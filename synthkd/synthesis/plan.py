@@ -37,7 +37,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
         if recipe.data.synthetic or recipe.data.mix_ratio == 0:
             stages += [stage.model_copy(update=_SILENT)] if stage.student_steps else []
             continue
-        kind = stage.generator
+        kind: str = stage.generator
         if kind == "auto":
             kind = _chosen(recipe, teacher)
             if kind == "procedural" and recipe.generator.kind == "auto":

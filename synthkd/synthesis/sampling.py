@@ -23,7 +23,10 @@ class Denoiser(Protocol):
     shape: tuple[int, int, int]  # C, H, W of what it denoises: images, or latents
     kind: str  # what it predicts: epsilon, v_prediction or sample
     schedule: Mapping[str, Any]  # the configuration of a scheduler of diffusers
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
         """Its prediction [B, C, H, W] for noisy images at a step; label −1 is no class."""
