@@ -8,7 +8,9 @@ import csv
 import io
 import json
 import math
+import os
 import statistics
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -300,6 +302,8 @@ def draw(table: Sequence[Standing], settings: Mapping[str, Any]) -> bytes:
     pipeline without real images is drawn thick, `real` dashed. Names stand at the ends of the
     lines. Where 95 % is passed the axis is that of log(p / (1 - p)), as the end would be crowded.
     """
+    # its list of fonts belongs with other scratch files, not in a user's home
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "synthkd-matplotlib"))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -153,6 +153,7 @@ class Lab:
             "difficulty": asdict(self.difficulty),
             "progress": asdict(self.progress),
             "seconds": dict(self.seconds),
+            "queries": self.teacher.queries,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,6 +170,7 @@ class Lab:
         self.difficulty = schedules.Difficulty(**state["difficulty"])
         self.progress = Progress(**state["progress"])
         self.seconds = dict(state["seconds"])
+        self.teacher.queries = int(state["queries"])
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -257,7 +259,7 @@ def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
 
 def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
     """Real images where they are allowed, else from the memory as `_remembered` has it."""
-    if lab.real is None:
+    if lab.real is None or lab.recipe.data.mix_ratio == 1:
         return _remembered(lab, without, count, rng)
     pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
     labels = lab.label(pixels).argmax(1)

@@ -239,9 +239,10 @@ class Teacher(nn.Module):
         images = torch.cat([noise, smooth.clamp(0, 1)]).contiguous(
             memory_format=torch.channels_last
         )
+        before = self.queries
         self.low_precision = False
         exact = self.plainly(images)
-        self.low_precision = True
+        self.low_precision, self.queries = True, before  # asked about nothing of a run
         try:
             quick = quickened(self.classifier)
             found = quick(images)

@@ -92,7 +92,7 @@ def test_it_needs_something_to_learn_from(teacher: Teacher) -> None:
     made = diffusion(teacher)
     before = {k: v.clone() for k, v in made.unet.state_dict().items()}
     found = made.synthesize(scene(teacher, fresh=0, material=lambda *_: None), seeded())
-    assert (found.trained, found.measures) == (0, {})
+    assert (found.trained, found.measures) == (16, {})  # spent, or a stage would never end
     assert all(torch.equal(v, before[k]) for k, v in made.unet.state_dict().items())
 
 

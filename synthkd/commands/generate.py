@@ -169,6 +169,9 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
     memory = recipe.memory.model_copy(update={"capacity": 4096})
     whole = recipe.diffusion.model_copy(update={"accept": "all"})  # `_fill` chooses
     small = recipe.model_copy(update={"memory": memory, "diffusion": whole})
+    if recipe.data.real:  # given is allowed: there is no batch of a student to mix
+        data = recipe.data.model_copy(update={"mix_ratio": 0.5})
+        small = small.model_copy(update={"data": data})
     lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
     job = Job(recipe, teacher, lab, stages, the_plan.reasons, promise_of(recipe.generator.start))
     if keep is not None:

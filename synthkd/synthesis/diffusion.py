@@ -123,6 +123,8 @@ class Diffusion:
         `stage.fresh` new images. There is nothing to learn from yet: no step is taken."""
         stage, trained = scene.stage, 0
         measures: dict[str, float] = {}
+        # steps that find nothing to learn from are spent all the same, or a stage would never end
+        spent = 0 if self.borrowed else stage.synthesis_steps * stage.synthesis_batch
         if not self.borrowed:
             for _ in range(stage.synthesis_steps):
                 if trained and time.perf_counter() > scene.deadline:
@@ -138,7 +140,7 @@ class Diffusion:
         batch, drawn, accepted = self._offer(scene, rng)
         if drawn:
             measures["accepted"] = accepted / drawn
-        return Invented(batch, trained + drawn, measures)
+        return Invented(batch, spent + drawn, measures)
 
     # Training
 
