@@ -28,7 +28,10 @@ def load_state(path: Path, kind: str) -> Any:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             return _put_together(json.loads(header[f"synthkd-{kind}"]), file)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
+    # RuntimeError: a file that is replaced while it is read
+    except (
+        SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, RuntimeError,
+    ):  # fmt: skip
         raise InputError(f"{quoted(path)} is damaged or not a {kind} of synthkd") from None
 
 
