@@ -271,7 +271,9 @@ def _measured(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
     text = [f"{title(settings)}; {settings['precision']} on {settings['device']}."]
     for summary in [r["summary"] for r in done[:1]]:
         text.append(
-            f"Last weights, on {summary['val_images']:,} images of {settings['val']}; "
+            "The last weights or their running average, whichever agreed better with the teacher "
+            f"on held-out synthetic images; scored on {summary['val_images']:,} images of "
+            f"{settings['val']}; "
             f"the teacher has {summary['teacher_accuracy']:.2%}, "
             f"the student {summary['student_parameters'] / summary['teacher_parameters']:.1%} "
             "of its parameters."

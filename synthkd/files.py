@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from synthkd.errors import InputError
+
+JSON_BYTES = 4 << 20
+
 
 def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
     """Replaces `path` by `data`: a reader, or a crash, sees the old file or the new one, never a
@@ -40,6 +44,21 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Plain data as indented JSON, atomically; NaN and infinity become null."""
     write_atomic(path, json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_table(path: Path, where: str) -> dict[str, Any]:
+    """A JSON object out of a file of a stranger's, of which at most JSON_BYTES are read; what is
+    wrong with it is one InputError that begins with `where`."""
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(JSON_BYTES))
+    except FileNotFoundError:
+        raise InputError(f"{where}: {path.name} is missing") from None
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{where}: {path.name} cannot be read as JSON") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: {path.name} is not a table")
+    return data
 
 
 def _finite(data: Any) -> Any:

@@ -213,7 +213,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
         spoil_index(lambda i: i.update(_class_name="AudioLDMPipeline")), "is not known; known",
     ),
     "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
-    "a list": (lambda f: (f / "model_index.json").write_text("[]"), "not a table"),
+    "a list": (lambda f: (f / "model_index.json").write_text("[]"), "is not a table"),
 }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 Nothing is fetched unless the user says so with `--teacher-weights hub`.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.errors import InputError, quoted
+from synthkd.files import read_table
 from synthkd.recipe import TeacherTable, suggest
 from synthkd.specs.contract import Known, Source
 from synthkd.specs.weights import fill, read_weights
 
 HUB = "hub"  # in place of a file of weights: those that the zoo offers
-JSON_BYTES = 4 << 20
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -151,7 +150,7 @@ class Answer(nn.Module):
 def from_hugging_face(folder: Path, role: str) -> Source:
     """`hf:DIR`: a local folder of an image classifier, of transformers or of timm."""
     where = f"--{role} hf:{quoted(folder)}"
-    config = _json(folder / "config.json", where)
+    config = read_table(folder / "config.json", where)
     if config.get("auto_map") or any(folder.glob("*.py")):
         raise InputError(f"{where}: it brings code of its own, which is never run")
     files = sorted(p.name for p in folder.glob("*.safetensors"))
@@ -193,7 +192,7 @@ def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
     labels = config.get("id2label") or {}
     names = tuple(str(labels[k]) for k in sorted(labels, key=int))
     path = folder / "preprocessor_config.json"
-    seen = _json(path, str(folder)) if path.is_file() else {}
+    seen = read_table(path, str(folder)) if path.is_file() else {}
     size = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
@@ -206,19 +205,6 @@ def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
         else None,
         len(names) or None, names, "Hugging Face",
     )  # fmt: skip
-
-
-def _json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(JSON_BYTES))
-    except FileNotFoundError:
-        raise InputError(f"{where}: {path.name} is missing") from None
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{where}: {path.name} cannot be read as JSON") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{where}: {path.name} is not a table")
-    return data
 
 
 def _built(build: Any, role: str, name: str) -> nn.Module:

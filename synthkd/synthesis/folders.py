@@ -7,7 +7,6 @@ B batch, C channels, H height, W width of what is denoised.
 """
 
 import functools
-import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from synthkd import files
 from synthkd.errors import InputError, quoted
+from synthkd.files import read_table
 from synthkd.images import ImageSpec, recoloured, resized
 from synthkd.teachers import Teacher
 
 HUB = "hub:"
 INDEX = "model_index.json"
 OURS = "synthkd.json"  # what we know about a folder that we wrote
-JSON_BYTES = 1 << 20
 # what is understood: pipelines of diffusers by what they can be told
 PIXELS = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
 CLASSES = ("DiTPipeline",)
@@ -138,7 +137,7 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
     folder = _folder(str(path))
     if folder is None:
         raise InputError(f"--generator-from {quoted(path)}: there is no {INDEX} in it")
-    index = _json(folder / INDEX)
+    index = read_table(folder / INDEX, _where(folder))
     kind = index.get("_class_name")
     if not isinstance(kind, str):
         raise InputError(f"{_where(folder)}: its pipeline is code of its own, which is never run")
@@ -152,7 +151,7 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
             raise InputError(
                 f"{_where(folder)}: component {quoted(name)} is code of its own, which is never run"
             )
-    schedule = _json(folder / "scheduler" / "scheduler_config.json")
+    schedule = read_table(folder / "scheduler" / "scheduler_config.json", _where(folder))
     spec, device = teacher.spec, teacher.classifier.mean.device
     if kind in PIXELS:
         unet = _network(folder, "unet", "UNet2DModel")
@@ -190,7 +189,7 @@ def notes(path: str) -> list[str]:
     folder = _folder(path)
     if folder is None:
         return []
-    index = _json(folder / INDEX)
+    index = read_table(folder / INDEX, _where(folder))
     known = about(folder)
     told = [f"generator borrowed: {index.get('_class_name')} in {folder}"]
     if not known:
@@ -205,7 +204,7 @@ def notes(path: str) -> list[str]:
 def about(folder: Path) -> dict[str, Any]:
     """What we wrote down about a folder of ours; nothing for others'."""
     path = folder / OURS
-    return _json(path) if path.is_file() else {}
+    return read_table(path, _where(folder)) if path.is_file() else {}
 
 
 def promise_of(path: str) -> int:
@@ -222,7 +221,7 @@ def _network(folder: Path, name: str, kind: str) -> Any:
     import diffusers
 
     place = folder / name
-    _json(place / "config.json")
+    read_table(place / "config.json", _where(place))
     plain = place / "diffusion_pytorch_model.safetensors"
     half = place / "diffusion_pytorch_model.fp16.safetensors"
     if not plain.is_file() and not half.is_file():
@@ -282,20 +281,6 @@ def _check_channels(folder: Path, channels: int, spec: ImageSpec) -> None:
             f"{_where(folder)}: it makes images of {channels} channels, "
             f"the teacher takes {spec.channels}"
         )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(JSON_BYTES))
-    except FileNotFoundError:
-        where = quoted(path.parent)
-        raise InputError(f"--generator-from {where}: {path.name} is missing") from None
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"--generator-from {quoted(path)}: cannot be read as JSON") from None
-    if not isinstance(data, dict):
-        raise InputError(f"--generator-from {quoted(path)}: not a table")
-    return data
 
 
 def _where(folder: Path) -> str:
