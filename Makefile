@@ -10,7 +10,7 @@ test:
 	$(PYTHON) -m pytest
 
 lint:
-	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 
 types:
 	$(PYTHON) -m mypy

@@ -254,7 +254,7 @@ class GeneratorTable(Table):
     kind: Annotated[
         Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion"],
         Field(
-            description="who invents in the stages that leave it open (generator = \"auto\"); "
+            description='who invents in the stages that leave it open (generator = "auto"); '
             "auto: chosen by looking at the teacher"
         ),
         Flag("--generator"),
@@ -421,9 +421,7 @@ class DiffusionTable(Table):
     steps: Annotated[int, Field(description="denoising steps of a sample", ge=1, le=1000)] = 8
     solver: Annotated[
         Literal["auto", "ddim", "dpm", "ddpm"],
-        Field(
-            description="how it steps; auto: the one whose images the teacher agrees with most"
-        ),
+        Field(description="how it steps; auto: the one whose images the teacher agrees with most"),
     ] = "ddim"
     scale: Annotated[
         float,
@@ -693,9 +691,9 @@ class Stage(Table):
             "last or best step"
         ),
     ] = "new"
-    fresh: Annotated[
-        int, Field(description="fresh images added to the memory per round", ge=0)
-    ] = 128
+    fresh: Annotated[int, Field(description="fresh images added to the memory per round", ge=0)] = (
+        128
+    )
     student_steps: Annotated[int, Field(description="student steps per round", ge=0)] = 10
     terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
 

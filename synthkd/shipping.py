@@ -198,7 +198,9 @@ def timed(answer: Answer, images: Tensor, *, seconds: float = 1.0) -> tuple[floa
 
 
 def model_card(
-    summary: Mapping[str, Any], manifest: Mapping[str, Any], files: Sequence[Exported],
+    summary: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    files: Sequence[Exported],
     names: Sequence[str],
 ) -> str:
     """What a student is, as a Markdown file with the front matter of Hugging Face."""

@@ -253,7 +253,8 @@ class Teacher(nn.Module):
         size = (exact - exact.mean(1, keepdim=True)).abs().max().clamp_min(1e-12)
         off = float((found - exact).abs().max() / size)
         self.fast = alike >= 0.97 and off <= 0.05
-        self.fast_reason = f"a folded bfloat16 copy: {alike:.1%} same votes, {off:.1%} off"
+        kind = "a" if self.fast else "no"
+        self.fast_reason = f"{kind} folded bfloat16 copy: {alike:.1%} same votes, {off:.1%} off"
         self._quick = quick if self.fast else None
 
     @torch.no_grad()

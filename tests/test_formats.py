@@ -215,9 +215,7 @@ def of_function(folder: Path) -> Made:
         "def open():\n"
         "    return lambda images: images.reshape(len(images), -1) @ weights\n"
     )
-    weights = torch.from_numpy(
-        np.random.default_rng(0).normal(size=(256, 5)).astype("float32")
-    )
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=(256, 5)).astype("float32"))
     return Made({"spec": f"{folder / 'remote.py'}:open", **GREY}, lambda x: x.flatten(1) @ weights,
                 gradients=False, trust=True)  # fmt: skip
 
@@ -351,11 +349,8 @@ def test_code_in_a_file_is_not_run_without_trust(tmp_path: Path) -> None:
     assert fires(tmp_path, "import net")
 
 
-@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "C:\\secret", "a/../../secret"])
-def test_external_data_outside_its_folder_is_refused(tmp_path: Path, location: str) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (tmp_path / "secret").write_bytes(b"\0" * 4096)
+def leaning(folder: Path, location: str) -> str:
+    """The SPEC of an ONNX file in `folder` of which a tensor is said to lie at `location`."""
     saved_onnx(plain(), folder / "net.onnx")
     model = onnx.load(str(folder / "net.onnx"))
     tensor = model.graph.initializer[0]
@@ -364,10 +359,18 @@ def test_external_data_outside_its_folder_is_refused(tmp_path: Path, location: s
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", location
     (folder / "net.onnx").write_bytes(model.SerializeToString())
+    return f"onnx:{folder / 'net.onnx'}"
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "C:\\secret", "a/../../secret"])
+def test_external_data_outside_its_folder_is_refused(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(b"\0" * 4096)
+    spec = leaning(folder, location)
     for access in ("full", "logits"):
         with pytest.raises(InputError, match="lies outside its folder"):
-            load_teacher(TeacherTable(spec=f"onnx:{folder / 'net.onnx'}", mean=(0.4,), std=(0.2,),
-                                      access=access))  # fmt: skip
+            load_teacher(TeacherTable(spec=spec, mean=(0.4,), std=(0.2,), access=access))
 
 
 def test_external_data_that_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -375,16 +378,8 @@ def test_external_data_that_is_a_link_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"\0" * 4096)
     (folder / "data").symlink_to(tmp_path / "secret")
-    saved_onnx(plain(), folder / "net.onnx")
-    model = onnx.load(str(folder / "net.onnx"))
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    entry = tensor.external_data.add()
-    entry.key, entry.value = "location", "data"
-    (folder / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="is not a file in its folder"):
-        load_teacher(TeacherTable(spec=f"onnx:{folder / 'net.onnx'}", mean=(0.4,), std=(0.2,)))
+        load_teacher(TeacherTable(spec=leaning(folder, "data"), mean=(0.4,), std=(0.2,)))
 
 
 def test_onnx_with_its_data_beside_it_loads(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def begun(folder: Path, *argv: str) -> subprocess.Popen[str]:
 
 def hit(process: subprocess.Popen[str], out: Path, number: int, *, writing: bool) -> str:
     """Sends a signal as soon as a checkpoint shows that training, or writing, is under way."""
+
     def done() -> int:
         """Rounds of training, or batches of writing; 0 in the other phase."""
         try:
@@ -301,9 +302,7 @@ def test_resuming_what_is_finished_or_nothing_is_said(
         assert said in capsys.readouterr().err
 
 
-def test_only_a_diffusion_model_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_a_diffusion_model_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["generate", *SMALL, "--save-generator", str(tmp_path / "x")])
     assert "only a diffusion model that is trained here" in capsys.readouterr().err

@@ -20,13 +20,21 @@ SCHEDULE = {
 }
 
 
-class Knows:
-    """The ideal denoiser of a distribution of one image per class: it always predicts that."""
+class Grey:
+    """What two denoisers of grey images have in common."""
 
-    shape = (1, 4, 4)
     kind = "v_prediction"
     schedule = SCHEDULE
     device = torch.device("cpu")
+
+    def decoded(self, clean: Tensor) -> Tensor:
+        return clean / 2 + 0.5
+
+
+class Knows(Grey):
+    """The ideal denoiser of a distribution of one image per class: it always predicts that."""
+
+    shape = (1, 4, 4)
 
     def __init__(self) -> None:
         self.images = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(5)) - 0.5
@@ -37,17 +45,11 @@ class Knows:
         self.calls += 1
         return output_of(noisy, self.images[labels], self.kept[step], self.kind)
 
-    def decoded(self, clean: Tensor) -> Tensor:
-        return clean / 2 + 0.5
 
-
-class Net:
+class Net(Grey):
     """A small UNet with random weights."""
 
     shape = (1, 8, 8)
-    kind = "v_prediction"
-    schedule = SCHEDULE
-    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.unet = new_unet(1, 3, size=8, width=8).eval().requires_grad_(False)
@@ -55,9 +57,6 @@ class Net:
     def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
         found: Tensor = self.unet(noisy, step, labels).sample
         return found
-
-    def decoded(self, clean: Tensor) -> Tensor:
-        return clean / 2 + 0.5
 
 
 @pytest.mark.parametrize("name", SOLVERS)

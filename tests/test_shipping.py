@@ -224,7 +224,7 @@ def test_a_black_box_is_distilled_by_its_answers(tmp_path: Path) -> None:
 
 
 def test_a_generator_that_wants_gradients_is_refused_by_a_black_box(
-    capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = failing(capsys, "distill", "--pipeline", "gan", "--teacher-access", "logits")
     assert "follows gradients through the teacher" in text

@@ -238,15 +238,6 @@ def test_a_saved_student_can_be_rebuilt_from_its_card(tmp_path):
 # --- maps of the teacher ---
 
 
-def network(name: str) -> nn.Module:
-    """With BatchNorm layers that have seen something."""
-    size = 32 if name.startswith("lenet") else 8
-    body = build_network(name, channels=1, size=size, classes=3).train()
-    for _ in range(2):
-        body(torch.randn(8, 1, size, size))
-    return body.eval()
-
-
 def groups(student: Classifier, images: Tensor) -> list[Tensor]:
     """The outputs of the three groups of a ResNet, one after the other."""
     body = student.body
@@ -261,7 +252,7 @@ def groups(student: Classifier, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     "weights", [{"attention": 5.0}, {"features": 0.5}, {"attention": 2.0, "features": 3.0}]
 )
-def test_maps_add_attention_and_features_to_the_loss(weights):
+def test_maps_add_attention_and_features_to_the_loss(network, weights):
     table, plain = TrainingTable(**weights), new().train()
     images, answers = batches(1)[0]
     teacher = Teacher(Classifier(network("resnet14-w4"), SPEC, 3))
@@ -275,7 +266,7 @@ def test_maps_add_attention_and_features_to_the_loss(weights):
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_student_that_looks_learns_to_see_what_the_teacher_sees():
+def test_a_student_that_looks_learns_to_see_what_the_teacher_sees(network):
     teacher = Teacher(Classifier(network("resnet20-w4"), SPEC, 3))
     images, answers = batches(1)[0]
     _, maps = teacher.teach(images, maps=True)

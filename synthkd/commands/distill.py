@@ -55,7 +55,11 @@ def run(
 
 
 def resume(
-    path: Path, *, trust_code: bool = False, dry_run: bool = False, quiet: bool = False,
+    path: Path,
+    *,
+    trust_code: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
     started: float | None = None,
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.

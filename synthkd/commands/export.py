@@ -35,7 +35,10 @@ def run(
         raise InputError(f"--format {quoted(formats)}: known: {known}")
     if int8 and "onnx" not in wanted:
         raise InputError("--int8 makes a second ONNX file: add onnx to --format")
-    summary, manifest = (_json(path, name) for name in ("summary.json", "manifest.json"))
+    where = f"export {quoted(path)}: no finished run is here"
+    summary, manifest = (
+        files.read_table(path / name, where) for name in ("summary.json", "manifest.json")
+    )
     student, names = load_classifier(
         StudentTable(spec=str(path)), TeacherTable(), trust_code=trust_code
     )
@@ -81,9 +84,7 @@ def run(
             ship("student.pt2", shipping.to_pt2(student, folder / "student.pt2"))
         else:
             ship("student.pte", shipping.to_executorch(student, folder / "student.pte"))
-    files.write_atomic(
-        folder / "README.md", shipping.model_card(summary, manifest, done, names)
-    )
+    files.write_atomic(folder / "README.md", shipping.model_card(summary, manifest, done, names))
     result = {"folder": str(folder), "files": [asdict(f) for f in done]}
     files.write_json(folder / "export.json", result)
     rows = [
@@ -96,13 +97,3 @@ def run(
     if as_json:
         print(json.dumps(result, indent=2))
     return result
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        data = json.loads((path / name).read_text())
-    except (OSError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise InputError(f"export {quoted(path)}: no finished run is here ({name})")
-    return data

@@ -43,6 +43,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         else IMAGES * steps * costs.gradient,
         "peak_memory_mb": peak_memory_mb(device),
         "precision": recipe.run.precision,
+        "fast_answers": teacher.fast_reason or "by the network itself",
         "plan": list(the_plan.reasons),
         "stages": [stage.model_dump() for stage in the_plan.stages],
         "warnings": inspection.warnings(teacher),
@@ -64,6 +65,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         ("features", str(teacher.feature_size or "none: the last layer is not linear")),
         ("10,000 answers", f"{card['seconds_per_10000_answers']:.1f} s on this machine, "
                            f"{recipe.run.precision}"),
+        ("answered", card["fast_answers"]),
         *([("10,000 refined images", f"{refined:.0f} s ({steps} steps each)")] if refined else []),
         ("memory", f"{card['peak_memory_mb']:,.0f} MB at the most so far"),
         ("sha256", teacher.digest),

@@ -238,9 +238,7 @@ def _source(
     return Source(body, Known(), True, spec)
 
 
-def _named(
-    spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor] | None
-) -> Source:
+def _named(spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor] | None) -> Source:
     """A network of ours. It is told its number of classes; the last layer in the file knows it
     best."""
     if weights == zoo.HUB:

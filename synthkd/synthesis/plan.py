@@ -42,9 +42,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
             kind = _chosen(recipe, teacher)
             if kind == "procedural" and recipe.generator.kind == "auto":
                 why = "no BatchNorm to follow" if teacher.access == "full" else "a black box"
-                reasons.append(
-                    f"{why}: procedural images, kept in balance by the teacher's votes"
-                )
+                reasons.append(f"{why}: procedural images, kept in balance by the teacher's votes")
                 if not stage.student_steps:  # a drawing costs next to nothing
                     stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
         if kind == "diffusion" and recipe.generator.start and not stage.fresh:
