@@ -98,7 +98,7 @@ class Bench:
 def curriculum(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     """Denoisers with and without curriculum, and a GAN."""
     common = ("--real-data", bench.real, "--minutes", bench.minutes)
-    denoiser = (*common, "--pipeline", "diffusion", "--run.stages", "learn,imagine")
+    denoiser = (*common, "--pipeline", "diffusion", "--run.stages", "learn")
     ways: dict[str, tuple[object, ...]] = {
         "diffusion": denoiser,
         "diffusion, curriculum": (*denoiser, "--diffusion.curriculum", "linear"),
@@ -140,11 +140,13 @@ def memory(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
 
 def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list[Row]]]:
     """A denoiser of another world, steered."""
+    unasked = ("--diffusion.scale", 0)  # it learns no class: without one is how it is sampled
     world = bench.folder / "world"
     if not world.exists():
-        call("generate", "--pipeline", "diffusion", "--run.stages", "learn,imagine",
+        shutil.rmtree(bench.folder / "world-set", ignore_errors=True)
+        call("generate", "--pipeline", "diffusion", "--run.stages", "learn",
              "--real-data", prior, "--trust-code", "--minutes", bench.minutes, "--count", 100,
-             "--diffusion.drop", 1.0, "--out", bench.folder / "world-set",
+             "--diffusion.drop", 1.0, *unasked, "--out", bench.folder / "world-set",
              "--save-generator", world)  # fmt: skip
     scales = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -153,7 +155,7 @@ def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list
             row = bench.generated(
                 place, 2_000, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "imagine",
                 "--generator-from", world, "--diffusion.guidance", scale,
-                "--diffusion.steps", 20,
+                "--diffusion.steps", 20, *unasked,
             )  # fmt: skip
             return row | {"student": bench.learned(place, seed)}
 
@@ -169,7 +171,8 @@ def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     """Fewer steps, and what they cost."""
     own = bench.folder / "own"
     if not own.exists():
-        call("generate", "--pipeline", "diffusion", "--run.stages", "learn,imagine",
+        shutil.rmtree(bench.folder / "own-set", ignore_errors=True)
+        call("generate", "--pipeline", "diffusion", "--run.stages", "learn",
              "--real-data", bench.real, "--minutes", bench.minutes, "--count", 100,
              "--out", bench.folder / "own-set", "--save-generator", own)  # fmt: skip
 
@@ -177,6 +180,7 @@ def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
         return lambda place: bench.generated(
             place, 2_000, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "imagine",
             "--generator-from", own, "--diffusion.steps", count, "--diffusion.solver", solver,
+            "--dataset.folders", "false",
         )  # fmt: skip
 
     return [
@@ -196,6 +200,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--prior", default="", help="for guidance: images of another world")
     given = parser.parse_args()
+    if given.what == "guidance" and not given.prior:
+        parser.error("guidance wants --prior")
     bench, seeds = Bench(given.out, given.minutes), [int(s) for s in given.seeds.split(",")]
     if given.what == "guidance":
         table = guidance(bench, seeds, given.prior)

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class Transformer(nn.Module):
-    """A small vision transformer: patches of a quarter of the side, class token, learned places."""
+    """A small vision transformer: patches of a seventh or an eighth of the side, a class token,
+    learned places."""
 
     def __init__(self, channels: int, size: int, classes: int, width: int, depth: int) -> None:
         super().__init__()

@@ -2,24 +2,26 @@
 
     python benchmarks/scaling.py OUT --train SPEC --test SPEC [--minutes M] [--lesson M] ROW...
 
-A ROW is SIZE:TEACHER:DIGITS, e.g. 64:resnet20:1. Where no --weights are given, or they are of
-another size, the teacher is trained here on --train for --lesson minutes (one-cycle SGD, labels),
-beginning from --weights where the shapes fit. DIGITS n sets n training images side by side in one
-picture, so that K classes become K^n. Then `synthkd distill` works for --minutes, once per row, and
-the student is scored on --test. Rows that are done are kept: the same call goes on.
+A ROW is SIZE:TEACHER:DIGITS, e.g. 64:resnet20:1. The teacher is trained here on --train for
+--lesson minutes (one-cycle SGD, labels), beginning from --weights where the shapes fit. DIGITS n
+sets n training images side by side in one picture, so that K classes become K^n. Then `synthkd
+distill` works for --minutes, once per row, and the student is scored on --test. Rows that are done
+are kept: the same call goes on.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthkd.augment import mirrored
@@ -27,9 +29,7 @@ from synthkd.data import load_images
 from synthkd.images import ImageSpec, fitted, to_float
 from synthkd.networks import build_network
 from synthkd.schedules import one_cycle
-from synthkd.students import inherited
-
-MEAN, STD = 0.5, 0.25
+from synthkd.specs import read_weights
 
 
 def joined(pixels: Tensor, labels: Tensor, times: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -43,30 +43,37 @@ def joined(pixels: Tensor, labels: Tensor, times: int, classes: int) -> tuple[Te
     return torch.cat([pixels[order] for order in orders], dim=3), spelt
 
 
-def read(path: str, size: int, times: int, out: Path) -> tuple[Tensor, Tensor, Path]:
-    """Images [N, C, size, size], labels [N], and the file that `synthkd` may read them from."""
+def read(path: str, size: int, times: int) -> tuple[Tensor, Tensor, int]:
+    """Images [N, C, size, size], labels [N] and the number of classes."""
     found = load_images(path, None, classes=None, labelled=True, trust_code=True)
     assert found.labels is not None
     classes = int(found.labels.max()) + 1
     pixels, labels = joined(found.pixels, found.labels, times, classes)
-    channels = pixels.shape[1]
-    pixels = fitted(pixels, ImageSpec(channels, size, size, (MEAN,), (STD,)))
-    if not out.exists():
-        np.savez(out, x=pixels.permute(0, 2, 3, 1).numpy(), y=labels.numpy())
-    return pixels, labels, out
+    spec = ImageSpec(pixels.shape[1], size, size, (0.5,), (0.5,))
+    return fitted(pixels, spec), labels, classes**times
 
 
 def taught(
-    name: str, pixels: Tensor, labels: Tensor, start: Path | None, minutes: float, flip: bool
+    name: str,
+    pixels: Tensor,
+    labels: Tensor,
+    classes: int,
+    start: Path | None,
+    minutes: float,
+    flip: bool,
+    mean: float,
+    std: float,
 ) -> nn.Module:
     """A network trained on labels: one-cycle SGD, shifts, mirror images, in bfloat16."""
     torch.manual_seed(0)
-    size, classes = pixels.shape[2], int(labels.max()) + 1
+    size = pixels.shape[2]
     network = build_network(name, channels=pixels.shape[1], size=size, classes=classes)
     network = network.to(memory_format=torch.channels_last)
     peak = 0.1
     if start is not None:
-        inherited(network, loaded(name, pixels.shape[1], size, classes, start))
+        own = network.state_dict()
+        fit = {k: v for k, v in read_weights(start).items() if k in own and v.shape == own[k].shape}
+        network.load_state_dict(fit, strict=False)
         peak = 0.02
     optimizer = torch.optim.SGD(
         network.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=5e-4
@@ -75,11 +82,11 @@ def taught(
     started = time.perf_counter()
     while (share := (time.perf_counter() - started) / (60 * minutes)) < 1:
         chosen = torch.randint(len(labels), (128,), generator=rng)
-        images = (to_float(pixels[chosen]) - MEAN) / STD
+        images = (to_float(pixels[chosen]) - mean) / std
         images = mirrored(images, rng) if flip else images
         room = size // 8
         x, y = (int(n) for n in torch.randint(2 * room + 1, (2,), generator=rng))
-        images = F.pad(images, [room] * 4)[:, :, y : y + size, x : x + size]
+        images = F.pad(images, [room] * 4, value=-mean / std)[:, :, y : y + size, x : x + size]
         for group in optimizer.param_groups:
             group["lr"] = peak * one_cycle(share)
         with torch.autocast("cpu", torch.bfloat16):
@@ -88,18 +95,6 @@ def taught(
         F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05).backward()
         optimizer.step()
     return network.eval()
-
-
-def loaded(name: str, channels: int, size: int, classes: int, weights: Path) -> nn.Module:
-    """A named network with weights from a safetensors file or a state dict of torch."""
-    network = build_network(name, channels=channels, size=size, classes=classes)
-    if weights.suffix == ".safetensors":
-        state = load_file(weights)
-    else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        state = {k.removeprefix("module."): v for k, v in state.get("state_dict", state).items()}
-    network.load_state_dict(state)
-    return network
 
 
 def main() -> None:
@@ -121,17 +116,15 @@ def main() -> None:
         if not record.exists():
             record.write_text(json.dumps(measured(row, given), indent=2) + "\n")
     print("| row | classes | teacher, % | student, % | agreement, % | images seen | invented |"
-          " ms per image invented | ms per image learned | peak MB |")  # fmt: skip
+          " ms per refined image | ms per learned image | peak MB |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in given.rows:
         r = json.loads((given.out / f"{row.replace(':', '-')}.json").read_text())
-        seconds = r["seconds"]
         print(
             f"| {row} | {r['classes']:,} | {100 * r['teacher_accuracy']:.2f} "
             f"| {100 * r['student_accuracy']:.2f} | {100 * r['agreement']:.2f} "
             f"| {r['images_seen']:,} | {r['images_invented']:,} "
-            f"| {1e3 * seconds['synthesis'] / r['images_invented']:.2f} "
-            f"| {1e3 * (seconds['student'] + seconds['labelling']) / r['images_seen']:.2f} "
+            f"| {r['ms_per_refined']:.2f} | {r['ms_per_learned']:.2f} "
             f"| {r['peak_memory_mb']:,.0f} |"
         )
 
@@ -141,21 +134,25 @@ def measured(row: str, given: argparse.Namespace) -> dict[str, object]:
     size, name, times = row.split(":")
     tag = row.replace(":", "-")
     place = given.out
-    weights = place / f"{tag}.safetensors"
-    end = f"{size}-{times}.npz"
-    pixels, labels, _ = read(given.train, int(size), int(times), place / f"train-{end}")
-    _, _, test = read(given.test, int(size), int(times), place / f"test-{end}")
-    classes = int(labels.max()) + 1
-    mean, std = str(MEAN), str(STD)
+    weights, test = place / f"{tag}.safetensors", place / f"test-{size}-{times}.npz"
+    x, y, classes = read(given.test, int(size), int(times))
+    channels = x.shape[1]
+    mean, std = (round(float(v), 4) for v in (to_float(x).mean(), to_float(x).std()))
+    np.savez(test, x=x.permute(0, 2, 3, 1).numpy(), y=y.numpy())
     if not weights.exists():
-        network = taught(name, pixels, labels, given.weights, given.lesson, given.flip)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
+        x, y, _ = read(given.train, int(size), int(times))
+        network = taught(name, x, y, classes, given.weights, given.lesson, given.flip, mean, std)
+        part = weights.with_suffix(".part")
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part)
+        part.replace(weights)
+    del x, y
     run = place / tag
+    shutil.rmtree(run, ignore_errors=True)
     subprocess.run(
         [
             sys.executable, "-m", "synthkd", "distill", "--teacher", name,
             "--teacher-weights", str(weights), "--image-size", size,
-            "--channels", str(pixels.shape[1]), "--classes", str(classes),
+            "--channels", str(channels), "--classes", str(classes),
             f"--teacher-mean={mean}", f"--teacher-std={std}", "--student", given.student,
             "--val-data", str(test), "--minutes", str(given.minutes),
             "--augment.flip", str(given.flip).lower(), "--out", str(run),
@@ -163,7 +160,21 @@ def measured(row: str, given: argparse.Namespace) -> dict[str, object]:
         check=True,
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
-    return summary | {"classes": classes, "row": row}
+    return summary | {
+        "classes": classes,
+        "row": row,
+        "ms_per_refined": milliseconds(run, "refine", "invented"),
+        "ms_per_learned": milliseconds(run, "study", "images_seen"),
+    }
+
+
+def milliseconds(run: Path, stage: str, what: str) -> float:
+    """What an image cost in a stage, by the clock of its rounds."""
+    laps = [{"seconds": 0.0, what: 0}]
+    laps += [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    spent = [(b["seconds"] - a["seconds"], b[what] - a[what])
+             for a, b in pairwise(laps) if b.get("stage") == stage]  # fmt: skip
+    return 1e3 * sum(s for s, _ in spent) / max(1, sum(n for _, n in spent))
 
 
 if __name__ == "__main__":

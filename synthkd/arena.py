@@ -270,13 +270,13 @@ def _measured(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
     done = [r for r in records if r["state"] == "finished"]
     text = [f"{title(settings)}; {settings['precision']} on {settings['device']}."]
     for summary in [r["summary"] for r in done[:1]]:
+        small, large = summary["student_parameters"], summary["teacher_parameters"]
+        share = f", the student {small / large:.1%} of its parameters" if large else ""
         text.append(
             "The last weights or their running average, whichever agreed better with the teacher "
             f"on held-out synthetic images; scored on {summary['val_images']:,} images of "
             f"{settings['val']}; "
-            f"the teacher has {summary['teacher_accuracy']:.2%}, "
-            f"the student {summary['student_parameters'] / summary['teacher_parameters']:.1%} "
-            "of its parameters."
+            f"the teacher has {summary['teacher_accuracy']:.2%}{share}."
         )
         text.append("± is the sample standard deviation over seeds.")
     codes = sorted({r["code"] for r in done})

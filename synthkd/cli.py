@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from synthkd import __version__, recipe
-from synthkd.errors import InputError, quoted
+from synthkd.errors import InputError, plain, quoted
 
 WORDS: dict[str, str] = {
     "generate": "Make a synthetic data set that a teacher agrees with.",
@@ -44,7 +44,8 @@ _TABLES: dict[str, tuple[str, ...]] = {
 _NOT_FOR: dict[str, tuple[str, ...]] = {
     "generate": ("data.mix_ratio", "data.val", "data.synthetic", "run.snapshots"),
     "evaluate": (
-        "data.mix_ratio", "data.real", "data.synthetic",
+        "data.mix_ratio", "data.real", "data.synthetic", "student.start", "student.max_params",
+        "student.max_flops", "student.max_latency_ms", "run.precision",
         "run.seed", "run.stages", "run.checkpoint_seconds", "run.snapshots",
     ),
     "bench": (
@@ -77,7 +78,7 @@ def _switches(word: str) -> list[inspect.Parameter]:
         ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
     ]
     as_json = ("as_json", bool, False, ["--json"], "print JSON instead of tables")
-    trust = ("trust_code", bool, False, ["--trust-code"], "allow students that are code")
+    trust = ("trust_code", bool, False, ["--trust-code"], "allow a student that is code")
     special: dict[str, list[tuple[str, Any, Any, list[str], str]]] = {
         "generate": [
             ("resume", Path | None, None, ["--resume"], "data set to go on with"),
@@ -101,7 +102,7 @@ def _switches(word: str) -> list[inspect.Parameter]:
         ],
         "bench": [
             ("pipelines", str, "all", ["--pipelines"], "names or .toml files, with commas; all: "
-             "every shipped one but default"),
+             "every shipped one (those of real images only with --real-data)"),
             ("seeds", str, "0", ["--seeds"], "seeds, with commas"),
             ("also", list[str] | None, None, ["--also"], "NAME=PATH: labelled images to score the "
              "students on too (can be repeated)"),
@@ -180,6 +181,8 @@ def _command(word: str) -> Callable[..., Any]:
         began = time.perf_counter()  # before torch is imported: minutes are the user's minutes
         chosen = {s.name: given.get(s.name, s.default) for s in switches}
         if word in ("export", "predict"):
+            if _stage_flags:
+                raise InputError("stages belong to a pipeline: this word has none")
             one, *more = values
             rest = (more,) if placed[-1].endswith("...") else ()
             importlib.import_module(f"synthkd.commands.{word}").run(one, *rest, **chosen)
@@ -209,7 +212,7 @@ def _command(word: str) -> Callable[..., Any]:
             if _stage_flags:
                 raise InputError("stages belong to a pipeline: change them in its TOML file")
             low = recipe.read_toml(config) if config else {}
-            checked: recipe.Recipe | None = recipe.validated(recipe.merge(low, nested))
+            checked: recipe.Recipe | None = recipe.validated(recipe.over(low, nested))
         else:
             checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
         if word == "distill":
@@ -298,8 +301,5 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 
 def _fail(text: str) -> None:
-    line = "".join(
-        c if c.isprintable() else repr(c)[1:-1] for c in text
-    )  # no escape codes, one line
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {plain(text)}", file=sys.stderr)
     raise SystemExit(2)

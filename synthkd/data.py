@@ -16,8 +16,6 @@ import math
 import os
 import re
 import stat
-import sys
-import types
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -34,6 +32,7 @@ from torch import Tensor
 from synthkd import store
 from synthkd.errors import InputError, quoted
 from synthkd.images import ImageSpec, fitted
+from synthkd.specs.code import executed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -421,15 +420,8 @@ def _checked(where: str, images: object, labels: object, unlabelled: str) -> _Fo
 
 def _from_code(where: str, file: Path, name: str, argument: str | None) -> _Found:
     """Runs a callable of somebody's file; it gives images, or (images, labels)."""
-    module = types.ModuleType(f"synthkd_data_{file.stem}")
-    module.__file__ = str(file)
     try:
-        source = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read: {quoted(error)}{_near(file)}") from None
-    sys.modules[module.__name__] = module
-    try:
-        exec(compile(source, str(file), "exec"), module.__dict__)
+        module = executed(file)
         function = getattr(module, name, None)
         if not callable(function):
             known = [key for key, value in vars(module).items() if callable(value)]
@@ -439,10 +431,10 @@ def _from_code(where: str, file: Path, name: str, argument: str | None) -> _Foun
         result = function() if argument is None else function(argument)
     except (InputError, KeyboardInterrupt):
         raise
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {quoted(error)}{_near(file)}") from None
     except BaseException as error:  # a stranger's code may even call exit()
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{where}: the code in {quoted(file)} failed: {quoted(what)}") from None
-    finally:
-        sys.modules.pop(module.__name__, None)
     images, labels = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     return _checked(where, images, labels, "the callable gave none")

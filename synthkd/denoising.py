@@ -58,24 +58,27 @@ def output_of(noisy: Tensor, clean: Tensor, kept: Tensor, kind: str) -> Tensor:
 def min_snr(kept: Tensor, gamma: float, kind: str) -> Tensor:
     """Weights [B] of the squared error: min(s, γ) in terms of x₀, with s = a / (1 − a).
 
-        epsilon: min(s, γ) / s,    v: min(s, γ) / (s + 1),    sample: min(s, γ)
+        epsilon: min(s, γ) / s,    v: min(s + 1, γ) / (s + 1),    sample: min(s, γ)
 
-    Hang et al. 2023, https://arxiv.org/abs/2303.09556. γ = 0 weighs all steps alike. Written in a,
-    so that a = 0 and a = 1 are no special cases:
+    Hang et al. 2023, https://arxiv.org/abs/2303.09556; for v they have min(s, γ) / (s + 1), which
+    leaves out the last step of a schedule that keeps nothing of the signal (a = 0), where every
+    sample starts. With the 1 it is trained, as the training scripts of diffusers have it. γ = 0
+    weighs all steps alike. Written in a, so that a = 0 and a = 1 are no special cases:
 
-    >>> min_snr(torch.tensor([0.0, 0.5, 1.0]), 5.0, "v_prediction").tolist()
-    [0.0, 0.5, 0.0]
+    >>> min_snr(torch.tensor([0.0, 0.5, 0.9, 1.0]), 5.0, "v_prediction").tolist()
+    [1.0, 1.0, 0.5, 0.0]
     """
     if not gamma:
         return torch.ones_like(kept)
     kept = kept.double()
-    # min(s, γ) · (1 − a) = min(a, γ (1 − a)), and 1 / (s + 1) = 1 − a
-    least = torch.minimum(kept, gamma * (1 - kept))
+    if kind == "v_prediction":  # 1 / (s + 1) = 1 − a
+        return (gamma * (1 - kept)).clamp_max(1.0).float()
+    least = torch.minimum(kept, gamma * (1 - kept))  # min(s, γ) · (1 − a)
     if kind == "epsilon":
         return torch.where(kept > 0, least / kept.clamp_min(1e-12), 1.0).float()
     if kind == "sample":
         return torch.where(kept < 1, least / (1 - kept).clamp_min(1e-12), gamma).float()
-    return least.float()
+    raise ValueError(f"no prediction {kind!r}")
 
 
 def lowest_step(openness: float) -> int:

@@ -31,7 +31,7 @@ from synthkd.progress import (
 )
 from synthkd.recipe import Recipe, Stage, suggest
 from synthkd.rehearsal import Rehearsal
-from synthkd.seeds import derived, globally, source
+from synthkd.seeds import globally, source
 from synthkd.students import Learner
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.scene import Invented, Scene
@@ -192,13 +192,14 @@ def rounds(lab: Lab) -> Iterator[Round]:
         rng = source(lab.recipe.run.seed, "round", lab.progress.round)
 
         with lab.timed("synthesis"):
-            invented = invent(lab, stage, rng)
+            invented = invent(lab, stage, rng, until=_stage_end(lab))
         fresh, measures, classes = _remember(lab, invented, stage.generator)
         seen, synthetic = 0, 0
         if stage.student_steps and lab.learner:
-            seen, synthetic, taught = _teach(lab, stage, fresh, rng)
+            seen, synthetic, taught = _teach(lab, stage, fresh, before, rng)
             measures |= taught
-            measures |= _look_back(lab, rng)
+            with lab.timed("student"):
+                measures |= _look_back(lab, rng)
 
         now = time.perf_counter()
         lab.progress = advance(
@@ -213,8 +214,21 @@ def rounds(lab: Lab) -> Iterator[Round]:
         )  # fmt: skip
 
 
-def invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
-    """The generator's turn. The adversarial weight follows the difficulty."""
+def _stage_end(lab: Lab) -> float:
+    """When a generator must stop in a timed run, by time.perf_counter: at the end of its stage,
+    give or take a tenth, so that one long round leaves the next stage its time."""
+    if not lab.budget.timed:
+        return lab.deadline
+    quota = lab.budget.quotas[lab.progress.stage]
+    left = max(quota - lab.progress.work, 0.1 * quota)
+    return min(lab.deadline, time.perf_counter() + left)
+
+
+def invent(
+    lab: Lab, stage: Stage, rng: torch.Generator, *, until: float = float("inf")
+) -> Invented:
+    """The generator's turn; no step of it begins after `until`. The adversarial weight follows the
+    difficulty."""
     if stage.generator == "none":
         nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
         return Invented(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
@@ -226,7 +240,7 @@ def invent(lab: Lab, stage: Stage, rng: torch.Generator) -> Invented:
             lab.teacher, student, stage, terms, lab.recipe.augment,
             partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
             partial(_material, lab, stage.generator), whole_share(lab.progress, lab.budget),
-            stage_share(lab.progress, lab.budget), lab.difficulty.level, lab.deadline,
+            stage_share(lab.progress, lab.budget), lab.difficulty.level, until,
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(scene, rng)
 
@@ -314,13 +328,15 @@ def _remember(
 
 
 def _teach(
-    lab: Lab, stage: Stage, fresh: Tensor, rng: torch.Generator
+    lab: Lab, stage: Stage, fresh: Tensor, began: float, rng: torch.Generator
 ) -> tuple[int, int, dict[str, float]]:
-    """The student's turn: hybrid batches, the same view for teacher and student."""
+    """The student's turn: hybrid batches, the same view for teacher and student. The round `began`
+    at a time of time.perf_counter: in a timed run the learning rate falls by the clock."""
     assert lab.learner is not None
     recipe = lab.recipe
     seen = synthetic = 0
     loss = torch.zeros(())
+    order, used = torch.randperm(len(fresh), generator=rng), 0  # each once before any comes again
     left = (
         float("inf")
         if lab.budget.timed
@@ -333,7 +349,10 @@ def _teach(
         if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
             count = int(left - seen)
         made = schedules.share(lab.progress.images_seen + seen, count, recipe.data.mix_ratio)
-        pixels = _hybrid(lab, fresh, made, count - made, rng)  # [B, C, H, W]
+        new = made - _replayed(lab, made, len(fresh))
+        turn = fresh[order[torch.arange(used, used + new) % max(1, len(order))]]
+        used += new
+        pixels = _hybrid(lab, turn, made - new, count - made, rng)  # [B, C, H, W]
         with lab.timed("student"):
             images = to_float(pixels.to(lab.device)).contiguous(memory_format=torch.channels_last)
             images = augmented(images, recipe.augment, lab.difficulty.level, rng)
@@ -342,9 +361,8 @@ def _teach(
         with lab.timed("labelling"):
             taught, maps = lab.teacher.teach(images, maps=lab.learner.looks)  # [B, K]
         with lab.timed("student"):
-            spent = replace(
-                lab.progress, taught=lab.progress.taught + (0 if lab.budget.timed else seen)
-            )
+            passed = time.perf_counter() - began if lab.budget.timed else seen
+            spent = replace(lab.progress, taught=lab.progress.taught + passed)
             loss = lab.learner.step(images, taught, taught_share(spent, lab.budget), maps)
         seen, synthetic = seen + count, synthetic + made
     if seen and not loss.isfinite():
@@ -355,15 +373,16 @@ def _teach(
     return seen, synthetic, {"loss": float(loss)}
 
 
-def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator) -> Tensor:
-    """uint8 images of one batch: `made` synthetic ones, fresh and replayed, and `real` real
-    ones."""
-    parts = []
-    replayed = round(lab.recipe.memory.replayed * made) if len(fresh) else made
+def _replayed(lab: Lab, made: int, fresh: int) -> int:
+    """How many of a batch's `made` synthetic images come from the memory, if `fresh` are new."""
     if len(lab.memory) == 0:
-        replayed = 0
-    if made > replayed:
-        parts.append(fresh[_some(len(fresh), made - replayed, rng)])
+        return 0
+    return round(lab.recipe.memory.replayed * made) if fresh else made
+
+
+def _hybrid(lab: Lab, fresh: Tensor, replayed: int, real: int, rng: torch.Generator) -> Tensor:
+    """uint8 images of one batch: `fresh` [N, C, H, W], so many replayed and so many real ones."""
+    parts = [fresh]
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty.level
         parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).pixels)
@@ -371,13 +390,6 @@ def _hybrid(lab: Lab, fresh: Tensor, made: int, real: int, rng: torch.Generator)
         assert lab.real is not None
         parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])
     return torch.cat(parts)
-
-
-def _some(available: int, count: int, rng: torch.Generator) -> Tensor:
-    """`count` indices below `available`, each at most once where there are enough."""
-    if count > available:
-        return torch.randint(available, (count,), generator=rng)
-    return torch.randperm(available, generator=rng)[:count]
 
 
 def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:
@@ -430,8 +442,3 @@ def _held_out_agreement(lab: Lab) -> float:
         ]
     )
     return float((votes == kept.votes).float().mean())
-
-
-def seed_of(recipe: Recipe, purpose: str) -> int:
-    """The seed of one purpose of a run, for the manifest."""
-    return derived(recipe.run.seed, purpose)

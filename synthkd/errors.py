@@ -8,6 +8,15 @@ class InputError(Exception):
     """
 
 
+def plain(text: str) -> str:
+    """A text without control characters: those of escape codes and line breaks are shown.
+
+    >>> plain("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def quoted(text: object, limit: int = 120) -> str:
     """A foreign string made safe for a terminal: escapes and newlines shown, cut at `limit`
     characters.
@@ -17,5 +26,5 @@ def quoted(text: object, limit: int = 120) -> str:
     >>> quoted("x" * 200, limit=5)
     "'xxxxx…'"
     """
-    plain = str(text)
-    return repr(plain if len(plain) <= limit else plain[:limit] + "…")
+    whole = str(text)
+    return repr(whole if len(whole) <= limit else whole[:limit] + "…")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +135,8 @@ def _exact(teacher: Teacher) -> Iterator[None]:
 
 
 def _device(network: nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
+    tensors = chain(network.parameters(), network.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def advance(
     """The cursor after a round that took `seconds`, showed `seen` images to the student (of them
     `synthetic`), offered `invented` to the memory and trained the generator on `trained`.
 
-    The stage's work grows by seconds or images; when its quota is used up the cursor moves on.
+    The stage's work grows by seconds or images; when its quota is used up the cursor moves on, and
+    also after a round in which nothing happened: the next would be like it.
     """
     spent = (
         seconds if budget.timed else float(seen if stage.student_steps else max(trained, invented))
@@ -84,6 +85,8 @@ def advance(
         seconds=progress.seconds + seconds,
     )
     over = moved.work - budget.quotas[progress.stage]
+    if not (seen or invented or trained):
+        over = max(over, 0.0)
     if over >= -1e-6:  # a clock's overrun is paid by the next stage, so that the run ends on time
         moved = replace(
             moved, stage=progress.stage + 1, work=max(0.0, over) if budget.timed else 0.0

@@ -8,6 +8,7 @@ range; `Flag` gives a daily setting a short flag beside its dotted name. Knows o
 import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -138,8 +139,8 @@ class StudentTable(Table):
     start: Annotated[
         Literal["new", "teacher"],
         Field(
-            description="first weights: drawn at random, or copied from the teacher's layers of "
-            "the same name as far as the shapes allow"
+            description="first weights: drawn at random, or the teacher's: its layers of the same "
+            "name, and of wider ones the channels that matter most, as far as the shapes allow"
         ),
     ] = "new"
     args: Annotated[
@@ -177,7 +178,7 @@ class DataTable(Table):
         Field(
             description="real images for training, labels not needed: a folder, "
             "an .npz with x (and y), "
-            "or file.py:callable[:argument]; read only below mix ratio 1"
+            "or file.py:callable[:argument]; distill: read only below mix ratio 1"
         ),
         Flag("--real-data"),
     ] = ""
@@ -201,7 +202,7 @@ class BudgetTable(Table):
 
     minutes: Annotated[
         float | None,
-        Field(description="wall clock of the run, in minutes", gt=0),
+        Field(description="wall clock of the run, in minutes (generate: of the training)", gt=0),
         Flag("--minutes"),
     ] = None
     images: Annotated[
@@ -243,7 +244,10 @@ class RunTable(Table):
     ] = 0
     trust_code: Annotated[
         bool,
-        Field(description="allow file.py: specs, which run the code in that file"),
+        Field(
+            description="allow what runs code: file.py: specs, .pt2 and TorchScript files, and "
+            "installed callables that a file names"
+        ),
         Flag("--trust-code"),
     ] = False
 
@@ -289,7 +293,7 @@ class GeneratorTable(Table):
     ema: Annotated[
         float,
         Field(
-            description="decay of an averaged copy that offers half of the fresh images (MAD; "
+            description="decay of an averaged copy that offers half of gan's new samples (MAD; "
             "0: none)",
             ge=0,
             lt=1,
@@ -335,7 +339,8 @@ class ProceduralTable(Table):
         Words,
         Field(
             description="noise, spectrum, leaves, shaders, strokes, fractals, polygons; auto: "
-            "strokes for a teacher of one channel, else all but noise and strokes"
+            "strokes for a teacher of one channel whose images are mostly black or mostly white, "
+            "else all but noise and strokes"
         ),
     ] = ("auto",)
     evolve: Annotated[
@@ -425,7 +430,12 @@ class DiffusionTable(Table):
     ] = "ddim"
     scale: Annotated[
         float,
-        Field(description="classifier-free guidance (1: none, and half the price)", ge=0, le=100),
+        Field(
+            description="classifier-free guidance (1: none, and half the price; so it is for "
+            "borrowed models that always know a class)",
+            ge=0,
+            le=100,
+        ),
     ] = 1.0
     guidance: Annotated[
         float,
@@ -443,14 +453,20 @@ class DiffusionTable(Table):
         Field(description="what the gradient passes: the clean image alone, or the denoiser too"),
     ] = "image"
     recurrence: Annotated[
-        int, Field(description="how often a step is taken, with fresh noise between", ge=1, le=100)
+        int,
+        Field(
+            description="how often a step is taken, with fresh noise between (not dpm)",
+            ge=1,
+            le=100,
+        ),
     ] = 1
     accept: Annotated[
         Literal["agreed", "all"],
         Field(description="which samples are kept: those in which the teacher sees the class"),
     ] = "agreed"
     confidence: Annotated[
-        float, Field(description="least probability of that class, to be kept", ge=0, le=1)
+        float,
+        Field(description="least probability of that class, to be kept (agreed)", ge=0, le=1),
     ] = 0.0
     batch: Annotated[int, Field(description="images denoised at once", ge=1)] = 64
     prompt: Annotated[
@@ -746,6 +762,11 @@ class Recipe(Table):
                 f"mix ratio {self.data.mix_ratio:g} wants real images: give --real-data PATH, "
                 "or leave --mix-ratio at 1.0 for a data-free run"
             )
+        limits = ("max_params", "max_flops", "max_latency_ms")
+        if self.student.spec != "auto" and any(getattr(self.student, n) for n in limits):
+            raise ValueError(
+                "--max-params, --max-flops and --max-latency-ms are for --student auto"
+            )
         for name in ("mean", "std"):
             values, channels = getattr(self.teacher, name), self.teacher.channels
             if values == ():
@@ -906,6 +927,51 @@ def explain(problem: Any) -> str:
     return f"{key}: {message}; got {quoted(problem['input'])}"
 
 
+_ZOOS = ("torchvision", "timm", "hf", "onnx")
+_NAMES_CODE = (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor"))
+
+
+def is_installed_call(spec: str) -> bool:
+    """Whether a SPEC is a `package.module:callable` of the installed environment.
+
+    >>> [is_installed_call(s) for s in ("nets.small:make", "timm:vit", "net.py:make", "demo")]
+    [True, False, False, False]
+    """
+    found = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec)
+    return bool(found) and spec.partition(":")[0] not in _ZOOS and ".py:" not in spec
+
+
+def names_code(data: Mapping[str, Any]) -> str:
+    """The first setting of plain data that calls something installed, or nothing."""
+    for table, key in _NAMES_CODE:
+        spec = str(data.get(table, {}).get(key, ""))
+        if is_installed_call(spec):
+            return spec
+    return ""
+
+
+def refuse_code(data: Mapping[str, Any], *, trust_code: bool) -> None:
+    """A file may not choose what is called: with arguments of its own, everything installed is a
+    weapon. The user may, by a flag or by --trust-code."""
+    spec = names_code(data)
+    if spec and not trust_code:
+        raise InputError(
+            f"{quoted(spec)} stands in a file and would be called: give --trust-code if you trust "
+            "it, or name it by a flag"
+        )
+
+
+def over(low: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags laid over what files say, unless those choose code."""
+    of_files = {
+        table: {key: low.get(table, {}).get(key, "")}
+        for table, key in _NAMES_CODE
+        if key not in flags.get(table, {})
+    }
+    refuse_code(of_files, trust_code=bool(flags.get("run", {}).get("trust_code")))
+    return merge(low, flags)
+
+
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """`high` laid over `low`, table by table. Stages are replaced as a list.
 
@@ -939,7 +1005,7 @@ def build(
     high = read_toml(config) if config is not None else {}
     flags = dict(flags or {})
     name = str(flags.get("pipeline", high.get("pipeline", Recipe.model_fields["pipeline"].default)))
-    data = merge(merge(read_toml(pipeline_path(name)), high), flags)
+    data = over(merge(read_toml(pipeline_path(name)), high), flags)
     data["pipeline"] = name
     stages = [dict(s) for s in data.get("stage", ())]
     known = [s.get("name") for s in stages]

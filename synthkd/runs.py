@@ -1,8 +1,8 @@
 """Run directories: the only writer of them.
 
 recipe.toml          the resolved recipe: running it again gives the same run
-manifest.json        what was read, with which versions, seeds and promise level; state: running or
-finished metrics.jsonl        one line per round
+manifest.json        what was read, with which versions, seeds and promise level; its state
+metrics.jsonl        one line per round
 checkpoints/         the newest two states of the lab
 samples/             contact sheets of fresh images
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl

@@ -139,6 +139,10 @@ class Teacher(nn.Module):
         self.norms = self._passed(torch.zeros(2, *self.spec.shape, device=classifier.mean.device))
         self.feature_size = self._feature_size()
         self.queries = 0
+        if digest_of(classifier) != self.digest:
+            raise InputError(
+                "the teacher changes when it is asked: export it in eval mode (model.eval())"
+            )
 
     def _module(self, name: str) -> nn.Module:
         """A module of the network by its name."""
@@ -387,10 +391,10 @@ def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[in
     `classes` is an InputError.
     """
     rng = torch.Generator().manual_seed(0)
-    noise = torch.rand(16, *spec.shape, generator=rng)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
-    body.eval()
     try:
+        noise = torch.rand(16, *spec.shape, generator=rng)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+        body.eval()
         with torch.no_grad():
             answer = body((noise - mean) / std)
     except (Exception, SystemExit) as error:

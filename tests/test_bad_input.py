@@ -491,6 +491,16 @@ def test_a_damaged_run_is_not_resumed(
     place.refused("distill", "--resume", str(broken_off), words=words)
 
 
+def test_a_run_of_a_strangers_calls_nothing(place: Place, broken_off: Path) -> None:
+    path, fired = broken_off / "recipe.toml", place.folder / "fired"
+    harm = f'spec = "subprocess:run"\nargs = {{ args = "touch {fired}", shell = "true" }}'
+    text = path.read_text().replace('[teacher]\nspec = "demo"', f"[teacher]\n{harm}")
+    assert harm in text
+    path.write_text(text.replace("args = {}\n", "", 1))
+    place.refused("distill", "--resume", str(broken_off), words="would be called")
+    assert not fired.exists()
+
+
 @pytest.mark.parametrize("name", ["recipe.toml", "manifest.json"])
 def test_a_run_that_lacks_a_file_is_not_resumed(place: Place, broken_off: Path, name: str) -> None:
     (broken_off / name).unlink()

@@ -80,7 +80,8 @@ def test_min_snr_is_the_published_weight(kind: str) -> None:
     steps = torch.arange(1, 999, 37)
     snr = compute_snr(scheduler, steps).double()
     least = snr.clamp_max(5.0)
-    published = {"epsilon": least / snr, "v_prediction": least / (snr + 1), "sample": least}[kind]
+    whole = (snr + 1).clamp_max(5.0)  # with the 1 that trains the step without signal
+    published = {"epsilon": least / snr, "v_prediction": whole / (snr + 1), "sample": least}[kind]
     found = min_snr(scheduler.alphas_cumprod[steps], 5.0, kind)
     torch.testing.assert_close(found.double(), published, atol=1e-5, rtol=1e-4)
 
@@ -89,6 +90,7 @@ def test_min_snr_at_its_ends_and_without_a_bound() -> None:
     ends = torch.tensor([0.0, 1.0])
     assert min_snr(ends, 5.0, "epsilon").tolist() == [1.0, 0.0]
     assert min_snr(ends, 5.0, "sample").tolist() == [0.0, 5.0]
+    assert min_snr(ends, 5.0, "v_prediction").tolist() == [1.0, 0.0]
     assert min_snr(ends, 0.0, "v_prediction").tolist() == [1.0, 1.0]
 
 

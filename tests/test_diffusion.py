@@ -157,6 +157,7 @@ def test_the_curriculum_follows_the_stage_or_the_difficulty(
     made = diffusion(teacher, curriculum=curriculum)
     found = made.synthesize(scene(teacher, fresh=0, **more), seeded())
     assert found.measures["open"] == pytest.approx(opened)
+    assert found.measures["denoising"] > 0  # also where only the step without signal is open
 
 
 def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(

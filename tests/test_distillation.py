@@ -340,6 +340,18 @@ def test_with_nothing_replayed_every_image_is_of_this_round(teacher):
     assert joint > 0
 
 
+def test_every_new_image_is_seen_once_before_any_is_seen_again(teacher):
+    """DFAD and DFQ: each of the student's steps is on new images."""
+    stages = [STAGES[2] | {"generator": "procedural", "share": 1.0, "fresh": 64}]
+    lone = recipe(augment=PLAIN, memory={"capacity": 0}, stage=stages, budget={"images": 160})
+    lab = lab_of(lone, teacher)
+    seen = shown(lab)
+    for _ in rounds(lab):
+        images = [image.numpy().tobytes() for batch in seen for image in batch]
+        assert len(set(images)) == len(images) == 32  # two steps of 16, of 60 that may be seen
+        seen.clear()
+
+
 def test_with_all_replayed_images_of_earlier_rounds_come_back(teacher):
     lab = lab_of(recipe(augment=PLAIN, memory={"capacity": 80, "replayed": 1.0}), teacher)
     seen = shown(lab)
@@ -396,6 +408,42 @@ def test_a_budget_in_minutes_ends_on_time_within_a_round(teacher):
     longest = max(b - a for a, b in pairwise(clock))
     assert 1.2 <= lab.progress.seconds <= 1.2 + 3 * longest  # every stage has one round at least
     assert {lap.stage for lap in laps} == {"pregenerate", "finetune", "joint"}
+
+
+def test_in_a_timed_run_the_rate_falls_within_a_round(teacher):
+    stages = [STAGES[2] | {"share": 1.0, "student_steps": 5}]
+    lab = lab_of(recipe(budget={"minutes": 0.02}, stage=stages), teacher)
+    assert lab.learner is not None
+    given, step = [], lab.learner.step
+
+    def watched(images: Tensor, taught: Tensor, share: float, *more: Any) -> Tensor:
+        given.append(share)
+        return step(images, taught, share, *more)
+
+    lab.learner.step = watched  # type: ignore[method-assign]
+    assert len(list(rounds(lab))) < len(given)
+    assert all(a < b or b == 1 for a, b in pairwise(given))
+
+
+def test_a_long_round_leaves_the_next_stage_its_time(teacher):
+    endless = {
+        "name": "refine", "generator": "pixels", "share": 0.4, "student_steps": 0,
+        "synthesis_steps": 10**6, "synthesis_batch": 16, "fresh": 16, "terms": {"one_hot": 1.0},
+    }  # fmt: skip
+    stages = [endless, STAGES[1] | {"share": 0.6}]
+    lab = lab_of(recipe(budget={"minutes": 0.03}, stage=stages), teacher)
+    laps = list(rounds(lab))
+    refined = [lap.progress.seconds for lap in laps if lap.stage == "refine"]
+    assert len(refined) == 1 and refined[0] < 1.2
+    assert lab.progress.images_seen > 0
+
+
+@pytest.mark.parametrize("budget", [{"images": 64}, {"minutes": 0.05}])
+def test_a_stage_in_which_nothing_happens_ends(teacher, budget):
+    idle = STAGES[1] | {"student_steps": 0}
+    lab = lab_of(recipe(budget=budget, stage=[STAGES[0], idle]), teacher)
+    names = [lap.stage for lap in rounds(lab)]
+    assert names.count("finetune") == 1
 
 
 def test_rounds_can_be_left_and_gone_on_with(teacher, unbroken):

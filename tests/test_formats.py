@@ -496,3 +496,139 @@ def test_tokens_are_averaged_to_features(tmp_path: Path) -> None:
     assert found is not None and found.shape == (2, 192) and teacher.feature_size == 192
     found.sum().backward()
     assert moved.grad is not None and float(moved.grad.abs().sum()) > 0
+
+
+def test_a_compiled_copy_beside_the_code_is_neither_run_nor_written(tmp_path: Path) -> None:
+    """What was read, and whose hash was shown, is what runs."""
+    import importlib.util
+    import py_compile
+
+    made = own_file(tmp_path)
+    good = (tmp_path / "net.py").read_text()
+    (tmp_path / "net.py").write_text(good + "open('fired', 'w')\n")
+    py_compile.compile(
+        str(tmp_path / "net.py"), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    (tmp_path / "net.py").write_text(good)
+    cache = Path(importlib.util.cache_from_source(str(tmp_path / "net.py")))
+    assert cache.is_file()
+    load_teacher(TeacherTable(**made.table), trust_code=True)
+    assert not (tmp_path / "fired").exists() and not Path("fired").exists()
+    assert fires(tmp_path, "import net")
+    cache.unlink()
+    load_teacher(TeacherTable(**made.table), trust_code=True)
+    assert not cache.exists()
+
+
+def test_code_may_use_dataclasses_with_late_annotations(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from torch import nn\n\n\n@dataclass\nclass Shape:\n    width: int = 5\n\n\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(256, Shape().width))\n"
+    )
+    spec = f"{tmp_path / 'net.py'}:make"
+    assert load_teacher(TeacherTable(spec=spec, **GREY), trust_code=True).classes == 5
+
+
+def test_a_folder_of_timm_cannot_reach_outside(tmp_path: Path) -> None:
+    made = of_timm_folder(tmp_path)
+    path = tmp_path / "timm" / "config.json"
+    good = json.loads(path.read_text())
+    for change in (
+        {"architecture": "hf_hub:somebody/network"},
+        {"model_args": {"checkpoint_path": "/somewhere/else.pth"}},
+        {"model_args": 5},
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(InputError, match="is no plain network of timm"):
+            load_teacher(TeacherTable(**made.table))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_mean": 0.5}, {"image_mean": ["a", "b", "c"]}, {"size": "large"},
+        {"size": [32, 32, 32]}, {"size": {"height": "x"}},
+    ],
+)  # fmt: skip
+def test_settings_of_another_form_are_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    made = of_hugging_face(tmp_path)
+    path = tmp_path / "vit" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="make no sense"):
+        load_teacher(TeacherTable(**made.table))
+
+
+def test_height_and_width_are_both_read(tmp_path: Path) -> None:
+    made = of_hugging_face(tmp_path)
+    path = tmp_path / "vit" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": [32, 24]}))
+    with pytest.raises(InputError, match="does not take images of 3 x 32 x 24"):
+        load_teacher(TeacherTable(**made.table))
+
+
+def test_a_network_of_impossible_images_is_refused(tmp_path: Path) -> None:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(12 * 64, 5)).eval()
+    torch.onnx.export(body, (torch.zeros(2, 12, 8, 8),), str(tmp_path / "net.onnx"), dynamo=False)
+    table = TeacherTable(spec=f"onnx:{tmp_path / 'net.onnx'}", mean=(0.4,), std=(0.2,))
+    with pytest.raises(InputError, match="1 to 4 channels"):
+        load_teacher(table)
+
+
+def test_tensors_that_promise_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+    whole = small().state_dict()
+    last = list(whole)[-1]
+    for bad in (
+        torch.zeros(1).expand(10**9),
+        torch.empty(5, device="meta"),
+        torch.eye(5).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(5), 0.1, 0, torch.qint8),
+    ):
+        torch.save(whole | {last: bad}, tmp_path / "w.pt")
+        with pytest.raises(InputError, match=r"is not a plain tensor|not plain weights"):
+            load_teacher(TeacherTable(spec="resnet8-w4", weights=str(tmp_path / "w.pt"), **GREY))
+
+
+def test_a_damaged_archive_is_one_line(tmp_path: Path) -> None:
+    end = b"PK\5\6" + b"\0" * 8 + (100).to_bytes(4, "little") + b"\0" * 6
+    (tmp_path / "net.pt").write_bytes(end)
+    with pytest.raises(InputError, match="holds weights"):
+        load_teacher(TeacherTable(spec=str(tmp_path / "net.pt"), **GREY))
+
+
+def test_a_graph_that_moves_its_own_statistics_is_refused(tmp_path: Path) -> None:
+    body = small().train()
+    program = torch.export.export(body, (torch.zeros(4, 1, 16, 16),),
+                                  dynamic_shapes=({0: torch.export.Dim("b", min=2)},))  # fmt: skip
+    torch.export.save(program, str(tmp_path / "net.pt2"))
+    with pytest.raises(InputError, match="export it in eval mode"):
+        load_teacher(TeacherTable(spec=str(tmp_path / "net.pt2"), **GREY), trust_code=True)
+
+
+@pytest.mark.parametrize("end", [".detach()", ".argmax(1)"])
+def test_a_network_through_which_no_gradient_passes_is_a_black_box(
+    tmp_path: Path, end: str
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.w = nn.Linear(256, 5)\n\n"
+        f"    def forward(self, x):\n        return self.w(x.flatten(1)){end}\n"
+    )
+    table = TeacherTable(spec=f"{tmp_path / 'net.py'}:Net", classes=5, **GREY)
+    assert load_teacher(table, trust_code=True).access == "logits"
+
+
+def test_other_code_behind_the_same_answer_is_another_teacher(tmp_path: Path) -> None:
+    made = of_function(tmp_path)
+    first = load_teacher(TeacherTable(**made.table), trust_code=True).digest
+    again = load_teacher(TeacherTable(**made.table), trust_code=True).digest
+    path = tmp_path / "remote.py"
+    path.write_text(path.read_text().replace("default_rng(0)", "default_rng(1)"))
+    other = load_teacher(TeacherTable(**made.table), trust_code=True).digest
+    assert first == again != other
+
+
+def test_arguments_for_what_takes_none_are_refused(tmp_path: Path) -> None:
+    made = of_torchvision(tmp_path)
+    with pytest.raises(InputError, match="are for a callable"):
+        load_teacher(TeacherTable(**made.table, args={"width": "8"}))

@@ -6,7 +6,7 @@ import torch
 from synthkd.images import Batch
 from synthkd.recipe import AugmentTable, PixelsTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.synthesis.pixels import Pixels, frequencies
+from synthkd.synthesis.pixels import Pixels, frequencies, partners
 from synthkd.synthesis.scene import Scene
 from synthkd.teachers import digest_of
 
@@ -86,6 +86,26 @@ def test_each_starts_as_a_remembered_image_of_its_class(teacher):
     labels = torch.arange(10).repeat(2)
     start = made._start(labels, scene(teacher, remembered=remembered), rng())
     assert torch.equal((start[:, 0, 0, 0] * 10).round().long(), labels)
+
+
+def test_of_an_uneven_memory_only_what_is_missing_starts_elsewhere(teacher):
+    votes = torch.tensor([3] * 8 + [0, 1, 1, 2])[torch.randperm(12, generator=rng(3))]
+    labels = torch.arange(4).repeat(3)
+    places = partners(labels, votes)
+    assert sorted(places.tolist()) == list(range(12))
+    fits = votes[places] == labels
+    # of 0: one of three, of 1: two, of 2: one, of 3: all
+    assert [int(fits[labels == k].sum()) for k in range(4)] == [1, 2, 1, 3]
+
+
+def test_a_step_in_the_pixel_basis_is_a_step_of_what_the_network_sees(teacher):
+    """Adam's first step has the size of its rate; DeepInversion moves normalised images."""
+    made = pixels(teacher, start="noise", basis="pixels", learning_rate=0.1, decay=0.0, roll=0.0)
+    grey = torch.full((4, *teacher.spec.shape), 0.5)
+    made._start = lambda labels, scene, rng: grey
+    images = made.synthesize(scene(teacher, steps=1, batch=4), rng()).batch.images
+    moved = (images - grey).abs() / teacher.classifier.std
+    assert moved.max().item() == pytest.approx(0.1, rel=1e-3)
 
 
 def test_without_memory_it_starts_from_drawings(teacher):

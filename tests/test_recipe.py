@@ -388,3 +388,16 @@ def test_ranges_are_told_in_words():
 
 def test_plain_json_of_a_recipe_is_finite():
     json.dumps(recipe.Recipe().model_dump(), allow_nan=False)
+
+
+def test_a_file_cannot_choose_what_is_called(tmp_path: Path) -> None:
+    """With arguments of its own a SPEC like subprocess:run would run any command."""
+    for table, key in (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor")):
+        (tmp_path / "a.toml").write_text(f'[{table}]\n{key} = "subprocess:run"\n')
+        with pytest.raises(InputError, match="stands in a file and would be called"):
+            recipe.build(tmp_path / "a.toml")
+        trusted = recipe.build(tmp_path / "a.toml", {"run": {"trust_code": True}})
+        assert getattr(getattr(trusted, table), key) == "subprocess:run"
+    flags = {"teacher": {"spec": "mine.nets:make"}}
+    (tmp_path / "a.toml").write_text('[teacher]\nargs = { depth = "8" }\n')
+    assert recipe.build(tmp_path / "a.toml", flags).teacher.args == {"depth": "8"}

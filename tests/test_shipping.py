@@ -109,6 +109,9 @@ def test_a_file_that_votes_otherwise_is_seen(run: Path) -> None:
     images = drawings(student.spec, 200, torch.Generator().manual_seed(0))
     parity = compared(student.eval(), lambda x: -student(x), images)
     assert not parity.holds and parity.agreement < 0.5 and parity.images == 200
+    twice = compared(student, lambda x: 2 * student(x), images)
+    assert twice.agreement == 1.0 and not twice.holds  # the votes alone do not tell
+    assert compared(student, student, images).holds
 
 
 def test_what_cannot_be_exported_is_said(
@@ -121,6 +124,99 @@ def test_what_cannot_be_exported_is_said(
     (tmp_path / "full" / "x").touch()
     text = failing(capsys, "export", str(run), "--out", str(tmp_path / "full"))
     assert "not empty" in text
+
+
+def test_a_failed_export_leaves_nothing_and_a_repeated_one_goes_elsewhere(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.export, "export", refuses)
+        text = failing(capsys, "export", str(run), "--format", "safetensors,pt2", "--quiet")
+    assert "student.pt2: this student cannot be exported so: 'no such operator'" in text
+    assert not (run / "export").exists()
+    for name in ("export", "export-2"):
+        main(["export", str(run), "--format", "safetensors", "--quiet"])
+        assert (run / name / "README.md").is_file()
+    copy = tmp_path / "damaged"
+    copy.mkdir()
+    for name in ("student.safetensors", "manifest.json"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    (copy / "summary.json").write_text("{}")
+    assert "is damaged" in failing(capsys, "export", str(copy))
+
+
+CODE = """
+import numpy as np
+from torch import nn
+
+
+def student(width):
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+def remote():
+    weights = np.random.default_rng(0).normal(size=(256, 10)).astype("float32")
+    return lambda images: images.reshape(len(images), -1) @ weights
+
+
+def of_any_size():
+    return lambda images: images.mean((1, 2, 3))[:, None] * np.arange(10.0)
+"""
+
+
+def test_a_student_that_is_code_with_arguments_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    spec, out = f"{tmp_path / 'net.py'}:student", str(tmp_path / "run")
+    words = [w for w in RUN if w not in ("--student", "resnet8-w4")]
+    main([*words, "--student", spec, "--student-args", "width=7", "--trust-code", "--out", out])
+    student, _ = load_classifier(StudentTable(spec=out), TeacherTable(), trust_code=True)
+    assert student.body[1].out_features == 7
+    assert "give --trust-code" in failing(capsys, "predict", out, "x.png")
+    said(capsys, "evaluate", "--student", out, "--trust-code", "--run.threads", "1")
+    main(["export", out, "--format", "safetensors", "--trust-code", "--quiet"])
+
+
+def test_a_real_black_box_is_distilled_and_its_weights_are_said_to_be_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    words = [
+        *RUN[:-1], "--teacher", f"{tmp_path / 'net.py'}:remote", "--trust-code", "--image-size",
+        "16", "--channels", "1", "--teacher-mean", "0.5", "--teacher-std", "0.5", "--val-data",
+        "demo:unseen",
+    ]  # fmt: skip
+    text = said(capsys, *words, "--out", str(tmp_path / "run"))
+    assert "the teacher's are unknown" in text
+    main(["export", str(tmp_path / "run"), "--format", "safetensors", "--quiet"])
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert re.search(r"\| parameters \| [\d,]+ \|", card)
+    plan = said(capsys, *[w if w != "resnet8-w4" else "auto" for w in words], "--dry-run")
+    assert 'spec = "resnet8-w12"' in plan
+
+
+def test_a_student_of_a_run_keeps_its_images_and_its_promise(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "real", tmp_path / "again"
+    words = [w for w in RUN if w not in ("--student", "resnet8-w4")]
+    main([*words, "--student", str(run), "--mix-ratio", "0.5", "--real-data", "demo:seen",
+          "--out", str(first)])  # fmt: skip
+    main([*words, "--student", str(first), "--out", str(second)])
+    levels = [json.loads((p / "manifest.json").read_text())["promise_level"]
+              for p in (run, first, second)]  # fmt: skip
+    assert levels == [0, 2, 2]
+    (tmp_path / "net.py").write_text(CODE)
+    text = failing(
+        capsys, *words, "--student", str(run), "--teacher", f"{tmp_path / 'net.py'}:of_any_size",
+        "--trust-code", "--image-size", "24", "--channels", "1", "--teacher-mean", "0.5",
+        "--teacher-std", "0.5", "--out", str(tmp_path / "other"),
+    )  # fmt: skip
+    assert "takes images of 1 x 16 x 16, the teacher of 1 x 24 x 24" in text
 
 
 def test_predictions_are_the_students(

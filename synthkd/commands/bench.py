@@ -155,12 +155,13 @@ def _common(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted names.
 
-    >>> _flat({"run": {"seed": 3}})
-    {'run.seed': 3}
+    >>> _flat({"run": {"seed": 3}, "teacher": {"args": {"depth": "8"}}})
+    {'run.seed': 3, 'teacher.args': {'depth': '8'}}
     """
     flat: dict[str, Any] = {}
+    leaves = {setting.key for setting in recipes.settings()}
     for key, value in data.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix + key not in leaves:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -226,8 +227,9 @@ def _entry(folder: Path, common: Mapping[str, Any], name: str, spec: str, seed: 
 def _flags(data: Mapping[str, Any]) -> Iterator[str]:
     """Settings as flags of `synthkd distill`.
 
-    >>> list(_flags({"run": {"seed": 3, "trust_code": True}, "teacher": {"mean": (0.5, 0.4)}}))
-    ['--seed=3', '--trust-code', '--teacher-mean=0.5,0.4']
+    >>> teacher = {"mean": (0.5, 0.4), "args": {"depth": 8}}
+    >>> list(_flags({"run": {"seed": 3, "trust_code": True}, "teacher": teacher}))
+    ['--seed=3', '--trust-code', '--teacher-mean=0.5,0.4', '--teacher-args=depth=8']
     """
     short = {setting.key: setting.flag for setting in recipes.settings() if setting.flag}
     for key, value in _flat(data).items():
@@ -239,6 +241,8 @@ def _flags(data: Mapping[str, Any]) -> Iterator[str]:
             value = str(value).lower()
         elif isinstance(value, tuple):
             value = ",".join(map(str, value))
+        elif isinstance(value, Mapping):
+            value = ",".join(f"{k}={v}" for k, v in value.items())
         yield f"{short.get(key, f'--{key}')}={value}"
 
 

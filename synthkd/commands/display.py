@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from synthkd.distillation import Round
+from synthkd.errors import plain
 from synthkd.synthesis import plan as plans
 
 _SHOWN = ("agreement", "difficulty", "balance", "obeyed", "confidence", "loss")
@@ -31,7 +32,7 @@ class Display:
     def say(self, line: str) -> None:
         """One line."""
         if not self.quiet:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
     def plan(self, plan: plans.Plan, budget: str) -> None:
         """What will be done, before it is done."""
@@ -49,9 +50,10 @@ class Display:
         if self.console.is_terminal:
             table = Table(*header, title=title, title_justify="left")
             for row in rows:
-                table.add_row(*(Text(cell) for cell in row))
+                table.add_row(*(Text(plain(cell)) for cell in row))
             self.console.print(table)
             return
+        rows = [[plain(cell) for cell in row] for row in rows]
         widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
         self.say(title)
         for row in (header, *rows):

@@ -7,18 +7,18 @@ from typing import Any
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import peak_memory_mb, prepare, stopping
+from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, load_images
 from synthkd.distillation import Lab, rounds, settle
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare
-from synthkd.files import sha256_of
+from synthkd.files import read_table, sha256_of
 from synthkd.images import ImageSpec
 from synthkd.progress import whole_share
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, StudentTable
 from synthkd.runs import PROMISES, Run, claim, environment, free_name
 from synthkd.seeds import globally, source
-from synthkd.specs import card_of, load_teacher, new_student
+from synthkd.specs import card_of, load_teacher, new_student, read_card
 from synthkd.specs.choice import best_student
 from synthkd.store import open_store
 from synthkd.students import save_student
@@ -69,6 +69,7 @@ def resume(
     started = time.perf_counter() if started is None else started
     display = Display(quiet=quiet)
     the_run, recipe = Run.resume(path)
+    recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
     recipe = recipe.model_copy(update={"run": table})
     job = _prepare(recipe, display)
@@ -117,6 +118,7 @@ class Job:
         table = self.recipe.data
         opened: dict[str, Any] = {}
         level, real = promise_of(self.recipe.generator.start), None
+        level = max(level, _promise_of_student(self.recipe.student))
         if table.mix_ratio < 1:
             real = _load(
                 self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False
@@ -151,6 +153,16 @@ class Job:
             "data": opened,
             "real_images_read": len(real.pixels) if real is not None else 0,
         }
+
+
+def _promise_of_student(table: StudentTable) -> int:
+    """The promise level that a student's first weights allow. What says nothing gets no praise."""
+    manifest = Path(table.spec) / "manifest.json"
+    if manifest.is_file():
+        level = read_table(manifest, f"--student {quoted(table.spec)}").get("promise_level")
+        return level if isinstance(level, int) and level in PROMISES else 3
+    brought = Path(table.spec).exists() or table.spec.startswith(("hf:", "onnx:"))
+    return 3 if table.weights or brought else 0
 
 
 def _load(recipe: Recipe, path: str, spec: ImageSpec, classes: int, *, labelled: bool) -> Images:
@@ -190,7 +202,8 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
             f"student auto: {best.name}, {best.params:,} weights, {best.flops:,.0f} operations an "
             "image" + (f", {best.latency_ms:.2f} ms" if best.latency_ms else "")
         )
-        table = recipe.student.model_copy(update={"spec": best.name})
+        settled = {"spec": best.name, "max_params": None, "max_flops": None, "max_latency_ms": None}
+        table = recipe.student.model_copy(update=settled)
         recipe = recipe.model_copy(update={"student": table})
     with globally(source(recipe.run.seed, "student")):
         student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
@@ -213,9 +226,9 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
     taken, tensors = student.inherited
     begun = f", {taken} of {tensors} tensors begun as the teacher's" if taken else ""
     small, large = sum(p.numel() for p in student.parameters()), teacher.parameters_count
+    share = f", {small / large:.1%} of the teacher's" if large else ""
     display.say(
-        f"student {recipe.student.spec}: {small:,} parameters, "
-        f"{small / large:.1%} of the teacher's{begun}; "
+        f"student {recipe.student.spec}: {small:,} parameters{share}{begun}; "
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
     )
     lab = Lab(recipe, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)
@@ -305,7 +318,7 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
                     display.say(
                         f"stopped at {lap.share:.0%}, saved; "
                         f"go on with: synthkd distill --resume {the_run.path}"
-                        + (" --trust-code" if job.recipe.run.trust_code else "")
+                        + trusting(job.recipe)
                     )
                     raise SystemExit(128 + asked[0])
                 if now - saved > job.recipe.run.checkpoint_seconds:
@@ -321,12 +334,13 @@ def _finish(
 ) -> dict[str, Any]:
     """Chooses the weights, saves them, and only then opens validation data."""
     lab, recipe = job.lab, job.recipe
+    asked = job.teacher.queries  # by the run; the scores come after it
     evaluating = time.perf_counter()
     choice = settle(lab)
     assert lab.learner is not None
     student = lab.learner.student.eval()
     path = the_run.path / "student.safetensors"
-    save_student(student, card_of(student, _rebuilding(recipe), job.names), path)
+    save_student(student, card_of(student, *_rebuilding(recipe, job.names)), path)
     gan, diffusion = lab.generators.get("gan"), lab.generators.get("diffusion")
     if isinstance(gan, Gan):
         save_decoder(gan, the_run.path / "generator.safetensors")
@@ -372,7 +386,7 @@ def _finish(
         "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
         "real_images_read": job.manifest["real_images_read"],
         "teacher_access": job.teacher.access,
-        "teacher_queries": job.teacher.queries,
+        "teacher_queries": asked,
         "promise_level": job.manifest["promise_level"],
         "promise": job.manifest["promise"],
         "peak_memory_mb": peak_memory_mb(lab.device),
@@ -385,14 +399,16 @@ def _finish(
     return summary
 
 
-def _rebuilding(recipe: Recipe) -> str:
-    """The SPEC that rebuilds the student's network: that of the run it started from, if it did."""
+def _rebuilding(
+    recipe: Recipe, names: tuple[str, ...]
+) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """The SPEC that rebuilds the student's network, that of the run it started from if it did; the
+    class names; and the arguments of the SPEC."""
     folder = Path(recipe.student.spec)
     if folder.is_dir():
-        from synthkd.specs import read_card
-
-        return read_card(folder / "student.safetensors").network
-    return recipe.student.spec
+        card = read_card(folder / "student.safetensors")
+        return card.network, names, card.args
+    return recipe.student.spec, names, recipe.student.args
 
 
 def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
@@ -413,7 +429,12 @@ def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
             "agreement, held-out synthetic",
             f"{summary['held_out_agreement']:.2%} ({summary['weights']} weights kept)",
         ),
-        ("parameters", f"{summary['student_parameters']:,} of {summary['teacher_parameters']:,}"),
+        (
+            "parameters",
+            f"{summary['student_parameters']:,} of {summary['teacher_parameters']:,}"
+            if summary["teacher_parameters"]
+            else f"{summary['student_parameters']:,}, the teacher's are unknown",
+        ),
         ("images seen", f"{summary['images_seen']:,}, {summary['synthetic_share']:.1%} synthetic"),
         ("teacher asked", f"{summary['teacher_queries']:,} images ({summary['teacher_access']})"),
         (

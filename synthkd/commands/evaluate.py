@@ -192,7 +192,10 @@ def _extractor(recipe: Recipe, teacher: "Teacher | None", device: "torch.device"
         return classifier_extractor(teacher)
     if name == "inception":
         return inception_extractor(Path(weights) if weights else None, device)
-    contract = recipe.teacher.model_copy(update={"spec": name, "weights": weights, "classes": None})
+    contract = recipe.teacher.model_copy(update={
+        "spec": name, "weights": weights, "classes": None, "args": {}, "features": "",
+        "access": "full",
+    })  # fmt: skip
     try:
         network = load_teacher(contract, trust_code=recipe.run.trust_code)
     except InputError as error:

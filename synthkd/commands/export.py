@@ -1,18 +1,20 @@
 """`synthkd export`: a student as files that run in production, each compared with the original."""
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from synthkd import files, shipping
 from synthkd.commands.display import Display
 from synthkd.errors import InputError, quoted
 from synthkd.inspection import drawings
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.runs import claim
+from synthkd.runs import claim, free_name
 from synthkd.seeds import source
 from synthkd.specs import load_classifier
 
@@ -43,47 +45,17 @@ def run(
         StudentTable(spec=str(path)), TeacherTable(), trust_code=trust_code
     )
     student.eval().requires_grad_(False)
-    folder = out or path / "export"
+    try:
+        shipping.model_card(summary, manifest, [], names)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{where}: its summary.json or manifest.json is damaged") from None
+    folder = out or free_name(path / "export")
     claim(folder)
-    spec = student.spec
-    images = drawings(spec, COMPARED + CALIBRATION, source(0, "export"))
-    compare, calibration = images[:COMPARED], images[COMPARED:]
-    done: list[shipping.Exported] = []
-
-    def ship(name: str, answer: shipping.Answer, *, exact: bool = True) -> None:
-        parity = shipping.compared(student, answer, compare)
-        if exact and not parity.holds:
-            (folder / name).unlink(missing_ok=True)
-            raise InputError(
-                f"{name}: the exported file votes otherwise on {1 - parity.agreement:.2%} of "
-                f"{parity.images:,} images (largest difference {parity.largest:.2g}): not kept"
-            )
-        alone, batched = shipping.timed(answer, compare)
-        size = (folder / name).stat().st_size / 1e6
-        done.append(shipping.Exported(name, size, alone, batched, parity))
-        display.say(f"{name}: {size:.2f} MB, {parity.agreement:.1%} same votes")
-
-    def plain(batch: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return student(batch)  # type: ignore[no-any-return]
-
-    for kind in wanted:
-        if kind == "safetensors":
-            files.write_atomic(
-                folder / "student.safetensors", (path / "student.safetensors").read_bytes()
-            )
-            ship("student.safetensors", plain)
-        elif kind == "onnx":
-            ship("student.onnx", shipping.to_onnx(student, folder / "student.onnx"))
-            if int8:
-                made = shipping.to_int8(
-                    folder / "student.onnx", folder / "student.int8.onnx", calibration
-                )
-                ship("student.int8.onnx", made, exact=False)
-        elif kind == "pt2":
-            ship("student.pt2", shipping.to_pt2(student, folder / "student.pt2"))
-        else:
-            ship("student.pte", shipping.to_executorch(student, folder / "student.pte"))
+    try:
+        done = _exported(path, student, folder, wanted, display, int8=int8, trust_code=trust_code)
+    except BaseException:  # no half of an export
+        shutil.rmtree(folder)
+        raise
     files.write_atomic(folder / "README.md", shipping.model_card(summary, manifest, done, names))
     result = {"folder": str(folder), "files": [asdict(f) for f in done]}
     files.write_json(folder / "export.json", result)
@@ -97,3 +69,56 @@ def run(
     if as_json:
         print(json.dumps(result, indent=2))
     return result
+
+
+def _exported(
+    path: Path, student: Classifier, folder: Path, wanted: Sequence[str], display: Display, *,
+    int8: bool, trust_code: bool,
+) -> list[shipping.Exported]:  # fmt: skip
+    """Writes the files of the wanted formats, each compared with the student."""
+    images = drawings(student.spec, COMPARED + CALIBRATION, source(0, "export"))
+    compare, calibration = images[:COMPARED], images[COMPARED:]
+    done: list[shipping.Exported] = []
+
+    def ship(name: str, write: Callable[[Path], shipping.Answer], *, exact: bool = True) -> None:
+        try:
+            answer = write(folder / name)
+            parity = shipping.compared(student, answer, compare)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the converters raise at networks of strangers
+            said = quoted(" ".join(str(error).split()), 160)
+            raise InputError(f"{name}: this student cannot be exported so: {said}") from None
+        if exact and not parity.holds:
+            raise InputError(
+                f"{name}: the exported file votes otherwise on {1 - parity.agreement:.2%} of "
+                f"{parity.images:,} images (largest difference {parity.largest:.2g} of "
+                f"{parity.scale:.2g}): not kept"
+            )
+        alone, batched = shipping.timed(answer, compare)
+        size = (folder / name).stat().st_size / 1e6
+        done.append(shipping.Exported(name, size, alone, batched, parity))
+        display.say(f"{name}: {size:.2f} MB, {parity.agreement:.1%} same votes")
+
+    def copied(place: Path) -> shipping.Answer:
+        """The student's file, and how it answers when it is read back."""
+        files.write_atomic(place, (path / "student.safetensors").read_bytes())
+        again, _ = load_classifier(
+            StudentTable(spec=str(folder)), TeacherTable(), trust_code=trust_code
+        )
+        again.eval().requires_grad_(False)
+        return again
+
+    for kind in wanted:
+        if kind == "safetensors":
+            ship("student.safetensors", copied)
+        elif kind == "onnx":
+            ship("student.onnx", partial(shipping.to_onnx, student))
+            if int8:
+                small = partial(shipping.to_int8, folder / "student.onnx", calibration=calibration)
+                ship("student.int8.onnx", small, exact=False)
+        elif kind == "pt2":
+            ship("student.pt2", partial(shipping.to_pt2, student))
+        else:
+            ship("student.pte", partial(shipping.to_executorch, student))
+    return done

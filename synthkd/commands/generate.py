@@ -11,7 +11,7 @@ import torch
 from synthkd import files
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import peak_memory_mb, prepare, stopping
+from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
@@ -24,7 +24,7 @@ from synthkd.states import load_state, save_state
 from synthkd.store import MANIFEST, Writer
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion import Diffusion
-from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.folders import is_folder, promise_of
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.synthesis.judging import ADVERSARIAL
 from synthkd.teachers import Teacher
@@ -65,7 +65,9 @@ def resume(
         raise InputError(f"--resume {quoted(path)}: this data set is finished")
     if not (path / RECIPE).is_file():
         raise InputError(f"--resume {quoted(path)}: no data set was begun here")
-    recipe = recipes.validated(recipes.read_toml(path / RECIPE))
+    told = recipes.read_toml(path / RECIPE)
+    recipes.refuse_code(told, trust_code=trust_code)
+    recipe = recipes.validated(told)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
     recipe = recipe.model_copy(update={"run": table})
     recipe, job = _prepare(recipe, display, save_generator)
@@ -105,6 +107,7 @@ class Job:
     batch: int = 0
     drawn: int = 0
     agreed: int = 0
+    writing: float = 0.0  # seconds
 
     @property
     def generator(self) -> Any:
@@ -118,7 +121,7 @@ class Job:
         return isinstance(self.generator, Gan | Diffusion)
 
     def offer(self, rng: torch.Generator) -> Batch:
-        """The next images, by a generator that learns no more."""
+        """The next images; a generator that is trained beforehand learns no more."""
         if isinstance(self.generator, Gan):
             return self.generator.sample(BATCH, rng)
         stage = self.stages[-1]
@@ -126,7 +129,7 @@ class Job:
             stage = stage.model_copy(update={"synthesis_steps": 0, "fresh": BATCH})
         return invent(self.lab, stage, rng).batch
 
-    _CURSOR = ("seconds", "training", "trained", "quota", "batch", "drawn", "agreed")
+    _CURSOR = ("seconds", "training", "trained", "quota", "batch", "drawn", "agreed", "writing")
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, the writer apart."""
@@ -152,11 +155,17 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
         raise InputError(
             "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
         )
+    if len(alone) > 1 and alone[-1].generator == "diffusion" and not alone[-1].synthesis_steps:
+        learner = alone[-2]  # what comes after it, sampling, is done while writing
+        rest = alone[-1].model_dump(include={"fresh", "terms"})
+        if learner.generator == "diffusion":
+            alone = [*alone[:-2], learner.model_copy(update=rest | {"fresh": 0})]
     stages = tuple(
         s.model_copy(update={"student_steps": 0, "terms": _alone(s.terms)}) for s in alone
     )
     # a loaded generator is not trained on
-    trained = bool(recipe.generator.start)
+    start = recipe.generator.start
+    trained = bool(start) and (stages[-1].generator != "diffusion" or is_folder(start))
     budget = (
         f"{recipe.budget.minutes:g} minutes"
         if recipe.budget.minutes
@@ -182,6 +191,9 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
         job.keep = keep
     if trained and isinstance(job.generator, Gan):
         job.generator.take_over(recipe.generator.start)
+        job.generator.settle(
+            source(recipe.run.seed, "settle")
+        )  # a run leaves its moving statistics
     job.training = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
     job.trained = trained or not (job.learns or len(stages) > 1)
     count, classes = recipe.dataset.count, teacher.classes
@@ -194,8 +206,8 @@ def _go(
     state: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, then writes, saving on the way; finishes or stops."""
-    recipe, before = job.recipe, job.seconds
-    saved = time.monotonic()
+    recipe, before, written = job.recipe, job.seconds, job.writing
+    saved, writing = time.monotonic(), started
     if recipe.data.real:
         real = load_images(
             recipe.data.real, job.teacher.spec, classes=job.teacher.classes, labelled=False,
@@ -207,6 +219,8 @@ def _go(
     def save(writer: Writer | None) -> None:
         nonlocal saved
         job.seconds = before + time.perf_counter() - started
+        if writer is not None:
+            job.writing = written + time.perf_counter() - writing
         data = {
             "teacher_sha256": job.teacher.digest,
             "writer": writer.state_dict() if writer else None,
@@ -222,8 +236,7 @@ def _go(
         if asked:
             display.stop()
             display.say(
-                f"stopped and saved; go on with: synthkd generate --resume {out}"
-                + (" --trust-code" if recipe.run.trust_code else "")
+                f"stopped and saved; go on with: synthkd generate --resume {out}" + trusting(recipe)
             )
             raise SystemExit(128 + asked[0])
 
@@ -241,7 +254,12 @@ def _go(
             if state is not None and state["writer"] is not None:
                 writer.load_state_dict(state["writer"])
             _fill(writer, job, display, lambda: pause(asked, writer))
-            manifest = _manifest(job, time.perf_counter() - writing)
+            if not writer.count:
+                raise InputError(
+                    f"the teacher agrees with none of {job.drawn:,} images drawn: nothing to write"
+                )
+            job.writing = written + time.perf_counter() - writing
+            manifest = _manifest(job)
             manifest["wall_seconds"] = round(before + time.perf_counter() - started, 2)
             writer.close(manifest)
             count = writer.count
@@ -252,7 +270,7 @@ def _go(
     return manifest
 
 
-def _manifest(job: Job, writing: float) -> dict[str, Any]:
+def _manifest(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     return {
         **environment(),
@@ -269,7 +287,7 @@ def _manifest(job: Job, writing: float) -> dict[str, Any]:
         "drawn": job.drawn,
         "agreed_share": job.agreed / max(1, job.drawn),
         "classes_not_filled": {str(k): n for k, n in enumerate(job.quota) if n},
-        "seconds_writing": round(writing, 2),
+        "seconds_writing": round(job.writing, 2),
         "peak_memory_mb": peak_memory_mb(job.lab.device),
     }
 
@@ -326,8 +344,8 @@ def _fill(writer: Writer, job: Job, display: Display, pause: Callable[[], None])
     """Draws until every class has its even share of images in which the teacher sees what was asked
     for.
 
-    Batch k depends on the seed and on k alone. After PATIENCE images per image wanted the rest is
-    given up.
+    Batch k depends on the seed and on k alone, or, of a generator that goes on learning as it
+    draws, on the batches before it. After PATIENCE images per image wanted the rest is given up.
     """
     wanted = job.recipe.dataset.count
     least = job.recipe.diffusion.confidence if isinstance(job.generator, Diffusion) else 0.0

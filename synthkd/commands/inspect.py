@@ -70,7 +70,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         ("memory", f"{card['peak_memory_mb']:,.0f} MB at the most so far"),
         ("sha256", teacher.digest),
     ])  # fmt: skip
-    display.plan(the_plan, "as the default pipeline would do it")
+    display.plan(the_plan, f"as the pipeline {recipe.pipeline} would do it")
     for warning in card["warnings"]:
         display.say(f"warning: {warning}")
     return card

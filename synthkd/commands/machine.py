@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+from synthkd import recipe as recipes
 from synthkd.errors import InputError
 from synthkd.recipe import Recipe, RunTable
 
@@ -26,7 +27,12 @@ def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
     precision = table.precision
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    settled: RunTable = table.model_copy(update={"threads": threads, "precision": precision})
+    if precision == "bfloat16" and device.type == "cpu":
+        # torch's fused transformer layer does not see a CPU's autocast and fails on mixed numbers
+        torch.backends.mha.set_fastpath_enabled(False)
+    settled: RunTable = table.model_copy(
+        update={"threads": threads, "precision": precision, "device": str(device)}
+    )
     return recipe.model_copy(update={"run": settled}), device, precision == "bfloat16"
 
 
@@ -57,6 +63,12 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         total += torch.cuda.max_memory_allocated(device)
     return round(total / 1e6, 1)
+
+
+def trusting(recipe: Recipe) -> str:
+    """What a command line that goes on with this recipe needs besides."""
+    named = recipes.names_code(recipe.model_dump())
+    return " --trust-code" if recipe.run.trust_code or named else ""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A small MobileNetV2 for images of 28 to 96 pixels (Sandler et al. 2018,
-https://arxiv.org/abs/1801.04381): the first two reductions of the published one are left out.
+https://arxiv.org/abs/1801.04381): the first two reductions of the published one are left out,
+and at its end the stage of 320 channels and one block of 160; the last layer has 640 channels.
 
 B batch, C channels, H height, W width, K classes.
 """

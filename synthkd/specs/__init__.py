@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 from synthkd import resources
 from synthkd.errors import InputError, quoted
+from synthkd.files import sha256_of
 from synthkd.images import ImageSpec
 from synthkd.inheritance import inherited
 from synthkd.networks import build_network, is_named
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import StudentTable, TeacherTable
+from synthkd.recipe import StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, zoo
 from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import call_from_file, call_installed, literal
@@ -45,7 +46,6 @@ __all__ = [
 ]  # fmt: skip
 DEMO_TEACHER = "demo_teacher.safetensors"
 _FILE_CALL = re.compile(r"\.py:[A-Za-z_]\w*$")
-_CALL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _GRAPHS = (".pt2", ".pt", ".pth", ".ts", ".jit")
 
 
@@ -53,12 +53,16 @@ class BlackBox(nn.Module):
     """A function of the user's as a network: images in, answers out, no gradients.
 
     It gets a float32 array [B, C, H, W], normalised as the teacher's mean and deviation say, and
-    returns [B, K] scores, or [B] classes where only those are asked for.
+    returns [B, K] scores, or [B] classes where only those are asked for. `digest` stands for what
+    torch cannot see of it.
     """
 
-    def __init__(self, function: Callable[..., Any], spec: str) -> None:
+    digest: Tensor
+
+    def __init__(self, function: Callable[..., Any], spec: str, digest: str) -> None:
         super().__init__()
         self.function, self.spec = function, spec
+        self.register_buffer("digest", graphs.as_bytes(digest))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -78,23 +82,29 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False) -> Teacher:
         table.spec, table.weights, table, trust_code=trust_code, role="teacher"
     )
     kind = f" answering in {classifier.answers}" if classifier.answers != "logits" else ""
-    access = "logits" if _is_closed(classifier.body) and table.access == "full" else table.access
+    access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
     return Teacher(
         classifier, names=names, described=f"{table.spec}{kind}", access=access,
         features_at=table.features,
     )  # fmt: skip
 
 
-def _is_closed(body: nn.Module) -> bool:
-    """Whether no gradient can pass, whatever was asked for."""
-    return isinstance(body, BlackBox | graphs.Session)
+def _is_closed(classifier: Classifier) -> bool:
+    """Whether no gradient reaches the image, whatever was asked for: a function, a graph that is
+    run elsewhere, a network that answers with classes or forbids gradients itself."""
+    classifier.requires_grad_(False)
+    blank = torch.zeros(2, *classifier.spec.shape, requires_grad=True)
+    with torch.enable_grad():
+        return not classifier(blank).requires_grad
 
 
 def load_classifier(
     table: StudentTable, contract: TeacherTable, *, trust_code: bool = False
 ) -> tuple[Classifier, tuple[str, ...]]:
-    """A trained student for evaluation, and its class names."""
-    return _classifier(table.spec, table.weights, contract, trust_code=trust_code, role="student")
+    """A trained student for evaluation, and its class names. `contract` says what its source does
+    not: how images are to be fed."""
+    told = contract.model_copy(update={"args": table.args, "features": "", "access": "full"})
+    return _classifier(table.spec, table.weights, told, trust_code=trust_code, role="student")
 
 
 def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = False) -> Classifier:
@@ -108,15 +118,25 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
     spec = teacher.spec
     folder = Path(table.spec)
     if folder.is_dir():
-        return load_classifier(table, _told(spec, teacher.classes), trust_code=trust_code)[0]
+        told = _told(spec, teacher.classes)
+        found = load_classifier(table, told, trust_code=trust_code)[0]
+        if found.spec.shape != spec.shape:
+            raise InputError(
+                f"--student {quoted(table.spec)} takes images of {_size(found.spec)}, "
+                f"the teacher of {_size(spec)}"
+            )
+        return found
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
-    source = _source(table.spec, table.weights, table_of, None, trust_code=trust_code,
-                     role="student")  # fmt: skip
+    source = _source(table.spec, table.weights, table_of, trust_code=trust_code, role="student")
     count, answers = recognise(source.body, spec, teacher.classes)
     student = Classifier(source.body, spec, count, answers)
     if table.start == "teacher" and not table.weights and teacher.access == "full":
         student.inherited = inherited(source.body, teacher.classifier.body)
     return student
+
+
+def _size(spec: ImageSpec) -> str:
+    return " x ".join(str(side) for side in spec.shape)
 
 
 def _told(spec: ImageSpec, classes: int) -> TeacherTable:
@@ -136,9 +156,7 @@ def _classifier(
     """A network with weights and its input contract."""
     if spec == "demo" or Path(spec).is_dir():
         return _saved(spec, weights, table, trust_code=trust_code, role=role)
-    own = weights and weights != zoo.HUB and is_named(spec)
-    state = read_weights(Path(weights)) if own else None
-    source = _source(spec, weights, table, state, trust_code=trust_code, role=role)
+    source = _source(spec, weights, table, trust_code=trust_code, role=role)
     if not source.complete:
         raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
     image_spec = contract(spec, table, source.known)
@@ -170,8 +188,8 @@ def _saved(
         )
     if table.classes not in (None, card.classes):
         raise InputError(f"--classes {table.classes}: {quoted(spec)} has {card.classes} classes")
-    told = _told(card.image_spec, card.classes)
-    body = _source(card.network, "", told, None, trust_code=trust_code, role=role).body
+    told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})
+    body = _source(card.network, "", told, trust_code=trust_code, role=role).body
     fill(body, read_weights(saved), str(saved))
     _, answers = recognise(body, card.image_spec, card.classes)
     return Classifier(body, card.image_spec, card.classes, answers), card.names
@@ -182,15 +200,12 @@ def _is_code(spec: str) -> bool:
     return not is_named(spec) and not spec.startswith(("torchvision:", "timm:"))
 
 
-def _source(
-    spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor] | None, *,
-    trust_code: bool, role: str,
-) -> Source:  # fmt: skip
+def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str) -> Source:
     """The network behind a SPEC, with weights if there are any."""
-    if table.args and not (_FILE_CALL.search(spec) or _CALL.fullmatch(spec)):
+    if table.args and not (_FILE_CALL.search(spec) or is_installed_call(spec)):
         raise InputError(f"--{role}-args are for a callable; {quoted(spec)} is none")
     if is_named(spec):
-        return _named(spec, weights, table, state)
+        return _named(spec, weights, table)
     kind, _, rest = spec.partition(":")
     if kind == "torchvision":
         return zoo.from_torchvision(rest, weights, table, role)
@@ -219,7 +234,7 @@ def _source(
     named = {key: literal(value) for key, value in table.args.items()}
     if _FILE_CALL.search(spec):
         body = call_from_file(spec, (), trust_code=trust_code, what=f"--{role}", named=named)
-    elif _CALL.fullmatch(spec):
+    elif is_installed_call(spec):
         body = call_installed(spec, named, role=role)
     else:
         raise InputError(
@@ -228,23 +243,24 @@ def _source(
             "package.module:callable or file.py:callable"
         )
     if callable(body) and not isinstance(body, nn.Module):
-        body = BlackBox(body, spec)
+        seen = getattr(body, "__code__", None)  # of a plain function, the file that it stands in
+        path = Path(spec.rpartition(":")[0]) if seen is None else Path(seen.co_filename)
+        body = BlackBox(body, spec, sha256_of(path) if path.is_file() else spec)
     if not isinstance(body, nn.Module):
         raise InputError(
             f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}"
         )
     if weights:
         fill(body, read_weights(Path(weights)), weights)
-    return Source(body, Known(), True, spec)
+    return Source(body, Known(), True)
 
 
-def _named(spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor] | None) -> Source:
+def _named(spec: str, weights: str, table: TeacherTable) -> Source:
     """A network of ours. It is told its number of classes; the last layer in the file knows it
     best."""
     if weights == zoo.HUB:
         raise InputError(f"{quoted(spec)}: a network of ours has no weights on a hub")
-    if state is None and weights:
-        state = read_weights(Path(weights))
+    state = read_weights(Path(weights)) if weights else None
     known = classes_in(state)
     if table.classes and known and table.classes != known:
         raise InputError(f"--classes {table.classes}: {quoted(weights)} has {known} classes")
@@ -254,4 +270,4 @@ def _named(spec: str, weights: str, table: TeacherTable, state: dict[str, Tensor
     )
     if state is not None:
         fill(body, state, weights)
-    return Source(body, Known(), state is not None, spec)
+    return Source(body, Known(), state is not None)

@@ -1,8 +1,10 @@
 """The card of a saved network: what rebuilds it, in the header of its safetensors file."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from safetensors import SafetensorError, safe_open
 
@@ -24,6 +26,19 @@ class Card:
     classes: int
     answers: str
     names: tuple[str, ...] = ()
+    args: dict[str, str] = field(default_factory=dict)  # of the SPEC, if it is a callable
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where it contradicts itself."""
+        sizes = (self.channels, self.height, self.width, self.classes)
+        if not all(isinstance(n, int) for n in sizes) or not isinstance(self.network, str):
+            raise ValueError("a number or a name is none")
+        if not (1 <= self.channels <= 4 and 8 <= self.height <= 1024 and 8 <= self.width <= 1024):
+            raise ValueError("images of no size")
+        if not (len(self.mean) == len(self.std) == self.channels):
+            raise ValueError("means and deviations for other channels")
+        if self.classes < 2 or len(self.names) not in (0, self.classes):
+            raise ValueError("names for other classes")
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -36,12 +51,15 @@ class Card:
         return {"synthkd": json.dumps(asdict(self))}
 
 
-def card_of(classifier: Classifier, network: str, names: tuple[str, ...]) -> Card:
-    """The card that rebuilds a classifier from `network`."""
+def card_of(
+    classifier: Classifier, network: str, names: tuple[str, ...],
+    args: Mapping[str, str] = MappingProxyType({}),
+) -> Card:  # fmt: skip
+    """The card that rebuilds a classifier from `network`, called with `args` if it is code."""
     spec = classifier.spec
     return Card(
         network, spec.channels, spec.height, spec.width, spec.mean, spec.std,
-        classifier.classes, classifier.answers, names,
+        classifier.classes, classifier.answers, names, dict(args),
     )  # fmt: skip
 
 
@@ -51,7 +69,9 @@ def read_card(path: Path) -> Card:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
         data = json.loads(header["synthkd"])
-        data |= {key: tuple(data[key]) for key in ("mean", "std", "names")}
+        data |= {key: tuple(float(v) for v in data[key]) for key in ("mean", "std")}
+        data["names"] = tuple(str(name) for name in data["names"])
+        data["args"] = {str(k): str(v) for k, v in dict(data.get("args") or {}).items()}
         return Card(**data)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
         raise InputError(

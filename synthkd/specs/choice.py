@@ -24,6 +24,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "mobilenet": ("mobilenet-0.25", "mobilenet-0.5", "mobilenet"),
 }  # fmt: skip
 SHARE = 0.25  # of the teacher's weights, where no limit is given
+UNKNOWN = 50_000  # weights, where the teacher's are unknown
 TRIES = 20  # single images by which latency is measured
 
 
@@ -39,13 +40,15 @@ class Candidate:
 
 def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     """The candidate with the most weights within the limits; one of the teacher's own family first,
-    since it can start from the teacher's layers. No limit is a quarter of the teacher's weights.
+    since it can start from the teacher's layers. Without a limit it is a quarter of the teacher's
+    weights.
 
     Raises InputError, with what the smallest costs, where none is small enough.
     """
     limit = table.max_params
     if limit is None and table.max_flops is None and table.max_latency_ms is None:
-        limit = max(1, int(SHARE * teacher.parameters_count))
+        # of a black box nobody knows the weights: then a student as large as our demo's
+        limit = int(SHARE * teacher.parameters_count) or UNKNOWN
     family = "lenet" if isinstance(teacher.classifier.body, LeNet5) else "resnet"
     found: dict[str, list[Candidate]] = {}
     smallest: Candidate | None = None

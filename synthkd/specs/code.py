@@ -1,10 +1,12 @@
 """Code of the user's: imported from what is installed, or run from a file that they trust."""
 
+import hashlib
 import importlib
-import importlib.util
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from synthkd.errors import InputError, quoted
@@ -25,6 +27,19 @@ def call_installed(spec: str, named: Mapping[str, Any], *, role: str) -> Any:
     return _called(_attribute(module, name, spec), (), named, spec)
 
 
+def executed(path: Path) -> ModuleType:
+    """Runs the very text of a file as a module. No compiled copy beside it is read or written, and
+    the module is known to Python as long as the process lives, which dataclasses and pickles
+    want."""
+    text = path.read_bytes()
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    module = ModuleType(f"synthkd_user_{path.stem}_{place}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    exec(compile(text, str(path), "exec"), module.__dict__)
+    return module
+
+
 def call_from_file(
     spec: str, arguments: tuple[Any, ...], *, trust_code: bool, what: str,
     named: Mapping[str, Any] = NONE,
@@ -39,11 +54,8 @@ def call_from_file(
             f"{what} {quoted(spec)} would run the code in {quoted(path)} "
             f"(sha256 {sha256_of(path)[:16]}…): read it, then give --trust-code"
         )
-    loader = importlib.util.spec_from_file_location(f"synthkd_user_{path.stem}", path)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
     try:
-        loader.loader.exec_module(module)
+        module = executed(path)
     except (Exception, SystemExit) as error:
         raise InputError(
             f"{what} {quoted(spec)}: {type(error).__name__}: {quoted(error)}"

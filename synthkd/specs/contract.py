@@ -19,7 +19,6 @@ class Known:
     std: tuple[float, ...] | None = None
     classes: int | None = None
     names: tuple[str, ...] = ()
-    origin: str = ""  # who says so
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class Source:
     body: nn.Module
     known: Known
     complete: bool
-    rebuilt_by: str  # the SPEC that makes the same architecture again
 
 
 def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
@@ -51,6 +49,11 @@ def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     if missing:
         raise InputError(f"{quoted(spec)} does not tell its input: give {', '.join(missing)}")
     assert size and channels and mean and std
+    if not 1 <= channels <= 4 or not all(8 <= side <= 1024 for side in size):
+        raise InputError(
+            f"{quoted(spec)}: images of {channels} x {size[0]} x {size[1]}: 1 to 4 channels of 8 "
+            "to 1,024 pixels are taken"
+        )
     mean, std = (v * channels if len(v) == 1 else v for v in (mean, std))
     if len(mean) != channels or len(std) != channels:
         raise InputError(

@@ -26,12 +26,21 @@ BATCH = 256  # images asked at once where a graph has no batch size of its own
 ENDLESS = ("Loop", "Scan")  # no classifier has them, and one of 2^62 turns is valid ONNX
 
 
-class Sealed(nn.Module):
-    """A graph whose mode cannot be changed: what it does was fixed when it was exported."""
+def as_bytes(digest: str) -> Tensor:
+    """What stands in a state dict for what torch cannot see, [32] uint8."""
+    return torch.tensor(list(hashlib.sha256(digest.encode()).digest()), dtype=torch.uint8)
 
-    def __init__(self, graph: nn.Module) -> None:
+
+class Sealed(nn.Module):
+    """A graph whose mode cannot be changed: what it does was fixed when it was exported. `digest`
+    stands for what it holds besides weights."""
+
+    digest: Tensor
+
+    def __init__(self, graph: nn.Module, digest: str) -> None:
         super().__init__()
         self.graph = graph
+        self.register_buffer("digest", as_bytes(digest))
 
     def train(self, mode: bool = True) -> "Sealed":
         """Does nothing."""
@@ -57,8 +66,7 @@ class Session(nn.Module):
         except Exception as error:
             raise InputError(f"{where}: ONNX Runtime refuses it: {quoted(error, 160)}") from None
         # the weights are out of sight of torch: this stands for them in the digest
-        digest = hashlib.sha256(data).digest()
-        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
+        self.register_buffer("digest", as_bytes(hashlib.sha256(data).hexdigest()))
         self.fixed = fixed
         self.name = self.session.get_inputs()[0].name
 
@@ -104,8 +112,8 @@ def from_onnx(path: Path, role: str, *, gradients: bool) -> Source:
         except ValueError:
             raise InputError(f"{where}: larger than ONNX allows in one piece (2 GB)") from None
     else:
-        body = Sealed(_converted(model, onnx, fixed, where))
-    return Source(body, known, True, f"onnx:{path}")
+        body = Sealed(_converted(model, onnx, fixed, where), sha256_of(path))
+    return Source(body, known, True)
 
 
 def _onnx(where: str) -> Any:
@@ -190,7 +198,7 @@ def _inputs(model: Any, where: str) -> tuple[int | None, Known]:
         raise InputError(f"{where}: its input has {len(sizes)} dimensions, not 4 (images)")
     batch, channels, height, width = sizes
     size = (height, width) if height and width else None
-    return batch, Known(channels=channels, size=size, origin="ONNX")
+    return batch, Known(channels=channels, size=size)
 
 
 def _converted(model: Any, onnx: Any, fixed: int | None, where: str) -> nn.Module:
@@ -241,7 +249,7 @@ def from_code(path: Path, role: str, *, trust_code: bool) -> Source:
                 graph = read(str(path), map_location="cpu").eval()
     except Exception as error:
         raise InputError(f"{where}: cannot be read: {quoted(error, 160)}") from None
-    return Source(Sealed(graph), Known(origin=path.suffix), True, str(path))
+    return Source(Sealed(graph, sha256_of(path)), Known(), True)
 
 
 def is_script(path: Path) -> bool:
@@ -249,7 +257,10 @@ def is_script(path: Path) -> bool:
     in its directory are read."""
     import zipfile
 
-    if path.suffix not in (".pt", ".pth", ".ts", ".jit") or not zipfile.is_zipfile(path):
+    if path.suffix not in (".pt", ".pth", ".ts", ".jit"):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except Exception:  # zipfile raises many kinds at a damaged file
+        return False

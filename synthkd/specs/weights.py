@@ -65,10 +65,21 @@ def _tensors(data: Any, where: str) -> dict[str, Tensor]:
     state = {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
     if not state:
         raise InputError(f"{where} holds no named tensors")
+    for key, tensor in state.items():
+        if not _is_plain(tensor):
+            raise InputError(f"{where}: {quoted(key)} is not a plain tensor")
     for prefix in ("module.", "_orig_mod.", "module."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds every number that its shape promises: views of one number repeated, sparse,
+    quantised and empty shells do not."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def classes_in(state: dict[str, Tensor] | None) -> int | None:

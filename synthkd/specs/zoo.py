@@ -1,6 +1,6 @@
 """Networks of torchvision, timm and Hugging Face: architecture, weights, input contract.
 
-Nothing is fetched unless the user says so with `--teacher-weights hub`.
+Nothing is fetched unless the user says so with `--teacher-weights hub` or `--student-weights hub`.
 """
 
 import warnings
@@ -17,6 +17,7 @@ from synthkd.recipe import TeacherTable, suggest
 from synthkd.specs.contract import Known, Source
 from synthkd.specs.weights import fill, read_weights
 
+REACHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained"}  # outside the folder
 HUB = "hub"  # in place of a file of weights: those that the zoo offers
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,8 +38,8 @@ def from_torchvision(name: str, weights: str, table: TeacherTable, role: str) ->
     if weights == HUB:
         if default is None:
             raise InputError(f"--{role} torchvision:{name}: torchvision offers no weights for it")
-        return Source(_fetched(lambda: models.get_model(name, weights=default), role, name),
-                      told, True, f"torchvision:{name}")  # fmt: skip
+        body = _fetched(lambda: models.get_model(name, weights=default), role, name)
+        return Source(body, told, True)
     state = read_weights(Path(weights)) if weights else None
 
     def build(classes: int) -> nn.Module:
@@ -49,21 +50,17 @@ def from_torchvision(name: str, weights: str, table: TeacherTable, role: str) ->
     body = _built(lambda: build(classes), role, name)
     if state is not None:
         fill(body, state, weights)
-    return Source(
-        body, Known(3, told.size, told.mean, told.std, None, (), "torchvision"), state is not None,
-        f"torchvision:{name}",
-    )  # fmt: skip
+    return Source(body, Known(3, told.size, told.mean, told.std), state is not None)
 
 
 def _of_torchvision(default: Any) -> Known:
     """What the transforms of the published weights do to an image."""
     if default is None:
-        return Known(3, (224, 224), *IMAGENET, None, (), "torchvision")
+        return Known(3, (224, 224), *IMAGENET)
     seen = default.transforms()
     side = int(seen.crop_size[0])
     names = tuple(str(name) for name in default.meta.get("categories", ()))
-    return Known(3, (side, side), tuple(seen.mean), tuple(seen.std), len(names) or None, names,
-                 "torchvision")  # fmt: skip
+    return Known(3, (side, side), tuple(seen.mean), tuple(seen.std), len(names) or None, names)
 
 
 def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source:
@@ -80,7 +77,7 @@ def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source
     told = _of_timm(found.to_dict() if found is not None else {})
     if weights == HUB:
         body = _fetched(lambda: timm.create_model(name, pretrained=True), role, name)
-        return Source(body, told, True, f"timm:{name}")
+        return Source(body, told, True)
     state = read_weights(Path(weights)) if weights else None
     channels = table.channels or told.channels or 3
     extra = {"img_size": table.image_size} if table.image_size and _is_sized(name) else {}
@@ -96,9 +93,8 @@ def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source
     if state is not None:
         fill(body, state, weights)
     fits = channels == told.channels
-    known = Known(channels, told.size, told.mean if fits else None, told.std if fits else None,
-                  None, (), "timm")  # fmt: skip
-    return Source(body, known, state is not None, f"timm:{name}")
+    known = Known(channels, told.size, told.mean if fits else None, told.std if fits else None)
+    return Source(body, known, state is not None)
 
 
 def _classes_of(
@@ -130,7 +126,7 @@ def _of_timm(config: dict[str, Any]) -> Known:
         tuple(config["mean"]) if config.get("mean") else None,
         tuple(config["std"]) if config.get("std") else None,
         config.get("num_classes") or None,
-        tuple(str(n) for n in config.get("label_names") or ()), "timm",
+        tuple(str(n) for n in config.get("label_names") or ()),
     )  # fmt: skip
 
 
@@ -157,21 +153,8 @@ def from_hugging_face(folder: Path, role: str) -> Source:
     if not files:
         raise InputError(f"{where}: there is no .safetensors in it (pickles are not read)")
     if "architecture" in config:  # as timm writes it
-        import timm
-
-        cfg = config.get("pretrained_cfg") or {}
-        told = _of_timm({**cfg, "num_classes": config.get("num_classes") or cfg.get("num_classes"),
-                         "label_names": config.get("label_names")})  # fmt: skip
-        name = str(config["architecture"])
-        arguments = dict(config.get("model_args") or {})
-        body = _built(
-            lambda: timm.create_model(
-                name, pretrained=False, num_classes=told.classes, **arguments
-            ),
-            role, name,
-        )  # fmt: skip
-        fill(body, read_weights(folder / files[0]), str(folder / files[0]))
-        return Source(body, told, True, f"timm:{name}")
+        body, told = _of_timm_folder(folder, files[0], config, where)
+        return Source(body, told, True)
     try:
         from transformers import AutoModelForImageClassification
     except ImportError:
@@ -185,7 +168,39 @@ def from_hugging_face(folder: Path, role: str) -> Source:
     except Exception as error:  # whatever a damaged folder makes the library say
         said = quoted(" ".join(str(error).split())[:200])
         raise InputError(f"{where}: cannot be read as an image classifier: {said}") from None
-    return Source(Answer(body), _of_transformers(folder, config), True, f"hf:{folder}")
+    return Source(Answer(body), _sensible(lambda: _of_transformers(folder, config), where), True)
+
+
+def _sensible(read: Callable[[], Known], where: str) -> Known:
+    """What the settings of a folder say; InputError where their form is one that nobody expects."""
+    try:
+        return read()
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+        raise InputError(f"{where}: its settings about images and classes make no sense") from None
+
+
+def _of_timm_folder(
+    folder: Path, weights: str, config: dict[str, Any], where: str
+) -> tuple[nn.Module, Known]:
+    import timm
+
+    name = str(config["architecture"])
+    arguments = config.get("model_args") or {}
+    if not timm.is_model(name) or not isinstance(arguments, dict) or REACHING & set(arguments):
+        raise InputError(f"{where}: {quoted(name)} is no plain network of timm")
+
+    def read() -> Known:
+        cfg = config.get("pretrained_cfg") or {}
+        return _of_timm({**cfg, "num_classes": config.get("num_classes") or cfg.get("num_classes"),
+                         "label_names": config.get("label_names")})  # fmt: skip
+
+    told = _sensible(read, where)
+    body = _built(
+        lambda: timm.create_model(name, pretrained=False, num_classes=told.classes, **arguments),
+        "", f"{where}: {name}",
+    )  # fmt: skip
+    fill(body, read_weights(folder / weights), str(folder / weights))
+    return body, told
 
 
 def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
@@ -195,15 +210,18 @@ def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
     seen = read_table(path, str(folder)) if path.is_file() else {}
     size = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
     if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
+        edge = size.get("shortest_edge")
+        size = (size.get("height") or edge, size.get("width") or edge)
     size = size or config.get("image_size")
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    normal = seen.get("do_normalize", True)
+    mean, std = (
+        tuple(float(v) for v in seen[key]) if normal and key in seen else None
+        for key in ("image_mean", "image_std")
+    )
     return Known(
-        int(config.get("num_channels") or 3), (int(size), int(size)) if size else None,
-        tuple(seen["image_mean"]) if seen.get("do_normalize", True) and "image_mean" in seen
-        else None,
-        tuple(seen["image_std"]) if seen.get("do_normalize", True) and "image_std" in seen
-        else None,
-        len(names) or None, names, "Hugging Face",
+        int(config.get("num_channels") or 3), (int(height), int(width)) if height else None,
+        mean, std, len(names) or None, names,
     )  # fmt: skip
 
 

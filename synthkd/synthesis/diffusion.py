@@ -19,7 +19,7 @@ from synthkd.networks.unet import new_unet, working_size
 from synthkd.recipe import DifficultyTable, Recipe
 from synthkd.students import load_optimizer
 from synthkd.synthesis.folders import is_folder, open_folder, save_folder
-from synthkd.synthesis.judging import Jury
+from synthkd.synthesis.judging import Jury, weights
 from synthkd.synthesis.sampling import SOLVERS, Denoiser, Guide, sampled
 from synthkd.synthesis.scene import Invented, Scene, even_labels
 from synthkd.teachers import Teacher
@@ -95,7 +95,6 @@ class Diffusion:
         spec, self.classes = teacher.spec, teacher.classes
         self.device = teacher.classifier.mean.device
         self.jury = Jury(recipe, teacher)
-        self.steps = 0
         self.solver: str = "" if table.solver == "auto" else table.solver
         self.borrowed = is_folder(recipe.generator.start)
         self.denoiser: Denoiser
@@ -172,7 +171,6 @@ class Diffusion:
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.average.step(self.unet.parameters())
-        self.steps += 1
         return float(loss.detach())
 
     def _open(self, scene: Scene) -> float:
@@ -233,6 +231,7 @@ class Diffusion:
         guide = self._guide(scene, rng)
         asked = labels if guide or self._told else torch.full_like(labels, -1)
         images = self._sampled(seeds, asked, guide, self.solver)
+        self.jury.close()
         return Batch(images, asked.to(self.device))
 
     def _sampled(
@@ -251,7 +250,7 @@ class Diffusion:
 
     def _guide(self, scene: Scene, rng: torch.Generator) -> Guide | None:
         table = self.table
-        if not table.guidance or not scene.terms:
+        if not table.guidance or not weights(scene.terms, judged=False):
             return None
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -293,7 +292,6 @@ class Diffusion:
                 "unet": self.unet.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.state_dict(),
-                "steps": self.steps,
             }
         return state
 
@@ -306,7 +304,6 @@ class Diffusion:
             load_optimizer(self.optimizer, state["optimizer"])
             self.average.load_state_dict(state["average"])
             self.average.to(self.device)
-            self.steps = int(state["steps"])
             self._settle()
 
 

@@ -43,8 +43,8 @@ class Episodes:
     every `generator.restart` episodes θ and this optimizer are new; the noisy layer's class vectors
     stay. Fast's single renewal of its first layer after 120 episodes is left out.
 
-    Steps normalise by the batch. The running statistics that `sample` needs are carried over from
-    each episode's end, whatever becomes of θ.
+    Steps normalise by the batch, and so do new samples; the running statistics are carried over
+    from each episode's end, whatever becomes of θ.
 
     Terms are weighed on a view, shifted and mirrored as `augment` says for difficulty 0 (the public
     code crops and mirrors as well); the images on offer are the whole ones.
@@ -96,7 +96,12 @@ class Episodes:
         if steps and worker is not self.decoder:
             self._learn(worker, rate * steps)
         if stage.offer == "new" or offered is None:
-            batch = self._drawn(worker, stage.fresh, rng, scene.bfloat16, frozen=False)
+            images, drawn = painting.sampled(
+                worker, stage.fresh, self.teacher.classes, rng, bfloat16=scene.bfloat16,
+                frozen=False,
+            )  # fmt: skip
+            asked = worker.named and table.conditional
+            batch = Batch(images, drawn if asked else torch.full_like(drawn, -1))
         else:
             batch = Batch(offered, labels)
         return Invented(batch, stage.synthesis_steps * count, measures)
@@ -126,22 +131,6 @@ class Episodes:
             new.noisy.vectors.copy_(self.decoder.noisy.vectors)
         self.decoder.load_state_dict(new.state_dict())
         self.meta = self._new_meta()
-
-    def sample(self, count: int, rng: torch.Generator) -> Batch:
-        """`count` images from where the next episode would start, normalised by running statistics.
-
-        Without a noisy layer no class is asked for: every label is −1.
-        """
-        return self._drawn(self.decoder, count, rng, False, frozen=True)
-
-    def _drawn(
-        self, decoder: Decoder, count: int, rng: torch.Generator, bfloat16: bool, *, frozen: bool
-    ) -> Batch:
-        images, labels = painting.sampled(
-            decoder, count, self.teacher.classes, rng, bfloat16=bfloat16, frozen=frozen
-        )
-        asked = decoder.named and self.table.conditional
-        return Batch(images, labels if asked else torch.full_like(labels, -1))
 
     def state_dict(self) -> dict[str, Any]:
         """θ, the meta optimizer, the number of episodes, and what the jury remembers."""

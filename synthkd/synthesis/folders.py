@@ -41,8 +41,8 @@ def is_folder(path: str) -> bool:
 
 @functools.cache
 def _fetched(name: str) -> Path:
-    """A model of the hub, as data alone: JSON, text and safetensors. The only place that uses a
-    network, and only because the user wrote `hub:`."""
+    """A model of the hub, as data alone: JSON, text and safetensors; over the network, because the
+    user wrote `hub:`."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -152,6 +152,11 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
                 f"{_where(folder)}: component {quoted(name)} is code of its own, which is never run"
             )
     schedule = read_table(folder / "scheduler" / "scheduler_config.json", _where(folder))
+    if "beta_schedule" not in schedule:
+        raise InputError(
+            f"{_where(folder)}: its scheduler has no betas: a consistency model of another kind, "
+            "which is not understood"
+        )
     spec, device = teacher.spec, teacher.classifier.mean.device
     if kind in PIXELS:
         unet = _network(folder, "unet", "UNet2DModel")
@@ -314,4 +319,6 @@ def save_folder(
             str(partial), safe_serialization=True
         )
     files.write_json(partial / OURS, known)
+    if folder.exists():  # of a run that was interrupted while it was scored
+        shutil.rmtree(folder)
     partial.rename(folder)

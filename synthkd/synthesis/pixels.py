@@ -23,8 +23,8 @@ class Pixels:
     https://arxiv.org/abs/1912.08795). In the Fourier basis the variables are the image's spectrum
     times its frequency, so that a step of one size moves large shapes as easily as single pixels
     (Olah et al. 2017, https://distill.pub/2017/feature-visualization, under "preconditioning"):
-    ten steps go as far as a hundred. From remembered images each starts as one of its class, where
-    there is one.
+    ten steps go as far as a hundred. From remembered images each starts as one of its class, as
+    long as those that were drawn last.
     """
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
@@ -63,7 +63,7 @@ class Pixels:
             (verdict.loss + RANGE * outside).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if table.basis == "pixels":
-                moved.data.clamp_(0, 1)
+                moved.data = self._encode(self._decode(moved.data).clamp(0, 1))
             measures = verdict.measures(labels)
         self.jury.close()
         with torch.no_grad():
@@ -78,9 +78,7 @@ class Pixels:
         if self.table.start == "memory":
             known = scene.remembered(count, rng)
             if known is not None:
-                start = torch.empty_like(known.images)
-                start[labels.argsort()] = known.images[known.labels.argsort()]
-                return start
+                return known.images[partners(labels, known.labels)]
         if self.table.start == "noise":
             mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
             noise = torch.randn(count, *self.shape, generator=rng).to(self.device)
@@ -96,14 +94,15 @@ class Pixels:
         return view.flip(3) if mirrored else view
 
     def _encode(self, images: Tensor) -> Tensor:
+        """The variables of images: as the network sees them, or their spectrum over frequency."""
         if self.table.basis == "pixels":
-            return images.detach().clone()
+            return (images.detach() - self.teacher.classifier.mean) / self.teacher.classifier.std
         spectrum = torch.fft.rfft2(images.detach() - 0.5, norm="ortho") / self.scale
         return torch.view_as_real(spectrum).clone()
 
     def _decode(self, moved: Tensor) -> Tensor:
         if self.table.basis == "pixels":
-            return moved
+            return moved * self.teacher.classifier.std + self.teacher.classifier.mean
         spectrum = torch.view_as_complex(moved) * self.scale
         images: Tensor = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho") + 0.5
         return images
@@ -116,6 +115,24 @@ class Pixels:
         """Goes on from a saved state."""
         self.jury.load_state_dict(state["jury"])
         self.drawings.load_state_dict(state["drawings"])
+
+
+def partners(labels: Tensor, votes: Tensor) -> Tensor:
+    """For each of `labels` [B] the place of an image with that vote among `votes` [B]; every image
+    is taken once, and labels without one get what is left over.
+
+    >>> partners(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([2, 0, 1, 0, 0])).tolist()
+    [1, 3, 2, 4, 0]
+    """
+    chosen = torch.full_like(labels, -1)
+    free = torch.ones_like(votes, dtype=torch.bool)
+    for label in labels.unique():
+        wanted, there = (labels == label).nonzero()[:, 0], (votes == label).nonzero()[:, 0]
+        count = min(len(wanted), len(there))
+        chosen[wanted[:count]] = there[:count]
+        free[there[:count]] = False
+    chosen[chosen < 0] = free.nonzero()[:, 0]
+    return chosen
 
 
 def frequencies(height: int, width: int) -> Tensor:

@@ -45,7 +45,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
                 reasons.append(f"{why}: procedural images, kept in balance by the teacher's votes")
                 if not stage.student_steps:  # a drawing costs next to nothing
                     stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
-        if kind == "diffusion" and recipe.generator.start and not stage.fresh:
+        if kind == "diffusion" and is_folder(recipe.generator.start) and not stage.fresh:
             if not stage.student_steps:
                 continue  # a borrowed model has nothing to learn
             kind = "none"
@@ -54,14 +54,15 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
             stage = stage.model_copy(update={"synthesis_steps": 0})
         if kind == "diffusion":
             reasons += _of_diffusion(recipe)
+            _check_curriculum(recipe, stage)
         guided = kind == "diffusion" and recipe.diffusion.guidance
         _needs_gradients(stage, kind, teacher, guided=bool(guided))
         judged = guided or (kind in JUDGED and stage.synthesis_steps)
-        terms = _terms(stage, teacher, reasons) if judged else {}
+        terms = _terms(stage, kind, teacher, reasons) if judged else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":
             update = dict(_SILENT)
-        elif judged and stage.offer != "new" and stage.fresh == 0:
+        elif judged and (kind == "pixels" or (stage.offer != "new" and stage.fresh == 0)):
             update["fresh"] = stage.synthesis_batch  # the very images of a step
         elif recipe.memory.capacity == 0 and stage.student_steps and stage.fresh == 0:
             update["fresh"] = recipe.training.batch
@@ -110,7 +111,7 @@ def _needs_gradients(stage: Stage, kind: str, teacher: Teacher, *, guided: bool)
 
 def _of_diffusion(recipe: Recipe) -> list[str]:
     """What should be known before a diffusion model is used."""
-    if recipe.generator.start:
+    if is_folder(recipe.generator.start):
         return notes(recipe.generator.start)
     if recipe.data.real:
         return ["the diffusion model learns from the real images that are allowed"]
@@ -135,9 +136,23 @@ def _portrait(teacher: Teacher) -> str:
     )
 
 
-def _terms(stage: Stage, teacher: Teacher, reasons: list[str]) -> dict[str, float]:
-    """The stage's terms that this teacher can serve."""
+def _check_curriculum(recipe: Recipe, stage: Stage) -> None:
+    """Refuses a curriculum that would never open."""
+    moves = recipe.difficulty.enabled and stage.student_steps
+    if recipe.diffusion.curriculum == "difficulty" and stage.synthesis_steps and not moves:
+        raise InputError(
+            f"stage {stage.name}: the difficulty moves only while a student learns (and with "
+            "--difficulty.enabled true): use --diffusion.curriculum linear"
+        )
+
+
+def _terms(stage: Stage, kind: str, teacher: Teacher, reasons: list[str]) -> dict[str, float]:
+    """The stage's terms that this generator and this teacher can serve."""
     terms = {name: weight for name, weight in stage.terms.items() if weight}
+    if kind != "gan" and terms.pop("realism", 0):
+        reasons.append(f"realism (B5) dropped: {kind} has no critic")
+    if kind == "diffusion" and terms.pop("contrast", 0):
+        reasons.append("contrast (B8) dropped: its head learns in a generator's steps alone")
     if "statistics" in terms and not teacher.norms:
         weight = terms.pop("statistics")
         terms.setdefault("smoothness", 0.2 * weight)

@@ -54,7 +54,7 @@ class Invented(NamedTuple):
     """Fresh images and what is worth telling about their making."""
 
     batch: Batch  # [B, C, H, W] in 0..1 and the classes asked for
-    trained: int  # images that went through the generator's training
+    trained: int  # images of the generator's training that the budget counts: all that were planned
     measures: dict[str, float]
 
 

@@ -4,8 +4,9 @@ An image is a ground and up to two objects. Each is a layer, and a layer is a sm
 
     coordinates → warp → two fields → one value → threshold → colour
 
-Every image draws its own program: it picks one formula for each step, and all numbers in it. The
-images that picked the same formula are computed together. After Baradad et al. 2022, "Procedural
+Every image draws its own program: it picks one formula for each step, and the numbers in it. The
+images that picked the same formula are computed together; a few counts (of cells, of corners) they
+share. After Baradad et al. 2022, "Procedural
 image programs for representation learning": https://arxiv.org/abs/2211.16412
 
 Points are [n, 2, H, W] (x, y), fields [n, H, W] of about −1..1, parameters [n, 8, 1, 1] in 0..1.
