@@ -65,8 +65,8 @@ def min_snr(kept: Tensor, gamma: float, kind: str) -> Tensor:
     sample starts. With the 1 it is trained, as the training scripts of diffusers have it. γ = 0
     weighs all steps alike. Written in a, so that a = 0 and a = 1 are no special cases:
 
-    >>> min_snr(torch.tensor([0.0, 0.5, 0.9, 1.0]), 5.0, "v_prediction").tolist()
-    [1.0, 1.0, 0.5, 0.0]
+    >>> min_snr(torch.tensor([0.0, 0.5, 0.875, 1.0]), 5.0, "v_prediction").tolist()
+    [1.0, 1.0, 0.625, 0.0]
     """
     if not gamma:
         return torch.ones_like(kept)

@@ -114,7 +114,7 @@ def test_without_memory_it_starts_from_drawings(teacher):
 
 
 def test_the_best_step_is_kept_also_when_later_ones_are_worse(teacher, monkeypatch):
-    made = pixels(teacher, start="noise", basis="pixels", learning_rate=0.5, decay=0.0, roll=0.0)
+    made = pixels(teacher, start="noise", basis="pixels", learning_rate=1.0, decay=0.0, roll=0.0)
     seen, weigh = [], made.jury.weigh
 
     def watched(scene, images, labels, rng, validity=None):

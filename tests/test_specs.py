@@ -175,7 +175,7 @@ def test_a_stride_trick_costs_no_memory(tmp_path: Path) -> None:
     state = network().state_dict()
     state["linear.weight"] = torch.zeros(1).expand(10**6, 10**6)  # 4 TB when copied, 2 kB on disk
     torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"of another shape 'linear\.weight'"):
+    with pytest.raises(InputError, match="is not a plain tensor"):
         teacher_of("resnet8-w4", tmp_path / "w.pt")
 
 
@@ -306,7 +306,7 @@ def test_a_spec_with_its_own_weights_takes_no_others(tmp_path: Path, spec: str) 
 def test_a_student_is_saved_with_the_same_bytes_every_time(tmp_path: Path) -> None:
     student = Classifier(network(), GREY, 10)
     for number in range(20):
-        save_student(student, card_of(student, "resnet8-w4", ("a", "b")), tmp_path / str(number))
+        save_student(student, card_of(student, "resnet8-w4", tuple("abcdefghij")), tmp_path / str(number))
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 

@@ -126,7 +126,7 @@ def partners(labels: Tensor, votes: Tensor) -> Tensor:
     """
     chosen = torch.full_like(labels, -1)
     free = torch.ones_like(votes, dtype=torch.bool)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         wanted, there = (labels == label).nonzero()[:, 0], (votes == label).nonzero()[:, 0]
         count = min(len(wanted), len(there))
         chosen[wanted[:count]] = there[:count]
