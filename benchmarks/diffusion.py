@@ -92,7 +92,7 @@ class Bench:
 
     def learned(self, place: Path, seed: int) -> float:
         """Accuracy of a student of the data set of this place."""
-        return self.student(place, seed, "--synthetic", place / "set", "--images-seen", 150_000)
+        return self.student(place, seed, "--synthetic", place / "set", "--images-seen", 100_000)
 
 
 def curriculum(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
