@@ -2,14 +2,16 @@
 
     python benchmarks/diffusion.py OUT WHAT [--seeds 0,1,2] [--minutes M]
 
-Everything runs by the commands a user has, on the embedded demo (scikit-learn's digits, 16 pixels):
+Everything runs by the commands a user has, on the embedded demo (scikit-learn's digits, 16 pixels),
+or on a --teacher (flags of `synthkd distill` in one word) with images --seen and --unseen:
 
 curriculum  a denoiser learns from 1,000 real digits with and without curriculum, and a GAN beside
             it whose critic sees the same digits, M minutes each; 10,000 images of each
 memory      without any real image, M minutes in all: students of procedural and refined images, of
             these and samples of a denoiser that learned from them, and of the samples alone
-guidance    a denoiser of --prior (images of another world, e.g. grey natural ones) is borrowed and
-            steered by the teacher at several strengths; 2,000 images each
+guidance    a denoiser is borrowed and steered by the teacher at several strengths, 2,000 images
+            each: one of the 1,000 real digits, or one of --prior (images of another world, e.g.
+            grey natural ones)
 steps       images a second, agreement and Frechet distance at 50, 20, 8 and 4 steps
 
 Frechet distances are torch-fidelity's, on features of a second classifier that learned from the
@@ -18,6 +20,7 @@ real digits; students are scored on digits that nobody saw. Rows that are done a
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -42,21 +45,24 @@ def call(*words: object) -> None:
 class Bench:
     """A folder of rows, the second classifier and the real digits in it."""
 
-    def __init__(self, folder: Path, minutes: float) -> None:
-        self.folder, self.minutes = folder, minutes
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.folder, self.minutes = given.out, given.minutes
+        self.teacher = shlex.split(given.teacher)
+        self.seen, self.unseen, self.pupil = given.seen, given.unseen, given.student
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.real = folder / "real.npz"
         if not self.real.exists():
-            seen = load_images("demo:seen", None, classes=None, labelled=True)
+            seen = load_images(self.seen, None, classes=None, labelled=True, trust_code=True)
             assert seen.labels is not None
             x = seen.pixels[:1000].permute(0, 2, 3, 1).numpy()
             np.savez(self.real, x=x, y=seen.labels[:1000].numpy())
         self.second = folder / "second"
         if not (self.second / "summary.json").exists():
             shutil.rmtree(self.second, ignore_errors=True)
-            call("distill", "--pipeline", "real", "--mix-ratio", 0, "--real-data", "demo:seen",
-                 "--student", "resnet8-w16", "--student.start", "new", "--minutes", 1,
-                 "--out", self.second)  # fmt: skip
+            call("distill", *self.teacher, "--pipeline", "real", "--mix-ratio", 0, "--real-data",
+                 self.seen, "--student", "resnet8-w16", "--student.start", "new", "--minutes", 1,
+                 "--val-data", self.unseen, "--trust-code", "--out", self.second)  # fmt: skip
 
     def row(self, name: str, make: Callable[[Path], Row]) -> Row:
         """A row by name, made in a folder of its own if it is not there."""
@@ -72,10 +78,11 @@ class Bench:
 
     def generated(self, place: Path, count: int, *flags: object) -> Row:
         """A data set, its agreement and speed, and its Frechet distance to the real digits."""
-        call("generate", "--count", count, "--out", place / "set", *flags)
+        call("generate", *self.teacher, "--count", count, "--out", place / "set", *flags)
         manifest = json.loads((place / "set" / "manifest.json").read_text())
-        call("evaluate", "--images", place / "set", "--reference", "demo:seen",
-             "--extractor", self.second, "--out", place / "scores", "--quiet")  # fmt: skip
+        call("evaluate", "--images", place / "set", "--reference", self.seen,
+             "--extractor", self.second, "--out", place / "scores", "--trust-code",
+             "--quiet")  # fmt: skip
         scores = json.loads((place / "scores" / "evaluation.json").read_text())["images"]["scores"]
         return {
             "agreement": manifest["agreed_share"],
@@ -86,7 +93,8 @@ class Bench:
 
     def student(self, place: Path, seed: int, *flags: object) -> float:
         """Accuracy of a student on digits that nobody saw."""
-        call("distill", "--seed", seed, "--out", place / "run", *flags)
+        call("distill", *self.teacher, "--student", self.pupil, "--val-data", self.unseen,
+             "--trust-code", "--seed", seed, "--out", place / "run", *flags)  # fmt: skip
         summary = json.loads((place / "run" / "summary.json").read_text())
         return float(summary["student_accuracy"])
 
@@ -98,10 +106,10 @@ class Bench:
 def curriculum(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     """Denoisers with and without curriculum, and a GAN."""
     common = ("--real-data", bench.real, "--minutes", bench.minutes)
-    denoiser = (*common, "--pipeline", "diffusion", "--run.stages", "learn")
+    learn = (*common, "--pipeline", "diffusion", "--run.stages", "learn")
     ways: dict[str, tuple[object, ...]] = {
-        "diffusion": denoiser,
-        "diffusion, curriculum": (*denoiser, "--diffusion.curriculum", "linear"),
+        "diffusion": learn,
+        "diffusion, curriculum": (*learn, "--diffusion.curriculum", "linear"),
         "GAN": (*common, "--pipeline", "gan", "--stage.pregenerate.terms.realism", 1.0),
     }
 
@@ -138,16 +146,27 @@ def memory(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     ]
 
 
+def denoiser(bench: Bench, name: str, images: object, *flags: object) -> Path:
+    """A denoiser of the bench's minutes, trained once and kept as a folder of diffusers."""
+    kept: Path = bench.folder / name
+    if not kept.exists():
+        shutil.rmtree(bench.folder / f"{name}-set", ignore_errors=True)
+        call("generate", *bench.teacher, "--pipeline", "diffusion", "--run.stages", "learn",
+             "--real-data", images, "--trust-code", "--minutes", bench.minutes, "--count", 100,
+             *flags, "--out", bench.folder / f"{name}-set", "--save-generator", kept)  # fmt: skip
+    return kept
+
+
 def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list[Row]]]:
-    """A denoiser of another world, steered."""
-    unasked = ("--diffusion.scale", 0)  # it learns no class: without one is how it is sampled
-    world = bench.folder / "world"
-    if not world.exists():
-        shutil.rmtree(bench.folder / "world-set", ignore_errors=True)
-        call("generate", "--pipeline", "diffusion", "--run.stages", "learn",
-             "--real-data", prior, "--trust-code", "--minutes", bench.minutes, "--count", 100,
-             "--diffusion.drop", 1.0, *unasked, "--out", bench.folder / "world-set",
-             "--save-generator", world)  # fmt: skip
+    """A denoiser, of the teacher's world or of another, steered."""
+    # that of another world learns no class: without one is how it is sampled
+    unasked = ("--diffusion.scale", 0) if prior else ()
+    name = "world" if prior else "own"
+    world = (
+        denoiser(bench, name, prior, "--diffusion.drop", 1.0, *unasked)
+        if prior
+        else denoiser(bench, name, bench.real)
+    )
     scales = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
     def make(scale: float, seed: int) -> Callable[[Path], Row]:
@@ -162,19 +181,17 @@ def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list
         return made
 
     return [
-        (f"{scale:g}", [bench.row(f"guidance-{scale:g}-s{s}", make(scale, s)) for s in seeds])
+        (
+            f"{scale:g}",
+            [bench.row(f"guidance-{name}-{scale:g}-s{s}", make(scale, s)) for s in seeds],
+        )
         for scale in scales
     ]
 
 
 def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     """Fewer steps, and what they cost."""
-    own = bench.folder / "own"
-    if not own.exists():
-        shutil.rmtree(bench.folder / "own-set", ignore_errors=True)
-        call("generate", "--pipeline", "diffusion", "--run.stages", "learn",
-             "--real-data", bench.real, "--minutes", bench.minutes, "--count", 100,
-             "--out", bench.folder / "own-set", "--save-generator", own)  # fmt: skip
+    own = denoiser(bench, "own", bench.real)
 
     def make(solver: str, count: int, seed: int) -> Callable[[Path], Row]:
         return lambda place: bench.generated(
@@ -191,6 +208,31 @@ def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     ]  # fmt: skip
 
 
+def plotted(table: list[tuple[str, list[Row]]], path: Path) -> None:
+    """Agreement, Frechet distance and the student's accuracy against the strength of the guide."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scales = [float(name) for name, _ in table]
+    figure, places = pyplot.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    for place, (key, text, best) in zip(places, (
+        ("agreement", "teacher sees what was asked for, %", max), ("fid", "Fréchet distance", min),
+        ("student", "student's accuracy, %", max),
+    ), strict=True):  # fmt: skip
+        share = 1 if key == "fid" else 100
+        values = [share * statistics.fmean(row[key] for row in rows) for _, rows in table]
+        place.plot(scales, values, marker="o")
+        where = values.index(best(values))
+        place.plot(scales[where], values[where], marker="*", markersize=16)
+        place.annotate(f"{values[where]:.4g} at {scales[where]:g}", (scales[where], values[where]),
+                       textcoords="offset points", xytext=(8, -14))  # fmt: skip
+        place.set(xscale="symlog", xlabel="guidance", title=text)
+        place.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Makes the rows that are not there yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -199,12 +241,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--prior", default="", help="for guidance: images of another world")
+    parser.add_argument("--teacher", default="", help="flags of synthkd distill, in one word")
+    parser.add_argument("--student", default="resnet8-w12")
+    parser.add_argument("--seen", default="demo:seen")
+    parser.add_argument("--unseen", default="demo:unseen")
     given = parser.parse_args()
-    if given.what == "guidance" and not given.prior:
-        parser.error("guidance wants --prior")
-    bench, seeds = Bench(given.out, given.minutes), [int(s) for s in given.seeds.split(",")]
+    bench, seeds = Bench(given), [int(s) for s in given.seeds.split(",")]
     if given.what == "guidance":
         table = guidance(bench, seeds, given.prior)
+        name = "world" if given.prior else "own"
+        plotted(table, given.out / f"guidance-{name}.png")
     else:
         table = {"curriculum": curriculum, "memory": memory, "steps": steps}[given.what](
             bench, seeds

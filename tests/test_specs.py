@@ -306,7 +306,9 @@ def test_a_spec_with_its_own_weights_takes_no_others(tmp_path: Path, spec: str) 
 def test_a_student_is_saved_with_the_same_bytes_every_time(tmp_path: Path) -> None:
     student = Classifier(network(), GREY, 10)
     for number in range(20):
-        save_student(student, card_of(student, "resnet8-w4", tuple("abcdefghij")), tmp_path / str(number))
+        save_student(
+            student, card_of(student, "resnet8-w4", tuple("abcdefghij")), tmp_path / str(number)
+        )
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
