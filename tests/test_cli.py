@@ -182,3 +182,16 @@ def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_negative_mean_is_a_value_and_not_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     found = tomllib.loads(planned(capsys, "--teacher-mean", "-0.5"))
     assert found["teacher"]["mean"] == [-0.5]
+
+
+def test_what_files_say_reaches_the_terminal_without_its_escape_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from synthkd.commands.display import Display
+
+    display = Display()
+    display.say("a\x1b]0;title\x07")
+    display.table("t", ("name",), [["b\x1b[31m"]])
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and "\x07" not in text
+    assert "a\\x1b]0;title\\x07" in text and "b\\x1b[31m" in text

@@ -325,3 +325,33 @@ def test_diffusion_takes_its_share_of_a_run_and_leaves_a_folder(tmp_path: Path) 
     assert (tmp_path / "run" / "diffusion" / "model_index.json").is_file()
     told = json.loads((tmp_path / "run" / "diffusion" / "synthkd.json").read_text())
     assert told["promise_level"] == 0
+
+
+def test_a_set_of_nothing_is_one_line(
+    imagined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = shlex.split(
+        "--pipeline diffusion --run.stages imagine --count 10 --diffusion.steps 1 --run.threads 1 "
+        "--quiet --diffusion.confidence 0.9 --trust-code --image-size 16 --channels 1 "
+        "--teacher-mean 0.5 --teacher-std 0.5"
+    )
+    (tmp_path / "net.py").write_text(
+        "import numpy as np\n\n\ndef unsure():\n"
+        "    return lambda images: np.tile(np.arange(10.0) / 10, (len(images), 1))\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", *flags, "--teacher", f"{tmp_path / 'net.py'}:unsure", "--generator-from", str(imagined / "model"),
+              "--out", str(tmp_path / "set")])  # fmt: skip
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: the teacher agrees with none of") and text.count("\n") == 1
+
+
+def test_a_denoiser_learns_all_the_time_that_is_given_for_learning(imagined: Path) -> None:
+    """`imagine` is what writing does: it takes nothing of the budget."""
+    found = manifest_of(imagined / "whole")
+    assert found["training"]["images"] == pytest.approx(3000, abs=64)
+    assert 0 < found["seconds_writing"] < found["wall_seconds"]
+    both = manifest_of(imagined / "stopped")
+    assert both["training"]["images"] == found["training"]["images"]
+    assert 0 < both["seconds_writing"] < both["wall_seconds"]
