@@ -340,7 +340,8 @@ def test_a_set_of_nothing_is_one_line(
         "    return lambda images: np.tile(np.arange(10.0) / 10, (len(images), 1))\n"
     )
     with pytest.raises(SystemExit) as stopped:
-        main(["generate", *flags, "--teacher", f"{tmp_path / 'net.py'}:unsure", "--generator-from", str(imagined / "model"),
+        main(["generate", *flags, "--teacher", f"{tmp_path / 'net.py'}:unsure",
+              "--generator-from", str(imagined / "model"),
               "--out", str(tmp_path / "set")])  # fmt: skip
     assert stopped.value.code == 2
     text = capsys.readouterr().err
