@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from synthkd.images import Batch
+from synthkd.images import Batch, ImageSpec
+from synthkd.networks import build_network
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import AugmentTable, PixelsTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.synthesis.pixels import Pixels, frequencies, partners
 from synthkd.synthesis.scene import Scene
-from synthkd.teachers import digest_of
+from synthkd.teachers import Teacher, digest_of
 
 TERMS = {"one_hot": 1.0, "statistics": 10.0, "smoothness": 1.0}
 
@@ -61,6 +63,25 @@ def test_a_move_of_one_size_shows_as_one_over_frequency(teacher):
         moved[0, 0, 0, cycles, 0] += 1.0
         reach.append((made._decode(moved) - 0.5).abs().max().item())
     assert reach[0] / reach[1] == pytest.approx(2.0, rel=1e-4)
+
+
+def test_a_step_in_colour_is_smaller_by_its_factor_and_leaves_brightness_alone():
+    spec = ImageSpec(3, 8, 8, (0.5,) * 3, (0.25,) * 3)
+    body = build_network("resnet8-w4", channels=3, size=8, classes=5)
+    made = pixels(Teacher(Classifier(body, spec, 5)), chroma=0.2)
+    images = torch.rand(2, 3, 8, 8, generator=rng())
+    still = made._encode(images)
+    assert torch.allclose(made._decode(still), images, atol=1e-5)
+    sizes = []
+    for ink in range(3):
+        moved = still.clone()
+        moved[:, ink, 1, 1] += 1.0
+        change = made._decode(moved) - images
+        sizes.append(change.norm().item())
+        if ink:
+            assert torch.allclose(change.sum(1), torch.zeros(2, 8, 8), atol=1e-5)
+    assert sizes[1] / sizes[0] == pytest.approx(0.2, rel=1e-4)
+    assert sizes[2] / sizes[0] == pytest.approx(0.2, rel=1e-4)
 
 
 def test_a_few_steps_win_the_teacher_over_and_leave_it_untouched(teacher):

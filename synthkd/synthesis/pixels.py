@@ -36,6 +36,7 @@ class Pixels:
         self.jury = Jury(recipe, teacher)
         self.drawings = Procedural(recipe, teacher)
         self.scale = frequencies(*self.shape[1:]).to(self.device)
+        self.inks = colours(self.shape[0], self.table.chroma).to(self.device)
 
     def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
@@ -97,14 +98,16 @@ class Pixels:
         """The variables of images: as the network sees them, or their spectrum over frequency."""
         if self.table.basis == "pixels":
             return (images.detach() - self.teacher.classifier.mean) / self.teacher.classifier.std
-        spectrum = torch.fft.rfft2(images.detach() - 0.5, norm="ortho") / self.scale
+        mixed = torch.einsum("ij,bjhw->bihw", self.inks.inverse(), images.detach() - 0.5)
+        spectrum = torch.fft.rfft2(mixed, norm="ortho") / self.scale
         return torch.view_as_real(spectrum).clone()
 
     def _decode(self, moved: Tensor) -> Tensor:
         if self.table.basis == "pixels":
             return moved * self.teacher.classifier.std + self.teacher.classifier.mean
         spectrum = torch.view_as_complex(moved) * self.scale
-        images: Tensor = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho") + 0.5
+        mixed = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho")
+        images: Tensor = torch.einsum("ij,bjhw->bihw", self.inks, mixed) + 0.5
         return images
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,6 +136,23 @@ def partners(labels: Tensor, votes: Tensor) -> Tensor:
         free[there[:count]] = False
     chosen[chosen < 0] = free.nonzero()[:, 0]
     return chosen
+
+
+def colours(channels: int, chroma: float) -> Tensor:
+    """What a step of each variable does to the channels, [C, C]: brightness, then differences of
+    colour, which are orthogonal to it and `chroma` as large. Grey images and images with alpha have
+    brightness alone or are left as they are.
+
+    >>> colours(3, 0.5).T @ colours(3, 0.5)
+    tensor([[1.0000, 0.0000, 0.0000],
+            [0.0000, 0.2500, 0.0000],
+            [0.0000, 0.0000, 0.2500]])
+    """
+    if channels != 3:
+        return torch.eye(channels)
+    rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    return rows.T * torch.tensor([1.0, chroma, chroma])
 
 
 def frequencies(height: int, width: int) -> Tensor:
