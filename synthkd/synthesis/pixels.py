@@ -152,7 +152,8 @@ def colours(channels: int, chroma: float) -> Tensor:
         return torch.eye(channels)
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
     rows = rows / rows.norm(dim=1, keepdim=True)
-    return rows.T * torch.tensor([1.0, chroma, chroma])
+    inks: Tensor = rows.T * torch.tensor([1.0, chroma, chroma])
+    return inks
 
 
 def frequencies(height: int, width: int) -> Tensor:
