@@ -340,7 +340,8 @@ def _finish(
     assert lab.learner is not None
     student = lab.learner.student.eval()
     path = the_run.path / "student.safetensors"
-    save_student(student, card_of(student, *_rebuilding(recipe, job.names)), path)
+    network, args = _rebuilding(recipe)
+    save_student(student, card_of(student, network, job.names, args), path)
     gan, diffusion = lab.generators.get("gan"), lab.generators.get("diffusion")
     if isinstance(gan, Gan):
         save_decoder(gan, the_run.path / "generator.safetensors")
@@ -399,16 +400,14 @@ def _finish(
     return summary
 
 
-def _rebuilding(
-    recipe: Recipe, names: tuple[str, ...]
-) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """The SPEC that rebuilds the student's network, that of the run it started from if it did; the
-    class names; and the arguments of the SPEC."""
+def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:
+    """The SPEC that rebuilds the student's network, that of the run it started from if it did, and
+    its arguments."""
     folder = Path(recipe.student.spec)
     if folder.is_dir():
         card = read_card(folder / "student.safetensors")
-        return card.network, names, card.args
-    return recipe.student.spec, names, recipe.student.args
+        return card.network, card.args
+    return recipe.student.spec, recipe.student.args
 
 
 def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
