@@ -365,14 +365,6 @@ class PixelsTable(Table):
         Literal["pixels", "fourier"],
         Field(description="what is moved: pixels, or their spectrum scaled by 1/frequency"),
     ] = "fourier"
-    chroma: Annotated[
-        float,
-        Field(
-            description="fourier: how far a step changes colours, relative to brightness",
-            gt=0,
-            le=1,
-        ),
-    ] = 1.0
     learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 0.05
     beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
     beta2: Annotated[float, Field(description="Adam's second decay", ge=0, lt=1)] = 0.9

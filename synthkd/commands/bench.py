@@ -152,19 +152,18 @@ def _common(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     return data
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names.
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted names: a recipe is values and tables of values.
 
-    >>> _flat({"run": {"seed": 3}, "teacher": {"args": {"depth": "8"}}})
-    {'run.seed': 3, 'teacher.args': {'depth': '8'}}
+    >>> _flat({"stage": (), "run": {"seed": 3}, "teacher": {"args": {"depth": "8"}}})
+    {'stage': (), 'run.seed': 3, 'teacher.args': {'depth': '8'}}
     """
     flat: dict[str, Any] = {}
-    leaves = {setting.key for setting in recipes.settings()}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and prefix + key not in leaves:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
+    for name, value in data.items():
+        table = value if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": inner for key, inner in table.items()}
+        if value is not table:
+            flat[name] = value
     return flat
 
 

@@ -36,7 +36,7 @@ class Pixels:
         self.jury = Jury(recipe, teacher)
         self.drawings = Procedural(recipe, teacher)
         self.scale = frequencies(*self.shape[1:]).to(self.device)
-        self.inks = colours(self.shape[0], self.table.chroma).to(self.device)
+        self.inks = colours(self.shape[0]).to(self.device)
 
     def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
@@ -98,7 +98,7 @@ class Pixels:
         """The variables of images: as the network sees them, or their spectrum over frequency."""
         if self.table.basis == "pixels":
             return (images.detach() - self.teacher.classifier.mean) / self.teacher.classifier.std
-        mixed = torch.einsum("ij,bjhw->bihw", self.inks.inverse(), images.detach() - 0.5)
+        mixed = torch.einsum("ji,bjhw->bihw", self.inks, images.detach() - 0.5)
         spectrum = torch.fft.rfft2(mixed, norm="ortho") / self.scale
         return torch.view_as_real(spectrum).clone()
 
@@ -138,21 +138,17 @@ def partners(labels: Tensor, votes: Tensor) -> Tensor:
     return chosen
 
 
-def colours(channels: int, chroma: float) -> Tensor:
-    """What a step of each variable does to the channels, [C, C]: brightness, then differences of
-    colour, which are orthogonal to it and `chroma` as large. Grey images and images with alpha have
-    brightness alone or are left as they are.
+def colours(channels: int) -> Tensor:
+    """What a step of each variable does to the channels, an orthonormal matrix [C, C]: brightness,
+    then two differences of colour. Only images of three channels are turned.
 
-    >>> colours(3, 0.5).T @ colours(3, 0.5)
-    tensor([[1.0000, 0.0000, 0.0000],
-            [0.0000, 0.2500, 0.0000],
-            [0.0000, 0.0000, 0.2500]])
+    >>> colours(3)[:, 0]
+    tensor([0.5774, 0.5774, 0.5774])
     """
     if channels != 3:
         return torch.eye(channels)
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    inks: Tensor = rows.T * torch.tensor([1.0, chroma, chroma])
+    inks: Tensor = (rows / rows.norm(dim=1, keepdim=True)).T
     return inks
 
 
