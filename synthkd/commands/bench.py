@@ -160,9 +160,9 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        table = value if isinstance(value, Mapping) else {}
-        flat |= {f"{name}.{key}": inner for key, inner in table.items()}
-        if value is not table:
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
             flat[name] = value
     return flat
 
