@@ -1,10 +1,12 @@
 """What a run computes on, device, threads, precision, and how it is asked to stop."""
 
+import re
 import resource
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -58,11 +60,20 @@ def _fast_bfloat16(device: torch.device) -> bool:
 def peak_memory_mb(device: torch.device) -> float:
     """The most memory this process ever held, in MB (10⁶ bytes): resident, plus what a GPU
     holds."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    total = _peak_resident()
     if device.type == "cuda":
         total += torch.cuda.max_memory_allocated(device)
     return round(total / 1e6, 1)
+
+
+def _peak_resident() -> int:
+    """Bytes. Linux's getrusage will not do where it can be helped: a process begins with the peak
+    of the one that started it."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M)):
+        return 1024 * int(found[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def trusting(recipe: Recipe) -> str:
