@@ -202,8 +202,8 @@ class TestStopAndResume:
 
 def test_an_interrupt_before_the_run_begins_leaves_no_traceback(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "from synthkd import cli, recipe\nimport os, signal\n"
-         "recipe.build = lambda *_: os.kill(os.getpid(), signal.SIGINT)\ncli.main()", "distill"],
+        [sys.executable, "-c", "from synthkd import cli, recipe\nimport signal\n"
+         "recipe.build = lambda *_: signal.raise_signal(signal.SIGINT)\ncli.main()", "distill"],
         cwd=tmp_path, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE,
     )  # fmt: skip
     _, err = process.communicate(timeout=60)
