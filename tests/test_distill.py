@@ -203,6 +203,8 @@ class TestStopAndResume:
 def test_an_interrupt_before_the_run_begins_leaves_no_traceback(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from synthkd import cli, recipe\nimport signal\n"
+         # who starts a job in the background has it ignore SIGINT
+         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
          "recipe.build = lambda *_: signal.raise_signal(signal.SIGINT)\ncli.main()", "distill"],
         cwd=tmp_path, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE,
     )  # fmt: skip
