@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -114,6 +114,27 @@ def load_images(
     labels, names = _judged(where, found, classes, labelled)
     pixels = found.pixels if spec is None else _fit(where, found.pixels, spec)
     return Images(pixels, labels, names, path, _digest(pixels, labels))
+
+
+def count_images(path: str) -> int | None:
+    """How many images a data path holds, without opening one of them.
+
+    None where only opening tells (demo, code), or where something is wrong with it: `load_images`
+    says what.
+    """
+    place = Path(path)
+    try:
+        if place.is_dir() and store.is_store(place):
+            return len(store.open_store(place))
+        if place.is_dir():
+            below = [e for e in place.iterdir() if e.is_dir() and not e.name.startswith(".")]
+            return sum(len(_pictures(sub)) for sub in below) or sum(map(_is_picture, place.iterdir()))
+        if place.suffix.lower() == ".npz" and place.is_file():
+            with zipfile.ZipFile(place) as archive, archive.open("x.npy") as file:
+                return _header(file)[0][0]
+    except Exception:  # of a stranger's file, as many kinds as there are readers
+        return None
+    return None
 
 
 def demo_digits() -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
@@ -364,11 +385,7 @@ def _member(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDAr
     """One array of an .npz, refused when it holds objects or its header does not fit its size."""
     name = quoted(info.filename)
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, kind = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, _, kind = np.lib.format.read_array_header_2_0(file)
+        shape, kind = _header(file)
         if kind.hasobject or kind.names is not None:
             raise InputError(
                 f"{where}: {name} holds Python objects, which can run code when loaded; "
@@ -387,6 +404,15 @@ def _member(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDAr
         if file.read(1):  # reaching the end is what compares the checksum
             raise InputError(f"{where}: {name} is damaged")
     return array
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, by the header of its .npy file."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, kind = np.lib.format.read_array_header_2_0(file)
+    return shape, kind
 
 
 def _checked(where: str, images: object, labels: object, unlabelled: str) -> _Found:

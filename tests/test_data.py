@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from synthkd.data import Images, demo_digits, load_images
+from synthkd.data import Images, count_images, demo_digits, load_images
 from synthkd.errors import InputError
 from synthkd.images import ImageSpec
 
@@ -486,3 +486,28 @@ def test_seen_and_unseen_digits_are_all_digits_and_share_none() -> None:
     assert unseen.names == tuple("0123456789")
     assert load("demo:unseen", COLOUR, classes=10).pixels.shape == (539, 3, 8, 8)
     refused("demo:sene", "demo:seen and demo:unseen")
+
+
+# How many
+
+
+def test_images_are_counted_without_opening_one(tmp_path: Path) -> None:
+    class_folders(tmp_path / "classes")
+    np.savez_compressed(tmp_path / "a.npz", x=noise(7, 8, 8, 3), y=np.arange(7))
+    (tmp_path / "flat").mkdir()
+    for name in ("a.png", "b.jpg", ".c.png", "notes.txt"):
+        (tmp_path / "flat" / name).write_bytes(b"not an image")
+    assert count_images(str(tmp_path / "classes")) == len(load(tmp_path / "classes").pixels)
+    assert count_images(str(tmp_path / "a.npz")) == 7
+    assert count_images(str(tmp_path / "flat")) == 2
+
+
+def test_what_only_opening_tells_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "no_x.npz", y=np.arange(7))
+    code = tmp_path / "mine.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for path in ("bad.npz", "no_x.npz", "none", "mine.py", "mine.py:load"):
+        assert count_images(str(tmp_path / path)) is None
+    assert count_images("demo:unseen") is None
+    assert not (tmp_path / "ran").exists()

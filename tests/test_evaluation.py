@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,13 @@ from synthkd import evaluation
 from synthkd.commands.evaluate import Grid, aligned, run
 from synthkd.data import Images, load_images
 from synthkd.errors import InputError
-from synthkd.evaluation import classifier_extractor, compare, inception_extractor, score_images
+from synthkd.evaluation import (
+    classifier_extractor,
+    compare,
+    inception_extractor,
+    score_images,
+    seconds_per_image,
+)
 from synthkd.images import to_float
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
@@ -139,6 +146,20 @@ def test_a_student_of_another_image_size_is_shown_its_own_size(teacher, unseen):
     spec = replace(teacher.spec, height=8, width=8)
     small = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), spec, 10)
     assert compare(small, teacher, unseen).n == len(unseen.pixels)
+
+
+class Slow(nn.Module):
+    """Takes at least two milliseconds an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.002 * len(x))
+        return x.new_zeros(len(x), 10)
+
+
+def test_what_an_image_costs_to_compare_is_measured(teacher: Teacher) -> None:
+    queries = teacher.queries
+    assert 0.002 <= seconds_per_image(Slow(), teacher, batch=16) < 1
+    assert teacher.queries == queries + 32
 
 
 class Broken(nn.Module):

@@ -11,7 +11,7 @@ from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, load_images
 from synthkd.distillation import Lab, rounds, settle
 from synthkd.errors import InputError, quoted
-from synthkd.evaluation import compare
+from synthkd.evaluation import compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
 from synthkd.images import ImageSpec
 from synthkd.progress import whole_share
@@ -28,8 +28,9 @@ from synthkd.synthesis.folders import promise_of
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.teachers import Teacher
 
-RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
+RESERVE = 0.02  # share of a budget in minutes kept for choosing and saving,
 LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
+MOST_SCORING = 0.25  # share of it that the final score may take on top
 
 
 def run(
@@ -286,13 +287,42 @@ def _word(spec: str) -> str:
     return Path(spec.replace(".py:", "-").replace(":", "-")).name or "x"
 
 
+def reserved(whole: float, scoring: float) -> float:
+    """Seconds of a budget of `whole` seconds that are kept for choosing and saving, and for
+    `scoring`; the score gets a quarter of all at the most, and runs over where that is too little.
+
+    >>> reserved(600, 0), reserved(20, 0), reserved(180, 20), reserved(180, 120)
+    (12.0, 2.0, 24.0, 49.0)
+    """
+    saving = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
+    return saving + min(scoring, MOST_SCORING * whole)
+
+
+def _scoring(job: Job, display: Display, most: float) -> float:
+    """Seconds that the final score will take, where it can be told before the images are opened."""
+    count = count_images(_val(job.recipe))
+    if not count or job.lab.learner is None:
+        return 0.0
+    seconds = count * seconds_per_image(job.lab.learner.student, job.teacher)
+    if seconds > most:
+        display.say(
+            f"scoring {count:,} images will take about {seconds:.0f} s, and the budget has "
+            f"{most:.0f} for it: the run will end late; give more minutes or fewer images"
+        )
+    return seconds
+
+
+def _val(recipe: Recipe) -> str:
+    return recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
+
+
 def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, Any]:
     """Walks the rounds, records them, and finishes or stops."""
     lab, classes = job.lab, job.teacher.classes
     spent_before = lab.progress.seconds
     if job.recipe.budget.minutes:
         whole = job.recipe.budget.minutes * 60
-        reserve = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
+        reserve = reserved(whole, _scoring(job, display, MOST_SCORING * whole))
         lab.limit(whole - reserve - (time.perf_counter() - started))
     parts = job.recipe.run.snapshots + 1  # the last part ends with the student itself
     part = int(whole_share(lab.progress, lab.budget) * parts)
@@ -347,7 +377,7 @@ def _finish(
         save_decoder(gan, the_run.path / "generator.safetensors")
     if isinstance(diffusion, Diffusion) and not diffusion.borrowed:
         diffusion.save(the_run.path / "diffusion", job.manifest["promise_level"])
-    val = recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
+    val = _val(recipe)
     scores: dict[str, Any] = {"student_accuracy": None, "teacher_accuracy": None, "agreement": None}
     problem: InputError | None = None
     images = None
