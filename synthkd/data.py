@@ -128,7 +128,8 @@ def count_images(path: str) -> int | None:
             return len(store.open_store(place))
         if place.is_dir():
             below = [e for e in place.iterdir() if e.is_dir() and not e.name.startswith(".")]
-            return sum(len(_pictures(sub)) for sub in below) or sum(map(_is_picture, place.iterdir()))
+            inside = sum(len(_pictures(sub)) for sub in below)
+            return inside or sum(map(_is_picture, place.iterdir()))
         if place.suffix.lower() == ".npz" and place.is_file():
             with zipfile.ZipFile(place) as archive, archive.open("x.npy") as file:
                 return _header(file)[0][0]

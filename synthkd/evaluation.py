@@ -22,7 +22,7 @@ from synthkd import measures
 from synthkd.data import Images
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
-from synthkd.images import ImageSpec, fitted, to_float
+from synthkd.images import ImageSpec, fitted, in_cache, to_float
 from synthkd.teachers import Observation, Teacher
 
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
@@ -122,9 +122,10 @@ def _answers(network: nn.Module, pixels: Tensor, batch: int, role: str) -> Tenso
     network.eval()
     found = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for part in _batches(pixels, batch):
-            suited = fitted(part, spec) if isinstance(spec, ImageSpec) else part
-            found.append(network(to_float(suited.to(device))).float().cpu())
+        for some in _batches(pixels, batch):
+            suited = fitted(some, spec) if isinstance(spec, ImageSpec) else some
+            for part in in_cache(suited.to(device)):
+                found.append(network(to_float(part)).float().cpu())
     logits = torch.cat(found)
     if not logits.isfinite().all():
         raise InputError(f"the {role} answers NaN or infinity on these images")

@@ -8,7 +8,7 @@ from typing import Any
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
-from synthkd.data import Images, load_images
+from synthkd.data import Images, count_images, load_images
 from synthkd.distillation import Lab, rounds, settle
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare, seconds_per_image

@@ -10,7 +10,7 @@ import torch
 from synthkd.commands.display import Display
 from synthkd.data import read_pictures
 from synthkd.errors import InputError
-from synthkd.images import to_float
+from synthkd.images import in_cache, to_float
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier
 
@@ -30,7 +30,7 @@ def run(
     pixels = read_pictures("predict", images, student.spec)
     student.eval()
     with torch.no_grad():
-        shares = torch.cat([student(to_float(p)).softmax(1) for p in torch.split(pixels, 256)])
+        shares = torch.cat([student(to_float(p)).softmax(1) for p in in_cache(pixels)])
     best = shares.topk(min(top, student.classes))
     found: list[dict[str, Any]] = [
         {
