@@ -124,8 +124,8 @@ def _answers(network: nn.Module, pixels: Tensor, batch: int, role: str) -> Tenso
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for some in _batches(pixels, batch):
             suited = fitted(some, spec) if isinstance(spec, ImageSpec) else some
-            for part in in_cache(suited.to(device)):
-                found.append(network(to_float(part)).float().cpu())
+            parts = in_cache(suited.to(device))
+            found += [network(to_float(part)).float().cpu() for part in parts]
     logits = torch.cat(found)
     if not logits.isfinite().all():
         raise InputError(f"the {role} answers NaN or infinity on these images")

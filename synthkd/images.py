@@ -16,7 +16,6 @@ from torch import Tensor
 
 from synthkd.errors import InputError
 
-
 IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
 
 
@@ -70,7 +69,7 @@ def in_cache(images: Tensor) -> tuple[Tensor, ...]:
     """
     if images.device.type != "cpu":
         return (images,)
-    return images.split(max(8, IN_CACHE // (images.shape[2] * images.shape[3])))
+    return torch.split(images, max(8, IN_CACHE // (images.shape[2] * images.shape[3])))
 
 
 def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:

@@ -210,7 +210,7 @@ class Teacher(nn.Module):
             images = images.detach()
         if torch.is_grad_enabled() and images.requires_grad:
             return self.plainly(images)
-        answer = self.plainly
+        answer: Callable[[Tensor], Tensor] = self.plainly
         if self.low_precision and images.device.type == "cpu" and self.access == "full":
             if not self.fast_reason:
                 self._hurry()
