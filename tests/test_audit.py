@@ -186,7 +186,14 @@ def test_real_images_of_a_mixed_run_are_seen_by_the_hook_and_counted(
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_the_kernel_saw_no_real_image_opened(tmp_path: Path, real: Path) -> None:
     log = tmp_path / "strace.log"
-    started = [shutil.which("strace") or "", "-f", "-qq", "--seccomp-bpf", "-e", "trace=open,openat,openat2,connect"]
+    started = [
+        shutil.which("strace") or "",
+        "-f",
+        "-qq",
+        "--seccomp-bpf",
+        "-e",
+        "trace=open,openat,openat2,connect",
+    ]
     done = subprocess.run(
         [*started, "-o", str(log), sys.executable, "-m", "synthkd", *SHORT, "--real-data", "real"],
         cwd=real.parent, env=environment(tmp_path), capture_output=True, text=True, timeout=110,
