@@ -1,6 +1,6 @@
 """Every setting of a run, checked when built.
 
-This file alone defines the TOML keys, the flags, the help and the settings table of the README.
+This file alone defines the TOML keys, the flags, the help and the table of docs/settings.md.
 A `Table` is one TOML table; a field's description is its help; `ge`, `le` and friends are its
 range; `Flag` gives a daily setting a short flag beside its dotted name. Knows only pydantic.
 """
@@ -1072,7 +1072,7 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def settings_table() -> str:
-    """Every setting as a Markdown table: what stands between the markers in the README."""
+    """Every setting as a Markdown table: what stands between the markers in docs/settings.md."""
 
     def shown(value: object) -> str:
         if value is None or value == "" or value == () or value == {}:

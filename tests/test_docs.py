@@ -41,8 +41,8 @@ def test_every_setting_has_a_meaning_and_every_flag_is_given_once():
     assert len(set(flags)) == len(flags)
 
 
-def test_the_settings_table_of_the_readme_is_what_the_recipe_prints():
-    parts = text("README.md").split("<!-- settings -->")
+def test_the_table_of_settings_is_what_the_recipe_prints():
+    parts = text("docs/settings.md").split("<!-- settings -->")
     assert len(parts) == 3
     assert parts[1].strip() == recipe.settings_table().strip()
 
