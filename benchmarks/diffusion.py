@@ -1,4 +1,4 @@
-"""The diffusion generator measured: curriculum, memory, guidance, steps.
+"""The diffusion generator measured: curriculum, memory, guidance, steps, sizes.
 
     python benchmarks/diffusion.py OUT WHAT [--seeds 0,1,2] [--minutes M]
 
@@ -13,6 +13,8 @@ guidance    a denoiser is borrowed and steered by the teacher at several strengt
             each: one of the 1,000 real digits, or one of --prior (images of another world, e.g.
             grey natural ones)
 steps       images a second, agreement and Frechet distance at 50, 20, 8 and 4 steps
+sizes       for a --teacher of larger images: denoisers that work at 32, 48, 64 and 96 pixels, M
+            minutes of training each on 1,000 real images
 
 Frechet distances are torch-fidelity's, on features of a second classifier that learned from the
 real digits; students are scored on digits that nobody saw. Rows that are done are kept.
@@ -89,6 +91,7 @@ class Bench:
             "fid": scores["fid"]["value"],
             "per_second": manifest["drawn"] / manifest["seconds_writing"],
             "training": manifest["training"]["seconds"],
+            "learned": manifest["training"]["images"],
         }
 
     def student(self, place: Path, seed: int, *flags: object) -> float:
@@ -208,6 +211,25 @@ def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     ]  # fmt: skip
 
 
+def sizes(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
+    """At how many pixels to denoise, where the teacher wants many."""
+
+    def make(size: int, seed: int) -> Callable[[Path], Row]:
+        return lambda place: bench.generated(
+            place, 500, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "learn",
+            "--real-data", bench.real, "--minutes", bench.minutes, "--diffusion.size", size,
+            "--dataset.folders", "false",
+        )  # fmt: skip
+
+    return [
+        (str(size), [bench.row(f"size-{size}-s{s}", make(size, s)) for s in seeds])
+        for size in (32, 48, 64, 96)
+    ]
+
+
+TABLES = {"curriculum": curriculum, "memory": memory, "steps": steps, "sizes": sizes}
+
+
 def plotted(table: list[tuple[str, list[Row]]], path: Path) -> None:
     """Agreement, Frechet distance and the student's accuracy against the strength of the guide."""
     import matplotlib
@@ -237,7 +259,7 @@ def main() -> None:
     """Makes the rows that are not there yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("what", choices=["curriculum", "memory", "guidance", "steps"])
+    parser.add_argument("what", choices=["guidance", *TABLES])
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--prior", default="", help="for guidance: images of another world")
@@ -252,9 +274,7 @@ def main() -> None:
         name = "world" if given.prior else "own"
         plotted(table, given.out / f"guidance-{name}.png")
     else:
-        table = {"curriculum": curriculum, "memory": memory, "steps": steps}[given.what](
-            bench, seeds
-        )
+        table = TABLES[given.what](bench, seeds)
     keys = list(table[0][1][0])
     print(f"| {given.what} | n | {' | '.join(keys)} |")
     print("|---" * (len(keys) + 2) + "|")
