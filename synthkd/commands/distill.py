@@ -28,9 +28,9 @@ from synthkd.synthesis.folders import promise_of
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.teachers import Teacher
 
-RESERVE = 0.02  # share of a budget in minutes kept for choosing and saving,
+RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
 LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
-MOST_SCORING = 0.25  # share of it that the final score may take on top
+MOST_SCORING = 0.25  # share of it that the final score may take
 
 
 def run(
@@ -288,14 +288,14 @@ def _word(spec: str) -> str:
 
 
 def reserved(whole: float, scoring: float) -> float:
-    """Seconds of a budget of `whole` seconds that are kept for choosing and saving, and for
-    `scoring`; the score gets a quarter of all at the most, and runs over where that is too little.
+    """Seconds of a budget of `whole` seconds that are kept for choosing, scoring and saving: more
+    where `scoring` needs it, but a quarter of all at the most. What needs more runs over.
 
     >>> reserved(600, 0), reserved(20, 0), reserved(180, 20), reserved(180, 120)
-    (12.0, 2.0, 24.0, 49.0)
+    (12.0, 2.0, 20.0, 45.0)
     """
-    saving = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
-    return saving + min(scoring, MOST_SCORING * whole)
+    least = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
+    return max(least, min(scoring, MOST_SCORING * whole))
 
 
 def _scoring(job: Job, display: Display, most: float) -> float:
