@@ -291,7 +291,7 @@ def reserved(whole: float, scoring: float) -> float:
     """Seconds of a budget of `whole` seconds that are kept for choosing, scoring and saving: more
     where `scoring` needs it, but a quarter of all at the most. What needs more runs over.
 
-    >>> reserved(600, 0), reserved(20, 0), reserved(180, 20), reserved(180, 120)
+    >>> reserved(600, 0), reserved(20, 0), reserved(180, 20.0), reserved(180, 120)
     (12.0, 2.0, 20.0, 45.0)
     """
     least = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
