@@ -128,7 +128,8 @@ def _answers(network: nn.Module, pixels: Tensor, batch: int, role: str) -> Tenso
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for some in _batches(pixels, batch):
             suited = fitted(some, spec) if isinstance(spec, ImageSpec) else some
-            parts = in_cache(suited.to(device))
+            suited = suited.to(device)
+            parts = (suited,) if isinstance(network, Teacher) else in_cache(suited)  # cuts its own
             found += [network(to_float(part)).float().cpu() for part in parts]
     logits = torch.cat(found)
     if not logits.isfinite().all():

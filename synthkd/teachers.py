@@ -206,12 +206,11 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in 0..1 to logits [B, K], float32."""
-        if self.access != "full":
-            images = images.detach()
-        if torch.is_grad_enabled() and images.requires_grad:
+        traced = torch.is_grad_enabled() and images.requires_grad
+        if traced or self.access != "full":  # who may be far away is asked once for a batch
             return self.plainly(images)
         answer: Callable[[Tensor], Tensor] = self.plainly
-        if self.low_precision and images.device.type == "cpu" and self.access == "full":
+        if self.low_precision and images.device.type == "cpu":
             if not self.fast_reason:
                 self._hurry()
             if self._quick is not None:

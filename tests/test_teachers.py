@@ -524,3 +524,16 @@ def test_probabilities_and_logits_teach_the_same():
     a = Teacher(Classifier(plain, SPEC, 5))(images).softmax(1)
     b = Teacher(Classifier(soft, SPEC, 5, answers))(images).softmax(1)
     assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("access", "calls"), [("full", 3), ("logits", 1)])
+def test_a_batch_is_cut_for_the_caches_but_a_black_box_is_asked_once(access, calls):
+    teacher = small(spec=ImageSpec(3, 64, 64, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    teacher = Teacher(teacher.classifier, access=access)
+    images, asked = torch.rand(70, 3, 64, 64), []
+    whole = teacher.plainly(images)
+    teacher.queries = 0
+    teacher.classifier.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    answers = teacher(images)
+    assert (len(asked), sum(asked), teacher.queries) == (calls, 70, 70)
+    torch.testing.assert_close(answers, whole, rtol=1e-4, atol=1e-5)

@@ -299,9 +299,10 @@ def reserved(whole: float, scoring: float) -> float:
 
 
 def _scoring(job: Job, display: Display, most: float) -> float:
-    """Seconds that the final score will take, where it can be told before the images are opened."""
+    """Seconds that the final score will take, where it can be told before the images are opened,
+    and without asking a black box, whose answers may cost."""
     count = count_images(_val(job.recipe))
-    if not count or job.lab.learner is None:
+    if not count or job.lab.learner is None or job.teacher.access != "full":
         return 0.0
     seconds = count * seconds_per_image(job.lab.learner.student, job.teacher)
     if seconds > most:
