@@ -76,7 +76,8 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
     """uint8 images [N, C', H', W'] with the channels and the size that `spec` asks for.
 
     Grey becomes colour by copying, colour becomes grey by the ITU-R 601 luma; the size is changed
-    bilinearly, with antialiasing when it shrinks.
+    bilinearly in bytes, as Pillow does it (none off by more than 1, nearly all alike), for that is
+    what most teachers learned from.
     """
     given = pixels.shape[1]
     if given != spec.channels:
@@ -92,20 +93,9 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
                 f"images of {given} channels cannot serve a network that takes {spec.channels}"
             )
     if pixels.shape[2:] != (spec.height, spec.width):
-        parts = [
-            F.interpolate(
-                part.float(),
-                (spec.height, spec.width),
-                mode="bilinear",
-                align_corners=False,
-                antialias=True,
-            )
-            .round_()
-            .clamp_(0, 255)
-            .to(torch.uint8)
-            for part in torch.split(pixels, 4096)
-        ]
-        pixels = torch.cat(parts)
+        pixels = F.interpolate(
+            pixels, (spec.height, spec.width), mode="bilinear", align_corners=False, antialias=True
+        )
     return pixels.contiguous()
 
 

@@ -63,6 +63,8 @@ def test_fitted_resizes_as_pillow_does(channels: int, size: tuple[int, int]) -> 
             theirs = Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR)
             differences.append(own.astype(int) - np.asarray(theirs).astype(int))
     assert np.abs(differences).max() <= 1
+    if (size[0] > 16) == (size[1] > 20):  # else the two sides are done in another order
+        assert np.mean(np.array(differences) != 0) < 0.06  # floats, rounded: 0.15 to 0.2
     assert abs(np.mean(differences)) < 0.2  # rounded; cut off it would be -0.5
 
 
@@ -88,13 +90,6 @@ def test_colour_becomes_grey_as_pillow_does() -> None:
 def test_alpha_is_dropped() -> None:
     pixels = some(2, 4, 8, 8)
     assert torch.equal(fitted(pixels, spec(3, 8, 8)), pixels[:, :3])
-
-
-def test_fitted_gives_the_same_for_many_images_as_for_each() -> None:
-    pixels = some(4100, 1, 6, 6)  # more than one internal part
-    whole = fitted(pixels, spec(1, 4, 4))
-    assert whole.shape == (4100, 1, 4, 4)
-    assert torch.equal(whole[4095:4098], fitted(pixels[4095:4098], spec(1, 4, 4)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
