@@ -8,7 +8,8 @@ or on a --teacher (flags of `synthkd distill` in one word) with images --seen an
 curriculum  a denoiser learns from 1,000 real digits with and without curriculum, and a GAN beside
             it whose critic sees the same digits, M minutes each; 10,000 images of each
 memory      without any real image, M minutes in all: students of procedural and refined images, of
-            these and samples of a denoiser that learned from them, and of the samples alone
+            these and samples of a denoiser that learned from them (guided by the teacher, or not),
+            and of the samples alone
 guidance    a denoiser is borrowed and steered by the teacher at several strengths, 2,000 images
             each: one of the 1,000 real digits, or one of --prior (images of another world, e.g.
             grey natural ones)
@@ -135,6 +136,9 @@ def memory(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     ways: dict[str, tuple[object, ...]] = {
         "procedural and refined": base,
         "these and diffusion": (*base, "--pipeline", "diffusion"),
+        "these and guided diffusion": (
+            *base, "--pipeline", "diffusion", "--diffusion.guidance", 2,
+        ),
         "diffusion alone": (
             *base, "--pipeline", "diffusion", "--memory.shares", "diffusion=1.0",
         ),
