@@ -10,6 +10,8 @@ A network predicts one of three: ε ("epsilon"), v = √a · ε − √(1 − a)
 & Ho 2022, https://arxiv.org/abs/2202.00512), or x₀ ("sample").
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -96,6 +98,25 @@ def lowest_step(openness: float) -> int:
 def drawn_steps(count: int, openness: float, rng: torch.Generator) -> Tensor:
     """`count` steps t [B], uniform over what the curriculum has opened."""
     return torch.randint(lowest_step(openness), STEPS, (count,), generator=rng)
+
+
+def classifier_free(
+    ask: Callable[[Tensor, Tensor], Tensor], noisy: Tensor, labels: Tensor, none: int, scale: float
+) -> Tensor:
+    """Classifier-free guidance: n + s · (c − n) [B, C, H, W] of the predictions without and with a
+    class (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
+
+    `ask` predicts from images and labels; `none` is its label of no class, for which −1 stands in
+    `labels` [B]. Where one of the two is enough (s = 1, s = 0, no class at all) it is asked once.
+    """
+    without = torch.full_like(labels, none)
+    if scale == 0 or bool((labels < 0).all()):
+        return ask(noisy, without)
+    labels = torch.where(labels < 0, without, labels)
+    if scale == 1:
+        return ask(noisy, labels)
+    n, c = ask(torch.cat([noisy] * 2), torch.cat([without, labels])).chunk(2)
+    return n + scale * (c - n)
 
 
 def steered(clean: Tensor, gradient: Tensor, scale: float, clip: float) -> Tensor:

@@ -129,15 +129,22 @@ def test_guidance_makes_the_teacher_agree(teacher: Teacher) -> None:
     assert shares[0] < 0.4 and shares[1] > 0.8
 
 
-def test_classifier_free_guidance_extrapolates_from_no_class(teacher: Teacher) -> None:
-    made = diffusion(teacher, scale=3.0)
+@pytest.mark.parametrize(("scale", "asked"), [(0.0, 1), (1.0, 1), (3.0, 2)])
+def test_classifier_free_guidance_extrapolates_from_no_class(
+    teacher: Teacher, scale: float, asked: int
+) -> None:
+    made = diffusion(teacher, scale=scale)
     assert isinstance(made.denoiser, Trained)
     noisy, labels = torch.randn(4, 1, 16, 16, generator=seeded()), torch.tensor([1, 2, 3, 4])
+    nobody = torch.full((4,), -1)
     told = made.denoiser.unet(noisy, 500, labels).sample
     none = made.denoiser.unet(noisy, 500, torch.full((4,), 10)).sample
+    shapes = []
+    made.denoiser.unet.register_forward_pre_hook(lambda _, given: shapes.append(len(given[0])))
     found = made.denoiser(noisy, 500, labels)
-    torch.testing.assert_close(found, none + 3 * (told - none), atol=1e-5, rtol=1e-4)
-    assert torch.allclose(made.denoiser(noisy, 500, torch.full((4,), -1)), none, atol=1e-5)
+    torch.testing.assert_close(found, none + scale * (told - none), atol=1e-5, rtol=1e-4)
+    assert torch.allclose(made.denoiser(noisy, 500, nobody), none, atol=1e-5)
+    assert shapes == [4 * asked, 4]  # without a class once, whatever the scale
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from synthkd.augment import mirrored
-from synthkd.denoising import drawn_steps, lowest_step, min_snr, noised, target
+from synthkd.denoising import (
+    classifier_free,
+    drawn_steps,
+    lowest_step,
+    min_snr,
+    noised,
+    target,
+)
 from synthkd.errors import InputError
 from synthkd.images import Batch, ImageSpec, resized
 from synthkd.networks.unet import new_unet, working_size
@@ -33,9 +40,7 @@ class Trained:
     """The denoiser that is trained here, as the sampler sees it: its running average.
 
     Images are brought to a square of `size` pixels and to −1..1, and back. One label more than
-    there are classes stands for none; with `scale` s the prediction is n + s · (c − n) of those
-    without and with a class (classifier-free guidance, Ho & Salimans 2022,
-    https://arxiv.org/abs/2207.12598); s = 1 asks once.
+    there are classes stands for none; `scale` is that of `denoising.classifier_free`.
     """
 
     def __init__(
@@ -56,15 +61,12 @@ class Trained:
 
     def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
         """The prediction [B, C, H, W]; label −1 is no class."""
-        none = torch.full_like(labels, self.classes)
-        asked = torch.where(labels < 0, none, labels)
-        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bfloat16):
-            if self.scale == 1:
-                return self.unet(noisy, step, asked).sample.float()  # type: ignore[no-any-return]
-            twice = self.unet(torch.cat([noisy] * 2), step, torch.cat([none, asked])).sample
-        without, told = twice.float().chunk(2)
-        mixed: Tensor = without + self.scale * (told - without)
-        return mixed
+
+        def ask(noisy: Tensor, labels: Tensor) -> Tensor:
+            with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bfloat16):
+                return self.unet(noisy, step, labels).sample.float()  # type: ignore[no-any-return]
+
+        return classifier_free(ask, noisy, labels, self.classes, self.scale)
 
     def encoded(self, images: Tensor) -> Tensor:
         """Images [B, C, H', W'] in 0..1 as the denoiser has them."""

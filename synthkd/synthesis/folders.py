@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from synthkd import files
+from synthkd.denoising import classifier_free
 from synthkd.errors import InputError, quoted
 from synthkd.files import read_table
 from synthkd.images import ImageSpec, recoloured, resized
@@ -97,13 +98,10 @@ class Borrowed:
         """The prediction [B, C, H, W]; label −1 is no class."""
         if not self.classes:
             return self._ask(noisy, step, None)
-        none = torch.full_like(labels, self.classes)
-        asked = torch.where(labels < 0, none, labels)
-        if self.scale == 1:
-            return self._ask(noisy, step, asked)
-        twice = self._ask(torch.cat([noisy] * 2), step, torch.cat([none, asked]))
-        without, told = twice.chunk(2)
-        return without + self.scale * (told - without)
+        return classifier_free(
+            lambda images, asked: self._ask(images, step, asked), noisy, labels, self.classes,
+            self.scale,
+        )  # fmt: skip
 
     def _ask(self, noisy: Tensor, step: int, labels: Tensor | None) -> Tensor:
         times = torch.full((len(noisy),), step, device=noisy.device)
