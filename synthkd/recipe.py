@@ -431,15 +431,19 @@ class DiffusionTable(Table):
     scale: Annotated[
         float,
         Field(
-            description="classifier-free guidance (1: none, and half the price; so it is for "
-            "borrowed models that always know a class)",
+            description="classifier-free guidance (1: none, and half the price; 0: as if no class "
+            "were known; borrowed models that always know one: 1)",
             ge=0,
             le=100,
         ),
     ] = 1.0
     guidance: Annotated[
         float,
-        Field(description="how far the teacher's gradient may move a step's clean image", ge=0),
+        Field(
+            description="how far the teacher's gradient may move a step's clean image, by the "
+            "stage's terms or, without any, towards the class (0: it steers nothing)",
+            ge=0,
+        ),
     ] = 0.0
     guide_schedule: Annotated[
         Literal["constant", "rising", "falling"],

@@ -1,6 +1,7 @@
 """The diffusion generator: what it learns from, what it offers, what it saves."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from synthkd.specs import load_teacher
 from synthkd.states import load_state, save_state
 from synthkd.synthesis.diffusion import Diffusion, Trained
 from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.plan import plan
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.scene import Scene
 from synthkd.teachers import Teacher, digest_of
@@ -119,14 +121,51 @@ def test_a_sure_teacher_can_be_asked_for(teacher: Teacher) -> None:
     assert found.measures["accepted"] < 0.2 and found.trained >= 40  # four attempts
 
 
-def test_guidance_makes_the_teacher_agree(teacher: Teacher) -> None:
+@pytest.mark.parametrize("terms", [{"one_hot": 1.0}, {}], ids=["by a term", "by the class"])
+def test_guidance_makes_the_teacher_agree(teacher: Teacher, terms: dict[str, float]) -> None:
     labels = torch.arange(40) % 10
     shares = []
     for guidance in (0.0, 4.0):
         made = diffusion(teacher, guidance=guidance, steps=6)
-        images = made.sample(labels, scene(teacher, {"one_hot": 1.0}), seeded(5)).images
+        images = made.sample(labels, scene(teacher, terms), seeded(5)).images
         shares.append(float((teacher(images).argmax(1) == labels).float().mean()))
     assert shares[0] < 0.4 and shares[1] > 0.8
+
+
+@pytest.mark.parametrize("borrowed", [False, True], ids=["trained here", "borrowed"])
+def test_samples_in_bfloat16_are_nearly_those_in_float32(
+    teacher: Teacher, tmp_path: Path, borrowed: bool
+) -> None:
+    made = diffusion(teacher)
+    if borrowed:
+        made.save(tmp_path / "model", 0)
+        made = diffusion(teacher, start=str(tmp_path / "model"))
+        assert not isinstance(made.denoiser, Trained)
+    labels, plain = torch.arange(10), scene(teacher)
+    exact, rough = (
+        made.sample(labels, replace(plain, bfloat16=bfloat16), seeded(5)).images
+        for bfloat16 in (False, True)
+    )
+    assert 0 < float((exact - rough).abs().mean()) < 0.01
+    again = made.sample(labels, plain, seeded(5)).images
+    assert torch.equal(again, exact)
+
+
+def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: Teacher) -> None:
+    closed = Teacher(teacher.classifier, access="logits")
+    labels = torch.arange(10)
+    one, other = (
+        diffusion(box, guidance=guidance).sample(labels, scene(box), seeded(5)).images
+        for box, guidance in ((closed, 4.0), (teacher, 0.0))
+    )
+    assert torch.equal(one, other)
+    recipe = Recipe.model_validate({
+        "diffusion": {"guidance": 4.0},
+        "stage": [{"name": "learn", "generator": "diffusion", "synthesis_steps": 2}],
+    })  # fmt: skip
+    said = "guidance dropped: no gradient passes through a black box"
+    assert said in plan(recipe, closed).reasons
+    assert said not in plan(recipe, teacher).reasons
 
 
 @pytest.mark.parametrize(("scale", "asked"), [(0.0, 1), (1.0, 1), (3.0, 2)])

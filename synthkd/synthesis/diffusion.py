@@ -5,6 +5,7 @@ B batch, C channels, H height, W width, K classes.
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class Diffusion:
         spec, self.classes = teacher.spec, teacher.classes
         self.device = teacher.classifier.mean.device
         self.jury = Jury(recipe, teacher)
+        self.guidance = table.guidance if teacher.access == "full" else 0.0
         self.solver: str = "" if table.solver == "auto" else table.solver
         self.borrowed = is_folder(recipe.generator.start)
         self.denoiser: Denoiser
@@ -225,8 +227,7 @@ class Diffusion:
     def sample(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Batch:
         """An image for every label [B]; those of a denoiser that knows no classes, without a
         guide, come with label −1."""
-        if isinstance(self.denoiser, Trained):
-            self.denoiser.bfloat16 = scene.bfloat16
+        self.denoiser.bfloat16 = scene.bfloat16
         seeds = torch.randint(2**62, (len(labels),), generator=rng).tolist()
         if not self.solver:
             self.solver = self._best_solver(scene, rng)
@@ -251,14 +252,17 @@ class Diffusion:
         return getattr(self.denoiser, "classes", 0) == self.classes
 
     def _guide(self, scene: Scene, rng: torch.Generator) -> Guide | None:
+        """What pulls samples towards the stage's terms; without any, towards the class."""
         table = self.table
-        if not table.guidance or not weights(scene.terms, judged=False):
+        if not self.guidance:
             return None
+        terms = weights(scene.terms, judged=False) or {"one_hot": 1.0}
+        scene = replace(scene, terms=terms)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return len(images) * self.jury.weigh(scene, images, labels, rng).loss
 
-        return Guide(loss, table.guidance, table.guide_schedule, table.guide_clip, table.through)
+        return Guide(loss, self.guidance, table.guide_schedule, table.guide_clip, table.through)
 
     def _best_solver(self, scene: Scene, rng: torch.Generator) -> str:
         """Of the solvers, the one whose images the teacher agrees with most, at this number of

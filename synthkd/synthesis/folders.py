@@ -88,6 +88,7 @@ class Borrowed:
         height, width = (side, side) if isinstance(side, int) else side
         self.shape = (int(config.in_channels), int(height), int(width))
         self.kind = str(schedule.get("prediction_type", "epsilon"))
+        self.bfloat16 = False
 
     @property
     def device(self) -> torch.device:
@@ -105,13 +106,13 @@ class Borrowed:
 
     def _ask(self, noisy: Tensor, step: int, labels: Tensor | None) -> Tensor:
         times = torch.full((len(noisy),), step, device=noisy.device)
-        if labels is None:
-            found = self.network(noisy, timestep=times).sample
-        elif self.words is not None:
-            states = self.words[labels]
-            found = self.network(noisy, timestep=times, encoder_hidden_states=states).sample
-        else:
-            found = self.network(noisy, timestep=times, class_labels=labels).sample
+        more: dict[str, Tensor] = {}
+        if labels is not None and self.words is not None:
+            more = {"encoder_hidden_states": self.words[labels]}
+        elif labels is not None:
+            more = {"class_labels": labels}
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bfloat16):
+            found = self.network(noisy, timestep=times, **more).sample
         # some also predict their variance
         return found[:, : self.shape[0]].float()  # type: ignore[no-any-return]
 
@@ -200,7 +201,7 @@ def notes(path: str) -> list[str]:
     if isinstance(index.get("safety_checker"), list) and index["safety_checker"][0]:
         told.append("its safety checker is not used: images are judged by your teacher")
     if any(folder.glob("*/*.fp16.safetensors")):
-        told.append("its weights are half precision: computed in float32")
+        told.append("its weights are half precision: read as float32")
     return told
 
 

@@ -55,8 +55,11 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
         if kind == "diffusion":
             reasons += _of_diffusion(recipe)
             _check_curriculum(recipe, stage)
-        guided = kind == "diffusion" and recipe.diffusion.guidance
-        _needs_gradients(stage, kind, teacher, guided=bool(guided))
+        guided = kind == "diffusion" and recipe.diffusion.guidance > 0
+        if guided and teacher.access != "full":
+            guided = False
+            reasons.append("guidance dropped: no gradient passes through a black box")
+        _needs_gradients(stage, kind, teacher)
         judged = guided or (kind in JUDGED and stage.synthesis_steps)
         terms = _terms(stage, kind, teacher, reasons) if judged else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
@@ -99,10 +102,9 @@ def _chosen(recipe: Recipe, teacher: Teacher) -> str:
     return "pixels" if teacher.norms else "procedural"
 
 
-def _needs_gradients(stage: Stage, kind: str, teacher: Teacher, *, guided: bool) -> None:
+def _needs_gradients(stage: Stage, kind: str, teacher: Teacher) -> None:
     """Refuses a generator that a black box cannot serve."""
-    follows = (kind in JUDGED and stage.synthesis_steps > 0) or guided
-    if follows and teacher.access != "full":
+    if kind in JUDGED and stage.synthesis_steps > 0 and teacher.access != "full":
         raise InputError(
             f"stage {stage.name}: the generator {kind} follows gradients through the teacher, and "
             f"this one shows its {teacher.access} alone: use --pipeline synthkd"

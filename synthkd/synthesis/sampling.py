@@ -23,6 +23,7 @@ class Denoiser(Protocol):
     shape: tuple[int, int, int]  # C, H, W of what it denoises: images, or latents
     kind: str  # what it predicts: epsilon, v_prediction or sample
     schedule: Mapping[str, Any]  # the configuration of a scheduler of diffusers
+    bfloat16: bool  # whether its network computes in bfloat16
 
     @property
     def device(self) -> torch.device:
