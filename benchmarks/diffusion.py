@@ -175,7 +175,7 @@ def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list
         else denoiser(bench, name, bench.real)
     )
     count, steps = (500, 8) if prior else (2_000, 20)
-    scales = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    scales = (0.0, 0.25, 1.0, 4.0, 16.0) if prior else (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
     def make(scale: float, seed: int) -> Callable[[Path], Row]:
         def made(place: Path) -> Row:
