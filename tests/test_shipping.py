@@ -87,6 +87,23 @@ def test_the_files_stand_alone_with_normalisation_inside(
     assert not list(folder.glob("*.data"))  # weights are inside
 
 
+def test_an_executorch_program_stands_alone_and_votes_as_the_student_does(
+    run: Path, tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("executorch.runtime", reason="the extra is not installed")
+    out = tmp_path / "out"
+    main(["export", str(run), "--format", "executorch", "--out", str(out), "--quiet"])
+    (one,) = json.loads((out / "export.json").read_text())["files"]
+    assert one["name"] == "student.pte" and one["parity"]["images"] == 1000
+    assert one["parity"]["agreement"] == 1.0 and one["parity"]["largest"] < 1e-3
+    student, _ = load_classifier(StudentTable(spec=str(run)), TeacherTable())
+    image = torch.rand(1, *student.spec.shape)
+    method = runtime.Runtime.get().load_program(str(out / "student.pte")).load_method("forward")
+    with torch.no_grad():
+        wanted = student.eval()(image)
+    torch.testing.assert_close(method.execute([image])[0], wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_the_card_says_where_the_student_comes_from(exported: dict[str, Any], run: Path) -> None:
     card = (Path(exported["folder"]) / "README.md").read_text()
     manifest = json.loads((run / "manifest.json").read_text())
