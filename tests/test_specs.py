@@ -197,6 +197,13 @@ def test_the_demo_brings_its_contract() -> None:
     assert teacher.names == tuple("0123456789")
 
 
+def test_the_demo_is_a_student_too() -> None:
+    teacher = load_teacher(TeacherTable())
+    student = new_student(StudentTable(spec="demo"), teacher)
+    images = torch.rand(3, *teacher.spec.shape)
+    torch.testing.assert_close(student.eval()(images), teacher(images), atol=1e-4, rtol=1e-4)
+
+
 def test_a_run_directory_is_its_student_with_contract_and_names(tmp_path: Path) -> None:
     student = Classifier(network(), GREY, 10)
     names = tuple(f"digit {k}" for k in range(10))
