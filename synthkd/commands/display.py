@@ -85,10 +85,10 @@ class Display:
         assert self._first is not None
         passed = time.monotonic() - self._started
         done = lap.share - self._first.share
-        left = f"{_clock(passed * (1 - lap.share) / done)} left" if done > 0 else "…"
+        left = f"{clock(passed * (1 - lap.share) / done)} left" if done > 0 else "…"
         seen = (lap.progress.images_seen - self._first.progress.images_seen) / passed
         made = (lap.progress.invented - self._first.progress.invented) / passed
-        return f"{made:,.0f} invented/s  {seen:,.0f} learned/s  {_clock(passed)} passed, {left}"
+        return f"{made:,.0f} invented/s  {seen:,.0f} learned/s  {clock(passed)} passed, {left}"
 
     def _panel(self, lap: Round) -> Group:
         width = 40
@@ -109,10 +109,10 @@ class Display:
             self._live = None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """`1:05` for 65 seconds.
 
-    >>> _clock(65), _clock(3725)
+    >>> clock(65), clock(3725)
     ('1:05', '1:02:05')
     """
     whole = max(0, round(seconds))

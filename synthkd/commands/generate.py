@@ -1,7 +1,7 @@
 """`synthkd generate`: a synthetic data set that a teacher agrees with."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 
 from synthkd import files
 from synthkd import recipe as recipes
-from synthkd.commands.display import Display
+from synthkd.commands.display import Display, clock
 from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
@@ -292,6 +292,21 @@ def _manifest(job: Job) -> dict[str, Any]:
     }
 
 
+def to_come(missing: Sequence[int], still: Sequence[int], drawn: int, patience: int) -> float:
+    """How many times as long as until now it will take: until the slowest class is full, or until
+    `patience` more images are drawn.
+
+    `missing` images of every class at first and `still` now, after `drawn`.
+
+    >>> to_come([10, 10], [0, 5], drawn=30, patience=1000)
+    1.0
+    >>> to_come([10, 10], [0, 10], drawn=30, patience=600)
+    20.0
+    """
+    slowest = max(now / max(first - now, 0.5) for first, now in zip(missing, still, strict=True))
+    return min(slowest, max(0, patience) / max(1, drawn))
+
+
 def _show(manifest: dict[str, Any], count: int, out: Path, display: Display) -> None:
     level, missed = manifest["promise_level"], manifest["classes_not_filled"]
     rows = [
@@ -349,8 +364,10 @@ def _fill(writer: Writer, job: Job, display: Display, pause: Callable[[], None])
     """
     wanted = job.recipe.dataset.count
     least = job.recipe.diffusion.confidence if isinstance(job.generator, Diffusion) else 0.0
-    shown = time.monotonic()
-    while sum(job.quota) and job.drawn < PATIENCE * wanted + 1024:
+    limit = PATIENCE * wanted + 1024
+    begun = shown = time.monotonic()
+    missing, before = list(job.quota), job.drawn
+    while sum(job.quota) and job.drawn < limit:
         made = job.offer(source(job.recipe.run.seed, "image", job.batch))
         pixels = to_uint8(made.images).cpu()
         logits = job.lab.label(pixels, exact=True)  # what is written shall hold anywhere
@@ -369,5 +386,9 @@ def _fill(writer: Writer, job: Job, display: Display, pause: Callable[[], None])
         job.drawn, job.batch = job.drawn + len(pixels), job.batch + 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            display.say(f"{writer.count:,} of {wanted:,} images written, {job.drawn:,} drawn")
+            more = to_come(missing, job.quota, job.drawn - before, limit - job.drawn)
+            display.say(
+                f"{writer.count:,} of {wanted:,} images written, {job.drawn:,} drawn, "
+                f"{clock(more * (shown - begun))} left"
+            )
         pause()
