@@ -185,7 +185,7 @@ def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
 
 IMAGINED = shlex.split(
     "--pipeline diffusion --run.stages learn,imagine --real-data demo:seen --images-seen 3000 "
-    "--diffusion.width 8 --diffusion.steps 2 --diffusion.batch 64 --count 200 --dataset.shard 50 "
+    "--diffusion.width 8 --diffusion.steps 2 --diffusion.batch 64 --count 1000 --dataset.shard 300 "
     "--stage.learn.synthesis-steps 2 --stage.learn.synthesis-batch 16 --stage.imagine.fresh 16 "
     "--run.threads 1 --run.checkpoint-seconds 0.2"
 )
@@ -274,11 +274,18 @@ def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Pat
     assert any("generator borrowed" in line for line in found["plan"])
 
 
-def test_a_set_is_the_same_whatever_the_batch(imagined: Path, tmp_path: Path) -> None:
-    """A hundred images, denoised 1, 7 and 100 at a time: equal but for the last rounding."""
+@pytest.mark.parametrize(
+    ("more", "levels"), [("--diffusion.guidance 0 --run.precision float32", 1), ("", 8)],
+    ids=["alone", "steered, in bfloat16"],
+)  # fmt: skip
+def test_a_set_is_the_same_whatever_the_batch(
+    imagined: Path, tmp_path: Path, more: str, levels: int
+) -> None:
+    """A hundred images, denoised 1, 7 and 100 at a time: equal but for the last rounding, which the
+    teacher's gradient widens to a few of 255 levels in one pixel of a hundred."""
     flags = shlex.split(
         "--pipeline diffusion --run.stages imagine --count 100 --diffusion.steps 3 --run.threads 1 "
-        "--quiet --dataset.folders false"
+        f"--quiet --dataset.folders false {more}"
     )
     sets = []
     for batch in ("1", "7", "100"):
@@ -289,7 +296,7 @@ def test_a_set_is_the_same_whatever_the_batch(imagined: Path, tmp_path: Path) ->
     for other in sets[1:]:
         assert torch.equal(other.labels, sets[0].labels)
         gap = (other.pixels.int() - sets[0].pixels.int()).abs()
-        assert int(gap.max()) <= 1 and float((gap > 0).float().mean()) < 0.01
+        assert int(gap.max()) <= levels and float((gap > 0).float().mean()) < 0.01
 
 
 def test_resuming_what_is_finished_or_nothing_is_said(
