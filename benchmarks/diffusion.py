@@ -39,6 +39,9 @@ from synthkd.data import load_images
 Row = dict[str, Any]
 
 
+UNSTEERED = ("--pipeline", "diffusion", "--diffusion.guidance", 0)
+
+
 def call(*words: object) -> None:
     """One command of ours, in a process of its own."""
     command = [sys.executable, "-m", "synthkd", *map(str, words)]
@@ -110,7 +113,7 @@ class Bench:
 def curriculum(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     """Denoisers with and without curriculum, and a GAN."""
     common = ("--real-data", bench.real, "--minutes", bench.minutes)
-    learn = (*common, "--pipeline", "diffusion", "--run.stages", "learn")
+    learn = (*common, *UNSTEERED, "--run.stages", "learn")
     ways: dict[str, tuple[object, ...]] = {
         "diffusion": learn,
         "diffusion, curriculum": (*learn, "--diffusion.curriculum", "linear"),
@@ -135,12 +138,12 @@ def memory(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
     base = ("--minutes", bench.minutes)
     ways: dict[str, tuple[object, ...]] = {
         "procedural and refined": base,
-        "these and diffusion": (*base, "--pipeline", "diffusion"),
+        "these and diffusion": (*base, *UNSTEERED),
         "these and guided diffusion": (
             *base, "--pipeline", "diffusion", "--diffusion.guidance", 2,
         ),
         "diffusion alone": (
-            *base, "--pipeline", "diffusion", "--memory.shares", "diffusion=1.0",
+            *base, *UNSTEERED, "--memory.shares", "diffusion=1.0",
         ),
     }  # fmt: skip
 
@@ -203,7 +206,7 @@ def steps(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
 
     def make(solver: str, count: int, seed: int) -> Callable[[Path], Row]:
         return lambda place: bench.generated(
-            place, 2_000, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "imagine",
+            place, 2_000, "--seed", seed, *UNSTEERED, "--run.stages", "imagine",
             "--generator-from", own, "--diffusion.steps", count, "--diffusion.solver", solver,
             "--dataset.folders", "false",
         )  # fmt: skip
