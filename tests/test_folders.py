@@ -153,7 +153,7 @@ def test_a_text_model_is_told_the_class_names(teacher: Teacher, tmp_path: Path) 
     assert float((images[0] - other[0]).abs().max()) > 0
 
 
-def test_half_precision_is_computed_in_float32_and_said(teacher: Teacher, tmp_path: Path) -> None:
+def test_half_precision_is_read_as_float32_and_said(teacher: Teacher, tmp_path: Path) -> None:
     pipeline = DDPMPipeline(unet=small_unet().half(), scheduler=DDPMScheduler())
     pipeline.save_pretrained(str(tmp_path / "half"), variant="fp16")
     assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").is_file()

@@ -116,7 +116,7 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
     many. A teacher that shows its answers alone gives no weights away.
     """
     spec = teacher.spec
-    if table.spec == "demo" or Path(table.spec).is_dir():
+    if _is_saved(table.spec):
         told = _told(spec, teacher.classes)
         found = load_classifier(table, told, trust_code=trust_code)[0]
         if found.spec.shape != spec.shape:
@@ -153,7 +153,7 @@ def _classifier(
     spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A network with weights and its input contract."""
-    if spec == "demo" or Path(spec).is_dir():
+    if _is_saved(spec):
         return _saved(spec, weights, table, trust_code=trust_code, role=role)
     source = _source(spec, weights, table, trust_code=trust_code, role=role)
     if not source.complete:
@@ -192,6 +192,11 @@ def _saved(
     fill(body, read_weights(saved), str(saved))
     _, answers = recognise(body, card.image_spec, card.classes)
     return Classifier(body, card.image_spec, card.classes, answers), card.names
+
+
+def _is_saved(spec: str) -> bool:
+    """Whether a SPEC brings weights and contract in a file of ours: the demo, or a run."""
+    return spec == "demo" or Path(spec).is_dir()
 
 
 def _is_code(spec: str) -> bool:
