@@ -1,7 +1,7 @@
 """Data-free distillation from teachers without BatchNorm: what the plan chooses, and ablations.
 
     python benchmarks/without_batchnorm.py OUT --train SPEC --test SPEC [--minutes M] [--seeds 0]
-        [--lenet WEIGHTS]
+        [--lenet WEIGHTS] [--only vit,groupnorm,lenet5] [--ways plan,logits,...]
 
 Trains a small vision transformer and a GroupNorm network (networks.py) on --train, --lesson minutes
 each, and distils both, and a LeNet-5 with WEIGHTS where they are given, without any data: as the
@@ -75,12 +75,19 @@ def main() -> None:
     parser.add_argument("--lesson", type=float, default=2)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--lenet")
+    parser.add_argument("--only", default="vit,groupnorm,lenet5", help="the teachers")
+    parser.add_argument("--ways", default=",".join(WAYS))
     given = parser.parse_args()
+    only, ways = given.only.split(","), given.ways.split(",")
+    if unknown := [way for way in ways if way not in WAYS]:
+        parser.error(f"--ways: no {unknown[0]!r}: {', '.join(WAYS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     contract = [f"--teacher-mean={MEAN}", f"--teacher-std={STD}", "--channels=1"]
     code = Path(__file__).with_name("networks.py")
     teachers: dict[str, list[str]] = {}
     for name in ("vit", "groupnorm"):
+        if name not in only:
+            continue
         weights = given.out / f"{name}.safetensors"
         if not weights.exists():
             taught(name, given.train, given.lesson, weights)
@@ -88,7 +95,7 @@ def main() -> None:
             "--teacher", f"{code}:{name}", "--teacher-weights", str(weights), "--trust-code",
             "--image-size", str(SIZE), *contract, "--student", "resnet8-w8",
         ]  # fmt: skip
-    if given.lenet:
+    if given.lenet and "lenet5" in only:
         teachers["lenet5"] = [
             "--teacher", "lenet5", "--teacher-weights", given.lenet, "--trust-code",
             "--image-size", "32", *contract, "--student", "lenet5-half",
@@ -97,14 +104,15 @@ def main() -> None:
     print("| teacher | way | n | student, % | of the teacher's, % | agreement, % | queries |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for name, flags in teachers.items():
-        for way, more in WAYS.items():
+        for way in ways:
             found = []
             for seed in seeds:
                 run = given.out / f"{name}-{way.replace(' ', '-')}-s{seed}"
                 if not (run / "summary.json").exists():
                     shutil.rmtree(run, ignore_errors=True)
                     subprocess.run(
-                        [sys.executable, "-m", "synthkd", "distill", *flags, *more, "--seed", seed,
+                        [sys.executable, "-m", "synthkd", "distill", *flags, *WAYS[way],
+                         "--seed", seed,
                          "--minutes", str(given.minutes), "--val-data", given.test,
                          "--quiet", "--out", str(run)],
                         check=True,
