@@ -18,7 +18,6 @@ of synthkd, trusted) repeated. Prints a Markdown table:
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from synthkd import store
+from synthkd.commands.machine import peak_memory_mb
 from synthkd.data import load_images
 from synthkd.images import ImageSpec
 
@@ -66,7 +66,7 @@ def images(count: int, size: int, path: str) -> Iterator[Tensor]:
 
 def peak() -> float:
     """The largest resident memory so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_memory_mb(torch.device("cpu"))
 
 
 def measure(way: str, count: int, size: int, path: str, out: Path) -> dict[str, float]:

@@ -44,7 +44,7 @@ def attainable(seconds: float = 2.0) -> dict[str, float]:
 
 def costs(lab: Lab) -> dict[str, float]:
     """Operations per image: the teacher's answer, its gradient to the image, a student's step."""
-    images = torch.rand(8, *lab.teacher.spec.shape)
+    images = torch.rand(8, *lab.teacher.spec.shape, device=lab.device)
     assert lab.learner is not None
     student = lab.learner.student
 

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 from synthkd import files
 from synthkd.errors import InputError, quoted
 
+SETTINGS = ("teacher", "student", "val", "minutes", "threads", "device", "precision")
 REAL = "real"  # the pipeline that learns from real images: the ceiling
 WIDTH, HEIGHT, DPI = 9.0, 6.0, 160  # of the plot, in inches and pixels per inch
 CROWDED_TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)
@@ -274,7 +276,7 @@ def _measured(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
         share = f", the student {small / large:.1%} of its parameters" if large else ""
         text.append(
             "The last weights or their running average, whichever agreed better with the teacher "
-            f"on held-out synthetic images; scored on {summary['val_images']:,} images of "
+            f"on held-out images of its own kind; scored on {summary['val_images']:,} images of "
             f"{settings['val']}; "
             f"the teacher has {summary['teacher_accuracy']:.2%}{share}."
         )
@@ -282,10 +284,39 @@ def _measured(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
     codes = sorted({r["code"] for r in done})
     if len(codes) > 1:
         text.append(f"Not all runs are of the same code: {', '.join(codes)} (see results.csv).")
+    mixed = [f"`{name}`" for name in sorted({r["pipeline"] for r in done}) if _mixed(name, done)]
+    if mixed:
+        text.append(f"Not all runs of {', '.join(mixed)} are of one recipe and the same images.")
     for kind in done[0]["probe"] if done else ():
         speeds = [r["probe"][kind] for r in done]
         text.append(f"Speed probe, {kind}: {min(speeds):,.0f} to {max(speeds):,.0f} GFLOP/s.")
     return " ".join(text)
+
+
+def _mixed(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the runs of a pipeline differ in more than their seed."""
+    told = [
+        {"recipe": _lasting(r.get("recipe", {}))}
+        | ({"real": r["real_sha256"]} if r.get("real_sha256") else {})
+        for r in records
+        if r["pipeline"] == name
+    ]
+    return not all(_agree(a, b) for a, b in combinations(told, 2))
+
+
+def _lasting(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what differs from run to run, or changes no result."""
+    run = {k: v for k, v in recipe.get("run", {}).items() if k not in ("seed", "out", "trust_code")}
+    return {k: v for k, v in recipe.items() if k != "pipeline"} | {"run": run}
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal, but for settings that one of them is too old to know."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return all(_agree(a[key], b[key]) for key in a.keys() & b.keys())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_agree, a, b))
+    return bool(a == b)
 
 
 def title(settings: Mapping[str, Any]) -> str:
@@ -394,11 +425,15 @@ def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """What bench.json says."""
+    data: dict[str, Any] = {}
     try:
-        data = json.loads((folder / "bench.json").read_text())
+        read = json.loads((folder / "bench.json").read_text())
     except (OSError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
+        read = None
+    if isinstance(read, dict):
+        data = read
+    settings = data.get("settings")
+    if not isinstance(settings, dict) or not set(SETTINGS) <= settings.keys():
         raise InputError(f"{quoted(folder)}: no bench has run here, or its bench.json is damaged")
     return data
 
@@ -409,7 +444,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         data = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) and "pipeline" in data else None
+    whole = isinstance(data, dict) and {"pipeline", "seed", "state"} <= data.keys()
+    return data if whole else None
 
 
 def report(folder: Path) -> list[Standing]:

@@ -43,7 +43,8 @@ def mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Contrast and brightness changed by up to ± `strength`, one draw per image, kept in 0..1."""
+    """Contrast changed by up to ± `strength`, brightness by up to half of it, one draw per image,
+    kept in 0..1."""
     draw = torch.rand(2, len(images), 1, 1, 1, generator=rng).mul_(2).sub_(1).to(images.device)
     middle = images.mean((1, 2, 3), keepdim=True)
     return ((images - middle) * (1 + strength * draw[0]) + middle + 0.5 * strength * draw[1]).clamp(

@@ -42,7 +42,9 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "predict": (),
 }  # fmt: skip
 _NOT_FOR: dict[str, tuple[str, ...]] = {
-    "generate": ("data.mix_ratio", "data.val", "data.synthetic", "run.snapshots"),
+    "generate": (
+        "data.mix_ratio", "data.val", "data.synthetic", "run.snapshots", "diffusion.accept",
+    ),
     "evaluate": (
         "data.mix_ratio", "data.real", "data.synthetic", "student.start", "student.max_params",
         "student.max_flops", "student.max_latency_ms", "run.precision",
@@ -258,6 +260,10 @@ def _take_stage_flags(tokens: Sequence[str]) -> list[str]:
         place = _stage_flags.setdefault(stage, {})
         for key in keys[:-1]:
             place = place.setdefault(key.replace("-", "_"), {})
+            if not isinstance(place, dict):
+                raise InputError(
+                    f"{quoted(name)}: --stage.{stage}.{key} was given as a whole already"
+                )
         place[keys[-1].replace("-", "_")] = value
     return rest
 
@@ -291,6 +297,10 @@ def main(tokens: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (MemoryError, OverflowError) as error:
         _fail(f"too large for this machine: {quoted(error)}")
+    except RuntimeError as error:  # of torch, which has no MemoryError
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise
+        _fail(f"too large for this machine: {quoted(' '.join(str(error).split()), 120)}")
     except (
         BrokenPipeError
     ):  # whoever read our output has gone: nothing to say, and nobody to say it to

@@ -117,13 +117,15 @@ class Lab:
     @torch.no_grad()
     def label(self, pixels: Tensor, *, exact: bool = False) -> Tensor:
         """The teacher's logits [N, K] for uint8 images [N, C, H, W]; `exact` means in float32."""
+        if not len(pixels):
+            return torch.empty(0, self.teacher.classes)
         low = self.teacher.low_precision
         self.teacher.low_precision = low and not exact
         parts = [
             self.teacher(to_float(part.to(self.device))).cpu() for part in torch.split(pixels, 512)
         ]
         self.teacher.low_precision = low
-        return torch.cat(parts) if parts else torch.empty(0, self.teacher.classes)
+        return torch.cat(parts)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
         """Puts a finished synthetic data set into the memory: a twentieth of it is held out."""
@@ -350,6 +352,11 @@ def _teach(
             count = int(left - seen)
         made = schedules.share(lab.progress.images_seen + seen, count, recipe.data.mix_ratio)
         new = made - _replayed(lab, made, len(fresh))
+        if new and not len(fresh):
+            raise InputError(
+                f"stage {stage.name}: there is nothing to learn from: the teacher has accepted no "
+                "image so far"
+            )
         turn = fresh[order[torch.arange(used, used + new) % max(1, len(order))]]
         used += new
         pixels = _hybrid(lab, turn, made - new, count - made, rng)  # [B, C, H, W]

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,30 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone(path: Path, complaint: str) -> Iterator[int]:
+    """Holds the lock of a file or folder, and gives the handle, with which it can be handed on to a
+    child. Where another process holds it: an InputError of `complaint`. Where the system has no
+    such locks nothing is held."""
+    if os.name != "posix":
+        yield -1
+        return
+    import fcntl
+
+    # a network's file system locks files only for those who may write in them
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(complaint) from None
+        except OSError:  # a file system without locks
+            pass
+        yield handle
     finally:
         os.close(handle)
 

@@ -99,7 +99,8 @@ def _important(layers: list[nn.Module], count: int) -> Tensor:
     for layer in layers[1:]:
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             assert layer.running_var is not None
-            matter = matter * layer.weight.abs() / (layer.running_var + layer.eps).sqrt()
+            gain = layer.weight.abs() / (layer.running_var + layer.eps).sqrt()
+            matter = matter * gain.reshape(len(matter), -1).mean(1)  # flattened maps: of a channel
             continue
         read = layer.state_dict()["weight"].transpose(0, 1)
         matter = matter * read.reshape(len(matter), -1).norm(dim=1)

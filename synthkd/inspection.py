@@ -4,9 +4,8 @@ B images, C channels, K classes.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,16 +64,21 @@ def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
         teacher.observe(moved).logits.sum().backward()  # type: ignore[no-untyped-call]
 
     return Costs(
-        flops, _lap(answer, seconds) / 64,
-        _lap(gradient, seconds) / 64 if teacher.access == "full" else None,
+        flops, _lap(answer, seconds, device) / 64,
+        _lap(gradient, seconds, device) / 64 if teacher.access == "full" else None,
     )  # fmt: skip
 
 
-def _lap(work: Any, seconds: float) -> float:
-    work()
+def _lap(work: Callable[[], None], seconds: float, device: torch.device) -> float:
+    def lap() -> None:
+        work()
+        if device.type == "cuda":  # where work is only begun
+            torch.cuda.synchronize(device)
+
+    lap()
     laps, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        work()
+        lap()
         laps += 1
     return (time.perf_counter() - started) / laps
 

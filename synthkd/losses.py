@@ -181,7 +181,7 @@ def blended(moments: LayerMoments, running: LayerMoments, decay: float) -> Layer
     >>> [round(float(m), 3) for m in blended(fresh, old, 0.9)[0]]
     [0.1, 0.2]
     """
-    if not running:
+    if not running or not moments:
         return moments
     return tuple(
         (torch.lerp(mean, old_mean.detach(), decay), torch.lerp(var, old_var.detach(), decay))

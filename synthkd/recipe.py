@@ -20,6 +20,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from synthkd import resources
 from synthkd.errors import InputError, quoted
 
+MOST_CLASSES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -95,7 +97,9 @@ class TeacherTable(Table):
     ] = None
     classes: Annotated[
         int | None,
-        Field(description="number of classes (default: asked of the network)", ge=2),
+        Field(
+            description="number of classes (default: asked of the network)", ge=2, le=MOST_CLASSES
+        ),
         Flag("--classes"),
     ] = None
     args: Annotated[
@@ -370,7 +374,7 @@ class PixelsTable(Table):
     beta2: Annotated[float, Field(description="Adam's second decay", ge=0, lt=1)] = 0.9
     decay: Annotated[
         float,
-        Field(description="share by which the rate has fallen at the last step", ge=0, le=1),
+        Field(description="share by which the rate falls, step by step, until the end", ge=0, le=1),
     ] = 0.9
     roll: Annotated[
         float,

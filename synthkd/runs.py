@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,6 @@ from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.states import load_state, save_state
 
 KEPT = 2  # checkpoints
-PROMISES = {
-    0: "strict: the teacher only",
-    1: "outside prior",
-    2: "unlabelled real images",
-    3: "labelled real images",
-}
 
 
 class Run:
@@ -195,6 +190,11 @@ def claim(path: Path) -> None:
         raise InputError(f"--out {quoted(path)}: {error.strerror}") from None
 
 
+def held(path: Path, flag: str) -> AbstractContextManager[int]:
+    """Keeps other processes out of a directory while one works in it; `flag` gave its name."""
+    return files.alone(path, f"{flag} {quoted(path)}: another synthkd is at work in it")
+
+
 def free_name(base: Path) -> Path:
     """`base`, or `base-2`, `base-3`, …: the first that does not exist.
 
@@ -207,7 +207,7 @@ def free_name(base: Path) -> Path:
     return path
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions, platform and command, for manifests."""
     packages = (
         "torch",
@@ -231,5 +231,5 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }

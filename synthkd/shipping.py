@@ -208,6 +208,7 @@ def model_card(
     large = summary["teacher_parameters"]
     share = f" ({summary['student_parameters'] / large:.1%} of the teacher's)" if large else ""
     shown = _plain(", ".join(names[:20])) + (" …" if len(names) > 20 else "")
+    kind = _plain(str(summary.get("held_out", "synthetic")))
     rows = {
         "parameters": f"{summary['student_parameters']:,}{share}",
         "teacher, SHA-256": f"`{manifest['teacher_sha256']}`",
@@ -217,7 +218,7 @@ def model_card(
         f"{summary['synthetic_share']:.1%} synthetic",
         "real images read": f"{summary['real_images_read']:,}",
         "promise level": f"{level}: {_plain(str(manifest.get('promise', '')))}",
-        "agreement on held-out synthetic images": f"{summary['held_out_agreement']:.2%}",
+        f"agreement on held-out {kind} images": f"{summary['held_out_agreement']:.2%}",
         "accuracy": "not measured",
     }
     if accuracy is not None:
@@ -238,16 +239,20 @@ def model_card(
         *(f"| {f.name} | {f.megabytes:.2f} | {f.milliseconds:.2f} | {f.batched:.3f} "
           f"| {f.parity.agreement:.1%} of {f.parity.images:,} | {f.parity.largest:.2g} |"
           for f in files),
-        "", "## Privacy", "", _privacy(level), "",
+        "", "## Privacy", "", _privacy(level, summary["real_images_read"]), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _privacy(level: int) -> str:
-    """The statement; where real images were read, without its first sentence."""
-    if level <= 1:
+def _privacy(level: int, read: int) -> str:
+    """The statement; where real images were read, by this run or by one before, without its first
+    sentence."""
+    if level <= 1 and not read:
         return PRIVACY
-    return "This run read real images. " + PRIVACY.split("result. ", 1)[1]
+    began = "This run read real images. "
+    if not read:
+        began = "This run read no real images, but what it began with had seen some. "
+    return began + PRIVACY.split("result. ", 1)[1]
 
 
 def _plain(text: str) -> str:

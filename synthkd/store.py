@@ -142,6 +142,20 @@ class Writer:
         self.per_class = np.array(state["per_class"], dtype=np.int64)
         self._shown = [list(row.unbind()) if row is not None else [] for row in state["shown"]]
 
+    def prune(self) -> None:
+        """Removes what an interrupted writer left after the shards of this state: it is written
+        anew, perhaps otherwise."""
+        first = sum(shard["count"] for shard in self._shards)
+        known = {_shard_file(i, part) for i in range(len(self._shards)) for part in PARTS}
+        with _disk(self.out):
+            for folder in self._folders or ():
+                for path in folder.glob("*.png"):
+                    if path.stem.isdecimal() and int(path.stem) >= first:
+                        path.unlink()
+            for path in self.out.glob("shard-*"):
+                if path.name not in known:
+                    path.unlink()
+
     def __enter__(self) -> Self:
         return self
 

@@ -27,7 +27,7 @@ class Learner:
     def __init__(
         self, student: Classifier, table: TrainingTable, *, bfloat16: bool = False
     ) -> None:
-        self.student: Classifier = student.to(memory_format=torch.channels_last)
+        self.student: Classifier = student.arranged()
         if not any("Norm" in type(module).__name__ for module in student.modules()):
             slower = table.learning_rate * table.unnormalised
             table = table.model_copy(update={"learning_rate": slower})

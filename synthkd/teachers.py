@@ -113,7 +113,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.access = access
         self.queries = 0  # images
-        self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.classifier = classifier.requires_grad_(False).eval().arranged()
         self.names = names or tuple(str(k) for k in range(classifier.classes))
         self.described = described
         self.low_precision = False
@@ -224,7 +224,7 @@ class Teacher(nn.Module):
         if self.access != "full":
             images = images.detach()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low_precision):
-            logits: Tensor = self.classifier(images.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = self.classifier(images)
         return self._told(logits.float())
 
     def _told(self, logits: Tensor) -> Tensor:
@@ -240,9 +240,7 @@ class Teacher(nn.Module):
         count = max(8, 128 * 32**2 // max(32**2, shape[1] * shape[2]))
         noise, coarse = torch.rand((count, *shape), generator=rng), (count, shape[0], 4, 4)
         smooth = F.interpolate(torch.rand(coarse, generator=rng), shape[1:], mode="bicubic")
-        images = torch.cat([noise, smooth.clamp(0, 1)]).contiguous(
-            memory_format=torch.channels_last
-        )
+        images = torch.cat([noise, smooth.clamp(0, 1)])
         before = self.queries
         self.low_precision = False
         exact = self.plainly(images)
@@ -355,15 +353,16 @@ def averaged(output: Any) -> Tensor:
 
 def quickened(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     """A copy of a classifier for answers alone: BatchNorm folded into the convolutions, weights in
-    bfloat16, channels last. Takes images [B, C, H, W] in 0..1, returns logits [B, K].
+    bfloat16, laid out as there. Takes images [B, C, H, W] in 0..1, returns logits [B, K].
 
     Raises whatever `torch.fx` does where the body cannot be followed.
     """
-    body = fuse(classifier.body).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    form = torch.channels_last if classifier.channels_last else torch.contiguous_format
+    body = fuse(classifier.body).to(torch.bfloat16).to(memory_format=form)
     mean, std, answers = classifier.mean.clone(), classifier.std.clone(), classifier.answers
 
     def answer(images: Tensor) -> Tensor:
-        x = images.contiguous(memory_format=torch.channels_last)
+        x = images.contiguous(memory_format=form)
         with torch.no_grad():
             return as_logits(body(((x - mean) / std).bfloat16()), answers)
 

@@ -4,6 +4,7 @@ Every case is a process of its own. Those that need torch are forked from one th
 so that a case costs milliseconds instead of seconds.
 """
 
+import fcntl
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 
 from synthkd.networks import build_network
+from synthkd.recipe import build, to_toml
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="cases are forked processes")
 
@@ -189,6 +192,10 @@ def test_a_wrong_setting_is_refused_at_once(
             ("statistic", "did you mean 'statistics'?"),
         ),
         ("distill --pipeline gan --stage.joint.share", "share"),
+        (
+            "distill --pipeline gan --stage.joint.terms 5 --stage.joint.terms.statistics 2",
+            ("--stage.joint.terms.statistics", "as a whole"),
+        ),
         ("distill --stage.joint", "--stage.NAME.KEY VALUE"),
         ("distill --pipeline gan --run.stages joit", ("joit", "did you mean 'joint'?")),
         (
@@ -358,8 +365,8 @@ def test_a_teacher_that_answers_nan(place: Place) -> None:
 
 def test_code_that_is_not_trusted_does_not_run(place: Place) -> None:
     path = place.file("net.py", CODE)
-    for flag in ("--teacher", "--student"):
-        place.refused("distill", flag, f"{path}:Net", *CONTRACT, words=("net.py", "--trust-code"))
+    for flags in (["--teacher", f"{path}:Net", *CONTRACT], ["--student", f"{path}:Net"]):
+        place.refused("distill", *flags, words=("net.py", "--trust-code"))
         assert not (place.folder / "ran").exists()
     place.refused(
         "distill",
@@ -464,12 +471,54 @@ def broken_off(place: Place, started: Path) -> Path:
     return run
 
 
+BUSY = "another synthkd is at work in it"
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Holds the lock of a directory, as a process that works in it does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def test_a_finished_run_is_not_resumed(place: Place, started: Path) -> None:
     place.refused("distill", "--resume", str(started), words="this run is finished")
 
 
 def test_the_broken_off_run_itself_is_resumed(place: Place, broken_off: Path) -> None:
     assert place.run("distill", "--resume", str(broken_off), "--quiet") == (0, "")
+
+
+def test_a_run_in_which_another_process_works_is_left_alone(place: Place, broken_off: Path) -> None:
+    with working_in(broken_off):
+        before = (broken_off / "metrics.jsonl").read_bytes()
+        place.refused("distill", "--resume", str(broken_off), words=BUSY)
+        assert (broken_off / "metrics.jsonl").read_bytes() == before
+    assert place.run("distill", "--resume", str(broken_off), "--quiet") == (0, "")
+
+
+def test_a_data_set_on_which_another_process_works_is_left_alone(place: Place) -> None:
+    recipe = build(flags={
+        "dataset": {"count": 20}, "generator": {"kind": "procedural"}, "budget": {"images": 64},
+    })  # fmt: skip
+    path = Path(place.file("set/recipe.toml", to_toml(recipe))).parent
+    with working_in(path):
+        place.refused("generate", "--resume", "set", words=BUSY)
+    assert place.run("generate", "--resume", "set", "--quiet") == (0, "")
+
+
+@pytest.mark.parametrize("word", ["distill", "generate"])
+def test_an_empty_directory_that_another_process_has_claimed_is_refused(
+    place: Place, word: str
+) -> None:
+    (place.folder / "claimed").mkdir()
+    with working_in(place.folder / "claimed"):
+        place.refused(word, "--out", "claimed", words=BUSY)
+        assert list((place.folder / "claimed").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -529,6 +578,50 @@ def test_a_damaged_generator_is_refused(place: Place, started: Path, cut: int) -
     place.file("run/generator.safetensors", whole[:cut])
     for word in ("generate", "distill"):
         place.refused(word, "--generator-from", "run", words=("generator.safetensors", "damaged"))
+
+
+@pytest.mark.parametrize(("out", "kept"), [("made", "made"), ("made/set", "made")])
+def test_a_model_is_not_kept_where_the_data_set_goes(place: Place, out: str, kept: str) -> None:
+    place.refused(
+        "generate", "--pipeline", "diffusion", "--out", out, "--save-generator", kept,
+        words="the data set goes there",
+    )  # fmt: skip
+    assert not (place.folder / "made").exists()
+
+
+def test_a_diffusion_model_wants_something_to_learn_from(place: Place) -> None:
+    place.refused(
+        "generate", "--pipeline", "diffusion", "--run.stages", "learn,imagine", "--count", "20",
+        "--diffusion.width", "8", words=("stage learn", "nothing to learn from", "--real-data"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pipeline", ["dfad", "zskt"])
+def test_a_generator_that_goes_by_a_student_alone_is_refused_without_one(
+    place: Place, pipeline: str
+) -> None:
+    place.refused(
+        "generate",
+        "--pipeline",
+        pipeline,
+        words="without a student its generator has nothing to go by",
+    )
+
+
+def test_a_bench_takes_only_what_its_runs_understand(place: Place) -> None:
+    for table, words in (
+        ("[dataset]\ncount = 5", "dataset.count: the runs of a bench have no such setting"),
+        ('[teacher]\nargs = { kinds = "a,b" }', "teacher.args.kinds: a bench cannot hand on"),
+    ):
+        place.file("bench.toml", table)
+        place.refused("bench", "--config", "bench.toml", "--minutes", "1", "--out", "arena",
+                      words=words)  # fmt: skip
+    assert not (place.folder / "arena").exists()
+
+
+def test_a_damaged_bench_is_not_reported(place: Place) -> None:
+    place.file("arena/bench.json", json.dumps({"settings": {"minutes": 1}}))
+    place.refused("bench", "--report", "--out", "arena", words="bench.json is damaged")
 
 
 def test_a_generator_for_another_teacher_is_refused(place: Place, started: Path) -> None:

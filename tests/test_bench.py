@@ -191,6 +191,27 @@ def test_the_table_is_sorted_and_says_how_it_was_measured() -> None:
     assert "Failed: `broken`, seed 0: no stage" in text
 
 
+def test_a_table_of_mixed_recipes_or_images_says_so() -> None:
+    def table(*changes: dict[str, Any]) -> str:
+        whole = {"memory": {"capacity": 9}, "stage": [{"name": "a"}]}
+        records = [
+            finished("mine", seed, 0.5) | {"recipe": whole | {"run": {"seed": seed}}} | change
+            for seed, change in enumerate(changes)
+        ]
+        return arena.to_markdown(SETTINGS, standings(records), records)
+
+    said = "Not all runs of `mine` are of one recipe and the same images."
+    assert said not in table({}, {}, {})
+    older = {"recipe": {"run": {"seed": 1, "out": "x"}, "stage": [{"name": "a", "share": 1.0}]}}
+    assert said not in table({}, older)  # it knows fewer settings
+    assert said in table({}, {"recipe": {"memory": {"capacity": 8}}})
+    assert said in table({}, {"recipe": {"stage": [{"name": "b"}]}})
+    assert said in table({"real_sha256": "a"}, {"real_sha256": "b"})
+    assert said not in table({"real_sha256": "a"}, {})
+    capacity = [{"recipe": {"memory": {"capacity": number}}} for number in (8, 9)]
+    assert said in table(older, *capacity)
+
+
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
 def test_labels_keep_their_order_their_distance_and_inside(values: list[float]) -> None:
     places = spread_out(values, 4.0, -5.0, 105.0)

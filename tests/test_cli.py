@@ -2,15 +2,18 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from synthkd import __version__, cli
 from synthkd.cli import WORDS, main
+from synthkd.networks import build_network
 from synthkd.recipe import build, settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,8 +182,16 @@ def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert terms["joint"]["statistics"] == 10.0
 
 
-def test_a_negative_mean_is_a_value_and_not_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    found = tomllib.loads(planned(capsys, "--teacher-mean", "-0.5"))
+def test_a_negative_mean_is_a_value_and_not_a_flag(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    body = build_network("resnet8-w4", channels=1, size=16, classes=10)
+    torch.save(body.state_dict(), tmp_path / "w.pt")
+    teacher = shlex.split(
+        f"--teacher resnet8-w4 --teacher-weights {tmp_path}/w.pt --image-size 16 --channels 1 "
+        "--teacher-std 0.5 --val-data demo:unseen"
+    )
+    found = tomllib.loads(planned(capsys, *teacher, "--teacher-mean", "-0.5"))
     assert found["teacher"]["mean"] == [-0.5]
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from synthkd.denoising import drawn_steps, min_snr, noised, target
+from synthkd.distillation import Lab, rounds
 from synthkd.errors import InputError
 from synthkd.images import Batch
 from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
-from synthkd.specs import load_teacher
+from synthkd.specs import load_teacher, new_student
 from synthkd.states import load_state, save_state
 from synthkd.synthesis.diffusion import Diffusion, Trained
 from synthkd.synthesis.folders import promise_of
@@ -93,8 +94,12 @@ def test_it_learns_what_images_look_like(teacher: Teacher) -> None:
 def test_it_needs_something_to_learn_from(teacher: Teacher) -> None:
     made = diffusion(teacher)
     before = {k: v.clone() for k, v in made.unet.state_dict().items()}
-    found = made.synthesize(scene(teacher, fresh=0, material=lambda *_: None), seeded())
-    assert (found.trained, found.measures) == (16, {})  # spent, or a stage would never end
+    for fresh in (0, 12):  # or noise would be offered, or a stage would never end
+        with pytest.raises(
+            InputError,
+            match=r"stage x: .* nothing to learn from.*four times its synthesis_batch of 8",
+        ):
+            made.synthesize(scene(teacher, fresh=fresh, material=lambda *_: None), seeded())
     assert all(torch.equal(v, before[k]) for k, v in made.unet.state_dict().items())
 
 
@@ -110,6 +115,26 @@ def test_only_what_the_teacher_agrees_with_is_offered(teacher: Teacher) -> None:
     found = everything.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded())
     assert (len(found.batch.images), found.measures["accepted"]) == (40, 1.0)
     assert digest_of(teacher.classifier) == digest
+
+
+def test_what_time_forbids_is_not_offered(teacher: Teacher) -> None:
+    made = diffusion(teacher, accept="all")
+    found = made.synthesize(scene(teacher, synthesis_steps=0, fresh=40, deadline=0.0), seeded())
+    assert len(found.batch.images) == len(found.batch.labels) == found.trained == 16  # one batch
+
+
+def test_a_student_of_a_generator_that_nobody_agrees_with_is_told_so(teacher: Teacher) -> None:
+    tables = {
+        "diffusion": SMALL | {"confidence": 0.95}, "training": {"batch": 16},
+        "student": {"spec": "resnet8-w4"}, "budget": {"images": 64},
+        "stage": [{"name": "imagine", "generator": "diffusion", "synthesis_steps": 0,
+                   "fresh": 16, "student_steps": 1}],
+    }  # fmt: skip
+    recipe = Recipe.model_validate(tables)
+    shy = Teacher(teacher.classifier, access="labels")  # its smoothed votes are 0.91 sure
+    lab = Lab(recipe, plan(recipe, shy).stages, shy, new_student(recipe.student, shy))
+    with pytest.raises(InputError, match=r"stage imagine: .* accepted no image so far"):
+        list(rounds(lab))
 
 
 def test_a_sure_teacher_can_be_asked_for(teacher: Teacher) -> None:
@@ -166,6 +191,16 @@ def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: Teacher) -> No
     said = "guidance dropped: no gradient passes through a black box"
     assert said in plan(recipe, closed).reasons
     assert said not in plan(recipe, teacher).reasons
+
+
+@pytest.mark.parametrize(("ratio", "source"), [(1.0, "the memory"), (0.5, "the real images")])
+def test_the_plan_says_what_is_learned_from(teacher: Teacher, ratio: float, source: str) -> None:
+    recipe = Recipe.model_validate({
+        "data": {"real": "scans", "mix_ratio": ratio},
+        "stage": [{"name": "learn", "generator": "diffusion", "synthesis_steps": 2}],
+    })  # fmt: skip
+    (said,) = (line for line in plan(recipe, teacher).reasons if "diffusion model learns" in line)
+    assert f"learns from {source}" in said
 
 
 @pytest.mark.parametrize(("scale", "asked"), [(0.0, 1), (1.0, 1), (3.0, 2)])
@@ -245,7 +280,7 @@ def test_a_saved_model_is_borrowed_with_its_classes_and_its_promise(
     made = diffusion(teacher)
     made.synthesize(scene(teacher), seeded())
     made.save(tmp_path / "model", 2)
-    assert promise_of(str(tmp_path / "model")) == 2
+    assert promise_of(str(tmp_path / "model"), teacher.digest) == 2
     borrowed = diffusion(teacher, start=str(tmp_path / "model"))
     assert borrowed.borrowed
     labels = torch.arange(10)

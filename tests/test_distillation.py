@@ -317,6 +317,30 @@ def test_a_handful_of_real_images_is_enough(teacher, real):
     assert settle(lab)["held_out_images"] == 0
 
 
+def test_a_teacher_is_never_asked_about_nothing(teacher, real):
+    lab = lab_of(recipe(data={"mix_ratio": 0.0, "real": "given"}), teacher, real[:3])
+    asked = lab.teacher.queries
+    assert lab.label(real[:0]).shape == (0, 10)
+    assert lab.teacher.queries == asked
+
+
+def test_a_joint_stage_may_leave_statistics_out_after_one_with_them(teacher):
+    """What runs on of the first stage's statistics has nothing to be blended with."""
+    the_recipe = recipe(generator=TINY["generator"] | {"statistics_ema": 0.9})
+    assert "statistics" in the_recipe.stages[0].terms
+    assert "statistics" not in the_recipe.stages[-1].terms
+    lab = lab_of(the_recipe, teacher)
+    assert {lap.stage for lap in rounds(lab)} >= {"pregenerate", "joint"}
+
+
+def test_a_generator_that_offers_nothing_leaves_the_replay(teacher):
+    stages = [dict(stage) for stage in TINY["stage"]]
+    stages[-1]["fresh"] = 0
+    lab = lab_of(recipe(stage=stages), teacher)
+    laps = list(rounds(lab))
+    assert laps[-1].stage == "joint" and lab.progress.images_seen > 0
+
+
 def test_nobody_learns_from_held_out_images(teacher):
     """One in sixteen is held out: two of 32 before, one of 16 in the joint stage."""
     lab = lab_of(recipe(augment=PLAIN), teacher)

@@ -22,14 +22,16 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from safetensors.torch import load_file, save_file
 
 from synthkd.errors import InputError
 from synthkd.networks.unet import new_unet
-from synthkd.recipe import Recipe, TeacherTable
+from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.synthesis.diffusion import schedule_of
+from synthkd.synthesis.diffusion import Diffusion, schedule_of
 from synthkd.synthesis.folders import is_folder, notes, open_folder, promise_of, save_folder
-from synthkd.synthesis.sampling import sampled
+from synthkd.synthesis.sampling import sampled, solver
+from synthkd.synthesis.scene import Scene
 from synthkd.teachers import Teacher
 
 
@@ -68,7 +70,7 @@ def unconditional(folder: Path, channels: int = 1, **more: Any) -> Path:
 def ours(folder: Path) -> Path:
     save_folder(
         new_unet(1, 10, size=16, width=8), schedule_of(Recipe()), folder,
-        {"classes": list("0123456789"), "promise_level": 0},
+        {"classes": list("0123456789"), "promise_level": 0, "teacher_sha256": "abc"},
     )  # fmt: skip
     return folder
 
@@ -82,8 +84,8 @@ def test_an_unconditional_model_of_others_is_sampled_at_the_teachers_size(
     labels = torch.full((3,), -1)
     images = sampled(model, [1, 2, 3], labels, steps=3, name="ddim")
     assert images.shape == (3, 1, 16, 16) and model.classes == 0
-    assert promise_of(str(folder)) == 1
-    assert any("outside prior" in line for line in notes(str(folder)))
+    assert promise_of(str(folder), teacher.digest) == 1
+    assert any("outside prior" in line for line in notes(str(folder), 10))
     pipeline = DDPMPipeline.from_pretrained(str(folder))
     theirs = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     theirs.set_timesteps(3)
@@ -99,17 +101,70 @@ def test_an_unconditional_model_of_others_is_sampled_at_the_teachers_size(
 def test_a_class_conditional_latent_model_knows_its_classes(
     teacher: Teacher, tmp_path: Path
 ) -> None:
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1,
-        norm_num_groups=2, sample_size=4, patch_size=2, num_embeds_ada_norm=10,
-    )  # fmt: skip
-    pipeline = DiTPipeline(transformer, small_vae(), DDIMScheduler(clip_sample=False))
-    pipeline.save_pretrained(str(tmp_path / "dit"))
-    model = opened(tmp_path / "dit", teacher)
+    model = opened(latent_model(tmp_path / "dit"), teacher)
     assert (model.classes, model.shape) == (10, (4, 4, 4))
     images = sampled(model, [1, 1, 1], torch.tensor([0, 7, -1]), steps=2)
     assert images.shape == (3, 1, 16, 16)
     assert float((images[0] - images[1]).abs().max()) > 0
+
+
+def latent_model(folder: Path, classes: int = 10, vae: Any = None, **schedule: Any) -> Path:
+    """A tiny DiT with random weights."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1,
+        norm_num_groups=2, sample_size=4, patch_size=2, num_embeds_ada_norm=classes,
+    )  # fmt: skip
+    pipeline = DiTPipeline(transformer, vae or small_vae(), DDIMScheduler(**schedule))
+    pipeline.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_a_model_of_other_classes_is_asked_for_none(
+    teacher: Teacher, tmp_path: Path, classes: int
+) -> None:
+    folder = latent_model(tmp_path / "dit", classes)
+    model = opened(folder, teacher)
+    assert model.classes == 0
+    noisy = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 9, -1])
+    found = model(noisy, 500, labels)
+    times, none = torch.full((3,), 500), torch.full((3,), classes)
+    with torch.no_grad():
+        wanted = model.network(noisy, timestep=times, class_labels=none).sample[:, :4]
+    torch.testing.assert_close(found, wanted)
+    said = f"its {classes} classes are not the teacher's 10: none is asked for"
+    assert said in notes(str(folder), 10) and said not in notes(str(folder), classes)
+    tables = {"generator": {"start": str(folder)},
+              "diffusion": {"steps": 2, "guidance": 2.0, "accept": "all"}}  # fmt: skip
+    made = Diffusion(Recipe.model_validate(tables), teacher)
+    stage = Stage(name="x", generator="diffusion", synthesis_steps=0, fresh=10)
+    still = AugmentTable(shift=0.0, flip=False)
+    scene = Scene(teacher, teacher, stage, {}, still, lambda *_: None, False, lambda *_: None)
+    images, asked = made.synthesize(scene, torch.Generator().manual_seed(0)).batch
+    assert images.shape == (10, 1, 16, 16) and sorted(asked.tolist()) == list(range(10))
+
+
+def test_latents_are_not_kept_to_a_range(teacher: Teacher, tmp_path: Path) -> None:
+    """Whatever their scheduler's configuration says, or does not say."""
+    assert opened(latent_model(tmp_path / "a", clip_sample=True), teacher).schedule[
+        "clip_sample"
+    ] is False  # fmt: skip
+    path = latent_model(tmp_path / "b") / "scheduler/scheduler_config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in told.items() if k != "clip_sample"}))
+    model = opened(tmp_path / "b", teacher)
+    assert solver("ddim", model.schedule, 5).config.clip_sample is False
+
+
+def test_an_autoencoder_of_other_channels_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+    vae = AutoencoderKL(
+        out_channels=2, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="images of 2 channels, the teacher takes 1"):
+        opened(latent_model(tmp_path / "x", vae=vae), teacher)
 
 
 def text_model(folder: Path) -> Path:
@@ -160,7 +215,7 @@ def test_half_precision_is_read_as_float32_and_said(teacher: Teacher, tmp_path: 
     model = opened(tmp_path / "half", teacher)
     assert {p.dtype for p in model.network.parameters()} == {torch.float32}
     assert bool(sampled(model, [1], torch.tensor([-1]), steps=2).isfinite().all())
-    assert any("half precision" in line for line in notes(str(tmp_path / "half")))
+    assert any("half precision" in line for line in notes(str(tmp_path / "half"), 10))
 
 
 def test_a_safety_checker_is_left_alone_and_said(teacher: Teacher, tmp_path: Path) -> None:
@@ -169,7 +224,10 @@ def test_a_safety_checker_is_left_alone_and_said(teacher: Teacher, tmp_path: Pat
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (folder / "model_index.json").write_text(json.dumps(index))
     opened(folder, teacher)
-    assert any("safety checker is not used" in line for line in notes(str(folder)))
+    assert any("safety checker is not used" in line for line in notes(str(folder), 10))
+    index["safety_checker"] = []
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert not any("safety checker" in line for line in notes(str(folder), 10))
 
 
 def spoil_index(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -179,6 +237,20 @@ def spoil_index(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], No
         (folder / "model_index.json").write_text(json.dumps(index))
 
     return spoil
+
+
+def spoil_config(name: str = "unet/config.json", **change: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    return spoil
+
+
+def halve(folder: Path) -> None:
+    path = folder / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    save_file({key: state[key] for key in sorted(state)[::2]}, path, {"format": "pt"})
 
 
 def to_pickle(folder: Path) -> None:
@@ -209,6 +281,13 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
         spoil_index(lambda i: i.update(_class_name=["pipeline.py", "Mine"])),
         "code of its own, which is never run",
     ),
+    "no size": (spoil_config(sample_size=None), "tells no sample_size"),
+    "sizes of another form": (spoil_config(sample_size="8"), "cannot be read as a UNet2DModel"),
+    "another prediction": (
+        spoil_config("scheduler/scheduler_config.json", prediction_type="flow"),
+        "it predicts 'flow', which is not understood",
+    ),
+    "half of the weights": (lambda f: halve(f / "unet"), r"lack \d+ tensors, '\w+.* among them"),
     "another kind": (
         spoil_index(lambda i: i.update(_class_name="AudioLDMPipeline")), "is not known; known",
     ),
@@ -234,6 +313,45 @@ def test_wrong_channels_and_wrong_classes_are_said(teacher: Teacher, tmp_path: P
     pipeline.save_pretrained(str(tmp_path / "seven"))
     with pytest.raises(InputError, match="it makes 7 classes, the teacher sees 10"):
         opened(tmp_path / "seven", teacher)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "said"),
+    [
+        ({"beta_schedule": "sigmoid"}, {"solver": "ddim"}, "ddim cannot run its scheduler in 8"),
+        ({"num_train_timesteps": 4}, {"solver": "auto"}, "ddim, dpm, ddpm cannot run .* 4 steps"),
+        ({"num_train_timesteps": "many"}, {}, "cannot run its scheduler"),
+    ],
+)
+def test_a_schedule_that_no_solver_runs_is_one_line(
+    teacher: Teacher, tmp_path: Path, change: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    folder = unconditional(tmp_path / "x")
+    spoil_config("scheduler/scheduler_config.json", **change)(folder)
+    tables = {"generator": {"start": str(folder)}, "diffusion": {"steps": 8} | settings}
+    with pytest.raises(InputError, match=said) as caught:
+        Diffusion(Recipe.model_validate(tables), teacher)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_folder_of_ours_is_written_over(tmp_path: Path) -> None:
+    ours(ours(tmp_path / "model"))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="is there already, and holds something else"):
+        ours(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_generator_has_the_promise_of_the_run_that_left_it(tmp_path: Path) -> None:
+    manifest = {"promise_level": 2, "teacher_sha256": "abc"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert promise_of(str(tmp_path), "abc") == 2
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"promise_level": 0}))
+    assert (promise_of(str(tmp_path), "abc"), promise_of(str(tmp_path), "def")) == (0, 1)
+    (tmp_path / "manifest.json").unlink()
+    assert promise_of(str(tmp_path), "abc") == 3  # who knows
+    assert promise_of("", "abc") == 0
 
 
 def test_code_in_a_folder_fires_with_the_librarys_loader_and_never_with_ours(
@@ -266,7 +384,8 @@ def test_what_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     ours(tmp_path / "run" / "diffusion")
     assert is_folder(str(tmp_path / "run")) and is_folder(str(tmp_path / "run" / "diffusion"))
-    assert promise_of(str(tmp_path / "run")) == 0
+    assert promise_of(str(tmp_path / "run"), "abc") == 0
+    assert promise_of(str(tmp_path / "run"), "of another teacher") == 1
     with pytest.raises(InputError, match=r"there is no model_index\.json"):
         opened(tmp_path / "nothing", None)  # type: ignore[arg-type]
 

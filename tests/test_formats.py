@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from synthkd.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
-from synthkd.specs import load_teacher
+from synthkd.specs import load_teacher, zoo
 from synthkd.teachers import digest_of
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -105,6 +105,28 @@ def own_file(folder: Path) -> Made:
     return Made({"spec": f"{folder / 'net.py'}:make", "args": args, **GREY}, body, trust=True)
 
 
+VIEWING = (
+    "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+    "    def __init__(self):\n        super().__init__()\n"
+    "        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)\n"
+    "        self.linear = nn.Linear(6 * 12 * 12, 5)\n\n"
+    "    def forward(self, x):\n        x = self.b(torch.relu(self.a(x)))\n"
+    "        return self.linear(x.view(-1, 6 * 12 * 12))\n"
+)
+
+
+def own_view(folder: Path) -> Made:
+    """A network that flattens by `view`, which maps laid out channels last do not suffer."""
+    (folder / "net.py").write_text(VIEWING)
+    names: dict[str, Any] = {}
+    exec(VIEWING, names)
+    torch.manual_seed(11)
+    body = names["Net"]().eval()
+    save_file(body.state_dict(), folder / "w.safetensors")
+    table = {"spec": f"{folder / 'net.py'}:Net", "weights": str(folder / "w.safetensors"), **GREY}
+    return Made(table, body, trust=True)
+
+
 def of_torchvision(folder: Path) -> Made:
     from torchvision import models
 
@@ -176,6 +198,35 @@ def of_onnx(folder: Path) -> Made:
     return Made(table, body)
 
 
+def of_onnx_norms(folder: Path) -> Made:
+    """With BatchNorm that does not stand behind a convolution, so that no exporter folds it."""
+    torch.manual_seed(10)
+    body = lively(build_network("wrn-16-1", channels=1, size=16, classes=5))
+    for module in body.modules():  # equal ones would become one tensor, and no layers of their own
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    saved_onnx(body, folder / "net.onnx")
+    graph = onnx.load(str(folder / "net.onnx")).graph
+    norms = sum(node.op_type == "BatchNormalization" for node in graph.node)
+    assert norms > 3
+    table = {"spec": f"onnx:{folder / 'net.onnx'}", "mean": (0.4,), "std": (0.2,)}
+    return Made(table, body, norms=norms)
+
+
+def of_onnx_dropout(folder: Path) -> Made:
+    """With a Dropout, which rests when a network is used."""
+    body = plain()
+    saved_onnx(body, folder / "net.onnx")
+    model = onnx.load(str(folder / "net.onnx"))
+    (last,) = (node for node in model.graph.node if "y" in node.output)
+    last.output[0] = "kept"
+    model.graph.node.append(onnx.helper.make_node("Dropout", ["kept"], ["y"]))
+    onnx.save(model, str(folder / "net.onnx"))
+    table = {"spec": f"onnx:{folder / 'net.onnx'}", "mean": (0.4,), "std": (0.2,)}
+    return Made(table, body)
+
+
 def of_onnx_answers(folder: Path) -> Made:
     body = plain()
     saved_onnx(body, folder / "net.onnx")
@@ -221,8 +272,9 @@ def of_function(folder: Path) -> Made:
 
 
 FORMS = [
-    own_name, own_file, of_torchvision, of_timm, of_hugging_face, of_timm_folder, of_onnx,
-    of_onnx_answers, of_onnx_fixed, of_export, of_script, of_function,
+    own_name, own_file, own_view, of_torchvision, of_timm, of_hugging_face, of_timm_folder, of_onnx,
+    of_onnx_norms, of_onnx_dropout, of_onnx_answers, of_onnx_fixed, of_export, of_script,
+    of_function,
 ]  # fmt: skip
 
 
@@ -432,6 +484,7 @@ def test_an_operator_that_cannot_be_turned_is_named_and_the_way_out_told(tmp_pat
         ({"spec": "torchvision:resnet18"}, "has random weights: give --teacher-weights FILE"),
         ({"spec": "timm:nothing_like_it"}, "there is no such network in timm"),
         ({"spec": "timm:resnet10t"}, "has random weights"),
+        ({"spec": "timm:resnet10t.nonsense"}, "there are no weights of this tag"),
         ({"spec": "hf:nowhere"}, r"config\.json is missing"),
         ({"spec": "onnx:nowhere.onnx"}, "there is no such file"),
         ({"spec": "nowhere.pt2", **GREY}, "there is no such file"),
@@ -471,6 +524,26 @@ def test_a_function_that_names_classes_is_a_teacher(tmp_path: Path) -> None:
     bright, dark = torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
     assert teacher(torch.cat([bright, dark])).argmax(1).tolist() == [1, 0]
     assert teacher.access == "logits"
+
+
+def test_a_function_that_fails_later_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "remote.py").write_text(
+        "def late():\n    return lambda x: None if len(x) == 3 else x.mean((2, 3))[:, [0, 0]]\n"
+        "def other():\n    ends = lambda x: (x.max((1, 2, 3)), x.min((1, 2, 3)))\n"
+        "    return lambda x: (lambda a, b: (a > 9) * 2 - (b < -9) + 0 * a)(*ends(x))\n"
+    )
+    late = load_teacher(TeacherTable(spec=f"{tmp_path / 'remote.py'}:late", **GREY),
+                        trust_code=True)  # fmt: skip
+    with pytest.raises(InputError, match="late'"):
+        late(torch.rand(3, 1, 16, 16))
+    table = TeacherTable(spec=f"{tmp_path / 'remote.py'}:other", classes=2, **GREY)
+    other = load_teacher(table, trust_code=True)
+    with pytest.raises(InputError, match="named class 2, and has 2 classes"):
+        other(torch.full((1, 1, 16, 16), 9.0))
+    with pytest.raises(InputError, match="named class -1, and has 2 classes"):
+        other(torch.tensor([0.4, -9.0]).view(2, 1, 1, 1).expand(2, 1, 16, 16))
+    with pytest.raises(InputError, match="named class nan"):
+        other(torch.full((1, 1, 16, 16), torch.nan))
 
 
 def test_features_are_found_by_name(tmp_path: Path) -> None:
@@ -542,6 +615,80 @@ def test_a_folder_of_timm_cannot_reach_outside(tmp_path: Path) -> None:
         path.write_text(json.dumps(good | change))
         with pytest.raises(InputError, match="is no plain network of timm"):
             load_teacher(TeacherTable(**made.table))
+    nameless = {"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "/else.pth"}}
+    path.write_text(json.dumps(nameless))
+    with pytest.raises(InputError, match="is no plain network of timm"):
+        load_teacher(TeacherTable(**made.table))
+
+
+def prepared(folder: Path, **settings: Any) -> Made:
+    """A folder of Hugging Face whose images are prepared otherwise."""
+    made = of_hugging_face(folder)
+    path = folder / "vit" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return made
+
+
+def test_blue_may_come_first(tmp_path: Path) -> None:
+    made = prepared(tmp_path, do_flip_channel_order=True)
+    teacher = load_teacher(TeacherTable(**made.table))
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        wanted = made.source((images.flip(1) - 0.5) / 0.25)
+    torch.testing.assert_close(teacher(images), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_division_is_in_the_deviation(tmp_path: Path) -> None:
+    teacher = load_teacher(TeacherTable(**prepared(tmp_path, include_top=True).table))
+    assert (teacher.spec.mean, teacher.spec.std) == ((0.5,) * 3, (0.0625,) * 3)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"rescale_offset": True}]
+)
+def test_pixels_of_another_range_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    made = prepared(tmp_path, **settings)
+    with pytest.raises(InputError, match=r"scales pixels otherwise than to 0\.\.1"):
+        load_teacher(TeacherTable(**made.table))
+
+
+def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    made = of_hugging_face(tmp_path)
+    path = tmp_path / "vit" / "model.safetensors"
+    state = load_file(path)
+    save_file({k: v for k, v in state.items() if "classifier" not in k}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 2 tensors, 'classifier\.bias' among them"):
+        load_teacher(TeacherTable(**made.table))
+
+
+def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
+    made = of_hugging_face(tmp_path)
+    path = tmp_path / "vit" / "model.safetensors"
+    images = torch.rand(4, 3, 32, 32)
+    exact = load_teacher(TeacherTable(**made.table))(images)
+    save_file({k: v.half() for k, v in load_file(path).items()}, path, {"format": "pt"})
+    teacher = load_teacher(TeacherTable(**made.table))
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    torch.testing.assert_close(teacher(images), exact, atol=1e-2, rtol=0)
+
+
+def test_published_weights_of_googlenet_get_the_range_they_want(tmp_path: Path) -> None:
+    """torchvision itself turns their input into another range, with its own weights alone."""
+    from torchvision import models
+
+    torch.manual_seed(12)
+    make = {"weights": None, "init_weights": False}
+    body = models.googlenet(transform_input=True, **make).eval()
+    torch.save(body.state_dict(), tmp_path / "w.pth")
+    table = {"spec": "torchvision:googlenet", "weights": str(tmp_path / "w.pth"), "image_size": 32}
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in zoo.IMAGENET)
+    with torch.no_grad():
+        wanted = body((images - mean) / std)
+    torch.testing.assert_close(load_teacher(TeacherTable(**table))(images), wanted,
+                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    plain = load_teacher(TeacherTable(**table, mean=zoo.IMAGENET[0], std=zoo.IMAGENET[1]))
+    assert not plain.classifier.body.transform_input
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from synthkd.errors import InputError
 from synthkd.images import to_float
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.states import load_state
+from synthkd.states import load_state, save_state
 from synthkd.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +126,16 @@ def test_the_promise_of_a_set_is_passed_on_and_nothing_better(
     main(["distill", *STUDENT, "--synthetic", str(copy), "--out", str(tmp_path / "run")])
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["promise_level"] == (2 if level == 2 else 3)
+
+
+def test_a_set_of_another_teacher_is_an_outside_prior(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
+    main(["distill", *STUDENT, "--synthetic", str(made[0]), "--out", str(tmp_path / "first")])
+    main(["distill", *STUDENT, "--synthetic", str(made[0]), "--out", str(tmp_path / "second"),
+          "--teacher", str(tmp_path / "first")])  # fmt: skip
+    levels = [manifest_of(tmp_path / name)["promise_level"] for name in ("first", "second")]
+    assert levels == [0, 1]
 
 
 def test_a_set_for_another_teacher_is_refused(
@@ -234,11 +245,13 @@ def imagined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = begun(folder, *IMAGINED, "--out", "whole", "--save-generator", "model", "--quiet")
     assert whole.communicate(timeout=110) == ("", "") and whole.returncode == 0
     stopped = folder / "stopped"
-    said = hit(begun(folder, *IMAGINED, "--out", "stopped"), stopped, 15, writing=False)
-    assert "go on with: synthkd generate --resume stopped" in said
-    hit(begun(folder, "--resume", "stopped"), stopped, 9, writing=True)
-    hit(begun(folder, "--resume", "stopped"), stopped, 2, writing=True)
-    last = begun(folder, "--resume", "stopped")
+    keep = ("--save-generator", "kept")
+    said = hit(begun(folder, *IMAGINED, *keep, "--out", "stopped"), stopped, 15, writing=False)
+    assert "go on with: synthkd generate --resume stopped --save-generator kept" in said
+    shutil.copytree(stopped, folder / "in training")
+    hit(begun(folder, "--resume", "stopped", *keep), stopped, 9, writing=True)
+    hit(begun(folder, "--resume", "stopped", *keep), stopped, 2, writing=True)
+    last = begun(folder, "--resume", "stopped", *keep)
     assert last.communicate(timeout=110)[1] == "" and last.returncode == 0
     return folder
 
@@ -253,6 +266,34 @@ def test_a_set_that_was_stopped_thrice_is_that_of_an_unbroken_call(imagined: Pat
     store = open_store(imagined / "stopped", verify=True)
     folders = ImageFolder(str(imagined / "stopped"), allow_empty=True)
     assert len(folders) == len(store)
+
+
+def test_the_model_of_a_set_that_was_stopped_is_kept_as_well(imagined: Path) -> None:
+    one, two = (imagined / name / "unet" for name in ("model", "kept"))
+    name = "diffusion_pytorch_model.safetensors"
+    assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
+    imagined: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(imagined / "in training", tmp_path / "set")
+    recipe, checkpoint = tmp_path / "set/recipe.toml", tmp_path / "set/checkpoint.safetensors"
+    told, state = recipe.read_text(), load_state(checkpoint, "checkpoint")
+
+    def refused() -> str:
+        process = begun(tmp_path, "--resume", "set")
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 2 and errors.count("\n") == 1
+        return errors
+
+    recipe.write_text(told.replace("seed = 0", "seed = 1"))
+    assert "its recipe.toml is not the one that it was begun with" in refused()
+    recipe.write_text(told)
+    save_state(state | {"real": "others"}, checkpoint, "checkpoint")
+    assert "the real images are other ones" in refused()
+    save_state(state | {"writer": {"rows": []}}, checkpoint, "checkpoint")
+    assert "its checkpoint does not fit it" in refused()
 
 
 def test_real_images_show_in_the_promise(imagined: Path) -> None:

@@ -190,3 +190,16 @@ def test_a_narrower_and_shallower_resnet_takes_the_first_blocks(network) -> None
 def test_a_narrower_resnet_of_a_deeper_kind_takes_what_there_is(network) -> None:
     student, teacher = network("resnet14-w4"), network("resnet8-w8")
     assert inherited(student, teacher) == (37, 67)
+
+
+def test_normalised_flat_maps_are_not_taken_for_channels():
+    def chain(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, width, 3), nn.Flatten(), nn.BatchNorm1d(width * 36),
+            nn.Linear(width * 36, 3),
+        )  # fmt: skip
+
+    student, teacher = chain(2), chain(4)
+    before = copy.deepcopy(student[0].state_dict())
+    inherited(student, teacher)
+    assert_same(before, student[0].state_dict())

@@ -264,6 +264,7 @@ def test_blended_moments_are_mostly_those_of_before_and_pass_on_a_share_of_the_g
 def test_the_first_moments_have_nothing_to_be_blended_with():
     moments = view().moments
     assert blended(moments, (), 0.9) is moments
+    assert blended((), moments, 0.9) == ()  # a stage without statistics after one with them
 
 
 def test_blended_detached_is_the_running_average_of_a_plain_loop():

@@ -163,3 +163,12 @@ def test_nothing_is_begun_after_the_deadline(teacher):
 def test_equal_seeds_give_equal_images(teacher):
     first, second = (pixels(teacher).synthesize(scene(teacher), rng(7)) for _ in range(2))
     assert torch.equal(first.batch.images, second.batch.images)
+
+
+def test_without_classes_asked_for_the_votes_are_taken(teacher):
+    made = Pixels(Recipe.model_validate({"generator": {"conditional": False}}), teacher)
+    found = made.synthesize(scene(teacher), rng())
+    assert found.batch.labels.tolist() == [-1] * 20
+    assert "obeyed" not in found.measures
+    asked = pixels(teacher).synthesize(scene(teacher), rng())
+    assert sorted(set(asked.batch.labels.tolist())) == list(range(10))

@@ -81,7 +81,9 @@ def test_a_damaged_newest_checkpoint_is_skipped(run: Run) -> None:
         run.checkpoint(state(round_), round_)
     newest = run.path / "checkpoints" / "000000008.safetensors"
     whole = newest.read_bytes()
-    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:4], b"", b"\0" * len(whole)):
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    cut = whole[:-1], whole[: len(whole) // 2], whole[:4], b""
+    for damaged in (*cut, b"\0" * len(whole), flipped):
         newest.write_bytes(damaged)
         found = run.newest()
         assert found is not None and found["progress"]["round"] == 4
@@ -166,7 +168,7 @@ def test_a_summary_writes_what_is_not_a_number_as_null(run: Run) -> None:
 
 
 def test_the_environment_names_versions_and_threads() -> None:
-    found = environment()
+    found = environment(torch.device("cpu"))
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert found["threads"] == torch.get_num_threads()
     assert found["command"][0] == "synthkd"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synthkd.denoising import noised, output_of
 from synthkd.networks.unet import new_unet
-from synthkd.synthesis.sampling import SOLVERS, Guide, sampled
+from synthkd.synthesis.sampling import SOLVERS, Guide, able_solvers, sampled, solver
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -69,6 +69,41 @@ def test_every_solver_finds_the_only_image_there_is(name: str, steps: int) -> No
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_so_many_steps_as_were_asked_for_are_taken(name: str) -> None:
+    """At 61, 103 and others, spacing by 1000 / steps would give one more, at −1, where nothing of
+    the signal is kept."""
+    for steps in (*range(1, 130), 206, 250, 999, 1000):
+        made = solver(name, SCHEDULE, steps)
+        assert len(made.timesteps) == len(set(made.timesteps.tolist())) == steps
+        assert (int(made.timesteps[0]), int(made.timesteps.min()) >= 0) == (999, True)
+    known = Knows()
+    found = sampled(known, [1], torch.tensor([2]), name=name, steps=61)
+    torch.testing.assert_close(found, known.images[2:] / 2 + 0.5, atol=2e-3, rtol=0)
+
+
+def test_a_solver_that_cannot_run_a_schedule_is_left_out() -> None:
+    assert able_solvers(SOLVERS, SCHEDULE, 8) == (SOLVERS, "")
+    able, said = able_solvers(SOLVERS, SCHEDULE | {"beta_schedule": "sigmoid"}, 8)
+    assert able == ("ddpm",) and "sigmoid" in said
+    assert able_solvers(SOLVERS, SCHEDULE | {"num_train_timesteps": 4}, 8) == (
+        (), "it has 4 steps in all",
+    )  # fmt: skip
+
+
+def test_of_a_strangers_scheduler_only_the_noise_is_taken_over() -> None:
+    """A learned variance is cut away from the prediction, and noise of its own would not go by an
+    image's seed."""
+    theirs = {"variance_type": "learned_range", "algorithm_type": "sde-dpmsolver++",
+              "use_karras_sigmas": True, "beta_end": 0.03}  # fmt: skip
+    for name in SOLVERS:
+        config = solver(name, theirs, 5).config
+        assert config.beta_end == 0.03
+        assert config.get("variance_type") != "learned_range"
+        assert config.get("algorithm_type") in (None, "dpmsolver++")
+        assert not config.get("use_karras_sigmas")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     net = Net()
     seeds, labels = list(range(100, 120)), torch.arange(20) % 3
@@ -79,6 +114,13 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     again = sampled(net, seeds[3:4], labels[3:4], name=name, steps=5)
     torch.testing.assert_close(again, whole[3:4], atol=1e-4, rtol=0)
     assert float((whole[0] - whole[3]).abs().max()) > 0.01  # same class, other seed
+
+
+def test_after_its_time_no_second_batch_is_begun() -> None:
+    net, labels = Net(), torch.arange(9) % 3
+    found = sampled(net, list(range(9)), labels, steps=2, batch=4, until=0.0)
+    whole = sampled(net, list(range(9)), labels, steps=2, batch=4)
+    assert torch.equal(found, whole[:4])
 
 
 def test_no_seeds_no_images() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,11 @@ def header(**metadata: str) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def skeleton(state: str) -> bytes:
+    """The same around a state without tensors, its checksum right."""
+    return header(**{"synthkd-thing": f"{zlib.crc32(state.encode()):08x} {state}"})
+
+
 DAMAGED = {
     "empty": b"",
     "noise": bytes(range(256)) * 9,
@@ -157,14 +163,17 @@ DAMAGED = {
     "a huge header": struct.pack("<Q", 2**60) + b"{}",
     "no kind": header(),
     "no skeleton": header(kind="thing"),
-    "no JSON": header(**{"synthkd-thing": "[[["}),
-    "an unknown tensor": header(**{"synthkd-thing": '["t", "7"]'}),
-    "a tensor that is a number": header(**{"synthkd-thing": '["t", 7]'}),
-    "a list that is none": header(**{"synthkd-thing": "[1, 2, 3]"}),
-    "a dictionary that is none": header(**{"synthkd-thing": '["d", 5]'}),
-    "pairs that are none": header(**{"synthkd-thing": '["d", [[1, 2, 3]]]'}),
-    "keys that are lists": header(**{"synthkd-thing": '["d", [[["l"], 2]]]'}),
-    "a depth without end": header(**{"synthkd-thing": '["l", [' * 20_000 + "]]" * 20_000}),
+    "no checksum": header(**{"synthkd-thing": '["l", []]'}),
+    "another checksum": header(**{"synthkd-thing": '00c0ffee ["l", []]'}),
+    "a checksum alone": header(**{"synthkd-thing": "00000000"}),
+    "no JSON": skeleton("[[["),
+    "an unknown tensor": skeleton('["t", "7"]'),
+    "a tensor that is a number": skeleton('["t", 7]'),
+    "a list that is none": skeleton("[1, 2, 3]"),
+    "a dictionary that is none": skeleton('["d", 5]'),
+    "pairs that are none": skeleton('["d", [[1, 2, 3]]]'),
+    "keys that are lists": skeleton('["d", [[["l"], 2]]]'),
+    "a depth without end": skeleton('["l", [' * 20_000 + "]]" * 20_000),
 }
 
 
@@ -176,6 +185,22 @@ def test_a_damaged_state_is_one_line_for_the_user(tmp_path, what):
         load_state(path, "thing")
     assert "\n" not in str(caught.value)
     assert "thing" in str(caught.value)
+
+
+def test_what_the_damaged_states_are_made_of_can_be_read(tmp_path):
+    (tmp_path / "x").write_bytes(skeleton('["l", [1, null]]'))
+    assert load_state(tmp_path / "x", "thing") == [1, None]
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "x"
+    state = {"a": torch.rand(5), "b": [torch.tensor(True), torch.arange(3)], "drawn": 1024}
+    save_state(state, path, "thing")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="damaged"):
+            load_state(path, "thing")
 
 
 def test_a_state_cut_anywhere_is_one_line_for_the_user(tmp_path):

@@ -116,7 +116,13 @@ def test_a_card_of_a_run_with_real_images_does_not_claim_otherwise(run: Path) ->
     summary = json.loads((run / "summary.json").read_text())
     card = model_card(summary, {"teacher": "x|<b>", "teacher_sha256": "0", "promise_level": 2}, [],
                       ["a", "b"])  # fmt: skip
-    assert "read no real data" not in card and "This run read real images." in card
+    assert "read no real data" not in card
+    assert "read no real images, but what it began with had seen some." in card
+    read = summary | {"real_images_read": 5, "held_out": "real"}
+    card = model_card(read, {"teacher": "x|<b>", "teacher_sha256": "0", "promise_level": 2}, [],
+                      ["a", "b"])  # fmt: skip
+    assert "read no real" not in card and "This run read real images." in card
+    assert "agreement on held-out real images" in card
     assert "Treat both with the same care" in card
     assert "<b>" not in card
 
@@ -227,6 +233,9 @@ def test_a_student_of_a_run_keeps_its_images_and_its_promise(
     levels = [json.loads((p / "manifest.json").read_text())["promise_level"]
               for p in (run, first, second)]  # fmt: skip
     assert levels == [0, 2, 2]
+    other = tmp_path / "other"  # what this demo is to another teacher, it is not to itself
+    main([*words, "--teacher", str(run), "--student", "demo", "--out", str(other)])
+    assert json.loads((other / "manifest.json").read_text())["promise_level"] == 3
     (tmp_path / "net.py").write_text(CODE)
     text = failing(
         capsys, *words, "--student", str(run), "--teacher", f"{tmp_path / 'net.py'}:of_any_size",

@@ -16,7 +16,14 @@ from synthkd.images import ImageSpec
 from synthkd.networks import NAMES, build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.specs import card_of, load_classifier, load_teacher, new_student, read_weights
+from synthkd.specs import (
+    Card,
+    card_of,
+    load_classifier,
+    load_teacher,
+    new_student,
+    read_weights,
+)  # fmt: skip
 from synthkd.students import save_student
 from synthkd.teachers import Teacher, digest_of
 
@@ -308,6 +315,41 @@ def test_a_spec_with_its_own_weights_takes_no_others(tmp_path: Path, spec: str) 
     name = str(tmp_path / "run") if spec == "run" else spec
     with pytest.raises(InputError, match="brings its own weights"):
         load_teacher(TeacherTable(spec=name, weights="other.pt"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"image_size": 32}, "--image-size 32: 'demo' brings its own input contract (16 16)"),
+        ({"channels": 3}, "--channels 3: 'demo' brings its own input contract (1)"),
+        ({"mean": (0.5,)}, "--teacher-mean 0.5"),
+        ({"std": (0.5, 0.5)}, "--teacher-std 0.5 0.5"),
+    ],
+)
+def test_a_spec_with_its_own_contract_takes_no_other(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_teacher(TeacherTable(**flags))
+    assert words in str(caught.value)
+    own = load_teacher(TeacherTable(**flags), shared=True).spec
+    same = TeacherTable(image_size=own.height, channels=1, mean=own.mean, std=own.std)
+    assert load_teacher(same).spec == own == load_teacher(TeacherTable()).spec
+
+
+@pytest.mark.parametrize("load", [load_teacher, load_classifier])
+def test_a_run_takes_no_arguments(tmp_path: Path, load: Any) -> None:
+    student = Classifier(network(), GREY, 10)
+    save_student(student, card_of(student, "resnet8-w4", ()), tmp_path / "student.safetensors")
+    with pytest.raises(InputError, match=r"-args: .* brings its own"):
+        if load is load_teacher:
+            load_teacher(TeacherTable(spec=str(tmp_path), args={"width": "7"}))
+        else:
+            table = StudentTable(spec=str(tmp_path), args={"width": "7"})
+            load_classifier(table, TeacherTable())
+
+
+def test_a_card_of_endless_classes_is_none() -> None:
+    with pytest.raises(ValueError, match="classes"):
+        Card("resnet8-w4", 1, 16, 16, (0.4,), (0.2,), 10_000_000, "logits")
 
 
 def test_a_student_is_saved_with_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The synthetic data set on disk: what is written is read back, and damage is one clear line."""
 
+import copy
 import errno
 import hashlib
 import json
@@ -396,14 +397,37 @@ def test_fsyncs_are_three_a_shard_and_two_for_the_manifest(
     assert calls == 3 * 10 + 2
 
 
+def test_what_an_interrupted_writer_wrote_last_is_not_kept(tmp_path: Path) -> None:
+    """What is made anew may be of other classes."""
+    pixels, labels, logits = made(40)
+    options: dict[str, Any] = {"shard": 10}
+    with Writer(tmp_path / "set", SPEC, 3, NAMES, **options) as writer:
+        writer.add(pixels[:15], labels[:15], logits[:15])
+        state = copy.deepcopy(writer.state_dict())
+        writer.add(pixels[15:40], labels[15:40], logits[15:40])  # and then it was killed
+    other = (labels + 1) % 3
+    with Writer(tmp_path / "set", SPEC, 3, NAMES, resumed=True, **options) as writer:
+        writer.load_state_dict(state)
+        writer.prune()
+        writer.add(pixels[15:20], other[15:20], logits[15:20])
+        writer.close({})
+    found = open_store(tmp_path / "set", verify=True)
+    assert len(found) == 20 == len(ImageFolder(str(tmp_path / "set")))
+    left = sorted(path.name for path in (tmp_path / "set").glob("shard-*.images.npy"))
+    assert left == ["shard-00000.images.npy", "shard-00001.images.npy"]
+    for path, label in ImageFolder(str(tmp_path / "set")).samples:
+        assert int(found.labels[int(Path(path).stem)]) == label
+
+
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
+from synthkd.commands.machine import peak_memory_mb
 from synthkd.images import ImageSpec
 from synthkd.store import Writer
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_memory_mb(torch.device("cpu"))  # not that of the process that started this one
 
 count = int(sys.argv[2])
 spec = ImageSpec(3, 32, 32, (0.0,) * 3, (1.0,) * 3)
@@ -419,7 +443,7 @@ print(peak() - start)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="where /proc tells")
 def test_the_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "set"), "20000"],

@@ -61,6 +61,38 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(a[key], b[key]), key
 
 
+class Viewing(nn.Module):
+    """A network that flattens by `view`: its maps must not be laid out channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+        self.linear = nn.Linear(6 * 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.b(torch.relu(self.a(x))).view(len(x), -1))
+
+
+def test_images_are_laid_out_as_a_network_can_take_them():
+    torch.manual_seed(0)
+    lessons = batches(30)
+    lessons = [(x, lessons[0][1]) for x, _ in lessons]
+    learner = Learner(Classifier(Viewing(), SPEC, 3), TrainingTable(learning_rate=0.05))
+    losses = taught(learner, lessons, whole=30)
+    assert losses[-1] < losses[0]
+    assert not learner.student.channels_last
+    assert Learner(new(), TrainingTable()).student.channels_last
+
+
+def test_arranging_changes_neither_weights_nor_mode():
+    for student in (new(), Classifier(Viewing(), SPEC, 3)):
+        for mode in (True, False):
+            before = copy.deepcopy(student.train(mode).state_dict())
+            assert student.arranged() is student
+            assert student.training == student.body.training == mode
+            assert_same(student.state_dict(), before)
+
+
 def test_a_student_without_normalisation_learns_at_its_own_rate():
     table = TrainingTable(learning_rate=0.3, unnormalised=0.5, warmup=0.0, ema=0)
     (images, answers), *_ = batches(1)

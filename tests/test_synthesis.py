@@ -22,7 +22,7 @@ from synthkd.specs import load_teacher
 from synthkd.states import load_state, save_state
 from synthkd.synthesis import GENERATORS, painting
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
-from synthkd.synthesis.plan import plan, table
+from synthkd.synthesis.plan import alone, plan, suited, table
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.scene import Scene, even_labels
 from synthkd.teachers import Teacher
@@ -232,7 +232,7 @@ def test_sampling_changes_nothing(teacher, frozen):
     one = gan(teacher)
     before = copy.deepcopy(one.decoder.state_dict())
     one.sample(12, seeded(5), frozen=frozen)
-    assert len(one.sample(0, seeded(5), frozen=frozen).images) == 0
+    assert one.sample(0, seeded(5), frozen=frozen).images.shape == (0, 1, 16, 16)
     assert len(one.sample(1, seeded(5), frozen=frozen).images) == 1
     assert_same(before, one.decoder.state_dict())
 
@@ -537,7 +537,7 @@ def test_every_generator_follows_the_protocol(teacher, kind):
     recipe = RECIPE.model_copy(update={"diffusion": DiffusionTable.model_validate(table)})
     one = GENERATORS[kind](recipe, teacher)
     one.load_state_dict(one.state_dict())
-    made = one.synthesize(scene(teacher), seeded()).batch
+    made = one.synthesize(scene(teacher, material=light), seeded()).batch
     count = 20 if kind == "pixels" else 30
     assert (made.images.shape, made.labels.shape) == ((count, 1, 16, 16), (count,))
 
@@ -657,6 +657,23 @@ def test_without_a_memory_every_stage_that_teaches_has_fresh_images(teacher):
             assert stage.fresh > 0
 
 
+def test_without_a_memory_pixels_are_improved_as_before(teacher):
+    recipe = build(flags={"memory": {"capacity": 0, "shares": {}}})
+    *_, refine, study = plan(recipe, teacher).stages
+    assert (study.generator, study.student_steps) == ("pixels", 10)
+    assert study.synthesis_steps == refine.synthesis_steps > 0
+    assert study.terms == refine.terms
+
+
+@pytest.mark.parametrize("key", ["attention", "features"])
+def test_maps_inside_a_black_box_are_not_compared(teacher, key):
+    recipe = build(flags={"training": {key: 1.0}})
+    assert suited(recipe, teacher)[0] == recipe
+    closed = Teacher(teacher.classifier, access="logits")
+    with pytest.raises(InputError, match=f"training.{key} compares maps inside the teacher"):
+        suited(recipe, closed)
+
+
 def test_stages_can_be_chosen_by_name(teacher):
     assert list(kinds(default(run={"stages": ("joint",)}), teacher)) == ["joint"]
 
@@ -674,3 +691,52 @@ def test_a_plan_can_be_shown_as_a_table(teacher):
     assert [row[0] for row in rows] == [stage.name for stage in stages]
     assert rows[1][3] == "-"
     assert "one_hot 0.5" in rows[0][3]
+
+
+# --- what generators do without a student ---
+
+
+def stage(name: str, generator: str, **fields: Any) -> Stage:
+    return Stage(name=name, generator=generator, student_steps=fields.pop("student", 0), **fields)
+
+
+def test_alone_are_the_stages_without_a_student():
+    draw = stage("draw", "procedural", fresh=64, terms={})
+    refine = stage("refine", "pixels", synthesis_steps=4, terms={"one_hot": 1.0})
+    joint = stage("joint", "gan", student=5)
+    study = stage("study", "none", student=5)
+    assert alone((draw, refine, joint, study)) == (draw, refine)
+
+
+def test_alone_is_the_first_that_invents_where_all_have_a_student():
+    terms = {"one_hot": 1.0, "disagreement": 0.5}
+    study, joint, later = (
+        stage("study", "none", student=5), stage("joint", "gan", student=5, terms=terms),
+        stage("later", "pixels", student=5),
+    )  # fmt: skip
+    (only,) = alone((study, joint, later))
+    assert (only.name, only.student_steps, only.terms) == ("joint", 0, {"one_hot": 1.0})
+
+
+def test_alone_is_nothing_where_nothing_invents():
+    assert alone((stage("study", "none", student=5),)) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "steps", "names"),
+    [
+        ("diffusion", 0, ["draw", "learn"]),  # one stage: what it learns is sampled in writing
+        ("diffusion", 3, ["draw", "learn", "imagine"]),  # it goes on learning
+        ("pixels", 0, ["draw", "learn", "imagine"]),  # of another
+    ],
+)
+def test_sampling_after_learning_is_one_stage(before, steps, names):
+    found = alone((
+        stage("draw", "procedural", fresh=64),
+        stage("learn", before, synthesis_steps=10, fresh=7),
+        stage("imagine", "diffusion", synthesis_steps=steps, fresh=256, terms={"balance": 2.0}),
+    ))  # fmt: skip
+    assert [s.name for s in found] == names
+    assert found[-1].terms == {"balance": 2.0}
+    if len(found) == 2:
+        assert (found[-1].synthesis_steps, found[-1].fresh) == (10, 0)

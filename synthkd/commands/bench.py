@@ -1,6 +1,5 @@
 """`synthkd bench`: pipelines against each other, with the same teacher, student and wall clock."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -145,6 +144,12 @@ def _common(recipe: Recipe, device: torch.device) -> dict[str, Any]:
             raise InputError(
                 f"{key}: each pipeline has its own, or the bench sets it: leave it out of --config"
             )
+        if key.startswith(("dataset.", "evaluation.")):
+            raise InputError(f"{key}: the runs of a bench have no such setting")
+    for key in ("teacher", "student"):
+        for name, value in data.get(key, {}).get("args", {}).items():
+            if "," in value:
+                raise InputError(f"{key}.args.{name}: a bench cannot hand on a comma")
     if recipe.budget.minutes is None:
         raise InputError("a bench compares at equal time: give --minutes M")
     if recipe.data.val == "none" or not (recipe.data.val or recipe.teacher.spec == "demo"):
@@ -281,14 +286,10 @@ def _alone(folder: Path) -> Iterator[int]:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file():
         raise InputError(f"--out {quoted(folder)}: this directory holds something else")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"--out {quoted(folder)}: another bench, or a run that it left behind, is at work"
-            ) from None
-        yield file.fileno()
+    (folder / "lock").touch()
+    complaint = f"--out {quoted(folder)}: another bench, or a run that it left behind, is at work"
+    with files.alone(folder / "lock", complaint) as handle:
+        yield handle
 
 
 def _settle(
@@ -302,7 +303,7 @@ def _settle(
     fixed |= {f"sha256 of --also {name}": images.digest for name, images in bench.also.items()}
     data: dict[str, Any] = {
         "settings": bench.settings, "fixed": fixed, "pipelines": pipelines, "seeds": seeds,
-        **environment(),
+        **environment(bench.device),
     }  # fmt: skip
     if (bench.folder / "bench.json").exists():
         before = arena.read_settings(bench.folder)
@@ -442,7 +443,7 @@ def _clear(bench: Bench, entry: Entry) -> None:
         (bench.folder / "replaced").mkdir(exist_ok=True)
         aside = free_name(bench.folder / "replaced" / entry.path.name)
         entry.path.rename(aside)
-        bench.display.say(f"{entry.path.name}: its recipe has changed; the old run is now {aside}")
+        bench.display.say(f"{entry.path.name}: done anew; the old run is now {aside}")
     elif entry.path.exists():
         shutil.rmtree(entry.path)
         bench.display.say(f"{entry.path.name}: it was not finished and is done anew")
@@ -498,7 +499,8 @@ def _scored(bench: Bench, entry: Entry) -> dict[str, Any]:
         student.load_state_dict(weights)
         kept = {key: line[key] for key in ("share", "seconds", "images_seen")}
         curve.append(kept | {"accuracy": _accuracy(student, bench.val, bench.device)})
-    return {"summary": summary, "others": others, "curve": curve}
+    read = Run(entry.path).manifest.get("data", {}).get("real", {}).get("digest")
+    return {"summary": summary, "others": others, "curve": curve, "real_sha256": read}
 
 
 @torch.no_grad()
@@ -524,7 +526,9 @@ def probe(device: torch.device) -> dict[str, float]:
             for shape in ((n, n), (batch, 64, 16, 16), (64, 64, 3, 3))
         )
         images = images.contiguous(memory_format=torch.channels_last)
-        found[str(kind).removeprefix("torch.")] = round(_speed(_step(a, images, kernel), work), 1)
+        found[str(kind).removeprefix("torch.")] = round(
+            _speed(_step(a, images, kernel), work, device), 1
+        )
     return found
 
 
@@ -535,12 +539,12 @@ def _step(a: Tensor, images: Tensor, kernel: Tensor) -> Callable[[], object]:
     return step
 
 
-def _speed(step: Callable[[], object], work: float) -> float:
+def _speed(step: Callable[[], object], work: float, device: torch.device) -> float:
     """GFLOP/s of a step of `work` operations; the first one does not count."""
 
     def wait() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     step()
     wait()

@@ -15,8 +15,9 @@ from synthkd.evaluation import compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
 from synthkd.images import ImageSpec
 from synthkd.progress import whole_share
-from synthkd.recipe import Recipe, StudentTable
-from synthkd.runs import PROMISES, Run, claim, environment, free_name
+from synthkd.promises import PROMISES, passed_on
+from synthkd.recipe import Recipe
+from synthkd.runs import Run, claim, environment, free_name, held
 from synthkd.seeds import globally, source
 from synthkd.specs import card_of, load_teacher, new_student, read_card
 from synthkd.specs.choice import best_student
@@ -50,9 +51,10 @@ def run(
     default = f"runs/{_word(recipe.teacher.spec)}-{_word(recipe.student.spec)}-s{recipe.run.seed}"
     out = Path(recipe.run.out) if recipe.run.out else free_name(Path(default))
     claim(out)
-    job.open_data()
-    the_run = Run.create(out, job.recipe, job.manifest)
-    return _go(job, the_run, display, started)
+    with held(out, "--out"):
+        job.open_data()
+        the_run = Run.create(out, job.recipe, job.manifest)
+        return _go(job, the_run, display, started)
 
 
 def resume(
@@ -77,7 +79,16 @@ def resume(
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
-    before = the_run.manifest
+    with held(path, "--resume"):
+        _take_up(job, the_run, display)
+        return _go(job, the_run, display, started)
+
+
+def _take_up(job: "Job", the_run: Run, display: Display) -> None:
+    """Opens what an interrupted run had opened, and goes back to its newest checkpoint; nothing may
+    have changed meanwhile."""
+    Run.resume(the_run.path)  # whoever worked in it until now may have finished it
+    path, before = the_run.path, the_run.manifest
     if before.get("teacher_sha256") != job.teacher.digest:
         raise InputError(f"--resume {quoted(path)}: the teacher is another one than at the start")
     if before.get("recipe_sha256") != job.manifest["recipe_sha256"]:
@@ -100,7 +111,6 @@ def resume(
                 f"--resume {quoted(path)}: its newest checkpoint does not fit its recipe"
             ) from None
         display.say(f"going on after round {job.lab.progress.round}")
-    return _go(job, the_run, display, started)
 
 
 @dataclass
@@ -118,8 +128,8 @@ class Job:
         """Opens what the recipe allows, and nothing else, and writes it into the manifest."""
         table = self.recipe.data
         opened: dict[str, Any] = {}
-        level, real = promise_of(self.recipe.generator.start), None
-        level = max(level, _promise_of_student(self.recipe.student))
+        level, real = promise_of(self.recipe.generator.start, self.teacher.digest), None
+        level = max(level, _promise_of_student(self.recipe, self.teacher.digest))
         if table.mix_ratio < 1:
             real = _load(
                 self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False
@@ -138,10 +148,8 @@ class Job:
                 table.synthetic, self.teacher.spec, classes=store.classes, labelled=True
             )
             assert made.labels is not None
-            promised = store.manifest.get("promise_level")
-            level = max(
-                level, promised if isinstance(promised, int) and promised in PROMISES else 3
-            )  # what says nothing gets no praise
+            # what says nothing gets no praise
+            level = max(level, passed_on(store.manifest, self.teacher.digest, unknown=3))
             opened["synthetic"] = {
                 "path": table.synthetic,
                 "digest": made.digest,
@@ -156,12 +164,16 @@ class Job:
         }
 
 
-def _promise_of_student(table: StudentTable) -> int:
-    """The promise level that a student's first weights allow. What says nothing gets no praise."""
+def _promise_of_student(recipe: Recipe, digest: str) -> int:
+    """The promise level that a student's first weights allow, under the teacher of this digest.
+    What says nothing gets no praise."""
+    table = recipe.student
     manifest = Path(table.spec) / "manifest.json"
     if manifest.is_file():
-        level = read_table(manifest, f"--student {quoted(table.spec)}").get("promise_level")
-        return level if isinstance(level, int) and level in PROMISES else 3
+        known = read_table(manifest, f"--student {quoted(table.spec)}")
+        return passed_on(known, digest, unknown=3)
+    if table.spec == "demo":  # the teacher's own weights, or those of one that saw labelled digits
+        return 0 if recipe.teacher.spec == "demo" else 3
     brought = Path(table.spec).exists() or table.spec.startswith(("hf:", "onnx:"))
     return 3 if table.weights or brought else 0
 
@@ -238,7 +250,7 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         assert isinstance(gan, Gan)
         gan.take_over(recipe.generator.start)
     manifest = {
-        **environment(),
+        **environment(lab.device),
         "teacher": recipe.teacher.spec,
         "teacher_sha256": teacher.digest,
         "student": recipe.student.spec,
@@ -304,7 +316,9 @@ def _scoring(job: Job, display: Display, most: float) -> float:
     count = count_images(_val(job.recipe))
     if not count or job.lab.learner is None or job.teacher.access != "full":
         return 0.0
+    before = job.teacher.queries
     seconds = count * seconds_per_image(job.lab.learner.student, job.teacher)
+    job.teacher.queries = before  # asked about nothing of the run
     if seconds > most:
         display.say(
             f"scoring {count:,} images will take about {seconds:.0f} s, and the budget has "
@@ -415,6 +429,7 @@ def _finish(
         | {"rest": round(wall - sum(parts.values()), 2)},
         "images_seen": progress.images_seen,
         "images_invented": progress.invented,
+        "held_out": "real" if recipe.data.mix_ratio == 0 else "synthetic",
         "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
         "real_images_read": job.manifest["real_images_read"],
         "teacher_access": job.teacher.access,
@@ -456,7 +471,7 @@ def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
         ("teacher accuracy", percent(summary["teacher_accuracy"])),
         ("agreement with the teacher", percent(summary["agreement"])),
         (
-            "agreement, held-out synthetic",
+            f"agreement, held-out {summary['held_out']}",
             f"{summary['held_out_agreement']:.2%} ({summary['weights']} weights kept)",
         ),
         (

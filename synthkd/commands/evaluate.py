@@ -61,7 +61,8 @@ def run(
     named = "spec" in recipe.teacher.model_fields_set
     teacher = None
     if wants_student or named or recipe.evaluation.extractor == "teacher":
-        teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+        trust = recipe.run.trust_code
+        teacher = load_teacher(recipe.teacher, trust_code=trust, shared=True).to(device)
 
     result: dict[str, Any] = {}
     text: list[Block] = []
@@ -197,7 +198,7 @@ def _extractor(recipe: Recipe, teacher: "Teacher | None", device: "torch.device"
         "access": "full",
     })  # fmt: skip
     try:
-        network = load_teacher(contract, trust_code=recipe.run.trust_code)
+        network = load_teacher(contract, trust_code=recipe.run.trust_code, shared=True)
     except InputError as error:
         raise InputError(f"--extractor {quoted(name)}: {error}") from None
     return classifier_extractor(network.to(device), name)

@@ -16,8 +16,9 @@ from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
 from synthkd.images import Batch, to_uint8
+from synthkd.promises import PROMISES
 from synthkd.recipe import Recipe, Stage
-from synthkd.runs import PROMISES, claim, environment, free_name
+from synthkd.runs import claim, environment, free_name, held
 from synthkd.seeds import source
 from synthkd.specs import load_teacher
 from synthkd.states import load_state, save_state
@@ -26,11 +27,11 @@ from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion import Diffusion
 from synthkd.synthesis.folders import is_folder, promise_of
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
-from synthkd.synthesis.judging import ADVERSARIAL
 from synthkd.teachers import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
+MEMORY = 4096  # images remembered at the most
 RECIPE, CHECKPOINT = "recipe.toml", "checkpoint.safetensors"  # of a data set that is being made
 
 
@@ -49,9 +50,12 @@ def run(
         print(recipes.to_toml(recipe), end="")
         return {}
     out = Path(recipe.run.out) if recipe.run.out else free_name(Path("synthetic"))
+    _check_apart(save_generator, out)
     claim(out)
-    files.write_atomic(out / RECIPE, recipes.to_toml(recipe))
-    return _go(job, out, display, started)
+    with held(out, "--out"):
+        claim(out)  # whoever came at the same time may have begun in it
+        files.write_atomic(out / RECIPE, recipes.to_toml(recipe))
+        return _go(job, out, display, started)
 
 
 def resume(
@@ -61,8 +65,7 @@ def resume(
     """Goes on with a data set that was interrupted, in training or in writing."""
     started = time.perf_counter()
     display = Display(quiet=quiet)
-    if (path / MANIFEST).exists():
-        raise InputError(f"--resume {quoted(path)}: this data set is finished")
+    _check_unfinished(path)
     if not (path / RECIPE).is_file():
         raise InputError(f"--resume {quoted(path)}: no data set was begun here")
     told = recipes.read_toml(path / RECIPE)
@@ -74,17 +77,45 @@ def resume(
     if dry_run:
         print(recipes.to_toml(recipe), end="")
         return {}
-    state = None
+    _check_apart(save_generator, path)
+    with held(path, "--resume"):
+        state = _take_up(job, path, display)
+        return _go(job, path, display, started, resumed=True, state=state)
+
+
+def _check_apart(keep: Path | None, out: Path) -> None:
+    """Refuses to keep a model around or inside the data set, where its folder would be a class."""
+    if keep is None:
+        return
+    one, other = keep.resolve(), out.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise InputError(f"--save-generator {quoted(keep)}: the data set goes there")
+
+
+def _check_unfinished(path: Path) -> None:
+    if (path / MANIFEST).exists():
+        raise InputError(f"--resume {quoted(path)}: this data set is finished")
+
+
+def _take_up(job: "Job", path: Path, display: Display) -> dict[str, Any] | None:
+    """Goes back to the checkpoint of an interrupted data set, if there is one already; nothing may
+    have changed meanwhile."""
+    _check_unfinished(path)  # by whoever worked in it until now
+    state: dict[str, Any] | None = None
     if (path / CHECKPOINT).is_file():
         state = load_state(path / CHECKPOINT, "checkpoint")
         if state.get("teacher_sha256") != job.teacher.digest:
             raise InputError(f"--resume {quoted(path)}: the teacher is another one")
+        if state.get("recipe_sha256") != files.sha256_of(path / RECIPE):
+            raise InputError(
+                f"--resume {quoted(path)}: its {RECIPE} is not the one that it was begun with"
+            )
         try:
             job.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise InputError(f"--resume {quoted(path)}: its checkpoint does not fit it") from None
     display.say("no checkpoint yet: starting from the beginning" if state is None else "going on")
-    return _go(job, path, display, started, resumed=True, state=state)
+    return state
 
 
 @dataclass
@@ -147,25 +178,25 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
     """Teacher, plan and lab, and the real images that are allowed, if any are."""
     recipe, device, bfloat16 = prepare(borrow(recipe))
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
-    the_plan = plans.plan(recipe, teacher)
-    # what a generator does alone: the stages without a student, or the first that invents anything
-    alone = [s for s in the_plan.stages if s.generator != "none" and not s.student_steps]
-    alone = alone or [s for s in the_plan.stages if s.generator != "none"][:1]
-    if not alone:
+    allowing = recipe
+    if recipe.data.real:  # given is allowed: there is no batch of a student to mix
+        data = recipe.data.model_copy(update={"mix_ratio": 0.5})
+        allowing = recipe.model_copy(update={"data": data})
+    the_plan = plans.plan(allowing, teacher)
+    stages = plans.alone(the_plan.stages)
+    if not stages:
         raise InputError(
             "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
         )
-    if len(alone) > 1 and alone[-1].generator == "diffusion" and not alone[-1].synthesis_steps:
-        learner = alone[-2]  # what comes after it, sampling, is done while writing
-        rest = alone[-1].model_dump(include={"fresh", "terms"})
-        if learner.generator == "diffusion":
-            alone = [*alone[:-2], learner.model_copy(update=rest | {"fresh": 0})]
-    stages = tuple(
-        s.model_copy(update={"student_steps": 0, "terms": _alone(s.terms)}) for s in alone
-    )
     # a loaded generator is not trained on
     start = recipe.generator.start
     trained = bool(start) and (stages[-1].generator != "diffusion" or is_folder(start))
+    for stage in () if trained else stages:
+        if stage.generator in plans.JUDGED and stage.synthesis_steps and not stage.terms:
+            raise InputError(
+                f"stage {stage.name}: without a student its generator has nothing to go by: take "
+                "another --pipeline, or give it terms (--stage.NAME.terms.one_hot 1)"
+            )
     budget = (
         f"{recipe.budget.minutes:g} minutes"
         if recipe.budget.minutes
@@ -175,14 +206,14 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
         plans.Plan(stages, the_plan.reasons),
         "no training" if trained else f"{budget} of training",
     )
-    memory = recipe.memory.model_copy(update={"capacity": 4096})
+    # a critic and a denoiser look back, even where a student would not; no more than they need
+    capacity = min(recipe.memory.capacity or MEMORY, MEMORY)
+    memory = recipe.memory.model_copy(update={"capacity": capacity})
     whole = recipe.diffusion.model_copy(update={"accept": "all"})  # `_fill` chooses
-    small = recipe.model_copy(update={"memory": memory, "diffusion": whole})
-    if recipe.data.real:  # given is allowed: there is no batch of a student to mix
-        data = recipe.data.model_copy(update={"mix_ratio": 0.5})
-        small = small.model_copy(update={"data": data})
+    small = allowing.model_copy(update={"memory": memory, "diffusion": whole})
     lab = Lab(small, stages, teacher, None, device=device, bfloat16=bfloat16)
-    job = Job(recipe, teacher, lab, stages, the_plan.reasons, promise_of(recipe.generator.start))
+    level = promise_of(recipe.generator.start, teacher.digest)
+    job = Job(recipe, teacher, lab, stages, the_plan.reasons, level)
     if keep is not None:
         if not isinstance(job.generator, Diffusion) or trained:
             raise InputError("--save-generator: only a diffusion model that is trained here")
@@ -208,6 +239,7 @@ def _go(
     """Trains, then writes, saving on the way; finishes or stops."""
     recipe, before, written = job.recipe, job.seconds, job.writing
     saved, writing = time.monotonic(), started
+    opened = {"recipe_sha256": files.sha256_of(out / RECIPE), "real": ""}
     if recipe.data.real:
         real = load_images(
             recipe.data.real, job.teacher.spec, classes=job.teacher.classes, labelled=False,
@@ -215,6 +247,9 @@ def _go(
         )  # fmt: skip
         job.lab.real = real.pixels
         job.real, job.level = len(real.pixels), max(job.level, 2)
+        opened["real"] = real.digest
+    if state is not None and state.get("real") != opened["real"]:
+        raise InputError(f"--resume {quoted(out)}: the real images are other ones")
 
     def save(writer: Writer | None) -> None:
         nonlocal saved
@@ -224,6 +259,7 @@ def _go(
         data = {
             "teacher_sha256": job.teacher.digest,
             "writer": writer.state_dict() if writer else None,
+            **opened,
             **job.state_dict(),
         }
         save_state(data, out / CHECKPOINT, "checkpoint")
@@ -235,14 +271,17 @@ def _go(
             save(writer)
         if asked:
             display.stop()
+            keeping = f" --save-generator {job.keep}" if job.keep else ""
             display.say(
-                f"stopped and saved; go on with: synthkd generate --resume {out}" + trusting(recipe)
+                f"stopped and saved; go on with: synthkd generate --resume {out}{keeping}"
+                + trusting(recipe)
             )
             raise SystemExit(128 + asked[0])
 
     with stopping() as asked:
         if not job.trained:
             _train(job, display, lambda: pause(asked, None))
+            save(None)
         if isinstance(job.generator, Gan):
             save_decoder(job.generator, out / "generator.safetensors")
         writing = time.perf_counter()
@@ -252,7 +291,9 @@ def _go(
             resumed=resumed,
         ) as writer:  # fmt: skip
             if state is not None and state["writer"] is not None:
-                writer.load_state_dict(state["writer"])
+                _take_over(writer, state["writer"], out)
+            if resumed:
+                writer.prune()
             _fill(writer, job, display, lambda: pause(asked, writer))
             if not writer.count:
                 raise InputError(
@@ -261,19 +302,26 @@ def _go(
             job.writing = written + time.perf_counter() - writing
             manifest = _manifest(job)
             manifest["wall_seconds"] = round(before + time.perf_counter() - started, 2)
+            if job.keep is not None:
+                job.generator.save(job.keep, job.level)
             writer.close(manifest)
             count = writer.count
     (out / CHECKPOINT).unlink(missing_ok=True)
-    if job.keep is not None:
-        job.generator.save(job.keep, job.level)
     _show(manifest, count, out, display)
     return manifest
+
+
+def _take_over(writer: Writer, state: dict[str, Any], out: Path) -> None:
+    try:
+        writer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise InputError(f"--resume {quoted(out)}: its checkpoint does not fit it") from None
 
 
 def _manifest(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     return {
-        **environment(),
+        **environment(job.lab.device),
         "teacher": recipe.teacher.spec,
         "teacher_sha256": job.teacher.digest,
         "generator": job.stages[-1].generator,
@@ -325,11 +373,6 @@ def _show(manifest: dict[str, Any], count: int, out: Path, display: Display) -> 
             1, ("too few of", ", ".join(f"class {k}: {n} missing" for k, n in missed.items()))
         )
     display.table("result", ("what", "value"), rows)
-
-
-def _alone(terms: dict[str, float]) -> dict[str, float]:
-    """Terms that need no student."""
-    return {name: weight for name, weight in terms.items() if name not in ADVERSARIAL}
 
 
 def _train(job: Job, display: Display, pause: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The discriminator: is an image like the reference, and which class is it? (catalogue A2)"""
+"""The discriminator: is an image of this class like the reference? (catalogue A2)"""
 
 from itertools import pairwise
 

@@ -68,25 +68,48 @@ class BlackBox(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to what the function answers."""
         try:
-            answer = self.function(x.detach().cpu().float().numpy())
+            answer = self.function(x.detach().cpu().float().contiguous().numpy())
+            return torch.from_numpy(np.array(answer)).to(x.device)
         except (Exception, SystemExit) as error:
             raise InputError(
                 f"{quoted(self.spec)}: {type(error).__name__}: {quoted(error)}"
             ) from None
-        return torch.from_numpy(np.array(answer)).to(x.device)
 
 
-def load_teacher(table: TeacherTable, *, trust_code: bool = False) -> Teacher:
-    """The teacher that `table` describes, frozen; anything wrong with it is one InputError."""
+def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool = False) -> Teacher:
+    """The teacher that `table` describes, frozen; anything wrong with it is one InputError.
+
+    A network that brings its own input contract takes no other by flags, unless these are `shared`
+    with networks that bring none."""
     classifier, names = _classifier(
         table.spec, table.weights, table, trust_code=trust_code, role="teacher"
     )
+    if _is_saved(table.spec) and not shared:
+        _check_flags(table, classifier.spec)
     kind = f" answering in {classifier.answers}" if classifier.answers != "logits" else ""
     access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
     return Teacher(
         classifier, names=names, described=f"{table.spec}{kind}", access=access,
         features_at=table.features,
     )  # fmt: skip
+
+
+def _check_flags(table: TeacherTable, known: ImageSpec) -> None:
+    """Refuses an input contract that a network which brings its own would not follow."""
+    for flag, given, own in (
+        ("--image-size", table.image_size, (known.height, known.width)),
+        ("--channels", table.channels, (known.channels,)),
+        ("--teacher-mean", table.mean, known.mean),
+        ("--teacher-std", table.std, known.std),
+    ):
+        told = given if isinstance(given, tuple) else (given or 0,)
+        whole = told * len(own) if len(told) == 1 else told
+        if given is not None and [round(v, 6) for v in whole] != [round(v, 6) for v in own]:
+            asked, brought = (" ".join(f"{value:g}" for value in values) for values in (told, own))
+            raise InputError(
+                f"{flag} {asked}: {quoted(table.spec)} brings its own input contract ({brought}): "
+                "leave it away"
+            )
 
 
 def _is_closed(classifier: Classifier) -> bool:
@@ -185,6 +208,8 @@ def _saved(
             f"--{role} {quoted(spec)} is built by the code {quoted(card.network)}, "
             "as its file says: give --trust-code if you trust it"
         )
+    if table.args and dict(table.args) != dict(card.args):
+        raise InputError(f"--{role}-args: {quoted(spec)} brings its own: leave them away")
     if table.classes not in (None, card.classes):
         raise InputError(f"--classes {table.classes}: {quoted(spec)} has {card.classes} classes")
     told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from synthkd.errors import InputError, quoted
 from synthkd.images import ImageSpec
 from synthkd.networks.classifier import Classifier
+from synthkd.recipe import MOST_CLASSES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Card:
             raise ValueError("images of no size")
         if not (len(self.mean) == len(self.std) == self.channels):
             raise ValueError("means and deviations for other channels")
-        if self.classes < 2 or len(self.names) not in (0, self.classes):
+        if not 2 <= self.classes <= MOST_CLASSES or len(self.names) not in (0, self.classes):
             raise ValueError("names for other classes")
 
     @property

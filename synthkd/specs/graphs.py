@@ -226,7 +226,7 @@ def _converted(model: Any, onnx: Any, fixed: int | None, where: str) -> nn.Modul
             f"{where}: {what} cannot be turned into torch; it still answers without gradients: "
             "give --teacher-access logits"
         ) from None
-    return body
+    return body.eval()  # its mode is fixed by `Sealed`, and the converter leaves it in training
 
 
 def from_code(path: Path, role: str, *, trust_code: bool) -> Source:

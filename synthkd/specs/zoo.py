@@ -18,6 +18,7 @@ from synthkd.specs.contract import Known, Source
 from synthkd.specs.weights import fill, read_weights
 
 REACHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained"}  # outside the folder
+TRANSFORMING = ("inception_v3", "googlenet")  # their published weights want another range
 HUB = "hub"  # in place of a file of weights: those that the zoo offers
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -43,7 +44,10 @@ def from_torchvision(name: str, weights: str, table: TeacherTable, role: str) ->
     state = read_weights(Path(weights)) if weights else None
 
     def build(classes: int) -> nn.Module:
-        made: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+        # as torchvision itself builds these two around its published weights
+        published = state is not None and classes == 1000 and not (table.mean or table.std)
+        more = {"transform_input": True} if published and name in TRANSFORMING else {}
+        made: nn.Module = models.get_model(name, weights=None, num_classes=classes, **more)
         return made
 
     classes = table.classes or _classes_of(build, state, role, name)
@@ -73,7 +77,12 @@ def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source
             f"--{role} timm:{quoted(name)}: there is no such network in timm"
             f"{close if close.startswith('; did') else ''}"
         )
-    found = timm.get_pretrained_cfg(name)
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a known network, with a tag that nobody knows
+        raise InputError(
+            f"--{role} timm:{quoted(name)}: there are no weights of this tag"
+        ) from None
     told = _of_timm(found.to_dict() if found is not None else {})
     if weights == HUB:
         body = _fetched(lambda: timm.create_model(name, pretrained=True), role, name)
@@ -131,15 +140,16 @@ def _of_timm(config: dict[str, Any]) -> Known:
 
 
 class Answer(nn.Module):
-    """A network of transformers as one that takes images and returns logits."""
+    """A network of transformers as one that takes images and returns logits; `flipped`, it wants
+    the channels the other way round (blue, green, red)."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, flipped: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.flipped = network, flipped
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, K]."""
-        logits: Tensor = self.network(pixel_values=x).logits
+        logits: Tensor = self.network(pixel_values=x.flip(1) if self.flipped else x).logits
         return logits
 
 
@@ -152,7 +162,7 @@ def from_hugging_face(folder: Path, role: str) -> Source:
     files = sorted(p.name for p in folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{where}: there is no .safetensors in it (pickles are not read)")
-    if "architecture" in config:  # as timm writes it
+    if "architecture" in config or config.get("model_type") == "timm_wrapper":
         body, told = _of_timm_folder(folder, files[0], config, where)
         return Source(body, told, True)
     try:
@@ -162,13 +172,25 @@ def from_hugging_face(folder: Path, role: str) -> Source:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            body = AutoModelForImageClassification.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
+            body, found = AutoModelForImageClassification.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
     except Exception as error:  # whatever a damaged folder makes the library say
         said = quoted(" ".join(str(error).split())[:200])
         raise InputError(f"{where}: cannot be read as an image classifier: {said}") from None
-    return Source(Answer(body), _sensible(lambda: _of_transformers(folder, config), where), True)
+    counters = "num_batches_tracked"  # of BatchNorm: without meaning in eval mode
+    if lacking := sorted(k for k in found["missing_keys"] if not k.endswith(counters)):
+        # the library would make them up
+        raise InputError(
+            f"{where}: its weights lack {len(lacking)} tensors, {quoted(lacking[0])} among them: "
+            "is this a classifier?"
+        )
+    path = folder / "preprocessor_config.json"
+    seen = read_table(path, where) if path.is_file() else {}
+    known = _sensible(lambda: _of_transformers(seen, config, where), where)
+    flipped = bool(seen.get("do_flip_channel_order"))
+    return Source(Answer(body.float(), flipped=flipped), known, True)
 
 
 def _sensible(read: Callable[[], Known], where: str) -> Known:
@@ -184,7 +206,7 @@ def _of_timm_folder(
 ) -> tuple[nn.Module, Known]:
     import timm
 
-    name = str(config["architecture"])
+    name = str(config.get("architecture"))
     arguments = config.get("model_args") or {}
     if not timm.is_model(name) or not isinstance(arguments, dict) or REACHING & set(arguments):
         raise InputError(f"{where}: {quoted(name)} is no plain network of timm")
@@ -203,11 +225,20 @@ def _of_timm_folder(
     return body, told
 
 
-def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
+def _of_transformers(seen: dict[str, Any], config: dict[str, Any], where: str) -> Known:
+    """What a processor's settings `seen` do to an image, and what the network is told."""
+    scale = float(seen.get("rescale_factor") or 1 / 255)
+    if (
+        not seen.get("do_rescale", True)
+        or seen.get("rescale_offset")
+        or abs(scale - 1 / 255) > 1e-6
+    ):
+        raise InputError(
+            f"{where}: its preprocessor_config.json scales pixels otherwise than to 0..1 "
+            "(do_rescale, rescale_factor, rescale_offset), which is not understood"
+        )
     labels = config.get("id2label") or {}
     names = tuple(str(labels[k]) for k in sorted(labels, key=int))
-    path = folder / "preprocessor_config.json"
-    seen = read_table(path, str(folder)) if path.is_file() else {}
     size = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
     if isinstance(size, dict):
         edge = size.get("shortest_edge")
@@ -219,6 +250,8 @@ def _of_transformers(folder: Path, config: dict[str, Any]) -> Known:
         tuple(float(v) for v in seen[key]) if normal and key in seen else None
         for key in ("image_mean", "image_std")
     )
+    if std and seen.get("include_top"):  # EfficientNet divides twice
+        std = tuple(v * v for v in std)
     return Known(
         int(config.get("num_channels") or 3), (int(height), int(width)) if height else None,
         mean, std, len(names) or None, names,

@@ -21,14 +21,14 @@ from synthkd.denoising import (
     noised,
     target,
 )
-from synthkd.errors import InputError
+from synthkd.errors import InputError, quoted
 from synthkd.images import Batch, ImageSpec, resized
 from synthkd.networks.unet import new_unet, working_size
 from synthkd.recipe import DifficultyTable, Recipe
 from synthkd.students import load_optimizer
 from synthkd.synthesis.folders import is_folder, open_folder, save_folder
 from synthkd.synthesis.judging import Jury, weights
-from synthkd.synthesis.sampling import SOLVERS, Denoiser, Guide, sampled
+from synthkd.synthesis.sampling import SOLVERS, Denoiser, Guide, able_solvers, sampled
 from synthkd.synthesis.scene import Invented, Scene, even_labels
 from synthkd.teachers import Teacher
 
@@ -106,6 +106,7 @@ class Diffusion:
             self.denoiser = open_folder(
                 Path(recipe.generator.start), teacher, scale=table.scale, prompt=table.prompt
             )
+            self.solvers = self._able_solvers()
             return
         size = table.size or working_size(spec.height, spec.width)
         self.unet = new_unet(spec.channels, self.classes, size=size, width=table.width)
@@ -119,22 +120,26 @@ class Diffusion:
         smooth = new_unet(spec.channels, self.classes, size=size, width=table.width)
         smooth.to(self.device).requires_grad_(False).eval()
         self.denoiser = Trained(smooth, spec, schedule_of(recipe), table.scale)
+        self.solvers = self._able_solvers()
         self._settle()
 
     def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
         """`stage.synthesis_steps` training steps on `stage.synthesis_batch` images each, then
-        `stage.fresh` new images. There is nothing to learn from yet: no step is taken."""
+        `stage.fresh` new images. Where there was never anything to learn from: an InputError."""
         stage, trained = scene.stage, 0
         measures: dict[str, float] = {}
-        # steps that find nothing to learn from are spent all the same, or a stage would never end
-        spent = 0 if self.borrowed else stage.synthesis_steps * stage.synthesis_batch
         if not self.borrowed:
             for _ in range(stage.synthesis_steps):
                 if trained and time.perf_counter() > scene.deadline:
                     break
                 material = scene.material(stage.synthesis_batch, rng)
                 if material is None:
-                    break
+                    raise InputError(
+                        f"stage {stage.name}: the diffusion model has nothing to learn from: allow "
+                        "real images (--real-data), or let stages before it fill the memory with "
+                        f"four times its synthesis_batch of {stage.synthesis_batch} images (as "
+                        "far as --memory.capacity lets them)"
+                    )
                 measures["denoising"] = self._step(scene, material, rng)
                 trained += stage.synthesis_batch
         if trained:
@@ -143,7 +148,7 @@ class Diffusion:
         batch, drawn, accepted = self._offer(scene, rng)
         if drawn:
             measures["accepted"] = accepted / drawn
-        return Invented(batch, spent + drawn, measures)
+        return Invented(batch, trained + drawn, measures)
 
     # Training
 
@@ -208,7 +213,7 @@ class Diffusion:
             drawn += len(images)
             good = self._accepted(images, asked)
             parts.append(Batch(images[good], asked[good]))
-            wanted = wanted[~good.cpu()]
+            wanted = torch.cat([wanted[: len(good)][~good.cpu()], wanted[len(good) :]])
         if not parts:
             parts = [Batch(torch.empty(0, *self.teacher.spec.shape, device=self.device), wanted)]
         batch = Batch(*(torch.cat([part[i] for part in parts]) for i in (0, 1)))
@@ -216,34 +221,36 @@ class Diffusion:
 
     @torch.no_grad()
     def _accepted(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Whether the teacher sees the class that was asked for, where one was, and is sure."""
-        sure, votes = self.teacher(images).softmax(1).max(1)
+        """Whether the teacher sees the class that was asked for, where one was, and is sure; where
+        all are taken it is not asked."""
         if self.table.accept == "all":
-            return torch.ones_like(votes, dtype=torch.bool)
+            return torch.ones(len(images), dtype=torch.bool, device=images.device)
+        sure, votes = self.teacher(images).softmax(1).max(1)
         labels = labels.to(votes.device)
         good: Tensor = ((labels == votes) | (labels < 0)) & (sure >= self.table.confidence)
         return good
 
     def sample(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Batch:
-        """An image for every label [B]; those of a denoiser that knows no classes, without a
-        guide, come with label −1."""
+        """An image for every label [B], or fewer where time runs out; those of a denoiser that
+        knows no classes, without a guide, come with label −1."""
         self.denoiser.bfloat16 = scene.bfloat16
         seeds = torch.randint(2**62, (len(labels),), generator=rng).tolist()
         if not self.solver:
             self.solver = self._best_solver(scene, rng)
         guide = self._guide(scene, rng)
         asked = labels if guide or self._told else torch.full_like(labels, -1)
-        images = self._sampled(seeds, asked, guide, self.solver)
+        images = self._sampled(seeds, asked, guide, self.solver, scene.deadline)
         self.jury.close()
-        return Batch(images, asked.to(self.device))
+        return Batch(images, asked[: len(images)].to(self.device))
 
     def _sampled(
-        self, seeds: list[int], labels: Tensor, guide: Guide | None, solver: str
-    ) -> Tensor:
+        self, seeds: list[int], labels: Tensor, guide: Guide | None, solver: str,
+        until: float = float("inf"),
+    ) -> Tensor:  # fmt: skip
         table = self.table
         return sampled(
             self.denoiser, seeds, labels, name=solver, steps=table.steps, guide=guide,
-            recurrence=table.recurrence, batch=table.batch,
+            recurrence=table.recurrence, batch=table.batch, until=until,
         )  # fmt: skip
 
     @property
@@ -264,6 +271,18 @@ class Diffusion:
 
         return Guide(loss, self.guidance, table.guide_schedule, table.guide_clip, table.through)
 
+    def _able_solvers(self) -> tuple[str, ...]:
+        """The solvers, of those that are allowed, that can run the denoiser's schedule."""
+        steps = self.table.steps
+        allowed = (self.solver,) if self.solver else SOLVERS
+        able, said = able_solvers(allowed, self.denoiser.schedule, steps)
+        if not able:
+            raise InputError(
+                f"--generator-from {quoted(self.recipe.generator.start)}: {', '.join(allowed)} "
+                f"cannot run its scheduler in {steps} steps: {quoted(said)}"
+            )
+        return able
+
     def _best_solver(self, scene: Scene, rng: torch.Generator) -> str:
         """Of the solvers, the one whose images the teacher agrees with most, at this number of
         steps; without classes, is surest of."""
@@ -271,7 +290,7 @@ class Diffusion:
         asked = labels if self._told else torch.full_like(labels, -1)
         seeds = torch.randint(2**62, (TRIED,), generator=rng).tolist()
         found = {}
-        for name in SOLVERS:
+        for name in self.solvers:
             shares = self.teacher(self._sampled(seeds, asked, None, name)).softmax(1).cpu()
             of = shares.gather(1, asked[:, None])[:, 0] if self._told else shares.amax(1)
             found[name] = float(of.mean())

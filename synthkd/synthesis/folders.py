@@ -9,7 +9,7 @@ B batch, C channels, H height, W width of what is denoised.
 import functools
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from synthkd.denoising import classifier_free
 from synthkd.errors import InputError, quoted
 from synthkd.files import read_table
 from synthkd.images import ImageSpec, recoloured, resized
+from synthkd.promises import passed_on
 from synthkd.teachers import Teacher
 
 HUB = "hub:"
@@ -33,6 +34,8 @@ TEXT = ("StableDiffusionPipeline",)
 KNOWN = (*PIXELS, *CLASSES, *TEXT)
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 LIBRARIES = ("diffusers", "transformers")
+PREDICTED = ("epsilon", "v_prediction", "sample")
+LATENT = {"clip_sample": False, "thresholding": False}  # latents have no range to be kept to
 
 
 def is_folder(path: str) -> bool:
@@ -74,18 +77,20 @@ class Borrowed:
         spec: ImageSpec,
         *,
         classes: int = 0,
+        none: int | None = None,
         words: Tensor | None = None,
         vae: Any = None,
         scale: float = 1.0,
     ) -> None:
         self.network = network.requires_grad_(False).eval()
-        self.schedule, self.spec, self.classes = schedule, spec, classes
+        self.schedule, self.spec = schedule, spec
+        self.classes = classes  # of the teacher's, those it can be asked for: all or 0
+        self.none = none  # its label of no class, if it takes labels
         self.vae = vae.requires_grad_(False).eval() if vae is not None else None
         self.words = words  # [K + 1, L, E] embeddings of the class names, the empty text last
         self.scale = scale
         config: Any = network.config
-        side = config.sample_size
-        height, width = (side, side) if isinstance(side, int) else side
+        height, width = sides(config)
         self.shape = (int(config.in_channels), int(height), int(width))
         self.kind = str(schedule.get("prediction_type", "epsilon"))
         self.bfloat16 = False
@@ -97,10 +102,12 @@ class Borrowed:
 
     def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
         """The prediction [B, C, H, W]; label −1 is no class."""
-        if not self.classes:
+        if self.none is None:
             return self._ask(noisy, step, None)
+        if not self.classes:  # those it knows are others
+            labels = torch.full_like(labels, -1)
         return classifier_free(
-            lambda images, asked: self._ask(images, step, asked), noisy, labels, self.classes,
+            lambda images, asked: self._ask(images, step, asked), noisy, labels, self.none,
             self.scale,
         )  # fmt: skip
 
@@ -123,6 +130,16 @@ class Borrowed:
             clean = self.vae.decode(clean / factor).sample
         images = resized(clean / 2 + 0.5, (self.spec.height, self.spec.width))
         return recoloured(images, self.spec.channels)
+
+
+def sides(config: Any) -> tuple[int, int]:
+    """Height and width of what a network of diffusers denoises, by its configuration; ValueError
+    where that does not tell."""
+    side = config.sample_size
+    both = (side, side) if isinstance(side, int) else tuple(side or ())
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise ValueError("its config.json tells no sample_size")
+    return both[0], both[1]
 
 
 # Reading
@@ -156,6 +173,8 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
             f"{_where(folder)}: its scheduler has no betas: a consistency model of another kind, "
             "which is not understood"
         )
+    if (aim := schedule.get("prediction_type", "epsilon")) not in PREDICTED:
+        raise InputError(f"{_where(folder)}: it predicts {quoted(aim)}, which is not understood")
     spec, device = teacher.spec, teacher.classifier.mean.device
     if kind in PIXELS:
         unet = _network(folder, "unet", "UNet2DModel")
@@ -167,20 +186,24 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
             )
         free = told == teacher.classes + 1  # the last label is that of no class
         made = Borrowed(
-            unet, schedule, spec, classes=min(told, teacher.classes), scale=scale if free else 1.0
-        )
+            unet, schedule, spec, classes=min(told, teacher.classes),
+            none=teacher.classes if told else None, scale=scale if free else 1.0,
+        )  # fmt: skip
     elif kind in CLASSES:
         network = _network(folder, "transformer", "DiTTransformer2DModel")
-        vae = _network(folder, "vae", "AutoencoderKL")
-        classes = int(network.config.num_embeds_ada_norm)
-        made = Borrowed(network, schedule, spec, classes=classes, vae=vae, scale=scale)
+        vae = _decoder(folder, spec)
+        told = int(network.config.num_embeds_ada_norm)
+        made = Borrowed(
+            network, schedule | LATENT, spec, classes=told if told == teacher.classes else 0,
+            none=told, vae=vae, scale=scale,
+        )  # fmt: skip
     else:
         unet = _network(folder, "unet", "UNet2DConditionModel")
-        vae = _network(folder, "vae", "AutoencoderKL")
+        vae = _decoder(folder, spec)
         words = _embeddings(folder, [prompt.replace("{}", name) for name in teacher.names])
         made = Borrowed(
-            unet, schedule, spec, classes=teacher.classes, words=words.to(device), vae=vae,
-            scale=scale,
+            unet, schedule | LATENT, spec, classes=teacher.classes, none=teacher.classes,
+            words=words.to(device), vae=vae, scale=scale,
         )  # fmt: skip
     for part in (made.network, made.vae):
         if part is not None:
@@ -188,8 +211,9 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
     return made
 
 
-def notes(path: str) -> list[str]:
-    """What a person should know about a borrowed folder before it is used, a line each."""
+def notes(path: str, classes: int) -> list[str]:
+    """What a person should know about a borrowed folder before it is used for a teacher of so many
+    classes, a line each."""
     folder = _folder(path)
     if folder is None:
         return []
@@ -198,7 +222,12 @@ def notes(path: str) -> list[str]:
     told = [f"generator borrowed: {index.get('_class_name')} in {folder}"]
     if not known:
         told.append("nobody here knows what it was trained on: promise level 1, outside prior")
-    if isinstance(index.get("safety_checker"), list) and index["safety_checker"][0]:
+    if index.get("_class_name") in CLASSES:
+        config = read_table(folder / "transformer" / "config.json", _where(folder))
+        if (other := config.get("num_embeds_ada_norm")) != classes:
+            told.append(f"its {other} classes are not the teacher's {classes}: none is asked for")
+    checker = index.get("safety_checker")
+    if isinstance(checker, list) and any(checker):
         told.append("its safety checker is not used: images are judged by your teacher")
     if any(folder.glob("*/*.fp16.safetensors")):
         told.append("its weights are half precision: read as float32")
@@ -211,13 +240,18 @@ def about(folder: Path) -> dict[str, Any]:
     return read_table(path, _where(folder)) if path.is_file() else {}
 
 
-def promise_of(path: str) -> int:
-    """The promise level that images of a borrowed generator can have."""
+def promise_of(path: str, digest: str) -> int:
+    """The promise level that images of a borrowed generator can have, for the teacher of this
+    digest. A generator of ours about which nothing is written has seen who knows what."""
     folder = _folder(path)
-    if folder is None:
+    if folder is not None:
+        known, unknown = about(folder), 1
+    elif path:
+        place, unknown = Path(path) / "manifest.json", 3
+        known = read_table(place, f"--generator-from {quoted(path)}") if place.is_file() else {}
+    else:
         return 0
-    level = about(folder).get("promise_level", 1)
-    return level if isinstance(level, int) and level in (0, 1, 2, 3) else 1
+    return passed_on(known, digest, unknown=unknown)
 
 
 def _network(folder: Path, name: str, kind: str) -> Any:
@@ -239,15 +273,36 @@ def _network(folder: Path, name: str, kind: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network = getattr(diffusers, kind).from_pretrained(
+            network, found = getattr(diffusers, kind).from_pretrained(
                 str(place), local_files_only=True, use_safetensors=True,
                 torch_dtype=torch.float32, low_cpu_mem_usage=False,
-                variant=None if plain.is_file() else "fp16",
+                variant=None if plain.is_file() else "fp16", output_loading_info=True,
             )  # fmt: skip
+            if name != "vae":
+                sides(network.config)
     except Exception as error:  # whatever a damaged file makes the library say
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{_where(folder)}: {name} cannot be read as a {kind}: {said}") from None
+    _check_whole(folder, name, network, found["missing_keys"])
     return network.float()
+
+
+def _check_whole(folder: Path, name: str, network: torch.nn.Module, missing: Iterable[str]) -> None:
+    """Refuses weights that lack some: the libraries would make these up."""
+    own = {key for key, _ in network.named_parameters()}
+    lacking = sorted(own.intersection(missing))
+    if lacking:
+        raise InputError(
+            f"{_where(folder)}: the weights of {name} lack {len(lacking)} tensors, "
+            f"{quoted(lacking[0])} among them"
+        )
+
+
+def _decoder(folder: Path, spec: ImageSpec) -> Any:
+    """The half of an autoencoder that makes images of latents, and the other half."""
+    vae = _network(folder, "vae", "AutoencoderKL")
+    _check_channels(folder, vae.config.out_channels, spec)
+    return vae
 
 
 def _embeddings(folder: Path, texts: list[str]) -> Tensor:
@@ -264,13 +319,14 @@ def _embeddings(folder: Path, texts: list[str]) -> Tensor:
         tokenizer = CLIPTokenizer.from_pretrained(
             str(folder / "tokenizer"), local_files_only=True, trust_remote_code=False
         )
-        encoder = CLIPTextModel.from_pretrained(
+        encoder, found = CLIPTextModel.from_pretrained(
             str(folder / "text_encoder"), local_files_only=True, use_safetensors=True,
-            torch_dtype=torch.float32,
+            torch_dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{_where(folder)}: its text encoder cannot be read: {said}") from None
+    _check_whole(folder, "text_encoder", encoder, found["missing_keys"])
     tokens = tokenizer(
         [*texts, ""], padding="max_length", truncation=True, return_tensors="pt",
         max_length=tokenizer.model_max_length,
@@ -304,10 +360,12 @@ def save_folder(
 
     `ConsistencyModelPipeline` is the pipeline of theirs that tells a UNet2DModel its classes; with
     a DDIM scheduler it samples as DDIM does. Label K stands for no class. `known` is written beside
-    it. The folder appears whole or not at all.
+    it. The folder appears whole or not at all; only one of ours is replaced.
     """
     from diffusers import ConsistencyModelPipeline, DDIMScheduler
 
+    if folder.exists() and not (folder / OURS).is_file():
+        raise InputError(f"{quoted(folder)} is there already, and holds something else")
     scheduler: Any = DDIMScheduler(**schedule)
     partial = folder.with_name(f".{folder.name}.tmp")
     if partial.exists():

@@ -73,7 +73,8 @@ def sampled(
     """
     z, labels = inputs(decoder, count, classes, rng)
     if count == 0:
-        return Batch(z.new_empty((0, 1, 1, 1)), labels)
+        shape = (decoder.conv3.out_channels, decoder.height, decoder.width)
+        return Batch(z.new_empty((0, *shape)), labels)
     before = {} if frozen else {name: b.clone() for name, b in decoder.named_buffers()}
     mode = decoder.training
     decoder.train(not frozen and count > 1)

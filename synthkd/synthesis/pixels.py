@@ -29,6 +29,7 @@ class Pixels:
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.table = recipe.pixels
+        self.conditional = recipe.generator.conditional
         self.teacher = teacher
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
@@ -44,6 +45,8 @@ class Pixels:
         table, stage = self.table, scene.stage
         labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
         moved = self._encode(self._start(labels, scene, rng)).requires_grad_()
+        if not self.conditional:  # the teacher's votes are taken instead
+            labels = torch.full_like(labels, -1)
         optimizer = torch.optim.Adam(
             [moved], lr=table.learning_rate, betas=(table.beta1, table.beta2)
         )

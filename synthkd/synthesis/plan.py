@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from synthkd.errors import InputError
 from synthkd.recipe import Recipe, Stage
 from synthkd.synthesis.folders import is_folder, notes
-from synthkd.synthesis.judging import FEATURES
+from synthkd.synthesis.judging import ADVERSARIAL, FEATURES
 from synthkd.teachers import Teacher
 
 
@@ -51,9 +52,12 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
             kind = "none"
         if kind == "none" and recipe.memory.capacity == 0 and stages:
             kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
-            stage = stage.model_copy(update={"synthesis_steps": 0})
+            kept: dict[str, Any] = {"synthesis_steps": 0}
+            if kind in ("pixels", "episodes"):  # without steps these have nothing to offer
+                kept = stages[-1].model_dump(include=set(AS_BEFORE))
+            stage = stage.model_copy(update=kept)
         if kind == "diffusion":
-            reasons += _of_diffusion(recipe)
+            reasons += _of_diffusion(recipe, teacher)
             _check_curriculum(recipe, stage)
         guided = kind == "diffusion" and recipe.diffusion.guidance > 0
         if guided and teacher.access != "full":
@@ -76,8 +80,39 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
     return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
 
 
+def alone(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """What generators do without a student: a plan's stages in which none learns, else the first
+    that invents anything. Terms that ask a student are gone; () where no stage invents.
+
+    A diffusion model that samples in a stage of its own, after it has learned, samples at the end
+    of the one stage that is left, as that asks it to: what is written comes from there.
+    """
+    inventing = [stage for stage in stages if stage.generator != "none"]
+    chosen = [stage for stage in inventing if not stage.student_steps] or inventing[:1]
+    match chosen:
+        case [*before, learner, sampler] if (
+            learner.generator == sampler.generator == "diffusion" and not sampler.synthesis_steps
+        ):
+            terms = {"terms": sampler.terms, "fresh": 0}
+            chosen = [*before, learner.model_copy(update=terms)]
+    return tuple(
+        stage.model_copy(update={
+            "student_steps": 0,
+            "terms": {t: weight for t, weight in stage.terms.items() if t not in ADVERSARIAL},
+        })
+        for stage in chosen
+    )  # fmt: skip
+
+
 def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with what this teacher forbids changed, and why."""
+    """The recipe with what this teacher forbids changed, and why; InputError where nothing would be
+    left of what was asked for."""
+    for key in ("attention", "features"):
+        if teacher.access != "full" and getattr(recipe.training, key):
+            raise InputError(
+                f"--training.{key} compares maps inside the teacher, and this one shows its "
+                f"{teacher.access} alone: leave it at 0"
+            )
     if teacher.access == "labels" and recipe.training.temperature != 1:
         training = recipe.training.model_copy(update={"temperature": 1.0})
         return recipe.model_copy(update={"training": training}), (
@@ -87,6 +122,7 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 
 
 DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients
+AS_BEFORE = ("synthesis_steps", "synthesis_batch", "offer", "terms")
 JUDGED = ("gan", "episodes", "pixels")  # generators that go by terms
 _SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
 
@@ -111,11 +147,11 @@ def _needs_gradients(stage: Stage, kind: str, teacher: Teacher) -> None:
         )
 
 
-def _of_diffusion(recipe: Recipe) -> list[str]:
+def _of_diffusion(recipe: Recipe, teacher: Teacher) -> list[str]:
     """What should be known before a diffusion model is used."""
     if is_folder(recipe.generator.start):
-        return notes(recipe.generator.start)
-    if recipe.data.real:
+        return notes(recipe.generator.start, teacher.classes)
+    if recipe.data.real and recipe.data.mix_ratio < 1:
         return ["the diffusion model learns from the real images that are allowed"]
     return [
         "the diffusion model learns from the memory: it varies and mixes what others found, "

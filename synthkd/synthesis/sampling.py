@@ -3,6 +3,7 @@
 B batch, C channels, H height, W width of what is denoised.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,12 @@ from synthkd.denoising import clean_of, output_of, steered
 
 SOLVERS = ("ddim", "dpm", "ddpm")
 STATELESS = ("ddim", "ddpm")  # a step does not look back, so it can be taken again
+# what of a scheduler's configuration tells how images were noised; the rest is how theirs samples
+PROCESS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+    "rescale_betas_zero_snr", "prediction_type", "clip_sample", "clip_sample_range",
+    "set_alpha_to_one", "thresholding", "dynamic_thresholding_ratio", "sample_max_value",
+)  # fmt: skip
 
 
 class Denoiser(Protocol):
@@ -59,13 +66,40 @@ class Guide:
         return self.scale * {"constant": 1.0, "rising": kept, "falling": 1 - kept}[self.schedule]
 
 
-def solver(name: str, schedule: Mapping[str, Any]) -> Any:
-    """A scheduler of diffusers made from another one's configuration, steps spaced from the end."""
+def solver(name: str, schedule: Mapping[str, Any], steps: int) -> Any:
+    """A scheduler of diffusers made from another one's configuration, ready to take `steps` steps
+    spaced from the end. What it cannot do, it says by an exception of its own."""
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
     kind = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "ddpm": DDPMScheduler}[name]
-    known = {key: value for key, value in schedule.items() if key in kind().config}
-    return kind(**known | {"timestep_spacing": "trailing"})
+    able = kind().config
+    known = {key: schedule[key] for key in PROCESS if key in schedule and key in able}
+    made: Any = kind(**known | {"timestep_spacing": "trailing"})
+    if steps > made.config.num_train_timesteps:
+        raise ValueError(f"it has {made.config.num_train_timesteps} steps in all")
+    made.set_timesteps(steps)
+    if len(made.timesteps) > steps:  # by rounding, for some numbers: one more, at step −1
+        made.timesteps = made.timesteps[:steps]
+        if name == "dpm":
+            made.sigmas = torch.cat([made.sigmas[:steps], made.sigmas[-1:]])
+            made.num_inference_steps = steps
+    return made
+
+
+def able_solvers(
+    names: Sequence[str], schedule: Mapping[str, Any], steps: int
+) -> tuple[tuple[str, ...], str]:
+    """Those of the solvers that can run a schedule in so many steps, and what the last of the
+    others said."""
+    able, said = [], ""
+    for name in names:
+        try:
+            solver(name, schedule, steps)
+        except Exception as error:  # whatever the library says to a stranger's numbers
+            said = " ".join(str(error).split())[:160]
+        else:
+            able.append(name)
+    return tuple(able), said
 
 
 @torch.no_grad()
@@ -79,18 +113,23 @@ def sampled(
     guide: Guide | None = None,
     recurrence: int = 1,
     batch: int = 64,
+    until: float = float("inf"),
 ) -> Tensor:
-    """An image for every seed, [B, C', H', W'] in 0..1.
+    """An image for every seed, [B, C', H', W'] in 0..1; after `until`, a time of
+    time.perf_counter, no second batch is begun, and the rest is left out.
 
     `labels` [B] are the classes asked for (−1: none). An image depends on its seed and label alone,
     unless a guide's loss looks at several images at once. `recurrence` takes every step so many
     times, with fresh noise in between.
     """
-    images = [
-        _denoised(denoiser, seeds[i : i + batch], labels[i : i + batch], name, steps, guide,
-                  recurrence)
-        for i in range(0, len(seeds), batch)
-    ]  # fmt: skip
+    images: list[Tensor] = []
+    for i in range(0, len(seeds), batch):
+        if images and time.perf_counter() > until:
+            break
+        part = slice(i, i + batch)
+        images.append(
+            _denoised(denoiser, seeds[part], labels[part], name, steps, guide, recurrence)
+        )
     if not images:
         return denoiser.decoded(torch.empty(0, *denoiser.shape, device=denoiser.device))
     return torch.cat(images)
@@ -106,8 +145,7 @@ def _denoised(
         drawn = [torch.randn(denoiser.shape, generator=source) for source in sources]
         return torch.stack(drawn).to(denoiser.device)
 
-    scheduler = solver(name, denoiser.schedule)
-    scheduler.set_timesteps(steps)
+    scheduler = solver(name, denoiser.schedule, steps)
     labels = labels.to(denoiser.device)
     more = {"generator": sources} if name == "ddpm" else {}
     now = noise() * scheduler.init_noise_sigma

@@ -54,7 +54,7 @@ class Invented(NamedTuple):
     """Fresh images and what is worth telling about their making."""
 
     batch: Batch  # [B, C, H, W] in 0..1 and the classes asked for
-    trained: int  # images of the generator's training that the budget counts: all that were planned
+    trained: int  # images of the generator's training that the budget counts
     measures: dict[str, float]
 
 
