@@ -425,17 +425,14 @@ def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """What bench.json says."""
-    data: dict[str, Any] = {}
     try:
-        read = json.loads((folder / "bench.json").read_text())
+        data = json.loads((folder / "bench.json").read_text())
     except (OSError, ValueError, RecursionError):
-        read = None
-    if isinstance(read, dict):
-        data = read
-    settings = data.get("settings")
+        data = None
+    settings = data.get("settings") if isinstance(data, dict) else None
     if not isinstance(settings, dict) or not set(SETTINGS) <= settings.keys():
         raise InputError(f"{quoted(folder)}: no bench has run here, or its bench.json is damaged")
-    return data
+    return dict(data)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
