@@ -276,8 +276,8 @@ def _measured(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]])
         share = f", the student {small / large:.1%} of its parameters" if large else ""
         text.append(
             "The last weights or their running average, whichever agreed better with the teacher "
-            f"on held-out images of its own kind; scored on {summary['val_images']:,} images of "
-            f"{settings['val']}; "
+            "on held-out images that nobody learned from; scored on "
+            f"{summary['val_images']:,} images of {settings['val']}; "
             f"the teacher has {summary['teacher_accuracy']:.2%}{share}."
         )
         text.append("± is the sample standard deviation over seeds.")
