@@ -254,6 +254,11 @@ class RunTable(Table):
         ),
         Flag("--trust-code"),
     ] = False
+    anyway: Annotated[
+        bool,
+        Field(description="go on although a check found something serious with the teacher"),
+        Flag("--anyway"),
+    ] = False
 
 
 class GeneratorTable(Table):

@@ -1,7 +1,7 @@
 """What a person sees while a run works: live on a terminal, a plain line now and then elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from synthkd.distillation import Round
 from synthkd.errors import plain
+from synthkd.findings import Finding
 from synthkd.synthesis import plan as plans
 
 _SHOWN = ("agreement", "difficulty", "balance", "obeyed", "confidence", "loss")
@@ -33,6 +34,17 @@ class Display:
         """One line."""
         if not self.quiet:
             self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+    def findings(self, findings: Iterable[Finding]) -> None:
+        """A line for each finding, the serious ones first and in red."""
+        if self.quiet:
+            return
+        for finding in sorted(findings, key=lambda one: not one.serious):
+            word, style = ("serious", "bold red") if finding.serious else ("warning", "yellow")
+            self.console.print(
+                plain(f"{word}: {finding}"), style=style, markup=False, highlight=False,
+                soft_wrap=True,
+            )  # fmt: skip
 
     def plan(self, plan: plans.Plan, budget: str) -> None:
         """What will be done, before it is done."""
