@@ -12,32 +12,26 @@ them is run, headers are read before memory is given, and what is wrong is one l
 import difflib
 import hashlib
 import itertools
-import math
 import os
 import re
 import stat
-import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from synthkd import store
 from synthkd.errors import InputError, quoted
+from synthkd.findings import Finding
 from synthkd.images import ImageSpec, fitted
+from synthkd.pictures import MOST_PIXELS, affordable, header, is_picture, member, read_pictures
 from synthkd.specs.code import executed
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MOST_PIXELS = 4_000_000  # of one image
-MOST_BYTES = 16 << 30  # of all images together
 UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
 
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<callable>[A-Za-z_]\w*)(?::(?P<argument>.*))?", re.DOTALL)
@@ -51,6 +45,7 @@ class Images(NamedTuple):
     names: tuple[str, ...]  # of the classes, or ()
     source: str  # the path as it was given
     digest: str  # SHA-256 over pixels and labels
+    notes: tuple[Finding, ...] = ()  # what was assumed of the files
 
 
 class _Found(NamedTuple):
@@ -61,6 +56,7 @@ class _Found(NamedTuple):
     names: tuple[str, ...] = ()
     unlabelled: str = "it has no labels"  # why there are none
     classes: int | None = None  # where the source itself says how many there are
+    notes: tuple[Finding, ...] = ()
 
 
 def load_images(
@@ -113,7 +109,7 @@ def load_images(
         raise InputError(f"{where}: it holds no images")
     labels, names = _judged(where, found, classes, labelled)
     pixels = found.pixels if spec is None else _fit(where, found.pixels, spec)
-    return Images(pixels, labels, names, path, _digest(pixels, labels))
+    return Images(pixels, labels, names, path, _digest(pixels, labels), found.notes)
 
 
 def count_images(path: str) -> int | None:
@@ -129,10 +125,10 @@ def count_images(path: str) -> int | None:
         if place.is_dir():
             below = [e for e in place.iterdir() if e.is_dir() and not e.name.startswith(".")]
             inside = sum(len(_pictures(sub)) for sub in below)
-            return inside or sum(map(_is_picture, place.iterdir()))
+            return inside or sum(map(is_picture, place.iterdir()))
         if place.suffix.lower() == ".npz" and place.is_file():
             with zipfile.ZipFile(place) as archive, archive.open("x.npy") as file:
-                return _header(file)[0][0]
+                return header(file)[0][0]
     except Exception:  # of a stranger's file, as many kinds as there are readers
         return None
     return None
@@ -204,20 +200,11 @@ def _fit(where: str, pixels: Tensor, spec: ImageSpec) -> Tensor:
         raise InputError(f"{where}: images of {have} channels for a teacher of {want} channels")
     if tuple(pixels.shape[1:]) == spec.shape:
         return pixels.contiguous()
-    _affordable(where, len(pixels), spec.shape)
+    affordable(where, len(pixels), spec.shape)
     result = torch.empty((len(pixels), *spec.shape), dtype=torch.uint8)
     for first in range(0, len(pixels), 1024):
         result[first : first + 1024] = fitted(pixels[first : first + 1024], spec)
     return result
-
-
-def _affordable(where: str, count: int, shape: Sequence[int]) -> None:
-    size = count * math.prod(shape)
-    if size > MOST_BYTES:
-        raise InputError(
-            f"{where}: {count:,} images of {'x'.join(str(n) for n in shape)} take {size >> 30} GiB "
-            f"of memory, over the limit of {MOST_BYTES >> 30}; give fewer or smaller images"
-        )
 
 
 def _digest(pixels: Tensor, labels: Tensor | None) -> str:
@@ -251,7 +238,7 @@ def _from_folder(where: str, folder: Path, spec: ImageSpec | None, labelled: boo
         names = tuple(sub.name for sub in below)
         flat = not members
         if flat:
-            members = [(entry, -1) for entry in entries if _is_picture(entry)]
+            members = [(entry, -1) for entry in entries if is_picture(entry)]
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {quoted(error)}") from None
     if not members:
@@ -274,88 +261,14 @@ def _from_folder(where: str, folder: Path, spec: ImageSpec | None, labelled: boo
     return _Found(pixels, labels, names, classes=len(names))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-
-
 def _pictures(folder: Path) -> list[Path]:
     """All images below a class folder, in sorted order; linked folders are not followed."""
     return sorted(
         Path(root) / name
         for root, _, names in os.walk(folder)
         for name in names
-        if _is_picture(Path(root) / name)
+        if is_picture(Path(root) / name)
     )
-
-
-def read_pictures(where: str, paths: Sequence[Path], spec: ImageSpec | None) -> Tensor:
-    """Images of a folder as uint8 [N, C, H, W]; if some are bad, one line names the first."""
-    result: Tensor | None = None
-    bad: list[str] = []
-    if spec is not None:
-        _affordable(where, len(paths), spec.shape)
-        result = torch.empty((len(paths), *spec.shape), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images; ours is an error
-        for row, path in enumerate(paths):
-            try:
-                image = _read_picture(path, spec)
-            except Exception as error:  # Pillow's readers raise many kinds
-                bad.append(f"{quoted(path)}: {_reason(error)}")
-                continue
-            if spec is not None:
-                image = fitted(image.unsqueeze(0), spec)[0]
-            elif result is None:
-                _affordable(where, len(paths), image.shape)
-                result = torch.empty((len(paths), *image.shape), dtype=torch.uint8)
-            if result is None or image.shape != result.shape[1:]:
-                raise InputError(
-                    f"{quoted(path)}: {_size(image)}, but the images before it are "
-                    f"{_size(result[0]) if result is not None else 'others'}; "
-                    "give a size to fit them to, or make them equal"
-                )
-            result[row] = image
-    if bad:
-        fine = len(paths) - len(bad)
-        raise InputError(
-            f"{bad[0]}; {len(bad):,} of {len(paths):,} images cannot be used, {fine:,} are fine: "
-            f"repair or remove {'it' if len(bad) == 1 else 'them'}"
-        )
-    assert result is not None
-    return result
-
-
-def _size(image: Tensor) -> str:
-    channels, height, width = image.shape
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return "not a PNG, JPEG, WebP or BMP image"
-    return f"cannot be read: {quoted(error)}"
-
-
-def _read_picture(path: Path, spec: ImageSpec | None) -> Tensor:
-    """One image file as uint8 [C, H, W], in the channels of `spec`, else grey or RGB as it is."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise InputError("not a plain file")
-    with Image.open(path, formats=FORMATS) as picture:
-        if picture.width * picture.height > MOST_PIXELS:
-            raise InputError(
-                f"{picture.width}x{picture.height} pixels; at most {MOST_PIXELS:,} are read"
-            )
-        grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
-        channels = spec.channels if spec is not None else (1 if grey else 3)
-        if picture.mode.startswith("I"):  # 16 bits of grey: convert() would cut them off at 255
-            wide = np.asarray(picture).astype(np.float64)
-            array = (wide / 257).round().clip(0, 255).astype(np.uint8)[None]
-            return torch.from_numpy(np.repeat(array, channels, axis=0))
-        array = np.array(picture.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]))
-    tensor = torch.from_numpy(array)
-    return tensor.unsqueeze(0) if channels == 1 else tensor.permute(2, 0, 1)
 
 
 # Arrays
@@ -373,47 +286,13 @@ def _from_npz(where: str, path: Path) -> _Found:
                     f"{where}: no array x in it, only {quoted(', '.join(sorted(inside)))}; "
                     "save it with np.savez(file, x=images, y=labels)"
                 )
-            images = _member(where, archive, inside["x"])
-            labels = _member(where, archive, inside["y"]) if "y" in inside else None
+            images = member(where, archive, inside["x"])
+            labels = member(where, archive, inside["y"]) if "y" in inside else None
     except InputError:
         raise
     except Exception as error:  # zipfile and zlib raise many kinds
         raise InputError(f"{where}: not a readable .npz file: {quoted(error)}") from None
     return _checked(where, images, labels, "the file has no array y")
-
-
-def _member(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    """One array of an .npz, refused when it holds objects or its header does not fit its size."""
-    name = quoted(info.filename)
-    with archive.open(info) as file:
-        shape, kind = _header(file)
-        if kind.hasobject or kind.names is not None:
-            raise InputError(
-                f"{where}: {name} holds Python objects, which can run code when loaded; "
-                "save it again as plain numbers"
-            )
-        size = math.prod(int(n) for n in shape) * kind.itemsize
-        if size > MOST_BYTES:
-            raise InputError(
-                f"{where}: {name} takes {size >> 30} GiB of memory, over the limit of "
-                f"{MOST_BYTES >> 30}; give fewer or smaller images"
-            )
-        if file.tell() + size != info.file_size:
-            raise InputError(f"{where}: {name} is damaged: its header does not fit its size")
-    with archive.open(info) as file:
-        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):  # reaching the end is what compares the checksum
-            raise InputError(f"{where}: {name} is damaged")
-    return array
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array, by the header of its .npy file."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, kind = np.lib.format.read_array_header_2_0(file)
-    return shape, kind
 
 
 def _checked(where: str, images: object, labels: object, unlabelled: str) -> _Found:

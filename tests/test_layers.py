@@ -9,7 +9,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthkd"
 LAYERS = (  # from plain values up to effects
     ("recipe", "progress", "resources", "errors", "files", "findings", "promises"),
-    ("images", "losses", "measures", "schedules", "augment", "seeds", "states", "denoising"),
+    (
+        "images",
+        "pictures",
+        "losses",
+        "measures",
+        "schedules",
+        "augment",
+        "seeds",
+        "states",
+        "denoising",
+    ),
     ("networks",),
     ("specs", "teachers", "students", "inheritance", "memory", "rehearsal", "data", "store"),
     ("synthesis",),

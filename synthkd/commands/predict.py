@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from synthkd.commands.display import Display
-from synthkd.data import read_pictures
 from synthkd.errors import InputError
 from synthkd.images import in_cache, to_float
+from synthkd.pictures import read_pictures
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier
 
