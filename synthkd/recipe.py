@@ -21,6 +21,7 @@ from synthkd import resources
 from synthkd.errors import InputError, quoted
 
 MOST_CLASSES = 1_000_000
+MOST_SIDE = 1024  # pixels, of an image for a network
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,29 @@ def _parted(value: object) -> object:
     return {name.strip(): number.strip() for name, _, number in pairs}
 
 
+def _sides(value: object) -> object:
+    """Flags write a size as `32`, or as `8x32` or `8,32`: height, then width."""
+    parts: object = value
+    if isinstance(value, str):
+        parts = re.split(r"\s*[x,]\s*", value.strip())
+    if isinstance(parts, int) and not isinstance(parts, bool):
+        parts = [parts]
+    if isinstance(parts, list | tuple) and len(parts) in (1, 2):
+        texts = [str(part) for part in parts]
+        if all(re.fullmatch(r"[0-9]{1,4}", text) for text in texts):
+            sides = [int(text) for text in texts]
+            if all(8 <= side <= MOST_SIDE for side in sides):
+                return sides[0] if sides[0] == sides[-1] else tuple(sides)
+    shown = "x".join(str(part) for part in parts) if isinstance(parts, list | tuple) else value
+    raise ValueError(
+        f"one side, or HEIGHTxWIDTH, each of 8 to {MOST_SIDE:,} pixels; got {quoted(shown)}"
+    )
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Shares = Annotated[dict[str, float], BeforeValidator(_parted)]
+Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
 Arguments = Annotated[dict[str, str], BeforeValidator(_parted)]
 
 
@@ -78,8 +99,11 @@ class TeacherTable(Table):
         Flag("--teacher-weights"),
     ] = ""
     image_size: Annotated[
-        int | None,
-        Field(description="height and width of its input, in pixels", ge=8, le=1024),
+        Sides | None,
+        Field(
+            description="height and width of its input, 8 to 1024 pixels: one number for both, or "
+            "HEIGHTxWIDTH, e.g. 32x100"
+        ),
         Flag("--image-size"),
     ] = None
     channels: Annotated[
@@ -394,7 +418,7 @@ class DiffusionTable(Table):
         int,
         Field(
             description="side of the square at which it works, in pixels, a multiple of 4 "
-            "(0: that of the teacher's images, at most 64)",
+            "(0: the shape of the teacher's images, at most 64)",
             ge=0,
             le=256,
             multiple_of=4,
@@ -808,7 +832,7 @@ class Setting:
     meaning: str
     range: str
     default: object
-    kind: str  # INT, NUMBER, NUMBERS, WORDS, BOOL or TEXT
+    kind: str  # INT, NUMBER, NUMBERS, SIZE, WORDS, BOOL or TEXT
     boolean: bool
 
 
@@ -842,6 +866,7 @@ def _kind(annotation: Any) -> str:
     for word, kind in (
         ("tuple[float", "NUMBERS"),
         ("tuple[str", "WORDS"),
+        ("tuple[int", "SIZE"),
         ("bool", "BOOL"),
         ("int", "INT"),
     ):

@@ -320,7 +320,7 @@ def test_a_spec_with_its_own_weights_takes_no_others(tmp_path: Path, spec: str) 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"image_size": 32}, "--image-size 32: 'demo' brings its own input contract (16 16)"),
+        ({"image_size": 32}, "--image-size 32: 'demo' brings its own input contract (16x16)"),
         ({"channels": 3}, "--channels 3: 'demo' brings its own input contract (1)"),
         ({"mean": (0.5,)}, "--teacher-mean 0.5"),
         ({"std": (0.5, 0.5)}, "--teacher-std 0.5 0.5"),

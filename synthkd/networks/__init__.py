@@ -24,9 +24,11 @@ def is_named(spec: str) -> bool:
     return re.fullmatch(r"[a-z][a-z0-9-]*(\.\d+)?", spec) is not None
 
 
-def build_network(name: str, *, channels: int, size: int, classes: int) -> nn.Module:
-    """The network `name` with random weights. It takes normalised images and returns logits [B,
-    K]."""
+def build_network(
+    name: str, *, channels: int, size: int | tuple[int, int], classes: int
+) -> nn.Module:
+    """The network `name` with random weights, for images of `size`: a side, or height and width. It
+    takes normalised images and returns logits [B, K]."""
     if name in ("lenet5", "lenet5-half"):
         return LeNet5(channels=channels, size=size, classes=classes, half=name.endswith("half"))
     if name in _WIDE:

@@ -15,11 +15,13 @@ class LeNet5(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int = 1, size: int = 32, classes: int = 10, half: bool = False
-    ) -> None:
+        self, *, channels: int = 1, size: int | tuple[int, int] = 32, classes: int = 10,
+        half: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if size != 32:
-            raise InputError(f"lenet5 takes images of 32 pixels; got {size}: give --image-size 32")
+        if size not in (32, (32, 32)):
+            got = size if isinstance(size, int) else "x".join(str(side) for side in size)
+            raise InputError(f"lenet5 takes images of 32 pixels; got {got}: give --image-size 32")
         a, b, c, d = (3, 8, 60, 42) if half else (6, 16, 120, 84)
         self.convnet = nn.Sequential(
             OrderedDict(

@@ -105,7 +105,8 @@ def _check_flags(table: TeacherTable, known: ImageSpec) -> None:
         told = given if isinstance(given, tuple) else (given or 0,)
         whole = told * len(own) if len(told) == 1 else told
         if given is not None and [round(v, 6) for v in whole] != [round(v, 6) for v in own]:
-            asked, brought = (" ".join(f"{value:g}" for value in values) for values in (told, own))
+            mark = "x" if flag == "--image-size" else " "
+            asked, brought = (mark.join(f"{value:g}" for value in values) for values in (told, own))
             raise InputError(
                 f"{flag} {asked}: {quoted(table.spec)} brings its own input contract ({brought}): "
                 "leave it away"
@@ -164,7 +165,7 @@ def _size(spec: ImageSpec) -> str:
 def _told(spec: ImageSpec, classes: int) -> TeacherTable:
     """A teacher's input contract, as if by flags."""
     return TeacherTable(
-        image_size=spec.height,
+        image_size=(spec.height, spec.width),
         channels=spec.channels,
         mean=spec.mean,
         std=spec.std,
@@ -295,7 +296,7 @@ def _named(spec: str, weights: str, table: TeacherTable) -> Source:
         raise InputError(f"--classes {table.classes}: {quoted(weights)} has {known} classes")
     told = contract(spec, table, Known())
     body = build_network(
-        spec, channels=told.channels, size=told.height, classes=table.classes or known or 10
+        spec, channels=told.channels, size=told.shape[1:], classes=table.classes or known or 10
     )
     if state is not None:
         fill(body, state, weights)

@@ -85,7 +85,7 @@ def _built(name: str, teacher: Teacher) -> nn.Module | None:
     spec = teacher.spec
     try:
         body = build_network(
-            name, channels=spec.channels, size=spec.height, classes=teacher.classes
+            name, channels=spec.channels, size=spec.shape[1:], classes=teacher.classes
         ).eval()
         with torch.no_grad():
             body(torch.zeros(1, *spec.shape))

@@ -33,7 +33,8 @@ class Source:
 def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     """The input contract: flags first, then what the source says. What neither tells is one
     InputError."""
-    size = (flags.image_size, flags.image_size) if flags.image_size else known.size
+    size = flags.image_size or known.size
+    size = (size, size) if isinstance(size, int) else size
     channels = flags.channels or known.channels
     mean, std = flags.mean or known.mean, flags.std or known.std
     missing = [

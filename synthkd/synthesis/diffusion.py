@@ -26,7 +26,7 @@ from synthkd.images import Batch, ImageSpec, resized
 from synthkd.networks.unet import new_unet, working_size
 from synthkd.recipe import DifficultyTable, Recipe
 from synthkd.students import load_optimizer
-from synthkd.synthesis.folders import is_folder, open_folder, save_folder
+from synthkd.synthesis.folders import is_folder, open_folder, save_folder, sides
 from synthkd.synthesis.judging import Jury, weights
 from synthkd.synthesis.sampling import SOLVERS, Denoiser, Guide, able_solvers, sampled
 from synthkd.synthesis.scene import Invented, Scene, even_labels
@@ -40,7 +40,7 @@ BETAS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
 class Trained:
     """The denoiser that is trained here, as the sampler sees it: its running average.
 
-    Images are brought to a square of `size` pixels and to −1..1, and back. One label more than
+    Images are brought to the height and width of `size` and to −1..1, and back. One label more than
     there are classes stands for none; `scale` is that of `denoising.classifier_free`.
     """
 
@@ -49,9 +49,9 @@ class Trained:
     ) -> None:
         self.unet, self.spec, self.scale = unet, spec, scale
         self.schedule = schedule
-        self.size = int(unet.config.sample_size)
+        self.size = sides(unet.config)
         self.classes = int(unet.config.num_class_embeds) - 1
-        self.shape = (int(unet.config.in_channels), self.size, self.size)
+        self.shape = (int(unet.config.in_channels), *self.size)
         self.kind = str(schedule["prediction_type"])
         self.bfloat16 = False
 
@@ -71,7 +71,7 @@ class Trained:
 
     def encoded(self, images: Tensor) -> Tensor:
         """Images [B, C, H', W'] in 0..1 as the denoiser has them."""
-        return 2 * resized(images, (self.size, self.size)) - 1
+        return 2 * resized(images, self.size) - 1
 
     def decoded(self, clean: Tensor) -> Tensor:
         """Images for the teacher, in 0..1 where the denoiser keeps to its range."""
