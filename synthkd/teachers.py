@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from synthkd.errors import InputError, quoted
+from synthkd.findings import Finding
 from synthkd.images import ImageSpec, in_cache
 from synthkd.losses import as_logits, of_votes
 from synthkd.networks.classifier import Classifier
@@ -183,6 +184,11 @@ class Teacher(nn.Module):
     def classes(self) -> int:
         """K."""
         return self.classifier.classes
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """What was understood of the files and answers that could be understood otherwise."""
+        return self.classifier.notes
 
     @property
     def prototypes(self) -> Tensor | None:

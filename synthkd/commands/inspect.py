@@ -6,6 +6,7 @@ from typing import Any
 from synthkd import inspection
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare
+from synthkd.findings import as_data
 from synthkd.recipe import Recipe
 from synthkd.specs import load_teacher
 from synthkd.synthesis import plan as plans
@@ -44,6 +45,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(device),
         "precision": recipe.run.precision,
         "fast_answers": teacher.fast_reason or "by the network itself",
+        "notes": as_data(teacher.notes),
         "plan": list(the_plan.reasons),
         "stages": [stage.model_dump() for stage in the_plan.stages],
         "warnings": inspection.warnings(teacher),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.errors import InputError
+from synthkd.findings import Finding
 from synthkd.images import ImageSpec
 from synthkd.losses import as_logits, of_votes
 
@@ -21,6 +22,7 @@ class Classifier(nn.Module):
     std: Tensor
     inherited = (0, 0)  # tensors of the body that began as its teacher's, and all that it has
     channels_last = False
+    notes: tuple[Finding, ...] = ()  # what was understood of the files that it came from
 
     def __init__(
         self, body: nn.Module, spec: ImageSpec, classes: int, answers: str = "logits"

@@ -185,7 +185,9 @@ def _classifier(
     image_spec = contract(spec, table, source.known)
     count, answers = recognise(source.body, image_spec, table.classes)
     names = source.known.names if len(source.known.names) == count else ()
-    return Classifier(source.body, image_spec, count, answers), names
+    found = Classifier(source.body, image_spec, count, answers)
+    found.notes = source.notes
+    return found, names
 
 
 def _saved(

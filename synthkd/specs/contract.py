@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from synthkd.errors import InputError, quoted
+from synthkd.findings import Finding
 from synthkd.images import ImageSpec
 from synthkd.recipe import TeacherTable
 
@@ -23,11 +24,13 @@ class Known:
 
 @dataclass(frozen=True)
 class Source:
-    """A network out of a SPEC, weights included where `complete`."""
+    """A network out of a SPEC, weights included where `complete`. `notes` say what was understood
+    of its files where they could be understood otherwise."""
 
     body: nn.Module
     known: Known
     complete: bool
+    notes: tuple[Finding, ...] = ()
 
 
 def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:

@@ -28,7 +28,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
     smoothness. Terms whose ingredients are missing are dropped; each choice is one line of
     `reasons`.
     """
-    reasons = [_portrait(teacher)]
+    reasons = [_portrait(teacher), *map(str, teacher.notes)]
     stages: list[Stage] = []
     if recipe.data.synthetic:
         reasons.append("images come from --synthetic: no generator")
