@@ -43,7 +43,8 @@ _TABLES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _NOT_FOR: dict[str, tuple[str, ...]] = {
     "generate": (
-        "data.mix_ratio", "data.val", "data.synthetic", "run.snapshots", "diffusion.accept",
+        "data.mix_ratio", "data.val", "data.synthetic", "data.class_order", "run.snapshots",
+        "diffusion.accept",
     ),
     "evaluate": (
         "data.mix_ratio", "data.real", "data.synthetic", "student.start", "student.max_params",

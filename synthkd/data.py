@@ -12,10 +12,10 @@ them is run, headers are read before memory is given, and what is wrong is one l
 import difflib
 import hashlib
 import itertools
-import os
 import re
 import stat
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd import store
+from synthkd.class_folders import listing
+from synthkd.class_names import Order, arranged, known_names, matched
 from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec, fitted
-from synthkd.pictures import MOST_PIXELS, affordable, header, is_picture, member, read_pictures
+from synthkd.pictures import MOST_PIXELS, affordable, header, member, read_pictures
 from synthkd.specs.code import executed
 
 UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
@@ -46,6 +48,16 @@ class Images(NamedTuple):
     source: str  # the path as it was given
     digest: str  # SHA-256 over pixels and labels
     notes: tuple[Finding, ...] = ()  # what was assumed of the files
+    order: str = ""  # how labels were turned into the teacher's classes, in words
+    others: tuple[Order, ...] = ()  # what they might be as well
+
+
+class Target(NamedTuple):
+    """The classes that labels are to be of: the teacher's."""
+
+    names: tuple[str, ...] = ()  # where they are known
+    classes: int | None = None
+    order: str = "auto"  # --class-order
 
 
 class _Found(NamedTuple):
@@ -57,6 +69,8 @@ class _Found(NamedTuple):
     unlabelled: str = "it has no labels"  # why there are none
     classes: int | None = None  # where the source itself says how many there are
     notes: tuple[Finding, ...] = ()
+    order: str = ""
+    others: tuple[Order, ...] = ()
 
 
 def load_images(
@@ -66,20 +80,25 @@ def load_images(
     classes: int | None,
     labelled: bool,
     trust_code: bool = False,
+    names: tuple[str, ...] = (),
+    order: str = "auto",
 ) -> Images:
     """The images of a data path (see the top of this module), all in memory.
 
     `spec` is the size to fit them to; None keeps their own, which must then be the same for all
-    (grey stays one channel). Class folders are numbered in sorted order, as ImageFolder does it.
+    (grey stays one channel). `classes` and `names` are the teacher's: class folders are matched
+    with them by name where both sides have names, else they are counted (`class_names.arranged`,
+    with `order`); `Images.order` says how.
 
     With `labelled` every image must have a label in 0..classes-1 (any from 0 on where `classes` is
-    None), and class folders must be as many as `classes`. Without it, labels that fit are passed
-    on, others are left out, and a folder of images without class folders will do.
+    None). Without it, labels that fit are passed on, others are left out, and a folder of images
+    without class folders will do.
 
     Raises InputError in one line for every other case.
     """
     where = quoted(path)
     code = _CODE.fullmatch(path)
+    target = Target(known_names(names), classes, order)
     if path.startswith("demo:"):
         found = _demo(path)
     elif code:
@@ -97,7 +116,7 @@ def load_images(
             opened = store.open_store(place, verify=True)
             found = _Found(opened.pixels, opened.labels, opened.names, classes=opened.classes)
         elif place.is_dir():
-            found = _from_folder(where, place, spec, labelled)
+            found = _from_folder(where, place, spec, labelled, target)
         elif place.suffix.lower() == ".npz":
             found = _from_npz(where, place)
         else:
@@ -107,9 +126,10 @@ def load_images(
             )
     if not len(found.pixels):
         raise InputError(f"{where}: it holds no images")
-    labels, names = _judged(where, found, classes, labelled)
+    labels, named = _judged(where, found, classes, labelled)
     pixels = found.pixels if spec is None else _fit(where, found.pixels, spec)
-    return Images(pixels, labels, names, path, _digest(pixels, labels), found.notes)
+    digest = _digest(pixels, labels)
+    return Images(pixels, labels, named, path, digest, found.notes, found.order, found.others)
 
 
 def count_images(path: str) -> int | None:
@@ -123,9 +143,8 @@ def count_images(path: str) -> int | None:
         if place.is_dir() and store.is_store(place):
             return len(store.open_store(place))
         if place.is_dir():
-            below = [e for e in place.iterdir() if e.is_dir() and not e.name.startswith(".")]
-            inside = sum(len(_pictures(sub)) for sub in below)
-            return inside or sum(map(is_picture, place.iterdir()))
+            found = listing(path, place)
+            return sum(map(len, found.files)) or len(found.loose)
         if place.suffix.lower() == ".npz" and place.is_file():
             with zipfile.ZipFile(place) as archive, archive.open("x.npy") as file:
                 return header(file)[0][0]
@@ -229,46 +248,46 @@ def _near(place: Path) -> str:
 # Folders
 
 
-def _from_folder(where: str, folder: Path, spec: ImageSpec | None, labelled: bool) -> _Found:
+def _from_folder(
+    where: str, folder: Path, spec: ImageSpec | None, labelled: bool, target: Target
+) -> _Found:
     """Class folders; without them, and unlabelled, the images that lie directly in it."""
     try:
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        below = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        members = [(image, label) for label, sub in enumerate(below) for image in _pictures(sub)]
-        names = tuple(sub.name for sub in below)
-        flat = not members
-        if flat:
-            members = [(entry, -1) for entry in entries if is_picture(entry)]
+        found = listing(where, folder, lambda name: matched([name], target.names)[0] is not None)
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {quoted(error)}") from None
+    filled = [bool(files) for files in found.files]
+    members = [path for files in found.files for path in files] or list(found.loose)
     if not members:
-        raise InputError(f"{where}: no PNG, JPEG, WebP or BMP image in it or in its class folders")
-    unlabelled = ""
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    if flat:
-        unlabelled = "its images lie in no class folders; make one folder per class"
-    elif len(numbers) == len(names) and numbers != sorted(numbers):
-        unlabelled = (
-            f"its class folders sort as {', '.join(names[:3])}, which is not the order of the "
-            "numbers; pad them with zeros (00, 01, 02)"
+        beside = f", only {found.skipped}" if found.skipped else ""
+        raise InputError(
+            f"{where}: no PNG, JPEG, WebP or BMP image in it or in its class folders{beside}"
         )
-    if unlabelled and labelled:
+    arrangement, unlabelled = None, "its images lie in no class folders; make one folder per class"
+    if any(filled):
+        try:
+            arrangement = arranged(found.names, filled, *target)
+        except InputError as error:
+            unlabelled = str(error)
+    if arrangement is None and labelled:
         raise InputError(f"{where}: labels are needed, but {unlabelled}")
-    pixels = read_pictures(where, [image for image, _ in members], spec)
-    if unlabelled:
-        return _Found(pixels, None, unlabelled=unlabelled)
-    labels = torch.tensor([label for _, label in members])
-    return _Found(pixels, labels, names, classes=len(names))
+    pixels = read_pictures(where, members, spec)
+    if arrangement is None:
+        return _Found(pixels, None, unlabelled=unlabelled, notes=found.notes)
+    counts = torch.tensor([len(files) for files in found.files])
+    labels = torch.tensor(arrangement.classes).repeat_interleave(counts)
+    names = _class_names(found.names, arrangement.classes, target)
+    order = "; ".join(filter(None, (f"class folders taken {arrangement.how}", found.said)))
+    return _Found(pixels, labels, names, notes=found.notes, order=order, others=arrangement.others)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """All images below a class folder, in sorted order; linked folders are not followed."""
-    return sorted(
-        Path(root) / name
-        for root, _, names in os.walk(folder)
-        for name in names
-        if is_picture(Path(root) / name)
-    )
+def _class_names(given: Sequence[str], classes: Sequence[int], target: Target) -> tuple[str, ...]:
+    """The names of all classes: the teacher's, or else those of the data."""
+    if target.names:
+        return target.names
+    found = {k: name for name, k in zip(given, classes, strict=True) if k >= 0}
+    count = target.classes or max(found) + 1
+    return tuple(found.get(k, str(k)) for k in range(count))
 
 
 # Arrays

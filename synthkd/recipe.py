@@ -126,6 +126,14 @@ class TeacherTable(Table):
         ),
         Flag("--classes"),
     ] = None
+    class_names: Annotated[
+        str,
+        Field(
+            description="names of its classes in its own order, with commas or one a line in a "
+            "text file (default: what it tells itself)"
+        ),
+        Flag("--class-names"),
+    ] = ""
     args: Annotated[
         Arguments,
         Field(description="keyword arguments for its callable, e.g. depth=20,width=16"),
@@ -218,6 +226,15 @@ class DataTable(Table):
         ),
         Flag("--val-data"),
     ] = ""
+    class_order: Annotated[
+        str,
+        Field(
+            description="which class of the teacher each class of the images is: auto, names, "
+            "numeric, alphabetical, one-based, background-first, or for each in turn the teacher's "
+            "number or name, with commas or one a line in a text file"
+        ),
+        Flag("--class-order"),
+    ] = "auto"
     synthetic: Annotated[
         str,
         Field(description="a data set made by `synthkd generate`, used instead of a generator"),

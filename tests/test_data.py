@@ -136,12 +136,14 @@ def test_the_number_of_class_folders_must_be_that_of_the_classes(tmp_path: Path)
     assert labels is not None and labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_numbered_folders_whose_text_order_is_wrong_are_refused(tmp_path: Path) -> None:
+def test_numbered_folders_are_counted_by_their_numbers_padded_or_not(tmp_path: Path) -> None:
     for index in range(11):
         (tmp_path / str(index)).mkdir()
         Image.fromarray(noise(8, 8, 3)).save(tmp_path / str(index) / "0.png")
-    refused(tmp_path, "0, 1, 10", "zeros", classes=11)
-    assert load(tmp_path, classes=11, labelled=False).labels is None
+    images = load(tmp_path, classes=11)
+    assert images.labels is not None and sorted(images.labels.tolist()) == list(range(11))
+    assert images.labels.tolist()[:3] == [0, 1, 10]  # the files stay in text order
+    assert "by number" in images.order
     for index in range(10):
         (tmp_path / str(index)).rename(tmp_path / f"0{index}")
     labels = load(tmp_path, classes=11).labels

@@ -12,6 +12,8 @@ LAYERS = (  # from plain values up to effects
     (
         "images",
         "pictures",
+        "class_folders",
+        "class_names",
         "losses",
         "measures",
         "schedules",

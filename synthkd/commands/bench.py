@@ -262,7 +262,13 @@ def _open(
 
     def labelled(path: str) -> Images:
         return load_images(
-            path, teacher.spec, classes=teacher.classes, labelled=True, trust_code=trust
+            path,
+            teacher.spec,
+            classes=teacher.classes,
+            labelled=True,
+            trust_code=trust,
+            names=teacher.names,
+            order=recipe.data.class_order,
         )
 
     val = labelled(recipe.data.val or "demo:unseen")

@@ -13,7 +13,6 @@ from synthkd.distillation import Lab, rounds, settle
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
-from synthkd.images import ImageSpec
 from synthkd.progress import whole_share
 from synthkd.promises import PROMISES, passed_on
 from synthkd.recipe import Recipe
@@ -131,9 +130,7 @@ class Job:
         level, real = promise_of(self.recipe.generator.start, self.teacher.digest), None
         level = max(level, _promise_of_student(self.recipe, self.teacher.digest))
         if table.mix_ratio < 1:
-            real = _load(
-                self.recipe, table.real, self.teacher.spec, self.teacher.classes, labelled=False
-            )
+            real = _load(self.recipe, table.real, self.teacher, labelled=False)
             opened["real"] = {"path": table.real, "digest": real.digest, "images": len(real.pixels)}
             level = max(level, 2)  # labels, where there are any, are not used
             self.lab.use_real(real.pixels)
@@ -178,9 +175,15 @@ def _promise_of_student(recipe: Recipe, digest: str) -> int:
     return 3 if table.weights or brought else 0
 
 
-def _load(recipe: Recipe, path: str, spec: ImageSpec, classes: int, *, labelled: bool) -> Images:
+def _load(recipe: Recipe, path: str, teacher: Teacher, *, labelled: bool) -> Images:
     return load_images(
-        path, spec, classes=classes, labelled=labelled, trust_code=recipe.run.trust_code
+        path,
+        teacher.spec,
+        classes=teacher.classes,
+        labelled=labelled,
+        trust_code=recipe.run.trust_code,
+        names=teacher.names,
+        order=recipe.data.class_order,
     )
 
 
@@ -398,7 +401,7 @@ def _finish(
     images = None
     try:
         if val != "none":
-            images = _load(recipe, val, job.teacher.spec, job.teacher.classes, labelled=True)
+            images = _load(recipe, val, job.teacher, labelled=True)
     except InputError as error:  # the student is worth keeping all the same
         problem = error
     if images is not None:

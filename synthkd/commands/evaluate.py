@@ -125,6 +125,8 @@ def _compare(
         classes=teacher.classes,
         labelled=True,
         trust_code=trust,
+        names=teacher.names,
+        order=recipe.data.class_order,
     )
     found = compare(student, teacher, images, batch=recipe.evaluation.batch)
     digest = digest_of(student)
@@ -132,6 +134,7 @@ def _compare(
         f"student {_safe(recipe.student.spec)} [{digest[:12]}] "
         f"against teacher {_safe(recipe.teacher.spec)} [{teacher.digest[:12]}]",
         f"on {found.n:,} images of {_safe(images.source)} [{images.digest[:12]}]",
+        *([images.order] if images.order else []),
         *_comparison_text(found),
     ]
     return {
@@ -143,6 +146,7 @@ def _compare(
         "teacher_parameters": teacher.parameters_count,
         "data": images.source,
         "data_digest": images.digest,
+        "data_order": images.order,
         **asdict(found),
     }
 
@@ -155,10 +159,19 @@ def _score(
 
     table = recipe.evaluation
     extractor = _extractor(recipe, teacher, device)
-    classes = next((t.classes for t in (teacher, extractor.teacher) if t is not None), None)
+    judge = teacher if teacher is not None else extractor.teacher
+    classes, names = (None, ()) if judge is None else (judge.classes, judge.names)
     size = _common_size(teacher, extractor)
     images, reference = (
-        load_images(path, size, classes=classes, labelled=False, trust_code=recipe.run.trust_code)
+        load_images(
+            path,
+            size,
+            classes=classes,
+            labelled=False,
+            trust_code=recipe.run.trust_code,
+            names=names,
+            order=recipe.data.class_order,
+        )
         if path
         else None
         for path in (table.images, table.reference)

@@ -243,7 +243,7 @@ def _go(
     if recipe.data.real:
         real = load_images(
             recipe.data.real, job.teacher.spec, classes=job.teacher.classes, labelled=False,
-            trust_code=recipe.run.trust_code,
+            trust_code=recipe.run.trust_code, names=job.teacher.names,
         )  # fmt: skip
         job.lab.real = real.pixels
         job.real, job.level = len(real.pixels), max(job.level, 2)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd import resources
+from synthkd.class_names import names_in, told_list
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
 from synthkd.images import ImageSpec
@@ -35,7 +36,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, zoo
 from synthkd.specs.cards import Card, card_of, read_card
-from synthkd.specs.code import call_from_file, call_installed, literal
+from synthkd.specs.code import call_from_file, call_installed, literal, module_of
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, read_weights
 from synthkd.teachers import Teacher, recognise
@@ -84,6 +85,7 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
     classifier, names = _classifier(
         table.spec, table.weights, table, trust_code=trust_code, role="teacher"
     )
+    names = _told_names(table, classifier.classes) or names
     if _is_saved(table.spec) and not shared:
         _check_flags(table, classifier.spec)
     kind = f" answering in {classifier.answers}" if classifier.answers != "logits" else ""
@@ -185,9 +187,31 @@ def _classifier(
     image_spec = contract(spec, table, source.known)
     count, answers = recognise(source.body, image_spec, table.classes)
     names = source.known.names if len(source.known.names) == count else ()
+    names = names or _carried(spec, source.body, count)
     found = Classifier(source.body, image_spec, count, answers)
     found.notes = source.notes
     return found, names
+
+
+def _told_names(table: TeacherTable, classes: int) -> tuple[str, ...]:
+    """The names of --class-names, or ()."""
+    names = told_list(table.class_names, "--class-names")
+    if names and (len(names) != classes or len(set(names)) != len(names)):
+        raise InputError(
+            f"--class-names: {len(names)} names, {len(set(names))} of them different, for "
+            f"{classes} classes"
+        )
+    return names
+
+
+def _carried(spec: str, body: nn.Module, classes: int) -> tuple[str, ...]:
+    """Names that a network of code carries: on itself, its function, or in its file."""
+    holders: list[object] = [body, getattr(body, "config", None)]
+    holders += [body.function] if isinstance(body, BlackBox) else []
+    if _FILE_CALL.search(spec) or is_installed_call(spec):
+        holders.append(module_of(spec))
+    found = (names_in(holder, classes) for holder in holders if holder is not None)
+    return next((names for names in found if names), ())
 
 
 def _saved(

@@ -27,13 +27,24 @@ def call_installed(spec: str, named: Mapping[str, Any], *, role: str) -> Any:
     return _called(_attribute(module, name, spec), (), named, spec)
 
 
+def module_of(spec: str) -> ModuleType | None:
+    """The module that a `file.py:callable` or `package.module:callable` stands in, if it was
+    run."""
+    text = spec.rpartition(":")[0]
+    return sys.modules.get(_module_name(Path(text)) if text.endswith(".py") else text)
+
+
+def _module_name(path: Path) -> str:
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return f"synthkd_user_{path.stem}_{place}"
+
+
 def executed(path: Path) -> ModuleType:
     """Runs the very text of a file as a module. No compiled copy beside it is read or written, and
     the module is known to Python as long as the process lives, which dataclasses and pickles
     want."""
     text = path.read_bytes()
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    module = ModuleType(f"synthkd_user_{path.stem}_{place}")
+    module = ModuleType(_module_name(path))
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     exec(compile(text, str(path), "exec"), module.__dict__)
