@@ -3,7 +3,7 @@
 C channels of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.fx
@@ -21,19 +21,42 @@ def inherited(student: nn.Module, teacher: nn.Module) -> tuple[int, int]:
     the same name and shape is copied: of a deeper ResNet the stem, the first blocks of each group
     and the last layer.
 
+    A teacher that is wrapped, as one that normalises its images or ends in a softmax is, is looked
+    for inside the wrapper: of the modules that hold most of its weights, the one that most of the
+    student's tensors can be taken from.
+
     Returns how many tensors were taken and how many the student has; (0, n) is no error.
 
     >>> wide, narrow = (torch.nn.Sequential(torch.nn.Linear(2, n), torch.nn.Linear(n, 3))
     ...                 for n in (8, 4))
     >>> inherited(narrow, wide)
     (4, 4)
+    >>> inherited(narrow, torch.nn.Sequential(wide, torch.nn.Softmax(1)))
+    (4, 4)
     """
     own = {k: v for k, v in student.state_dict().items() if v.is_floating_point()}
-    given = _slices(student, teacher) or _thinned(student, teacher) or teacher.state_dict()
-    fitting = [k for k, v in own.items() if k in given and given[k].shape == v.shape]
-    for key in fitting:
-        own[key].copy_(given[key])
-    return len(fitting), len(own)
+    best: dict[str, Tensor] = {}
+    for inner in _cores(teacher):
+        given = _slices(student, inner) or _thinned(student, inner) or inner.state_dict()
+        fitting = {k: given[k] for k, v in own.items() if k in given and given[k].shape == v.shape}
+        if len(fitting) > len(best):
+            best = fitting
+    for key, value in best.items():
+        own[key].copy_(value)
+    return len(best), len(own)
+
+
+def _cores(body: nn.Module) -> Iterator[nn.Module]:
+    """A network, and inside it one after the other the module that holds more than half of its
+    weights."""
+    whole = sum(p.numel() for p in body.parameters())
+    inner: nn.Module | None = body
+    while inner is not None:
+        yield inner
+        inner = next(
+            (m for m in inner.children() if 2 * sum(p.numel() for p in m.parameters()) > whole),
+            None,
+        )
 
 
 def _chain(body: nn.Module) -> list[tuple[str, nn.Module]] | None:

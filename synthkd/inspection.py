@@ -139,7 +139,7 @@ def _contract_doubts(teacher: Teacher) -> list[str]:
             continue
         other = Classifier(
             teacher.classifier.body, replace(spec, mean=means, std=stds), teacher.classes,
-            teacher.classifier.answers,
+            teacher.classifier.reading,
         ).to(device)  # fmt: skip
         found[name] = _first_distance(teacher, other, images)
     best = min(found, key=lambda name: found[name], default="")

@@ -147,6 +147,19 @@ class TeacherTable(Table):
         ),
         Flag("--teacher-access"),
     ] = "full"
+    answers: Annotated[
+        Literal[
+            "auto", "logits", "probabilities", "log-probabilities", "percentages", "top-k",
+            "binary-logit", "binary-probability", "binary-percentage", "multilabel-logits",
+            "multilabel-probabilities", "multilabel-percentages", "labels",
+        ],
+        Field(
+            description="what it answers (auto: recognised by asking it): scores of classes of "
+            "which one applies; one score for two classes (binary-); a score a class, independent "
+            "of the others (multilabel-); or class numbers"
+        ),
+        Flag("--teacher-answers"),
+    ] = "auto"  # fmt: skip
     features: Annotated[
         str,
         Field(

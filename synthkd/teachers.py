@@ -16,7 +16,7 @@ from torch.fx.experimental.optimization import fuse
 from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec, in_cache
-from synthkd.losses import as_logits, of_votes
+from synthkd.losses import of_decisions, of_votes
 from synthkd.networks.classifier import Classifier
 
 
@@ -191,6 +191,11 @@ class Teacher(nn.Module):
         return self.classifier.notes
 
     @property
+    def independent(self) -> bool:
+        """Whether several of its classes, or none, may apply to an image."""
+        return self.classifier.independent
+
+    @property
     def prototypes(self) -> Tensor | None:
         """The rows of the last linear layer, [K, D]; None where features come from elsewhere."""
         return self.head.weight if self.head and self.eye is None else None
@@ -216,7 +221,7 @@ class Teacher(nn.Module):
         if traced or self.access != "full":  # who may be far away is asked once for a batch
             return self.plainly(images)
         answer: Callable[[Tensor], Tensor] = self.plainly
-        if self.low_precision and images.device.type == "cpu":
+        if self.low_precision and images.device.type == "cpu" and not self.classifier.reading.exact:
             if not self.fast_reason:
                 self._hurry()
             if self._quick is not None:
@@ -229,13 +234,18 @@ class Teacher(nn.Module):
         self.queries += len(images)
         if self.access != "full":
             images = images.detach()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low_precision):
+        low = self.low_precision and not self.classifier.reading.exact
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             logits: Tensor = self.classifier(images)
         return self._told(logits.float())
 
     def _told(self, logits: Tensor) -> Tensor:
         """What may be known of an answer."""
-        return of_votes(logits.argmax(1), self.classes) if self.access == "labels" else logits
+        if self.access != "labels":
+            return logits
+        if self.classifier.independent:
+            return of_decisions(logits > 0)
+        return of_votes(logits.argmax(1), self.classes)
 
     @torch.no_grad()
     def _hurry(self) -> None:
@@ -365,12 +375,12 @@ def quickened(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     """
     form = torch.channels_last if classifier.channels_last else torch.contiguous_format
     body = fuse(classifier.body).to(torch.bfloat16).to(memory_format=form)
-    mean, std, answers = classifier.mean.clone(), classifier.std.clone(), classifier.answers
+    mean, std = classifier.mean.clone(), classifier.std.clone()
 
     def answer(images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=form)
         with torch.no_grad():
-            return as_logits(body(((x - mean) / std).bfloat16()), answers)
+            return classifier.read(body, ((x - mean) / std).bfloat16()).float()
 
     return answer
 
@@ -386,62 +396,3 @@ def digest_of(classifier: Classifier) -> str:
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()
-
-
-def recognise(body: nn.Module, spec: ImageSpec, classes: int | None) -> tuple[int, str]:
-    """Asks a network with noise: how many classes it has, and whether it answers in logits.
-
-    Returns K and one of "logits", "probabilities", "log-probabilities", "classes". An answer that
-    is not [B, K] or whole numbers [B] below `classes`, is not finite, or has another K than
-    `classes` is an InputError.
-    """
-    rng = torch.Generator().manual_seed(0)
-    try:
-        noise = torch.rand(16, *spec.shape, generator=rng)
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
-        body.eval()
-        with torch.no_grad():
-            answer = body((noise - mean) / std)
-    except (Exception, SystemExit) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"the network does not take images of {spec.channels} x {spec.height} x {spec.width}: "
-            f"{quoted(reason, 160)} (see --image-size, --channels)"
-        ) from None
-    if isinstance(answer, Tensor) and answer.shape == (len(noise),):
-        return _named_classes(answer, classes)
-    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(noise):
-        shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise InputError(
-            f"a classifier must answer with one row of class scores per image; got {shape}"
-        )
-    if not answer.isfinite().all():
-        raise InputError(
-            "the teacher answers NaN or infinity: are these the right weights, mean and std?"
-        )
-    if classes is not None and classes != answer.shape[1]:
-        raise InputError(
-            f"--classes {classes}: the network has {answer.shape[1]} classes; leave the flag away"
-        )
-    if answer.shape[1] < 2:
-        raise InputError(
-            "the network answers with one number per image; a classifier has at least two classes"
-        )
-    answer = answer.float()
-    if (answer >= 0).all() and (answer.sum(1) - 1).abs().max() < 1e-3:
-        return answer.shape[1], "probabilities"
-    if (answer <= 1e-4).all() and answer.logsumexp(1).abs().max() < 1e-3:
-        return answer.shape[1], "log-probabilities"
-    return answer.shape[1], "logits"
-
-
-def _named_classes(answer: Tensor, classes: int | None) -> tuple[int, str]:
-    """K and "classes" for a network that answers with one whole number per image."""
-    if classes is None:
-        raise InputError(
-            "the network answers with one number per image: if that is a class, give --classes K"
-        )
-    whole = answer.isfinite().all() and (answer == answer.round()).all()
-    if not whole or not 0 <= int(answer.min()) <= int(answer.max()) < classes:
-        raise InputError(f"the network answers with numbers that are no classes below {classes}")
-    return classes, "classes"

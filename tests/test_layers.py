@@ -22,7 +22,7 @@ LAYERS = (  # from plain values up to effects
         "states",
         "denoising",
     ),
-    ("networks",),
+    ("networks", "answers"),
     ("specs", "teachers", "students", "inheritance", "memory", "rehearsal", "data", "store"),
     ("synthesis",),
     ("distillation", "evaluation", "inspection", "shipping"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from synthkd.answers import recognise
 from synthkd.errors import InputError
 from synthkd.images import ImageSpec
 from synthkd.networks import build_network
@@ -14,7 +15,7 @@ from synthkd.recipe import Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.synthesis.gan import Gan
 from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Moments, Teacher, digest_of, maps_of, moments, recognise
+from synthkd.teachers import Moments, Teacher, digest_of, maps_of, moments
 
 SPEC = ImageSpec(3, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -479,13 +480,15 @@ class Answering(nn.Module):
         (lambda z: z.softmax(1), "probabilities"),
         (lambda z: (9 * z).softmax(1), "probabilities"),
         (lambda z: z.log_softmax(1), "log-probabilities"),
-        (lambda z: z.sigmoid(), "logits"),
+        (lambda z: z.sigmoid(), "multilabel-probabilities"),
         (lambda z: z.double(), "logits"),
     ],
 )
 def test_a_network_is_recognised_by_what_it_answers_to_noise(function, answers):
     body = Answering(function)
-    assert recognise(body, SPEC, None) == recognise(body, SPEC, 5) == (5, answers)
+    count, found = recognise(body, SPEC, None)
+    assert (count, found) == recognise(body, SPEC, 5)
+    assert (count, found.kind) == (5, answers)
 
 
 @pytest.mark.parametrize(
@@ -494,10 +497,10 @@ def test_a_network_is_recognised_by_what_it_answers_to_noise(function, answers):
         (lambda z: z * float("nan"), None, "NaN or infinity"),
         (lambda z: z / 0, None, "NaN or infinity"),
         (lambda z: z, 7, "the network has 5 classes"),
-        (lambda z: z[:, :, None], None, r"\(16, 5, 1\)"),
-        (lambda z: {"logits": z}, None, "got dict"),
+        (lambda z: z[:, :, None].expand(-1, -1, 2), None, r"\(32, 5, 2\)"),
+        (lambda z: {"logits": z[0]}, None, "got dict"),
         (lambda z: z.mean(0, keepdim=True), None, r"\(1, 5\)"),
-        (lambda z: z[:, :1], None, "at least two classes"),
+        (lambda z: z[:, :1], 3, "a score for two classes"),
         (lambda z: z @ z, None, "does not take images of 3 x 8 x 8"),
     ],
 )

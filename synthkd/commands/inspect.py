@@ -36,6 +36,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         "classes": teacher.classes,
         "names": list(teacher.names),
         "answers": teacher.classifier.answers,
+        "answers_read": str(teacher.classifier.reading),
         "access": teacher.access,
         "batchnorm_layers": len(teacher.norms),
         "features": teacher.feature_size,
@@ -62,7 +63,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         ("input", f"{spec.channels} x {spec.height} x {spec.width}, mean "
                   f"{_numbers(spec.mean)}, std {_numbers(spec.std)}"),
         ("classes", f"{teacher.classes}: {names}"),
-        ("answers", f"{card['answers']}; access: {teacher.access}"),
+        ("answers", f"{card['answers_read']}; access: {teacher.access}"),
         ("BatchNorm layers", str(len(teacher.norms)) if teacher.norms else "none"),
         ("features", str(teacher.feature_size or "none: the last layer is not linear")),
         ("10,000 answers", f"{card['seconds_per_10000_answers']:.1f} s on this machine, "

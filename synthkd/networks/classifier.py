@@ -5,17 +5,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from synthkd.answers import Answers, reading, taken, to_logits
 from synthkd.errors import InputError
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec
-from synthkd.losses import as_logits, of_votes
 
 
 class Classifier(nn.Module):
     """Normalises, then asks the body. Images are [B, C, H, W] in 0..1, the answer is logits [B, K].
 
-    `answers` says what the body returns: logits, probabilities, log-probabilities, or classes
-    [B]. `channels_last` says how images are laid out in memory for it.
+    `answers` says what the body returns, by a name of `answers.KINDS` or in full; afterwards it is
+    that name, and `reading` the whole. Where the classes are `independent`, a logit is the log-odds
+    of its class alone, and its sigmoid a probability. `channels_last` says how images are laid out
+    in memory for it.
     """
 
     mean: Tensor
@@ -25,13 +27,14 @@ class Classifier(nn.Module):
     notes: tuple[Finding, ...] = ()  # what was understood of the files that it came from
 
     def __init__(
-        self, body: nn.Module, spec: ImageSpec, classes: int, answers: str = "logits"
+        self, body: nn.Module, spec: ImageSpec, classes: int, answers: str | Answers = "logits"
     ) -> None:
         super().__init__()
         self.body = body
         self.spec = spec
         self.classes = classes
-        self.answers = answers
+        self.reading = answers if isinstance(answers, Answers) else Answers(answers)
+        self.answers = self.reading.kind
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
@@ -40,16 +43,30 @@ class Classifier(nn.Module):
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         if not images.is_contiguous(memory_format=form):
             images = images.contiguous(memory_format=form)
-        answer = self.body((images - self.mean) / self.std)
-        if self.answers == "classes":
-            wrong = answer[~((answer >= 0) & (answer < self.classes))]
-            if len(wrong):
-                raise InputError(
-                    f"the network named class {float(wrong[0]):g}, and has {self.classes} classes "
-                    "(0 is the first): see --classes"
-                )
-            return of_votes(answer, self.classes)
-        return as_logits(answer, self.answers)
+        return self.read(self.body, (images - self.mean) / self.std)
+
+    def read(self, body: nn.Module, normalised: Tensor) -> Tensor:
+        """What `body`, its own or a copy of it, answers to normalised images, as logits [B, K]."""
+        known = self.reading
+        if known.layer:
+            with reading(body, known.layer) as seen:
+                body(normalised)
+            answer = seen[-1]
+        else:
+            answer = body(normalised)
+        plain = isinstance(answer, Tensor) and not known.path and answer.dim() <= 2
+        if not plain:
+            answer = taken(answer, known, self.classes, len(normalised))
+        return to_logits(answer.to(normalised.device), known, self.classes)
+
+    @property
+    def independent(self) -> bool:
+        """Whether several classes, or none, may apply to an image."""
+        return self.reading.independent
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B, K] as probabilities [B, K]: of one class of all, or of each class alone."""
+        return logits.sigmoid() if self.independent else logits.softmax(1)
 
     @torch.no_grad()
     def arranged(self) -> Self:

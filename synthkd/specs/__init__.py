@@ -18,14 +18,15 @@ reader. What a source does not tell about its input comes from flags.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from synthkd import resources
+from synthkd.answers import KINDS, recognise
 from synthkd.class_names import names_in, told_list
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
@@ -39,7 +40,7 @@ from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import call_from_file, call_installed, literal, module_of
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, read_weights
-from synthkd.teachers import Teacher, recognise
+from synthkd.teachers import Teacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "load_classifier", "load_teacher", "new_student",
@@ -53,12 +54,13 @@ _GRAPHS = (".pt2", ".pt", ".pth", ".ts", ".jit")
 class BlackBox(nn.Module):
     """A function of the user's as a network: images in, answers out, no gradients.
 
-    It gets a float32 array [B, C, H, W], normalised as the teacher's mean and deviation say, and
-    returns [B, K] scores, or [B] classes where only those are asked for. `digest` stands for what
-    torch cannot see of it.
+    It gets a float32 array [B, C, H, W] with pixels in 0..1 (normalised only if --teacher-mean or
+    --teacher-std say so), whatever precision the rest is computed in, and may answer in any form
+    that `answers.recognise` knows. `digest` stands for what torch cannot see of it.
     """
 
     digest: Tensor
+    KNOWN = Known(mean=(0.0,), std=(1.0,))  # of its input
 
     def __init__(self, function: Callable[..., Any], spec: str, digest: str) -> None:
         super().__init__()
@@ -66,11 +68,12 @@ class BlackBox(nn.Module):
         self.register_buffer("digest", graphs.as_bytes(digest))
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """[B, C, H, W] to what the function answers."""
+        pixels = x.detach().cpu().float().contiguous().numpy()
         try:
-            answer = self.function(x.detach().cpu().float().contiguous().numpy())
-            return torch.from_numpy(np.array(answer)).to(x.device)
+            with torch.autocast(x.device.type, enabled=False), torch.autocast("cpu", enabled=False):
+                return self.function(pixels)
         except (Exception, SystemExit) as error:
             raise InputError(
                 f"{quoted(self.spec)}: {type(error).__name__}: {quoted(error)}"
@@ -88,7 +91,8 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
     names = _told_names(table, classifier.classes) or names
     if _is_saved(table.spec) and not shared:
         _check_flags(table, classifier.spec)
-    kind = f" answering in {classifier.answers}" if classifier.answers != "logits" else ""
+    plain = classifier.answers == "logits" and not classifier.reading.path
+    kind = "" if plain else f" answering in {classifier.reading}"
     access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
     return Teacher(
         classifier, names=names, described=f"{table.spec}{kind}", access=access,
@@ -129,7 +133,9 @@ def load_classifier(
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A trained student for evaluation, and its class names. `contract` says what its source does
     not: how images are to be fed."""
-    told = contract.model_copy(update={"args": table.args, "features": "", "access": "full"})
+    told = contract.model_copy(update={
+        "args": table.args, "features": "", "access": "full", "answers": "auto",
+    })  # fmt: skip
     return _classifier(table.spec, table.weights, told, trust_code=trust_code, role="student")
 
 
@@ -154,6 +160,17 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
     source = _source(table.spec, table.weights, table_of, trust_code=trust_code, role="student")
     count, answers = recognise(source.body, spec, teacher.classes)
+    if teacher.independent and answers.kind == "logits":
+        answers = replace(answers, kind="multilabel-logits")
+    if teacher.independent != answers.independent:
+        one, other = (
+            ("independent", "exclude each other") if teacher.independent
+            else ("classes of which one applies", "are independent")
+        )  # fmt: skip
+        raise InputError(
+            f"--student {quoted(table.spec)} answers in {answers}, whose classes {other}, and the "
+            f"teacher's are {one}: let it return logits"
+        )
     student = Classifier(source.body, spec, count, answers)
     if table.start == "teacher" and not table.weights and teacher.access == "full":
         student.inherited = inherited(source.body, teacher.classifier.body)
@@ -185,11 +202,18 @@ def _classifier(
     if not source.complete:
         raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
     image_spec = contract(spec, table, source.known)
-    count, answers = recognise(source.body, image_spec, table.classes)
+    names = source.known.names
+    if role == "teacher":
+        names = told_list(table.class_names, "--class-names") or names
+        names = names or (_carried(spec, source.body, table.classes) if table.classes else ())
+    count, answers = recognise(
+        source.body, image_spec, table.classes, told=table.answers, names=names,
+        inside=role == "teacher" and table.access == "full",
+    )  # fmt: skip
     names = source.known.names if len(source.known.names) == count else ()
-    names = names or _carried(spec, source.body, count)
+    names = names or _carried(spec, source.body, count) or answers.names
     found = Classifier(source.body, image_spec, count, answers)
-    found.notes = source.notes
+    found.notes = (*source.notes, *answers.notes)
     return found, names
 
 
@@ -242,7 +266,13 @@ def _saved(
     told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})
     body = _source(card.network, "", told, trust_code=trust_code, role=role).body
     fill(body, read_weights(saved), str(saved))
-    _, answers = recognise(body, card.image_spec, card.classes)
+    known = card.answers if card.answers in KINDS else "auto"
+    if table.answers not in ("auto", known):
+        raise InputError(
+            f"--teacher-answers {table.answers}: {quoted(spec)} answers in {known}, as its file "
+            "says: omit it"
+        )
+    _, answers = recognise(body, card.image_spec, card.classes, told=known, saved=True)
     return Classifier(body, card.image_spec, card.classes, answers), card.names
 
 
@@ -302,6 +332,11 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
         seen = getattr(body, "__code__", None)  # of a plain function, the file that it stands in
         path = Path(spec.rpartition(":")[0]) if seen is None else Path(seen.co_filename)
         body = BlackBox(body, spec, sha256_of(path) if path.is_file() else spec)
+        if weights:
+            raise InputError(
+                f"--{role}-weights: {quoted(spec)} is a function and takes none: omit it"
+            )
+        return Source(body, BlackBox.KNOWN, True)
     if not isinstance(body, nn.Module):
         raise InputError(
             f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}"
