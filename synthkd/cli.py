@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from synthkd import __version__, recipe
 from synthkd.errors import InputError, plain, quoted
+from synthkd.findings import EXIT_USELESS
 
 WORDS: dict[str, str] = {
     "generate": "Make a synthetic data set that a teacher agrees with.",
@@ -222,9 +223,11 @@ def _command(word: str) -> Callable[..., Any]:
             chosen["started"] = began
         module = importlib.import_module(f"synthkd.commands.{word}")
         if checked is None:
-            module.resume(resume, trust_code=trusted, **chosen)
+            result = module.resume(resume, trust_code=trusted, **chosen)
         else:
-            module.run(checked, **chosen)
+            result = module.run(checked, **chosen)
+        if isinstance(result, dict) and result.get("verdict") == "useless":
+            raise SystemExit(EXIT_USELESS)
 
     parameters = [*_places(word), *flags, *switches]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -282,7 +285,8 @@ def _app() -> App:
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Runs one command line and exits: 0 done, 2 bad input, 130 and 143 interrupted."""
+    """Runs one command line and exits: 0 done, 2 bad input, 3 done with a result that is of no use,
+    130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
     try:
         app = _app()

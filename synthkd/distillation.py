@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -411,41 +411,54 @@ def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:
     return {"agreement": agreement, "difficulty": lab.difficulty.level}
 
 
-def settle(lab: Lab) -> dict[str, Any]:
+class HeldOut(NamedTuple):
+    """What student and teacher vote on the images that nobody learned from."""
+
+    learned: Tensor  # [N] int64, the student's votes
+    taught: Tensor  # [N] int64, the teacher's
+
+    @property
+    def agreement(self) -> float:
+        """The share of equal votes, 0..1; 0 without images."""
+        return float((self.learned == self.taught).float().mean()) if len(self.taught) else 0.0
+
+
+def settle(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
     """Decides between last and averaged weights by agreement on all held-out images; loads the
     better.
 
-    No test data takes part. Returns both agreements and the choice.
+    No test data takes part. Returns both agreements and the choice, and the votes of the weights
+    that were chosen.
     """
     learner = lab.learner
     assert learner is not None
-    last = _held_out_agreement(lab)
+    last = held_out_votes(lab)
+    count = len(lab.held_out)
     if learner.average is None:
-        return {"weights": "last", "held_out_agreement": last, "held_out_images": len(lab.held_out)}
+        chosen = {"weights": "last", "held_out_agreement": last.agreement, "held_out_images": count}
+        return chosen, last
     weights = {k: v.clone() for k, v in learner.student.state_dict().items()}
     learner.use(learner.average)
-    averaged = _held_out_agreement(lab)
-    better = averaged >= last
+    averaged = held_out_votes(lab)
+    better = averaged.agreement >= last.agreement
     if not better:
         learner.use(weights)
     return {
         "weights": "averaged" if better else "last",
-        "held_out_agreement": max(averaged, last),
-        "held_out_agreement_last": last,
-        "held_out_agreement_averaged": averaged,
-        "held_out_images": len(lab.held_out),
-    }
+        "held_out_agreement": max(averaged.agreement, last.agreement),
+        "held_out_agreement_last": last.agreement,
+        "held_out_agreement_averaged": averaged.agreement,
+        "held_out_images": count,
+    }, averaged if better else last
 
 
-def _held_out_agreement(lab: Lab) -> float:
+def held_out_votes(lab: Lab) -> HeldOut:
+    """What student and teacher vote on all held-out images."""
     assert lab.learner is not None
     kept = lab.held_out.everything()
-    if len(kept.pixels) == 0:
-        return 0.0
-    votes = torch.cat(
-        [
-            lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu()
-            for p in torch.split(kept.pixels, 512)
-        ]
-    )
-    return float((votes == kept.votes).float().mean())
+    votes = [
+        lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu()
+        for p in torch.split(kept.pixels, 512)
+        if len(p)
+    ]
+    return HeldOut(torch.cat(votes) if votes else kept.votes, kept.votes)

@@ -22,7 +22,9 @@ from synthkd import measures
 from synthkd.data import Images
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
+from synthkd.findings import Finding
 from synthkd.images import ImageSpec, fitted, in_cache, to_float
+from synthkd.student_checks import check_accuracy, check_agreement
 from synthkd.teachers import Observation, Teacher
 
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
@@ -53,6 +55,13 @@ class Comparison:
     student_ece: float | None
     teacher_ece: float | None
     classes: tuple[ClassRow, ...]
+    # beside what a constant classifier gets: 1 / K' of the balanced ones, the largest class's share
+    student_balanced_accuracy: float | None = None
+    teacher_balanced_accuracy: float | None = None
+    balanced_agreement: float | None = None
+    constant_balanced_accuracy: float | None = None
+    constant_accuracy: float | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def compare(
@@ -74,6 +83,15 @@ def compare(
             "they cannot be compared"
         )
     labels = images.labels
+    votes, asked = learned.argmax(1), taught.argmax(1)
+    agreed = measures.class_balance(votes, asked, teacher.classes)
+    own = theirs = always = None
+    if labels is None:
+        findings = check_agreement(votes, asked, teacher.classes, teacher.names)
+    else:
+        own, theirs = (measures.class_balance(v, labels, teacher.classes) for v in (votes, asked))
+        always = float(labels.bincount().max()) / len(labels)
+        findings = check_accuracy(votes, asked, labels, teacher.classes, teacher.names)
     return Comparison(
         n=len(taught),
         student_accuracy=None if labels is None else measures.accuracy(learned, labels),
@@ -86,6 +104,12 @@ def compare(
         student_ece=None if labels is None else measures.ece(learned, labels),
         teacher_ece=None if labels is None else measures.ece(taught, labels),
         classes=_class_rows(learned, taught, labels, teacher.names),
+        student_balanced_accuracy=None if own is None else _number(own.balanced),
+        teacher_balanced_accuracy=None if theirs is None else _number(theirs.balanced),
+        balanced_agreement=_number(agreed.balanced),
+        constant_balanced_accuracy=_number((own or agreed).constant),
+        constant_accuracy=always,
+        findings=tuple(findings),
     )
 
 

@@ -53,6 +53,51 @@ def per_class_agreement(learned: Tensor, taught: Tensor, labels: Tensor | None =
     return _share_by_class(learned.argmax(1) == votes, classes, taught.shape[1])
 
 
+class ClassBalance(NamedTuple):
+    """Agreement in which every class counts alike, whatever its share of the images.
+
+    A constant classifier is right in all images of one class and in none of the others: its
+    `balanced` is exactly 1 / `present`, and its `adjusted` is 0, on any set of images. A single
+    class present cannot tell a constant from a good one: then `adjusted` is NaN.
+    """
+
+    balanced: float  # mean over the classes present of the share right, 0..1
+    constant: float  # what a constant classifier gets: 1 / present
+    adjusted: float  # (balanced − constant) / (1 − constant): 1 all right, 0 as a constant
+    present: int  # classes that have images
+    worst: int  # the class with the smallest share right; of equals the first; −1: there is none
+    worst_share: float  # its share, 0..1
+    worst_count: int  # its images
+
+
+def class_balance(votes: Tensor, truth: Tensor, classes: int) -> ClassBalance:
+    """Balanced accuracy of `votes` [N] against `truth` [N] (labels, or the teacher's votes), both
+    int64 in 0..K−1, beside what a constant classifier would get.
+
+        balanced = mean over classes k with images of  share of {i: truth_i = k} with votes_i = k
+        adjusted = (balanced − 1/S) / (1 − 1/S)            S: classes with images
+
+    Brodersen et al. 2010, "The balanced accuracy and its posterior distribution"; the adjustment is
+    that of scikit-learn's `balanced_accuracy_score(adjusted=True)` (Youden's J for two classes).
+
+    >>> always_one = torch.tensor([1, 1, 1, 1])
+    >>> found = class_balance(always_one, torch.tensor([1, 1, 1, 0]), 2)
+    >>> found.balanced, found.adjusted, found.worst
+    (0.5, 0.0, 0)
+    """
+    if not len(truth):
+        return ClassBalance(math.nan, math.nan, math.nan, 0, -1, math.nan, 0)
+    shares = _share_by_class(votes == truth, truth, classes)
+    present = int((~shares.isnan()).sum())
+    balanced, constant = float(shares.nanmean()), 1 / present
+    worst = int(shares.nan_to_num(nan=2.0).argmin())
+    return ClassBalance(
+        balanced, constant,
+        (balanced - constant) / (1 - constant) if present > 1 else math.nan,
+        present, worst, float(shares[worst]), int((truth == worst).sum()),
+    )  # fmt: skip
+
+
 def kl(learned: Tensor, taught: Tensor) -> float:
     """How far the student's answer is from the teacher's, in nats (catalogue F7, temperature 1).
 

@@ -16,6 +16,7 @@ LAYERS = (  # from plain values up to effects
         "class_names",
         "losses",
         "measures",
+        "student_checks",
         "schedules",
         "augment",
         "seeds",

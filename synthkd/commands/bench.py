@@ -29,6 +29,7 @@ from synthkd.commands.machine import prepare
 from synthkd.data import Images, load_images
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare
+from synthkd.findings import EXIT_USELESS
 from synthkd.images import to_float
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
@@ -375,6 +376,8 @@ def _walk(bench: Bench, entries: Sequence[Entry], lock: int) -> list[str]:
                 f"{name}: {summary['student_accuracy']:.2%} after {summary['wall_seconds']:.0f} s, "
                 f"{summary['images_seen']:,} images seen; GFLOP/s before it: {speeds}"
             )
+            for finding in summary.get("findings", ()):
+                say(f"{name}: {'serious' if finding['serious'] else 'warning'}: {finding['seen']}")
         arena.report(bench.folder)
     say(f"results: {bench.folder / 'table.md'}, results.csv, results.json, accuracy.png")
     return failed
@@ -421,7 +424,7 @@ def _run(bench: Bench, entry: Entry, lock: int) -> dict[str, Any]:
         started = time.perf_counter()
         code = _distil(entry, lock)
         record["process_seconds"] = round(time.perf_counter() - started, 2)
-        if code != 0 or not _ended(entry):
+        if code not in (0, EXIT_USELESS) or not _ended(entry):
             return record | {"state": "failed", "error": _last_words(entry.log, code)}
     try:
         return record | _scored(bench, entry) | {"state": "finished"}

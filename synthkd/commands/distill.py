@@ -1,26 +1,39 @@
 """`synthkd distill`: a small student from a frozen teacher."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, count_images, load_images
-from synthkd.distillation import Lab, rounds, settle
+from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
+from synthkd.findings import Finding, as_data
+from synthkd.measures import class_balance
+from synthkd.memory import Memory
 from synthkd.progress import whole_share
 from synthkd.promises import PROMISES, passed_on
 from synthkd.recipe import Recipe
 from synthkd.runs import Run, claim, environment, free_name, held
 from synthkd.seeds import globally, source
-from synthkd.specs import card_of, load_teacher, new_student, read_card
+from synthkd.specs import card_of, is_saved, load_teacher, new_student, read_card
 from synthkd.specs.choice import best_student
 from synthkd.store import open_store
+from synthkd.student_checks import (
+    balance_data,
+    check_agreement,
+    check_budget,
+    check_memory,
+    verdict,
+)
 from synthkd.students import save_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion import Diffusion
@@ -384,7 +397,7 @@ def _finish(
     lab, recipe = job.lab, job.recipe
     asked = job.teacher.queries  # by the run; the scores come after it
     evaluating = time.perf_counter()
-    choice = settle(lab)
+    choice, held_out = settle(lab)
     assert lab.learner is not None
     student = lab.learner.student.eval()
     path = the_run.path / "student.safetensors"
@@ -397,6 +410,7 @@ def _finish(
         diffusion.save(the_run.path / "diffusion", job.manifest["promise_level"])
     val = _val(recipe)
     scores: dict[str, Any] = {"student_accuracy": None, "teacher_accuracy": None, "agreement": None}
+    findings = _check_result(job, held_out)
     problem: InputError | None = None
     images = None
     try:
@@ -415,18 +429,27 @@ def _finish(
             "val_data": val,
             "val_digest": images.digest,
             "val_images": found.n,
+            "student_balanced_accuracy": found.student_balanced_accuracy,
+            "teacher_balanced_accuracy": found.teacher_balanced_accuracy,
+            "constant_balanced_accuracy": found.constant_balanced_accuracy,
+            "constant_accuracy": found.constant_accuracy,
         }
+        findings += found.findings
     evaluation = time.perf_counter() - evaluating
     wall = spent_before + time.perf_counter() - started
     parts = {**lab.seconds, "evaluation": evaluation}
     progress = lab.progress
+    balance = class_balance(held_out.learned, held_out.taught, job.teacher.classes)
     summary = {
+        "verdict": verdict(findings),
+        "findings": as_data(findings),
         **scores,
         "student": recipe.student.spec,
         "student_parameters": sum(p.numel() for p in student.parameters()),
         "teacher_parameters": job.teacher.parameters_count,
         "student_sha256": sha256_of(path),
         **choice,
+        "held_out_balance": balance_data(balance, job.names),
         "wall_seconds": round(wall, 2),
         "seconds": {k: round(v, 2) for k, v in parts.items()}
         | {"rest": round(wall - sum(parts.values()), 2)},
@@ -443,10 +466,30 @@ def _finish(
         "seed": recipe.run.seed,
     }
     the_run.finish(summary, job.manifest)
-    _show(summary, display, the_run.path)
+    _show(summary, findings, display, the_run.path)
     if problem:
         raise InputError(f"{problem} (the run is finished, but not scored: see synthkd evaluate)")
     return summary
+
+
+def _check_result(job: Job, held_out: HeldOut) -> list[Finding]:
+    """What can be said against the student without any real image."""
+    lab, classes = job.lab, job.teacher.classes
+    findings: list[Finding] = []
+    if lab.recipe.data.mix_ratio > 0 and isinstance(lab.memory, Memory):
+        counts = torch.tensor(lab.memory.counts)
+        findings += check_memory(counts, job.names)
+    if not lab.recipe.student.weights and not is_saved(lab.recipe.student.spec):
+        findings += check_budget(lab.progress.images_seen, _refined(lab))
+    return findings + check_agreement(held_out.learned, held_out.taught, classes, job.names)
+
+
+def _refined(lab: Lab) -> int | None:
+    """How many refined images are in the memory; None where the plan refines none."""
+    if "pixels" not in lab.generators or not isinstance(lab.memory, Memory):
+        return None
+    origins = lab.memory.origins[: len(lab.memory)]
+    return int((origins == ORIGINS.index("pixels")).sum())
 
 
 def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:
@@ -459,7 +502,11 @@ def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:
     return recipe.student.spec, recipe.student.args
 
 
-def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
+def _show(
+    summary: dict[str, Any], findings: Sequence[Finding], display: Display, path: Path
+) -> None:
+    """The result: what speaks against it first. Beside every share stands a constant's."""
+
     def percent(value: float | None) -> str:
         return "not scored (no --val-data)" if value is None else f"{value:.2%}"
 
@@ -469,13 +516,15 @@ def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
         if "val_data" in summary
         else ""
     )
+    constant = summary.get("constant_accuracy")
+    against = "" if constant is None else f" (a constant classifier: {constant:.2%})"
     rows = [
-        ("student accuracy", percent(summary["student_accuracy"]) + scored),
+        ("student accuracy", percent(summary["student_accuracy"]) + scored + against),
         ("teacher accuracy", percent(summary["teacher_accuracy"])),
         ("agreement with the teacher", percent(summary["agreement"])),
         (
-            f"agreement, held-out {summary['held_out']}",
-            f"{summary['held_out_agreement']:.2%} ({summary['weights']} weights kept)",
+            f"balanced agreement, held-out {summary['held_out']}",
+            _balance(summary["held_out_balance"]) + f" ({summary['weights']} weights kept)",
         ),
         (
             "parameters",
@@ -494,4 +543,16 @@ def _show(summary: dict[str, Any], display: Display, path: Path) -> None:
         ("peak memory", f"{summary['peak_memory_mb']:,.0f} MB"),
         ("student", str(path / "student.safetensors")),
     ]
+    display.findings(findings)
     display.table("result", ("what", "value"), rows)
+
+
+def _balance(balance: Mapping[str, Any]) -> str:
+    """Balanced agreement in words, beside what a constant classifier would get."""
+    if balance["balanced_agreement"] is None:
+        return "unknown: no image was held out"
+    worst, share = balance["worst_class"], balance["balanced_agreement"]
+    return (
+        f"{share:.2%}; a constant classifier {balance['constant_classifier']:.2%}; "
+        f"worst class {worst['name']}: {worst['agreement']:.1%} of {worst['images']:,}"
+    )

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from synthkd.errors import InputError, quoted
+from synthkd.errors import InputError, plain, quoted
 from synthkd.files import write_json
+from synthkd.findings import Finding
 from synthkd.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Grid(NamedTuple):
     words: int = 0
 
 
-Block = str | Grid
+Block = str | Grid | Finding
 
 
 def run(
@@ -69,6 +70,7 @@ def run(
     if wants_student:
         assert teacher is not None
         result["comparison"] = _compare(recipe, teacher, device, text)
+        result["verdict"] = result["comparison"]["verdict"]
     if recipe.evaluation.images:
         result["images"] = _score(recipe, teacher, device, text)
     if folder is not None:
@@ -115,6 +117,7 @@ def _compare(
     from synthkd.data import load_images
     from synthkd.evaluation import compare
     from synthkd.specs import load_classifier
+    from synthkd.student_checks import verdict
     from synthkd.teachers import digest_of
 
     trust = recipe.run.trust_code
@@ -131,6 +134,7 @@ def _compare(
     found = compare(student, teacher, images, batch=recipe.evaluation.batch)
     digest = digest_of(student)
     text += [
+        *sorted(found.findings, key=lambda one: not one.serious),
         f"student {_safe(recipe.student.spec)} [{digest[:12]}] "
         f"against teacher {_safe(recipe.teacher.spec)} [{teacher.digest[:12]}]",
         f"on {found.n:,} images of {_safe(images.source)} [{images.digest[:12]}]",
@@ -148,6 +152,7 @@ def _compare(
         "data_digest": images.digest,
         "data_order": images.order,
         **asdict(found),
+        "verdict": verdict(found.findings),  # ok, weak or useless
     }
 
 
@@ -227,12 +232,16 @@ def _common_size(teacher: "Teacher | None", extractor: "Extractor") -> "ImageSpe
 
 def _comparison_text(found: "Comparison") -> list[Block]:
     summary = (
-        ("accuracy", _percent(found.student_accuracy), _percent(found.teacher_accuracy)),
-        ("ECE, 15 bins", _percent(found.student_ece), _percent(found.teacher_ece)),
-        ("agreement", _percent(found.agreement), ""),
-        ("KL(teacher ‖ student), nats", _figure(found.kl), ""),
-        ("transfer efficiency", _figure(found.transfer_efficiency), ""),
-    )
+        ("accuracy", _percent(found.student_accuracy), _percent(found.teacher_accuracy),
+         _percent(found.constant_accuracy)),
+        ("balanced accuracy", _percent(found.student_balanced_accuracy),
+         _percent(found.teacher_balanced_accuracy), _percent(found.constant_balanced_accuracy)),
+        ("ECE, 15 bins", _percent(found.student_ece), _percent(found.teacher_ece), ""),
+        ("agreement", _percent(found.agreement), "", ""),
+        ("balanced agreement", _percent(found.balanced_agreement), "", ""),
+        ("KL(teacher ‖ student), nats", _figure(found.kl), "", ""),
+        ("transfer efficiency", _figure(found.transfer_efficiency), "", ""),
+    )  # fmt: skip
     worst = set(_first(found.classes, [c.agreement for c in found.classes]))
     rows = tuple(
         (
@@ -246,7 +255,7 @@ def _comparison_text(found: "Comparison") -> list[Block]:
         if c in worst
     )
     return [
-        Grid(("", "student", "teacher"), summary),
+        Grid(("", "student", "teacher", "a constant"), summary),
         "",
         *_few("least agreement", len(found.classes)),
         Grid(("class", "images", "student", "teacher", "agreement"), rows),
@@ -309,11 +318,17 @@ def _safe(text: object) -> str:
     return str(text) if str(text).isprintable() else quoted(text)
 
 
+def _line(block: str | Finding) -> str:
+    if isinstance(block, str):
+        return block
+    return plain(f"{'serious' if block.serious else 'warning'}: {block}")
+
+
 def _show(blocks: Sequence[Block]) -> None:
     """Tables with rules on a terminal, aligned columns elsewhere."""
     if not sys.stdout.isatty():
         for block in blocks:
-            print(block if isinstance(block, str) else "\n".join(aligned(block)))
+            print("\n".join(aligned(block)) if isinstance(block, Grid) else _line(block))
         return
     from rich import box
     from rich.console import Console
@@ -322,8 +337,9 @@ def _show(blocks: Sequence[Block]) -> None:
 
     console = Console(highlight=False)
     for block in blocks:
-        if isinstance(block, str):
-            console.print(Text(block))
+        if not isinstance(block, Grid):
+            serious = isinstance(block, Finding) and block.serious
+            console.print(Text(_line(block), style="bold red" if serious else ""))
             continue
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column, title in enumerate(block.header):

@@ -15,6 +15,7 @@ from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
+from synthkd.findings import Finding, as_data
 from synthkd.images import Batch, to_uint8
 from synthkd.promises import PROMISES
 from synthkd.recipe import Recipe, Stage
@@ -23,6 +24,7 @@ from synthkd.seeds import source
 from synthkd.specs import load_teacher
 from synthkd.states import load_state, save_state
 from synthkd.store import MANIFEST, Writer
+from synthkd.student_checks import check_dataset, verdict
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion import Diffusion
 from synthkd.synthesis.folders import is_folder, promise_of
@@ -300,13 +302,17 @@ def _go(
                     f"the teacher agrees with none of {job.drawn:,} images drawn: nothing to write"
                 )
             job.writing = written + time.perf_counter() - writing
-            manifest = _manifest(job)
+            findings = _check_result(job)
+            manifest = _manifest(job) | {
+                "verdict": verdict(findings), "findings": as_data(findings),
+            }  # fmt: skip
             manifest["wall_seconds"] = round(before + time.perf_counter() - started, 2)
             if job.keep is not None:
                 job.generator.save(job.keep, job.level)
             writer.close(manifest)
             count = writer.count
     (out / CHECKPOINT).unlink(missing_ok=True)
+    display.findings(findings)
     _show(manifest, count, out, display)
     return manifest
 
@@ -316,6 +322,14 @@ def _take_over(writer: Writer, state: dict[str, Any], out: Path) -> None:
         writer.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise InputError(f"--resume {quoted(out)}: its checkpoint does not fit it") from None
+
+
+def _check_result(job: Job) -> list[Finding]:
+    """What can be said against the data set by its classes."""
+    count, classes = job.recipe.dataset.count, job.teacher.classes
+    asked = [count // classes + (k < count % classes) for k in range(classes)]
+    written = [first - still for first, still in zip(asked, job.quota, strict=True)]
+    return check_dataset(written, count, job.teacher.names)
 
 
 def _manifest(job: Job) -> dict[str, Any]:

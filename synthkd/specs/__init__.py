@@ -43,8 +43,8 @@ from synthkd.specs.weights import classes_in, fill, read_weights
 from synthkd.teachers import Teacher
 
 __all__ = [
-    "Card", "call_from_file", "card_of", "load_classifier", "load_teacher", "new_student",
-    "read_card", "read_weights",
+    "Card", "call_from_file", "card_of", "is_saved", "load_classifier", "load_teacher",
+    "new_student", "read_card", "read_weights",
 ]  # fmt: skip
 DEMO_TEACHER = "demo_teacher.safetensors"
 _FILE_CALL = re.compile(r"\.py:[A-Za-z_]\w*$")
@@ -89,7 +89,7 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
         table.spec, table.weights, table, trust_code=trust_code, role="teacher"
     )
     names = _told_names(table, classifier.classes) or names
-    if _is_saved(table.spec) and not shared:
+    if is_saved(table.spec) and not shared:
         _check_flags(table, classifier.spec)
     plain = classifier.answers == "logits" and not classifier.reading.path
     kind = "" if plain else f" answering in {classifier.reading}"
@@ -148,7 +148,7 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
     many. A teacher that shows its answers alone gives no weights away.
     """
     spec = teacher.spec
-    if _is_saved(table.spec):
+    if is_saved(table.spec):
         told = _told(spec, teacher.classes)
         found = load_classifier(table, told, trust_code=trust_code)[0]
         if found.spec.shape != spec.shape:
@@ -196,7 +196,7 @@ def _classifier(
     spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A network with weights and its input contract."""
-    if _is_saved(spec):
+    if is_saved(spec):
         return _saved(spec, weights, table, trust_code=trust_code, role=role)
     source = _source(spec, weights, table, trust_code=trust_code, role=role)
     if not source.complete:
@@ -276,7 +276,7 @@ def _saved(
     return Classifier(body, card.image_spec, card.classes, answers), card.names
 
 
-def _is_saved(spec: str) -> bool:
+def is_saved(spec: str) -> bool:
     """Whether a SPEC brings weights and contract in a file of ours: the demo, or a run."""
     return spec == "demo" or Path(spec).is_dir()
 
