@@ -16,13 +16,16 @@ from synthkd.errors import quoted
 from synthkd.findings import Finding
 from synthkd.measures import ClassBalance, class_balance, missing_classes, relative_entropy
 
-USELESS = 0.5  # adjusted balanced agreement on held-out images below which a student is of no use
-WEAK = 0.7  # below which it is weak
+USELESS = 0.25  # adjusted balanced agreement on held-out images below which a student is of no use
+WEAK = 0.4  # below which it is weak
+LOST = 1 / 3  # share of the adjusted agreement below which a class counts as lost
 FEW_IMAGES = 5_000  # student images under which nothing good was ever seen,
 SOME_IMAGES = 20_000  # and under which students are far from what they could be
-JUDGED = 8  # images of a class from which its own share is believed
+JUDGED = 12  # images of a class from which its own share is believed
 NEAR_CONSTANT = 0.98  # share of one class among the votes from which a student counts as constant
 NO_BETTER = 0.1  # adjusted balanced accuracy under which a network is hardly better than a constant
+HARDLY = 0.4  # share of the teacher's adjusted accuracy below which a student is of no use,
+FAR = 0.6  # and below which it is far from it
 NAMED = 5  # classes named in a message
 
 
@@ -159,10 +162,21 @@ def check_agreement(
     result = []
     if found.adjusted < WEAK:
         result.append(Finding("weak-agreement", told, more))
-    shares = _shares(learned, taught, classes)
-    lost = [k for k, n, share in shares if n >= JUDGED and share <= found.adjusted / 2]
+    shares = [one for one in _shares(learned, taught, classes) if one[1] >= JUDGED]
+    unnamed = [k for k, _, _ in shares if not counts[k]]
+    if unnamed:
+        result.append(
+            Finding(
+                "classes-not-named",
+                f"the student never names {len(unnamed):,} of the {classes:,} classes on held-out "
+                f"images, where the teacher does ({_listed(unnamed, names)})",
+                more,
+                serious=len(unnamed) >= classes / 10,
+            )
+        )
+    lost = [k for k, _, share in shares if counts[k] and share <= LOST * found.adjusted]
     if lost:
-        worst = min((s for s in shares if s[1] >= JUDGED), key=lambda s: s[2])
+        worst = min(shares, key=lambda one: one[2])
         result.append(
             Finding(
                 "unequal-agreement",
@@ -170,7 +184,7 @@ def check_agreement(
                 f"({_listed(lost, names)}; {_name(names, worst[0])}: {worst[2]:.1%} of {worst[1]:,}"
                 f" held-out images, {found.balanced:.1%} over all classes)",
                 "give more time (--minutes), or look at these classes with synthkd evaluate",
-                serious=worst[2] < 1 / 3 and len(lost) >= classes / 10,
+                serious=len(lost) >= classes / 5,
             )
         )
     return result
@@ -210,7 +224,7 @@ def check_accuracy(
                 serious=True,
             )
         ]
-    if own.adjusted < max(NO_BETTER, 0.4 * theirs.adjusted):
+    if own.adjusted < max(NO_BETTER, HARDLY * theirs.adjusted):
         return [
             Finding(
                 "no-better-than-constant",
@@ -220,6 +234,16 @@ def check_accuracy(
                 f"naming {_name(names, int(largest.argmax()))})",
                 "do not use it; give more time (--minutes) or a larger --student",
                 serious=True,
+            )
+        ]
+    if own.adjusted < FAR * theirs.adjusted:
+        return [
+            Finding(
+                "far-from-teacher",
+                f"on your {len(labels):,} images the student has a balanced accuracy of "
+                f"{own.balanced:.1%}, the teacher {theirs.balanced:.1%}, and a constant classifier "
+                f"{own.constant:.1%}",
+                "give more time (--minutes) or a larger --student",
             )
         ]
     return []

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import DONE
 
 from synthkd.networks import build_network
 
@@ -85,7 +86,7 @@ def audited(tmp_path: Path, *argv: str) -> list[tuple[str, Path]]:
         [sys.executable, str(tool / "audited.py"), str(tool / "log.json"), *SHORT, *argv],
         cwd=work, env=environment(tmp_path), capture_output=True, text=True, timeout=110,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in DONE, done.stderr
     return [(kind, Path(path)) for kind, path in json.loads((tool / "log.json").read_text())]
 
 
@@ -200,7 +201,7 @@ def test_the_kernel_saw_no_real_image_opened(tmp_path: Path, real: Path) -> None
     )  # fmt: skip
     if "PTRACE" in done.stderr or "ptrace" in done.stderr:
         pytest.skip("this machine does not let processes be traced")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in DONE, done.stderr
     calls = log.read_text(errors="replace").splitlines()
     assert any("demo_teacher.safetensors" in call for call in calls)
     assert not [call for call in calls if '"real' in call or str(real) in call]
@@ -241,7 +242,7 @@ def test_no_word_opens_a_socket_or_writes_elsewhere(tmp_path: Path) -> None:
         )  # fmt: skip
         if "ptrace" in done.stderr.lower():
             pytest.skip("this machine does not let processes be traced")
-        assert done.returncode == 0, (word, done.stderr)
+        assert done.returncode in DONE, (word, done.stderr)
         calls, written = log.read_text(errors="replace").splitlines(), 0
         assert not [c for c in calls if "connect(" in c and "AF_INET" in c], word
         for call in calls:

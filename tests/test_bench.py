@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from short_runs import main
 
 from synthkd import arena
 from synthkd.arena import Level, Point, mean_curve, spread, spread_out, standings, time_to
-from synthkd.cli import main
 from synthkd.commands import bench
 from synthkd.commands.display import Display
 from synthkd.data import load_images

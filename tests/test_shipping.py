@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import main
 
-from synthkd.cli import main
 from synthkd.images import to_float, to_uint8
 from synthkd.inspection import drawings
 from synthkd.recipe import StudentTable, TeacherTable
