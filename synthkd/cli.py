@@ -1,16 +1,21 @@
 """Words and flags. The flags are the fields of `Recipe`; torch is imported only when a word
 runs."""
 
+import codecs
 import importlib
 import inspect
+import io
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
+from pydantic import ValidationError
 
 from synthkd import __version__, recipe
 from synthkd.errors import InputError, plain, quoted
@@ -288,17 +293,21 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """Runs one command line and exits: 0 done, 2 bad input, 3 done with a result that is of no use,
     130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
+    _settle_output()
     try:
         app = _app()
         rest = _take_stage_flags(given)
         function, bound, _ = app.parse_args(rest, exit_on_error=False, print_error=False)
         function(*bound.args, **bound.kwargs)
+        sys.stdout.flush()  # what cannot be written is said now, not by Python after the end
     except CycloptsError as error:
         _fail(" ".join(str(error).split()))
     except InputError as error:
         _fail(str(error))
+    except ValidationError as error:
+        _fail(recipe.explain(error.errors(include_url=False)[0]))
     except KeyboardInterrupt:  # before a run has begun, or while it is being scored
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         raise SystemExit(130) from None
     except (MemoryError, OverflowError) as error:
         _fail(f"too large for this machine: {quoted(error)}")
@@ -306,15 +315,67 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             raise
         _fail(f"too large for this machine: {quoted(' '.join(str(error).split()), 120)}")
-    except (
-        BrokenPipeError
-    ):  # whoever read our output has gone: nothing to say, and nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        # whoever read our output has gone: nothing to say, and nobody to say it to
+        _silence(sys.stdout)
         raise SystemExit(1) from None
     except OSError as error:
-        _fail(f"{quoted(error.filename or '')}: {error.strerror or quoted(error)}")
+        said = error.strerror or quoted(error)
+        if error.filename:
+            _fail(f"{quoted(error.filename)}: {said}")
+        _silence(sys.stdout)  # files have names: this was what is printed
+        _fail(f"the standard output cannot be written: {said}")
 
 
-def _fail(text: str) -> None:
-    print(f"error: {plain(text)}", file=sys.stderr)
+def _settle_output() -> None:
+    """Makes the standard output and errors fit for whatever is printed: where they are closed it
+    goes nowhere, where their encoding lacks a character something like it is shown."""
+    # a file that is opened while 0, 1 or 2 is free would get what is printed by others
+    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(handle)
+    codecs.register_error("synthkd", _shown)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="synthkd")
+
+
+_ALIKE = str.maketrans({
+    "…": "...", "‖": "||", "±": "+-", "→": "->", "×": "x", "–": "-", "—": "-", "█": "#", "░": ".",
+    "•": "*", "’": "'", "≤": "<=", "≥": ">=", "²": "^2", "·": "*",
+})  # fmt: skip
+
+
+def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for characters that a terminal does not have: ASCII that looks alike, else the
+    escape of JSON (and of Python)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_ALIKE)
+    return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text), error.end
+
+
+def _silence(stream: Any) -> None:
+    """Lets nothing more be written to a stream that cannot take it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(text: str) -> None:
+    """A line on the standard error, if that can still be written."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def _fail(text: str) -> NoReturn:
+    _say(f"error: {plain(text)}")
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        raise SystemExit(2)
+    _silence(sys.stdout)
     raise SystemExit(2)

@@ -4,6 +4,7 @@ Outside a network an image is float32 [B, C, H, W] in 0..1; in memory and on dis
 H, W].
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.errors import InputError
+from synthkd.files import write_atomic
 
 IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
 
@@ -149,6 +151,6 @@ def class_sheet(
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG at once or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_atomic(path, content.getvalue(), sync=False)

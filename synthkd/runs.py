@@ -12,8 +12,10 @@ summary.json         the result
 """
 
 import json
+import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -33,6 +35,9 @@ from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.states import load_state, save_state
 
 KEPT = 2  # checkpoints
+# what we write, and so may delete
+CHECKPOINT = re.compile(r"\d{9,}\.safetensors")
+SNAPSHOT = re.compile(r"\d{5,}\.safetensors")
 
 
 class Run:
@@ -57,7 +62,10 @@ class Run:
 
     @classmethod
     def resume(cls, path: Path) -> tuple["Run", Recipe]:
-        """An interrupted run and its recipe."""
+        """An interrupted run and its recipe. What a stranger may have put there is refused before
+        anything is opened: a link, through which files outside would be written or deleted."""
+        if path.is_dir():
+            files.plain_tree(path, f"--resume {quoted(path)}")
         if not (path / "recipe.toml").is_file() or not (path / "manifest.json").is_file():
             raise InputError(f"--resume {quoted(path)}: this is not a run directory")
         if (path / "summary.json").is_file():
@@ -68,13 +76,11 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says."""
+        path = self.path / "manifest.json"
         try:
-            data = json.loads((self.path / "manifest.json").read_text())
-        except (OSError, ValueError, RecursionError):
-            data = None
-        if not isinstance(data, dict):
-            raise InputError(f"{quoted(self.path / 'manifest.json')} is missing or damaged")
-        return data
+            return files.read_table(path, "")
+        except InputError:
+            raise InputError(f"{quoted(path)} is missing or damaged") from None
 
     def write_manifest(self, data: dict[str, Any]) -> None:
         """Replaces manifest.json."""
@@ -91,8 +97,7 @@ class Run:
             "invented": lap.progress.invented,
             **lap.measures,
         }
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        files.append_line(self._metrics, json.dumps(line, allow_nan=False))
 
     def samples(self, lap: Round, classes: int) -> None:
         """A contact sheet of the round's fresh images."""
@@ -110,7 +115,7 @@ class Run:
         path = folder / f"{round_:09d}.safetensors"
         save_state(state, path, "checkpoint")
         load_state(path, "checkpoint")
-        present = sorted(folder.glob("[0-9]*.safetensors"))
+        present = _written(folder, CHECKPOINT)
         kept = [other for other in present if other.name <= path.name][-KEPT:]
         for other in present:
             if other not in kept:
@@ -120,7 +125,9 @@ class Run:
     def newest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None; metrics of rounds after it are taken back."""
         state, last = None, 0
-        for path in sorted((self.path / "checkpoints").glob("[0-9]*.safetensors"), reverse=True):
+        for folder in (self.path, self.path / "checkpoints", self.path / "snapshots"):
+            files.sweep(folder)
+        for path in reversed(_written(self.path / "checkpoints", CHECKPOINT)):
             try:
                 state = load_state(path, "checkpoint")
                 last = int(state["progress"]["round"])
@@ -129,13 +136,15 @@ class Run:
                 state = None
         if self._metrics.is_file():
             lines = []
-            for line in self._metrics.read_text(errors="replace").splitlines():
+            for line in self._metrics.read_text("utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["round"] <= last:
                         lines.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     break  # a line torn by a crash
             files.write_atomic(self._metrics, "".join(lines))
+        if self._snapshots.is_file():  # under a name of its own, whatever it was linked with
+            files.write_atomic(self._snapshots, self._snapshots.read_bytes())
         return state
 
     def snapshot(
@@ -154,26 +163,45 @@ class Run:
             "seconds": round(seconds, 3),
             "images_seen": lap.progress.images_seen,
         }
-        with self._snapshots.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        files.append_line(self._snapshots, json.dumps(line, allow_nan=False))
 
     def snapshots(self) -> list[dict[str, Any]]:
         """The lines of snapshots.jsonl; of a file written twice, after a crash, the last."""
         if not self._snapshots.is_file():
             return []
-        lines = map(json.loads, self._snapshots.read_text().splitlines())
-        return list({line["file"]: line for line in lines}.values())
+        try:
+            lines = [json.loads(line) for line in self._snapshots.read_text("utf-8").splitlines()]
+            last = {str(line["file"]): line for line in lines}
+            numbers = [line[key] for line in lines for key in ("share", "seconds", "images_seen")]
+            whole = all(map(SNAPSHOT.fullmatch, last)) and all(map(_is_number, numbers))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise InputError(f"{quoted(self._snapshots)} is damaged")
+        return list(last.values())
 
     def tidy(self) -> None:
         """Removes the checkpoints and snapshots of a finished run."""
-        for name in ("checkpoints", "snapshots"):
-            for path in (self.path / name).glob("*.safetensors"):
+        for name, kind in (("checkpoints", CHECKPOINT), ("snapshots", SNAPSHOT)):
+            for path in _written(self.path / name, kind):
                 path.unlink()
 
     def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Manifest first, summary last: a run with a summary is complete."""
         self.write_manifest(manifest | {"state": "finished"})
         files.write_json(self.path / "summary.json", summary)
+
+
+def _written(folder: Path, kind: re.Pattern[str]) -> list[Path]:
+    """The files of a kind in a folder of a run, in their order; none where the folder is a link."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if kind.fullmatch(path.name)]
+    return sorted(path for path in found if files.is_plain(path))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def claim(path: Path) -> None:

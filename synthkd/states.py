@@ -28,6 +28,8 @@ def save_state(state: Any, path: Path, kind: str) -> None:
 def load_state(path: Path, kind: str) -> Any:
     """The nested state of a file written by `save_state`, tensors on the CPU."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("not a plain file")
         with safe_open(str(path), framework="pt") as file:
             checksum, _, text = (file.metadata() or {})[f"synthkd-{kind}"].partition(" ")
             names = file.keys()

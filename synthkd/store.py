@@ -47,6 +47,10 @@ MANIFEST = "manifest.json"
 SHEET = "contact_sheet.png"
 PARTS = ("images", "labels", "logits")
 
+# what we write, and so may delete
+_PICTURE = re.compile(r"\d{8,}\.png")
+_SHARD = re.compile(rf"shard-\d{{5,}}\.({'|'.join(PARTS)})\.npy")
+
 _SHARD_BYTES = 128 << 20  # a shard of large images is cut here, whatever its number of rows
 _MANIFEST_BYTES = 64 << 20
 _SHEET_COLUMNS, _SHEET_ROWS = 10, 40
@@ -117,6 +121,8 @@ class Writer:
                     for index, name in enumerate(self.names)
                 ]
                 for folder in self._folders:
+                    if folder.is_symlink():
+                        raise InputError(f"{quoted(folder)} is a link, which could lead outside")
                     folder.mkdir(exist_ok=resumed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,11 +156,15 @@ class Writer:
         with _disk(self.out):
             for folder in self._folders or ():
                 for path in folder.glob("*.png"):
-                    if path.stem.isdecimal() and int(path.stem) >= first:
+                    ours = _PICTURE.fullmatch(path.name) and files.is_plain(path)
+                    if ours and int(path.stem) >= first:
                         path.unlink()
             for path in self.out.glob("shard-*"):
-                if path.name not in known:
+                ours = _SHARD.fullmatch(path.name) and files.is_plain(path)
+                if ours and path.name not in known:
                     path.unlink()
+            for folder in (self.out, *(self._folders or ())):
+                files.sweep(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -253,7 +263,7 @@ class Writer:
         with _disk(self.out):
             for part, array in zip(PARTS, arrays, strict=True):
                 path = self.out / _shard_file(len(self._shards), part)
-                with path.open("wb") as file:
+                with files.naming(path), files.created(path) as file:
                     np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
@@ -459,4 +469,5 @@ def _disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{quoted(out)}: cannot be written: {quoted(error)}") from None
+        said = error.strerror or quoted(error)
+        raise InputError(f"{quoted(error.filename or out)}: cannot be written: {said}") from None

@@ -111,7 +111,7 @@ def test_without_a_readable_checkpoint_the_run_starts_over(run: Run) -> None:
 
 def test_a_new_checkpoint_outlives_damaged_ones_of_later_rounds(run: Run) -> None:
     for round_ in (90, 99):
-        (run.path / "checkpoints" / f"{round_:06d}.safetensors").write_bytes(b"damaged")
+        (run.path / "checkpoints" / f"{round_:09d}.safetensors").write_bytes(b"damaged")
     assert run.newest() is None
     run.checkpoint(state(5), 5)
     assert checkpoints(run) == ["000000005.safetensors"]

@@ -1,7 +1,10 @@
 """Seeds, nested states, atomic files: what is written comes back, and what is damaged is told."""
 
 import json
+import os
+import socket
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -11,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthkd.errors import InputError
-from synthkd.files import sha256_of, write_atomic, write_json
+from synthkd.files import (
+    append_line,
+    plain_tree,
+    read_bytes,
+    read_table,
+    sha256_of,
+    sweep,
+    write_atomic,
+    write_json,
+)
 from synthkd.seeds import derived, globally, source
 from synthkd.states import load_state, save_state
 
@@ -254,3 +266,110 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# Files of strangers
+
+
+def test_a_link_at_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    outside, path = tmp_path / "outside", tmp_path / "in" / "file"
+    outside.write_text("precious")
+    path.parent.mkdir()
+    path.symlink_to(outside)
+    path.with_name(f".file.{os.getpid()}.tmp").symlink_to(outside)
+    write_atomic(path, "new")
+    assert (outside.read_text(), path.read_text(), path.is_symlink()) == ("precious", "new", False)
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind_and_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_atomic(tmp_path / "there", b"x")  # a folder is not replaced by a file
+    assert caught.value.filename == str(tmp_path / "there")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nowhere", "hard link", "pipe", "folder"])
+def test_a_line_is_added_to_no_file_of_elsewhere(tmp_path: Path, kind: str) -> None:
+    outside, path = tmp_path / "outside", tmp_path / "lines"
+    if kind != "link to nowhere":
+        outside.write_text("precious")
+    if kind.startswith("link"):
+        path.symlink_to(outside)
+    elif kind == "hard link":
+        path.hardlink_to(outside)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(OSError) as caught:
+        append_line(path, "line")
+    assert caught.value.filename == str(path)
+    assert outside.read_text() == "precious" if outside.exists() else kind == "link to nowhere"
+
+
+def test_lines_are_added_one_after_the_other(tmp_path: Path) -> None:
+    for line in ("one", "zwölf"):
+        append_line(tmp_path / "lines", line)
+    assert (tmp_path / "lines").read_bytes() == "one\nzwölf\n".encode()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(OSError, match="a pipe, not a plain file"):
+        read_bytes(tmp_path / "config.json", 100)
+    with pytest.raises(InputError, match=r"it: config.json cannot be read: a pipe, not a plain"):
+        read_table(tmp_path / "config.json", "it")
+    with pytest.raises(OSError, match="not a plain file"):
+        sha256_of(tmp_path / "config.json")
+
+
+def test_a_pipe_that_the_user_names_is_read_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"a" * 200_000,))
+    writer.start()
+    assert read_bytes(tmp_path / "pipe", 300_000, pipes=True) == b"a" * 200_000
+    writer.join()
+    assert read_bytes(Path(os.devnull), 10, pipes=True) == b""
+
+
+def test_a_table_that_is_too_large_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "big.json").write_bytes(b'{"a": "' + b"a" * (4 << 20) + b'"}')
+    with pytest.raises(InputError, match=r"it: big.json cannot be read: too large"):
+        read_table(tmp_path / "big.json", "it")
+
+
+@pytest.mark.parametrize("kind", ["file link", "folder link", "link to nowhere", "pipe", "socket"])
+@pytest.mark.parametrize("place", ["", "a/b/c"])
+def test_a_tree_with_anything_but_files_and_folders_is_refused(
+    tmp_path: Path, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tree" / place
+    folder.mkdir(parents=True)
+    (folder / "plain.txt").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    plain_tree(tmp_path / "tree", "it")
+    odd = folder / "odd"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "socket":
+        monkeypatch.chdir(folder)  # a socket's name is short
+        socket.socket(socket.AF_UNIX).bind("odd")
+    else:
+        names = {"file link": "elsewhere/file", "folder link": "elsewhere"}
+        odd.symlink_to(tmp_path / names.get(kind, "nowhere"))
+        (tmp_path / "elsewhere" / "file").write_text("")
+    with pytest.raises(InputError, match=rf"it: '{place and place + '/'}odd' in it is a"):
+        plain_tree(tmp_path / "tree", "it")
+    if "link" in kind:  # to be read only
+        plain_tree(tmp_path / "tree", "it", links=True)
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = {".bashrc", "a.tmp", ".a.tmp", ".a.b.tmp"}
+    for name in (*kept, ".000000009.safetensors.4242.tmp"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.1.tmp").mkdir()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, ".folder.1.tmp"}

@@ -103,6 +103,8 @@ def run(
         raise InputError("a bench wants a directory: give --out DIR")
     folder = Path(recipe.run.out)
     if report:
+        if folder.is_dir():
+            files.plain_tree(folder, f"--out {quoted(folder)}")
         arena.report(folder)
         display.say(f"written anew: {folder / 'table.md'}, results.csv, results.json, accuracy.png")
         return
@@ -292,6 +294,8 @@ def _alone(folder: Path) -> Iterator[int]:
     even alone, nobody else starts another."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file():
         raise InputError(f"--out {quoted(folder)}: this directory holds something else")
+    if folder.is_dir():
+        files.plain_tree(folder, f"--out {quoted(folder)}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     (folder / "lock").touch()
     complaint = f"--out {quoted(folder)}: another bench, or a run that it left behind, is at work"
@@ -464,7 +468,7 @@ def _distil(entry: Entry, lock: int) -> int:
     code."""
     command = [sys.executable, "-P", "-m", "synthkd", "distill", *entry.flags]
     path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
-    with entry.log.open("w") as log:
+    with entry.log.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": path}, pass_fds=(lock,),
@@ -479,7 +483,7 @@ def _distil(entry: Entry, lock: int) -> int:
 
 def _last_words(log: Path, code: int) -> str:
     """Why a run failed: its error line, or the last that it said."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors or (lines and code > 0):
         return (errors or lines)[-1]

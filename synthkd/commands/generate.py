@@ -67,6 +67,8 @@ def resume(
     """Goes on with a data set that was interrupted, in training or in writing."""
     started = time.perf_counter()
     display = Display(quiet=quiet)
+    if path.is_dir():
+        files.plain_tree(path, f"--resume {quoted(path)}")
     _check_unfinished(path)
     if not (path / RECIPE).is_file():
         raise InputError(f"--resume {quoted(path)}: no data set was begun here")
