@@ -6,7 +6,7 @@ inside. Every export is read back and compared with the student; one that differ
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from synthkd.errors import InputError
 from synthkd.files import write_atomic
+from synthkd.latency import Answer as Answer
+from synthkd.latency import onnx_answer, write_onnx
 from synthkd.networks.classifier import Classifier
 from synthkd.specs.graphs import telemetry_off
 
@@ -57,47 +59,10 @@ class Exported:
     parity: Parity
 
 
-Answer = Callable[[Tensor], Tensor]
-
-
 def to_onnx(student: Classifier, path: Path) -> Answer:
     """Writes ONNX with a free batch, weights inside the file; returns how it answers."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "--format onnx wants the extra onnx: pip install 'synthkd[onnx]'"
-        ) from None
-    example = torch.zeros(2, *student.spec.shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            student, (example,), dynamo=True, verbose=False, input_names=["images"],
-            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
-        assert program is not None
-        program.save(str(path), external_data=False)
+    write_onnx(student, torch.zeros(2, *student.spec.shape), path)
     return onnx_answer(path)
-
-
-def onnx_answer(path: Path) -> Answer:
-    """How an ONNX file answers, by ONNX Runtime on the CPU."""
-    telemetry_off()
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("ONNX files want the extra onnx: pip install 'synthkd[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def answer(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
-
-    return answer
 
 
 def to_int8(source: Path, path: Path, calibration: Tensor) -> Answer:
@@ -121,6 +86,7 @@ def to_int8(source: Path, path: Path, calibration: Tensor) -> Answer:
         quantization.quantize_static(
             str(source), str(path), Reader(), per_channel=True,
             quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,  # signed ones are slow on x86
         )  # fmt: skip
     return onnx_answer(path)
 
@@ -211,8 +177,8 @@ def model_card(
     kind = _plain(str(summary.get("held_out", "synthetic")))
     rows = {
         "parameters": f"{summary['student_parameters']:,}{share}",
-        "teacher, SHA-256": f"`{manifest['teacher_sha256']}`",
-        "student, SHA-256": f"`{summary['student_sha256']}`",
+        "teacher, SHA-256": f"`{_plain(str(manifest['teacher_sha256']))}`",
+        "student, SHA-256": f"`{_plain(str(summary['student_sha256']))}`",
         "classes": f"{len(names)}: {shown}",
         "images seen in training": f"{summary['images_seen']:,}, "
         f"{summary['synthetic_share']:.1%} synthetic",

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from synthkd.recipe import Recipe
 from synthkd.runs import Run, claim, environment, free_name, held
 from synthkd.seeds import globally, source
 from synthkd.specs import card_of, is_saved, load_teacher, new_student, read_card
-from synthkd.specs.choice import best_student
+from synthkd.specs.choice import against_teacher, best_student
 from synthkd.store import open_store
 from synthkd.student_checks import (
     balance_data,
@@ -107,7 +107,7 @@ def _take_up(job: "Job", the_run: Run, display: Display) -> None:
         raise InputError(
             f"--resume {quoted(path)}: its recipe.toml is not the one that the run was started with"
         )
-    job.manifest["command"] = before.get("command")
+    job.manifest |= {key: before.get(key) for key in ("command", "student_chosen")}
     job.manifest["sittings"] = _count(before.get("sittings")) + 1
     job.open_data()
     if before.get("data") != job.manifest["data"]:
@@ -225,17 +225,26 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         )
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
     _check_val(recipe)
+    choice: dict[str, Any] = {}
+    doubts: Sequence[Finding] = ()
     if recipe.student.spec == "auto":
         best = best_student(recipe.student, teacher)
+        promised = ""
+        if best.latency_ms is not None and best.conditions is not None:
+            promised = f", {best.latency_ms:.3g} ms alone ({best.conditions})"
+            choice = {"latency_ms": best.latency_ms, **asdict(best.conditions)}
         display.say(
             f"student auto: {best.name}, {best.params:,} weights, {best.flops:,.0f} operations an "
-            "image" + (f", {best.latency_ms:.2f} ms" if best.latency_ms else "")
+            f"image{promised}"
         )
+        doubts = best.findings
         settled = {"spec": best.name, "max_params": None, "max_flops": None, "max_latency_ms": None}
         table = recipe.student.model_copy(update=settled)
         recipe = recipe.model_copy(update={"student": table})
     with globally(source(recipe.run.seed, "student")):
         student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
+    if not choice:  # no time has been measured yet
+        doubts = against_teacher(student, teacher)
     recipe, reasons = plans.suited(recipe, teacher)
     the_plan = plans.plan(recipe, teacher)
     the_plan = plans.Plan(the_plan.stages, (*the_plan.reasons, *reasons))
@@ -260,6 +269,7 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         f"student {recipe.student.spec}: {small:,} parameters{share}{begun}; "
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
     )
+    display.findings(doubts)
     lab = Lab(recipe, the_plan.stages, teacher, student, device=device, bfloat16=bfloat16)
     if recipe.generator.start and "gan" in lab.generators:
         gan = lab.generators["gan"]
@@ -270,6 +280,8 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         "teacher": recipe.teacher.spec,
         "teacher_sha256": teacher.digest,
         "student": recipe.student.spec,
+        "student_chosen": choice,
+        "findings": as_data(doubts),
         "recipe_sha256": _hash(recipe),
         "seed": recipe.run.seed,
         "plan": list(the_plan.reasons),

@@ -49,6 +49,13 @@ def run(
         shipping.model_card(summary, manifest, [], names)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{where}: its summary.json or manifest.json is damaged") from None
+    found = files.sha256_of(path / "student.safetensors")
+    if found != summary["student_sha256"]:  # its scores would be another student's
+        raise InputError(
+            f"export {quoted(path)}: its student.safetensors (SHA-256 {found[:12]}…) is not the "
+            f"student that its summary.json tells of ({quoted(summary['student_sha256'], 12)}): "
+            "copy the run directory again, as a whole"
+        )
     folder = out or free_name(path / "export")
     claim(folder)
     try:

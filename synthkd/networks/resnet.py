@@ -57,7 +57,9 @@ class ResNet(nn.Module):
         """Normalised images [B, C, H, W] to logits [B, K]."""
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = self.layer3(self.layer2(self.layer1(h)))
-        logits: Tensor = self.linear(F.avg_pool2d(h, h.shape[2:]).flatten(1))
+        logits: Tensor = self.linear(
+            F.avg_pool2d(h, [int(side) for side in h.shape[2:]]).flatten(1)
+        )
         return logits
 
 
