@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,51 @@ def test_what_cannot_be_exported_is_said(
     (tmp_path / "full" / "x").touch()
     text = failing(capsys, "export", str(run), "--out", str(tmp_path / "full"))
     assert "not empty" in text
+
+
+def test_a_student_swapped_for_another_is_not_exported_under_the_old_ones_scores(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    copy = Path(shutil.copytree(run, tmp_path / "swapped"))
+    with safe_open(str(copy / "student.safetensors"), framework="pt") as file:
+        header = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    state["linear.weight"] = -state["linear.weight"]
+    save_file(state, copy / "student.safetensors", metadata=header)
+    text = failing(capsys, "export", str(copy), "--format", "safetensors")
+    assert "is not the student that its summary.json tells of" in text
+    assert not (copy / "export").exists()
+
+
+FOREIGN = (
+    "<img src=x onerror=alert(1)>|`[a](javascript:b)\n# c\n| d | e |\n<https://f.g> ![h](i) &lt;"
+)
+
+
+def shapes(card: str) -> list[str]:
+    """The kinds of parts that a reader of Markdown makes of a card, without its text."""
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card)
+    flat = [part for token in tokens for part in (token, *(token.children or []))]
+    return [token.type for token in flat if token.type not in ("text", "text_special")]
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [(0, key) for key in ("student", "student_sha256", "val_data", "held_out")]
+    + [(1, key) for key in ("teacher", "teacher_sha256", "promise", "promise_level")],
+)
+def test_what_a_forged_run_says_stays_text_in_the_card(run: Path, table: int, key: str) -> None:
+    told = [json.loads((run / name).read_text()) for name in ("summary.json", "manifest.json")]
+    plain = shapes(model_card(told[0], told[1], [], ["a", "b"]))
+    assert "html_inline" not in plain and "link_open" not in plain
+    told[table][key] = FOREIGN
+    with suppress(TypeError, ValueError):  # of a number that is none: "damaged"
+        assert shapes(model_card(told[0], told[1], [], [FOREIGN, "b"])) == plain
 
 
 def test_a_failed_export_leaves_nothing_and_a_repeated_one_goes_elsewhere(
@@ -322,7 +369,8 @@ def test_auto_is_the_largest_within_the_limits(capsys: pytest.CaptureFixture[str
     flops = best_student(StudentTable(spec="auto", max_flops=tight.flops), teacher)
     assert flops.flops <= tight.flops
     fast = best_student(StudentTable(spec="auto", max_latency_ms=1000.0), teacher)
-    assert fast.latency_ms is not None and fast.params > 172_218
+    assert fast.latency_ms is not None and tight.params < fast.params < 172_218
+    assert fast.findings == ()  # smaller than its teacher, and no slower
     text = failing(capsys, "distill", "--student", "auto", "--max-params", "10")
     assert "no network of ours is within these limits; the smallest, resnet8-w4" in text
     plan = said(capsys, "distill", "--student", "auto", "--dry-run")
