@@ -18,7 +18,7 @@ from synthkd import schedules
 from synthkd.augment import augmented, mixed_up
 from synthkd.errors import InputError, quoted
 from synthkd.images import Batch, to_float, to_uint8
-from synthkd.measures import relative_entropy
+from synthkd.measures import decided, relative_entropy
 from synthkd.memory import Memory
 from synthkd.networks.classifier import Classifier
 from synthkd.progress import (
@@ -319,7 +319,7 @@ def _remember(
         logits = lab.label(pixels)
     votes = logits.argmax(1)
     measures["balance"] = relative_entropy(torch.bincount(votes, minlength=lab.teacher.classes))
-    measures["confidence"] = float(logits.softmax(1).amax(1).mean())
+    measures["confidence"] = float(lab.teacher.probabilities(logits).amax(1).mean())
     # without a memory only the first rounds give any away: later batches reach the student whole
     full = lab.recipe.memory.capacity == 0 and len(lab.held_out) == HELD_OUT
     cut = 0 if full else len(pixels) // 16
@@ -405,8 +405,11 @@ def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:
         return {"difficulty": lab.difficulty.level}
     assert lab.learner is not None
     drawn = lab.held_out.draw(min(128, len(lab.held_out)), rng)
-    votes = lab.learner.answer(to_float(drawn.pixels.to(lab.device))).argmax(1).cpu()
-    agreement = float((votes == drawn.votes).float().mean())
+    answers = lab.learner.answer(to_float(drawn.pixels.to(lab.device))).cpu()
+    own, taught = (
+        decided(logits, independent=lab.teacher.independent) for logits in (answers, drawn.logits)
+    )
+    agreement = float((own == taught).float().mean())
     lab.difficulty = schedules.harder_or_easier(lab.difficulty, agreement, lab.recipe.difficulty)
     return {"agreement": agreement, "difficulty": lab.difficulty.level}
 
@@ -414,7 +417,7 @@ def _look_back(lab: Lab, rng: torch.Generator) -> dict[str, float]:
 class HeldOut(NamedTuple):
     """What student and teacher vote on the images that nobody learned from."""
 
-    learned: Tensor  # [N] int64, the student's votes
+    learned: Tensor  # [N] int64, the student's votes; of independent classes, N yes or no
     taught: Tensor  # [N] int64, the teacher's
 
     @property
@@ -457,8 +460,12 @@ def held_out_votes(lab: Lab) -> HeldOut:
     assert lab.learner is not None
     kept = lab.held_out.everything()
     votes = [
-        lab.learner.answer(to_float(p.to(lab.device))).argmax(1).cpu()
-        for p in torch.split(kept.pixels, 512)
-        if len(p)
+        decided(answer, independent=lab.teacher.independent)
+        for answer in (
+            lab.learner.answer(to_float(p.to(lab.device))).cpu()
+            for p in torch.split(kept.pixels, 512)
+            if len(p)
+        )
     ]
-    return HeldOut(torch.cat(votes) if votes else kept.votes, kept.votes)
+    taught = decided(kept.logits, independent=lab.teacher.independent)
+    return HeldOut(torch.cat(votes) if votes else taught, taught)

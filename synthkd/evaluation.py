@@ -7,14 +7,15 @@ the teacher's answers, by an extractor's features, and against real images by to
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -24,10 +25,12 @@ from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec, fitted, in_cache, to_float
+from synthkd.losses import paired
 from synthkd.student_checks import check_accuracy, check_agreement
 from synthkd.teachers import Observation, Teacher
 
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
+YES_OR_NO = ("no", "yes")  # the classes of a question about one independent class
 LARGEST_SEARCH = 20_000  # images among which near-duplicates are looked for, as that takes N² time
 
 
@@ -43,8 +46,34 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class Told:
+    """How well a network tells a class from the rest (`measures.BinaryScores`); None: no value."""
+
+    auroc: float | None
+    sensitivity: float | None
+    specificity: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class ToldRow:
+    """One class that is a yes or no: the second of two, or one of independent ones."""
+
+    name: str
+    positives: int
+    student: Told
+    teacher: Told
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Student against teacher on one set; accuracies and ECE are None without labels."""
+    """Student against teacher on one set; accuracies and ECE are None without labels.
+
+    With labels and two classes, or independent ones, `told` has a row for each class that is a yes
+    or no, and `student_told` and `teacher_told` are the means over these rows. Of independent
+    classes (unless each image has one label), accuracy and agreement count the yes or no to every
+    class of every image, and KL is summed over the classes.
+    """
 
     n: int
     student_accuracy: float | None
@@ -62,6 +91,10 @@ class Comparison:
     constant_balanced_accuracy: float | None = None
     constant_accuracy: float | None = None
     findings: tuple[Finding, ...] = ()
+    independent: bool = False
+    student_told: Told | None = None
+    teacher_told: Told | None = None
+    told: tuple[ToldRow, ...] = ()
 
 
 def compare(
@@ -83,33 +116,96 @@ def compare(
             "they cannot be compared"
         )
     labels = images.labels
-    votes, asked = learned.argmax(1), taught.argmax(1)
-    agreed = measures.class_balance(votes, asked, teacher.classes)
-    own = theirs = always = None
-    if labels is None:
-        findings = check_agreement(votes, asked, teacher.classes, teacher.names)
+    alone = teacher.independent
+    rows = () if labels is None else _told_rows(learned, taught, labels, teacher)
+    # where classes are independent, each is a question of its own, yes or no
+    each = alone and (labels is None or labels.dim() > 1)
+    ours, theirs = (paired(t) if each else t for t in (learned, taught))
+    truth = labels.flatten() if each and labels is not None else labels
+    names = YES_OR_NO if each else teacher.names
+    pairs = (paired(learned), paired(taught)) if alone else (learned, taught)
+    votes, asked = ours.argmax(1), theirs.argmax(1)
+    agreed = measures.class_balance(votes, asked, len(names))
+    own = other = always = None
+    if truth is None:
+        findings = check_agreement(votes, asked, len(names), names)
     else:
-        own, theirs = (measures.class_balance(v, labels, teacher.classes) for v in (votes, asked))
-        always = float(labels.bincount().max()) / len(labels)
-        findings = check_accuracy(votes, asked, labels, teacher.classes, teacher.names)
+        own, other = (measures.class_balance(v, truth, len(names)) for v in (votes, asked))
+        always = float(truth.bincount().max()) / len(truth)
+        findings = check_accuracy(votes, asked, truth, len(names), names)
     return Comparison(
         n=len(taught),
-        student_accuracy=None if labels is None else measures.accuracy(learned, labels),
-        teacher_accuracy=None if labels is None else measures.accuracy(taught, labels),
-        agreement=measures.agreement(learned, taught),
-        kl=measures.kl(learned, taught),
+        student_accuracy=None if truth is None else measures.accuracy(ours, truth),
+        teacher_accuracy=None if truth is None else measures.accuracy(theirs, truth),
+        agreement=measures.agreement(ours, theirs),
+        kl=measures.kl(*pairs) * len(pairs[0]) / len(taught),
         transfer_efficiency=_number(
-            measures.transfer_efficiency(measures.contingency(learned, taught))
+            measures.transfer_efficiency(measures.contingency(ours, theirs))
         ),
-        student_ece=None if labels is None else measures.ece(learned, labels),
-        teacher_ece=None if labels is None else measures.ece(taught, labels),
-        classes=_class_rows(learned, taught, labels, teacher.names),
+        student_ece=None if truth is None else measures.ece(ours, truth),
+        teacher_ece=None if truth is None else measures.ece(theirs, truth),
+        classes=_decision_rows(learned, taught, labels, teacher.names) if each
+        else _class_rows(learned, taught, labels, teacher.names),
         student_balanced_accuracy=None if own is None else _number(own.balanced),
-        teacher_balanced_accuracy=None if theirs is None else _number(theirs.balanced),
+        teacher_balanced_accuracy=None if other is None else _number(other.balanced),
         balanced_agreement=_number(agreed.balanced),
         constant_balanced_accuracy=_number((own or agreed).constant),
         constant_accuracy=always,
         findings=tuple(findings),
+        independent=alone,
+        student_told=_told([row.student for row in rows]),
+        teacher_told=_told([row.teacher for row in rows]),
+        told=rows,
+    )  # fmt: skip
+
+
+def _told_rows(
+    learned: Tensor, taught: Tensor, labels: Tensor, teacher: Teacher
+) -> tuple[ToldRow, ...]:
+    """AUROC and the like of each class that is a yes or no."""
+    if teacher.independent:
+        hot = labels if labels.dim() > 1 else F.one_hot(labels, teacher.classes)
+        columns = [(k, learned[:, k], taught[:, k], hot[:, k].bool()) for k in range(hot.shape[1])]
+    elif teacher.classes == 2:
+        odds = [logits[:, 1] - logits[:, 0] for logits in (learned, taught)]
+        columns = [(1, odds[0], odds[1], labels == 1)]
+    else:
+        return ()
+    return tuple(
+        ToldRow(
+            teacher.names[k], int(truth.sum()),
+            *(Told(*map(_number, measures.binary_scores(odds, truth))) for odds in (ours, theirs)),
+        )
+        for k, ours, theirs, truth in columns
+    )  # fmt: skip
+
+
+def _told(rows: Sequence[Told]) -> Told | None:
+    """The mean over classes."""
+    if not rows:
+        return None
+    scores = [
+        measures.BinaryScores(*(math.nan if v is None else v for v in astuple(row))) for row in rows
+    ]
+    return Told(*map(_number, measures.macro(scores)))
+
+
+def _decision_rows(
+    learned: Tensor, taught: Tensor, labels: Tensor | None, names: tuple[str, ...]
+) -> tuple[ClassRow, ...]:
+    """Independent classes one by one: how many images have each (by the teacher, where there are no
+    labels), and the share of images to which the right, or the same, yes or no is said."""
+    ours, theirs = learned > 0, taught > 0
+    truth = theirs if labels is None else labels.bool()
+
+    def share(a: Tensor, b: Tensor) -> list[float]:
+        return (a == b).double().mean(0).tolist()
+
+    known = labels is not None
+    own, other = share(ours, truth), share(theirs, truth)
+    return tuple(
+        ClassRow(names[k], n, own[k] if known else None, other[k] if known else None, alike)
+        for k, (n, alike) in enumerate(zip(truth.sum(0).tolist(), share(ours, theirs), strict=True))
     )
 
 

@@ -215,10 +215,25 @@ class View:
     embedded: Tensor | None = None  # [B, E] of length 1: a projection of the teacher's features
     embedded_other: Tensor | None = None  # [B, E] the same for another view of the images
     bank: Tensor | None = None  # [M, E] the same for images of earlier batches
+    independent: bool = False  # logits are log-odds: several classes, or none, may apply
+
+
+def _questions(view: View) -> tuple[Tensor, Tensor | None]:
+    """What teacher and student answer, [B, K] each, or where the classes are independent the same
+    as `paired`, [B · K, 2]."""
+    if not view.independent:
+        return view.taught, view.learned
+    return paired(view.taught), None if view.learned is None else paired(view.learned)
 
 
 def one_hot(view: View) -> Tensor:
-    """B1, cross-entropy to the class asked for, in nats: mean of -log softmax(taught)[label]."""
+    """B1, cross-entropy to the class asked for, in nats: mean of -log softmax(taught)[label].
+
+    Where the classes are independent, of this class alone: mean of -log σ(taught)[label]; the
+    others may apply or not.
+    """
+    if view.independent:
+        return -F.logsigmoid(view.taught.gather(1, view.labels[:, None])).mean()
     return F.cross_entropy(view.taught, view.labels)
 
 
@@ -308,12 +323,14 @@ def disagreement(view: View) -> Tensor:
         −mean over i of  1[argmax s_i = argmax t_i] · KL( softmax(t_i) ‖ softmax(s_i) )
 
     Only where both still vote alike, so images do not leave their class
-    (Fang et al. 2021, https://arxiv.org/abs/2105.08584).
+    (Fang et al. 2021, https://arxiv.org/abs/2105.08584). Where the classes are independent, i runs
+    over the classes of every image too, each with its own yes or no.
     """
-    assert view.learned is not None
-    alike = (view.learned.argmax(1) == view.taught.argmax(1)).float()
-    p = F.log_softmax(view.taught, dim=1)
-    q = F.log_softmax(view.learned, dim=1)
+    taught, learned = _questions(view)
+    assert learned is not None
+    alike = (learned.argmax(1) == taught.argmax(1)).float()
+    p = F.log_softmax(taught, dim=1)
+    q = F.log_softmax(learned, dim=1)
     return -(alike * F.kl_div(q, p, log_target=True, reduction="none").sum(1)).mean()
 
 
@@ -335,9 +352,10 @@ def divergence(view: View) -> Tensor:
     K times smaller than a mean over images. Micaelli & Storkey 2019:
     https://arxiv.org/abs/1905.09768
     """
-    assert view.learned is not None
-    p = F.log_softmax(view.taught, dim=1)
-    q = F.log_softmax(view.learned, dim=1)
+    taught, learned = _questions(view)
+    assert learned is not None
+    p = F.log_softmax(taught, dim=1)
+    q = F.log_softmax(learned, dim=1)
     return -F.kl_div(q, p, log_target=True, reduction="none").mean()
 
 
@@ -351,9 +369,10 @@ def jensen_shannon(view: View, *, temperature: float = 3.0) -> Tensor:
     KL runs from the mean m, as in the authors' code; the divergence of the textbooks runs to it.
     Yin et al. 2020: https://arxiv.org/abs/1912.08795
     """
-    assert view.learned is not None
-    p = (view.taught / temperature).softmax(1)
-    q = (view.learned / temperature).softmax(1)
+    taught, learned = _questions(view)
+    assert learned is not None
+    p = (taught / temperature).softmax(1)
+    q = (learned / temperature).softmax(1)
     p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))
     apart = (m * (m.log() - (p.log() + q.log()) / 2)).sum(1).mean()
     return 1 - apart.clamp(0, 1)
@@ -378,8 +397,13 @@ def balance(view: View) -> Tensor:
     """B6, the negative entropy of the mean answer: Σ_k p̄_k log p̄_k, least (−log K) when classes
     are even.
 
+    Where the classes are independent, the mean over them of the same for yes and no (least −log 2).
     Chen et al. 2019, section 3.2: https://arxiv.org/abs/1904.01186
     """
+    if view.independent:
+        yes = view.taught.sigmoid().mean(0)
+        mean = torch.stack([yes, 1 - yes])  # [2, K]
+        return (mean * mean.clamp_min(1e-12).log()).sum(0).mean()
     mean = view.taught.softmax(1).mean(0)
     return (mean * mean.clamp_min(1e-12).log()).sum()
 

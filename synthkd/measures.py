@@ -25,6 +25,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return _share(logits.argmax(1) == labels)
 
 
+def decided(logits: Tensor, *, independent: bool) -> Tensor:
+    """What logits [N, K] decide: the class of each image, [N], or of independent classes a no (0)
+    or yes (1) to each, [N · K].
+
+    >>> decided(torch.tensor([[2.0, -1.0]]), independent=True).tolist()
+    [1, 0]
+    """
+    return (logits > 0).flatten().long() if independent else logits.argmax(1)
+
+
 def agreement(learned: Tensor, taught: Tensor) -> float:
     """The share of images on which student and teacher vote alike (catalogue F7), 0..1.
 
@@ -127,6 +137,68 @@ def ece(logits: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
     gap.index_add_(0, bin_of, (vote == labels).double() - confidence)
     return (gap.abs().sum() / len(labels)).item()
+
+
+def auroc(scores: Tensor, truth: Tensor) -> float:
+    """The area under the ROC curve: how often a positive has a higher score than a negative, 0..1.
+
+        ( Σ ranks of the positives − P (P + 1) / 2 ) / ( P · Q )
+
+    with P positives and Q negatives, and the mean rank for equal scores, so that a pair of these
+    counts a half (Hanley & McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747).
+    `scores` [N], `truth` bool [N]; NaN without a positive or without a negative.
+
+    >>> auroc(torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([False, False, True, True]))
+    0.875
+    """
+    truth = truth.bool()
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    if not positives or not negatives:
+        return math.nan
+    _, place, counts = torch.unique(scores.double(), return_inverse=True, return_counts=True)
+    ranks = counts.cumsum(0).double() - (counts.double() - 1) / 2  # of each value, from 1 on
+    above = float(ranks[place][truth].sum()) - positives * (positives + 1) / 2
+    return above / (positives * negatives)
+
+
+class BinaryScores(NamedTuple):
+    """How well a yes or no is told, each 0..1; NaN where there is nothing to tell.
+
+    `auroc` needs no threshold; the others are for a probability of one half.
+    """
+
+    auroc: float
+    sensitivity: float  # share of the positives that are found (recall)
+    specificity: float  # share of the negatives that are left alone
+    f1: float  # 2 TP / (2 TP + FP + FN)
+
+
+def binary_scores(log_odds: Tensor, truth: Tensor) -> BinaryScores:
+    """AUROC, sensitivity, specificity and F1 of log-odds [N] against the truth, bool [N].
+
+    >>> truth = torch.tensor([True, False, True, False])
+    >>> binary_scores(torch.tensor([2.0, 1.0, -1.0, -2.0]), truth)
+    BinaryScores(auroc=0.75, sensitivity=0.5, specificity=0.5, f1=0.5)
+    """
+    truth, found = truth.bool(), log_odds > 0
+    hits, wrong = int((found & truth).sum()), int((found & ~truth).sum())
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    missed = positives - hits
+    return BinaryScores(
+        auroc(log_odds, truth), _ratio(hits, positives), _ratio(negatives - wrong, negatives),
+        _ratio(2 * hits, 2 * hits + wrong + missed),
+    )  # fmt: skip
+
+
+def macro(scores: Sequence[BinaryScores]) -> BinaryScores:
+    """The mean over classes of each score, those without a value left out.
+
+    >>> macro([BinaryScores(1.0, 1.0, 0.5, 0.5), BinaryScores(math.nan, 0.0, 1.0, 0.0)])
+    BinaryScores(auroc=1.0, sensitivity=0.5, specificity=0.75, f1=0.25)
+    """
+    table = torch.tensor(scores, dtype=torch.float64).reshape(-1, 4)
+    return BinaryScores(*table.nanmean(0).tolist())
 
 
 def vote_histogram(logits: Tensor) -> Tensor:

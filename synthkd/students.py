@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthkd import schedules
 from synthkd.errors import InputError
 from synthkd.files import write_atomic
-from synthkd.losses import attention_transfer, feature_match, logit_l1, soft_targets
+from synthkd.losses import attention_transfer, feature_match, logit_l1, soft_decisions, soft_targets
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TrainingTable
 from synthkd.teachers import Maps, maps_of
@@ -73,7 +73,7 @@ class Learner:
         precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
         with watching as seen, precision:
             learned = self.student(images)
-        loss = distillation_loss(learned, taught, self.table)
+        loss = distillation_loss(learned, taught, self.table, independent=self.student.independent)
         if self.looks:
             loss = loss + map_loss(seen, maps or {}, self.table)
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,11 +129,16 @@ class Learner:
         self.steps = int(state["steps"])
 
 
-def distillation_loss(learned: Tensor, taught: Tensor, table: TrainingTable) -> Tensor:
-    """What the student minimises, by `table.loss`: `soft_targets` at the table's temperature, or
-    `logit_l1`, which knows none. Logits [B, K], a scalar."""
+def distillation_loss(
+    learned: Tensor, taught: Tensor, table: TrainingTable, *, independent: bool = False
+) -> Tensor:
+    """What the student minimises, by `table.loss`: at the table's temperature `soft_targets`, or of
+    `independent` classes `soft_decisions`; or `logit_l1`, which knows none. Logits [B, K], a
+    scalar."""
     if table.loss == "l1":
         return logit_l1(learned, taught)
+    if independent:
+        return soft_decisions(learned, taught, temperature=table.temperature)
     return soft_targets(learned, taught, temperature=table.temperature)
 
 

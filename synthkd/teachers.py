@@ -190,6 +190,10 @@ class Teacher(nn.Module):
         """What was understood of the files and answers that could be understood otherwise."""
         return self.classifier.notes
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Its logits [B, K] as probabilities: of one class of all, or of each class alone."""
+        return self.classifier.probabilities(logits)
+
     @property
     def independent(self) -> bool:
         """Whether several of its classes, or none, may apply to an image."""

@@ -14,7 +14,7 @@ from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, count_images, load_images
 from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
 from synthkd.errors import InputError, quoted
-from synthkd.evaluation import compare, seconds_per_image
+from synthkd.evaluation import YES_OR_NO, compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
 from synthkd.findings import Finding, as_data
 from synthkd.measures import class_balance
@@ -438,6 +438,8 @@ def _finish(
             "agreement": found.agreement,
             "kl": found.kl,
             "student_ece": found.student_ece,
+            "student_told": asdict(found.student_told) if found.student_told else None,
+            "teacher_told": asdict(found.teacher_told) if found.teacher_told else None,
             "val_data": val,
             "val_digest": images.digest,
             "val_images": found.n,
@@ -451,17 +453,20 @@ def _finish(
     wall = spent_before + time.perf_counter() - started
     parts = {**lab.seconds, "evaluation": evaluation}
     progress = lab.progress
-    balance = class_balance(held_out.learned, held_out.taught, job.teacher.classes)
+    names = YES_OR_NO if job.teacher.independent else job.names  # of what was held out
+    balance = class_balance(held_out.learned, held_out.taught, len(names))
     summary = {
         "verdict": verdict(findings),
         "findings": as_data(findings),
         **scores,
         "student": recipe.student.spec,
+        "answers": student.answers,
+        "teacher_answers": str(job.teacher.classifier.reading),
         "student_parameters": sum(p.numel() for p in student.parameters()),
         "teacher_parameters": job.teacher.parameters_count,
         "student_sha256": sha256_of(path),
         **choice,
-        "held_out_balance": balance_data(balance, job.names),
+        "held_out_balance": balance_data(balance, names),
         "wall_seconds": round(wall, 2),
         "seconds": {k: round(v, 2) for k, v in parts.items()}
         | {"rest": round(wall - sum(parts.values()), 2)},
@@ -486,14 +491,17 @@ def _finish(
 
 def _check_result(job: Job, held_out: HeldOut) -> list[Finding]:
     """What can be said against the student without any real image."""
-    lab, classes = job.lab, job.teacher.classes
+    lab = job.lab
     findings: list[Finding] = []
     if lab.recipe.data.mix_ratio > 0 and isinstance(lab.memory, Memory):
         counts = torch.tensor(lab.memory.counts)
+        if job.teacher.independent:  # a class may be there without ever being the likeliest
+            counts = (lab.memory.everything().logits > 0).sum(0)
         findings += check_memory(counts, job.names)
     if not lab.recipe.student.weights and not is_saved(lab.recipe.student.spec):
         findings += check_budget(lab.progress.images_seen, _refined(lab))
-    return findings + check_agreement(held_out.learned, held_out.taught, classes, job.names)
+    names = YES_OR_NO if job.teacher.independent else job.names
+    return findings + check_agreement(held_out.learned, held_out.taught, len(names), names)
 
 
 def _refined(lab: Lab) -> int | None:
@@ -512,6 +520,21 @@ def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:
         card = read_card(folder / "student.safetensors")
         return card.network, card.args
     return recipe.student.spec, recipe.student.args
+
+
+def _told(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """AUROC and the like, where the classes are a yes or no."""
+    ours, theirs = summary.get("student_told"), summary.get("teacher_told")
+    if not ours or not theirs:
+        return []
+    names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity",
+             "f1": "F1"}  # fmt: skip
+    text = [
+        f"{title} {ours[name]:.3f} (teacher {theirs[name]:.3f})"
+        for name, title in names.items()
+        if ours[name] is not None and theirs[name] is not None
+    ]
+    return [("a class against the rest", ", ".join(text))]
 
 
 def _show(
@@ -533,6 +556,7 @@ def _show(
     rows = [
         ("student accuracy", percent(summary["student_accuracy"]) + scored + against),
         ("teacher accuracy", percent(summary["teacher_accuracy"])),
+        *_told(summary),
         ("agreement with the teacher", percent(summary["agreement"])),
         (
             f"balanced agreement, held-out {summary['held_out']}",

@@ -15,7 +15,7 @@ from synthkd.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-    from synthkd.evaluation import Comparison, Extractor, ImageScores
+    from synthkd.evaluation import Comparison, Extractor, ImageScores, ToldRow
     from synthkd.images import ImageSpec
     from synthkd.teachers import Teacher
 
@@ -231,11 +231,19 @@ def _common_size(teacher: "Teacher | None", extractor: "Extractor") -> "ImageSpe
 
 
 def _comparison_text(found: "Comparison") -> list[Block]:
+    ours, theirs = found.student_told, found.teacher_told
+    told = (
+        ("AUROC", *(_figure(t.auroc) for t in (ours, theirs)), ""),
+        ("sensitivity", *(_percent(t.sensitivity) for t in (ours, theirs)), ""),
+        ("specificity", *(_percent(t.specificity) for t in (ours, theirs)), ""),
+        ("F1", *(_figure(t.f1) for t in (ours, theirs)), ""),
+    ) if ours and theirs else ()  # fmt: skip
     summary = (
         ("accuracy", _percent(found.student_accuracy), _percent(found.teacher_accuracy),
          _percent(found.constant_accuracy)),
         ("balanced accuracy", _percent(found.student_balanced_accuracy),
          _percent(found.teacher_balanced_accuracy), _percent(found.constant_balanced_accuracy)),
+        *told,
         ("ECE, 15 bins", _percent(found.student_ece), _percent(found.teacher_ece), ""),
         ("agreement", _percent(found.agreement), "", ""),
         ("balanced agreement", _percent(found.balanced_agreement), "", ""),
@@ -256,9 +264,33 @@ def _comparison_text(found: "Comparison") -> list[Block]:
     )
     return [
         Grid(("", "student", "teacher", "a constant"), summary),
+        *_told_text(found),
         "",
         *_few("least agreement", len(found.classes)),
         Grid(("class", "images", "student", "teacher", "agreement"), rows),
+    ]
+
+
+def _told_text(found: "Comparison") -> list[Block]:
+    """Each class that is a yes or no, where there are several: student / teacher."""
+    if len(found.told) < 2:
+        return []
+    hardest = set(_first(found.told, [row.student.auroc for row in found.told]))
+
+    def both(row: "ToldRow", name: str) -> str:
+        values = (getattr(told, name) for told in (row.student, row.teacher))
+        return " / ".join("" if value is None else f"{value:.3f}" for value in values)
+
+    measures = ("auroc", "sensitivity", "specificity", "f1")
+    rows = tuple(
+        (_safe(row.name), f"{row.positives:,}", *(both(row, name) for name in measures))
+        for row in found.told
+        if row in hardest
+    )
+    return [
+        "",
+        "student / teacher:",
+        Grid(("class", "positive", "AUROC", "sensitivity", "specificity", "F1"), rows),
     ]
 
 

@@ -432,7 +432,7 @@ def _fill(writer: Writer, job: Job, display: Display, pause: Callable[[], None])
         logits = job.lab.label(pixels, exact=True)  # what is written shall hold anywhere
         votes = logits.argmax(1)
         labels = torch.where(made.labels.cpu() < 0, votes, made.labels.cpu())
-        sure = logits.softmax(1).amax(1) >= least
+        sure = job.teacher.probabilities(logits).amax(1) >= least
         keep = []
         alike = ((votes == labels) & sure).nonzero().flatten().tolist()
         job.agreed += len(alike)

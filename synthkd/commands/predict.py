@@ -30,7 +30,7 @@ def run(
     pixels = read_pictures("predict", images, student.spec)
     student.eval()
     with torch.no_grad():
-        shares = torch.cat([student(to_float(p)).softmax(1) for p in in_cache(pixels)])
+        shares = torch.cat([student.probabilities(student(to_float(p))) for p in in_cache(pixels)])
     best = shares.topk(min(top, student.classes))
     found: list[dict[str, Any]] = [
         {

@@ -225,7 +225,7 @@ class Diffusion:
         all are taken it is not asked."""
         if self.table.accept == "all":
             return torch.ones(len(images), dtype=torch.bool, device=images.device)
-        sure, votes = self.teacher(images).softmax(1).max(1)
+        sure, votes = self.teacher.probabilities(self.teacher(images)).max(1)
         labels = labels.to(votes.device)
         good: Tensor = ((labels == votes) | (labels < 0)) & (sure >= self.table.confidence)
         return good
@@ -291,7 +291,8 @@ class Diffusion:
         seeds = torch.randint(2**62, (TRIED,), generator=rng).tolist()
         found = {}
         for name in self.solvers:
-            shares = self.teacher(self._sampled(seeds, asked, None, name)).softmax(1).cpu()
+            logits = self.teacher(self._sampled(seeds, asked, None, name))
+            shares = self.teacher.probabilities(logits).cpu()
             of = shares.gather(1, asked[:, None])[:, 0] if self._told else shares.amax(1)
             found[name] = float(of.mean())
         return max(found, key=lambda name: found[name])

@@ -151,6 +151,7 @@ class Jury:
             embedded=embedded,
             embedded_other=other,
             bank=bank,
+            independent=teacher.independent,
         )
 
     def _other_features(self, scene: Scene, images: Tensor, rng: torch.Generator) -> Tensor | None:

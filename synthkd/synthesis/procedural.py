@@ -73,7 +73,7 @@ class Procedural:
             parameters = torch.cat([self._children(bred, rng), parameters])
         images = self._inked(parameters, rng)
         if judge is not None and count:
-            self._select(parameters, judge(images))
+            self._select(parameters, judge.probabilities(judge(images)))
         return images
 
     def _inked(self, parameters: Tensor, rng: torch.Generator) -> Tensor:
@@ -94,9 +94,10 @@ class Procedural:
         amount = 0.15 * float(torch.rand((), generator=rng))
         return mutated(self.parents[of, chosen], amount, rng)
 
-    def _select(self, parameters: Tensor, logits: Tensor) -> None:
-        """Drawings that the teacher is sure of become parents, in the place of the oldest."""
-        sure, votes = (values.cpu() for values in logits.softmax(1).max(1))
+    def _select(self, parameters: Tensor, shares: Tensor) -> None:
+        """Drawings that the teacher is sure of, by its probabilities [B, K], become parents, in the
+        place of the oldest."""
+        sure, votes = (values.cpu() for values in shares.max(1))
         for vote in range(self.classes):
             new = parameters[(votes == vote) & (sure > SURE)][:PARENTS]
             slots = (int(self.found[vote]) + torch.arange(len(new))) % PARENTS
