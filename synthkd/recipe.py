@@ -93,10 +93,17 @@ class TeacherTable(Table):
     weights: Annotated[
         str,
         Field(
-            description="file of weights for the teacher: .safetensors, .pt, .pth, .th; hub: those "
-            "that torchvision or timm offers, over the network"
+            description="file of weights for the teacher, of safetensors or torch.save, whatever "
+            "its suffix; hub: those that torchvision or timm offers, over the network"
         ),
         Flag("--teacher-weights"),
+    ] = ""
+    weights_key: Annotated[
+        str,
+        Field(
+            description="which of several sets of weights in its file, by the key or prefix before "
+            "their names, e.g. model_ema (default: raw ones before averages)"
+        ),
     ] = ""
     image_size: Annotated[
         Sides | None,

@@ -307,7 +307,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
         (b'{"message": "Not Found"}', "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer"),
-        (b"", "not plain weights"),
+        (b"", "is empty"),
         (b"PK\x03\x04" + b"\0" * 100, "not plain weights"),
         (b"\x80\x02}q\x00.", "not plain weights"),
     ],
@@ -325,7 +325,7 @@ def test_a_cut_safetensors_file(place: Place, cut: int) -> None:
     path = place.file("weights.safetensors", whole[:cut])
     place.refused(
         "distill", "--teacher", "resnet14", "--teacher-weights", path, *CONTRACT,
-        words="not a readable safetensors file",
+        words="not a readable safetensors file" if cut else "is empty",
     )  # fmt: skip
     place.file("run/student.safetensors", whole[:cut])
     place.refused("distill", "--teacher", "run", words="not a network saved by synthkd")
@@ -335,7 +335,7 @@ def test_a_suffix_that_is_no_file_of_weights(place: Place) -> None:
     path = place.file("weights.zip", b"PK")
     place.refused(
         "distill", "--teacher", "resnet8-w4", "--teacher-weights", path, *CONTRACT,
-        words=".safetensors, .pt, .pth or .th",
+        words="not plain weights",
     )  # fmt: skip
 
 

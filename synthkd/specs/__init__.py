@@ -39,7 +39,7 @@ from synthkd.specs import graphs, zoo
 from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import call_from_file, call_installed, literal, module_of
 from synthkd.specs.contract import Known, Source, contract
-from synthkd.specs.weights import classes_in, fill, read_weights
+from synthkd.specs.weights import classes_in, fill, read_checkpoint, read_weights
 from synthkd.teachers import Teacher
 
 __all__ = [
@@ -265,7 +265,7 @@ def _saved(
         raise InputError(f"--classes {table.classes}: {quoted(spec)} has {card.classes} classes")
     told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})
     body = _source(card.network, "", told, trust_code=trust_code, role=role).body
-    fill(body, read_weights(saved), str(saved))
+    fill(body, read_checkpoint(saved))
     known = card.answers if card.answers in KINDS else "auto"
     if table.answers not in ("auto", known):
         raise InputError(
@@ -291,7 +291,7 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
     if table.args and not (_FILE_CALL.search(spec) or is_installed_call(spec)):
         raise InputError(f"--{role}-args are for a callable; {quoted(spec)} is none")
     if is_named(spec):
-        return _named(spec, weights, table)
+        return _named(spec, weights, table, role)
     kind, _, rest = spec.partition(":")
     if kind == "torchvision":
         return zoo.from_torchvision(rest, weights, table, role)
@@ -341,24 +341,26 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
         raise InputError(
             f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}"
         )
-    if weights:
-        fill(body, read_weights(Path(weights)), weights)
-    return Source(body, Known(), True)
+    held = zoo.held_in(weights, table, role)
+    notes = fill(body, held) if held is not None else ()
+    return Source(body, Known(), True, notes)
 
 
-def _named(spec: str, weights: str, table: TeacherTable) -> Source:
+def _named(spec: str, weights: str, table: TeacherTable, role: str) -> Source:
     """A network of ours. It is told its number of classes; the last layer in the file knows it
     best."""
     if weights == zoo.HUB:
         raise InputError(f"{quoted(spec)}: a network of ours has no weights on a hub")
-    state = read_weights(Path(weights)) if weights else None
-    known = classes_in(state)
+    held = zoo.held_in(weights, table, role)
+    known = None
+    if held is not None:
+        names = build_network(spec, channels=1, size=32, classes=10).state_dict()
+        known = classes_in(held.by_name(names))
     if table.classes and known and table.classes != known:
         raise InputError(f"--classes {table.classes}: {quoted(weights)} has {known} classes")
     told = contract(spec, table, Known())
     body = build_network(
         spec, channels=told.channels, size=told.shape[1:], classes=table.classes or known or 10
     )
-    if state is not None:
-        fill(body, state, weights)
-    return Source(body, Known(), state is not None)
+    notes = fill(body, held) if held is not None else ()
+    return Source(body, Known(), held is not None, notes)

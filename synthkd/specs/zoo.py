@@ -4,7 +4,7 @@ Nothing is fetched unless the user says so with `--teacher-weights hub` or `--st
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.files import read_table
 from synthkd.recipe import TeacherTable, suggest
 from synthkd.specs.contract import Known, Source
-from synthkd.specs.weights import fill, read_weights
+from synthkd.specs.weights import Checkpoint, fill, read_checkpoint
 
 REACHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained"}  # outside the folder
 TRANSFORMING = ("inception_v3", "googlenet")  # their published weights want another range
@@ -41,20 +41,19 @@ def from_torchvision(name: str, weights: str, table: TeacherTable, role: str) ->
             raise InputError(f"--{role} torchvision:{name}: torchvision offers no weights for it")
         body = _fetched(lambda: models.get_model(name, weights=default), role, name)
         return Source(body, told, True)
-    state = read_weights(Path(weights)) if weights else None
+    held = held_in(weights, table, role)
 
     def build(classes: int) -> nn.Module:
         # as torchvision itself builds these two around its published weights
-        published = state is not None and classes == 1000 and not (table.mean or table.std)
+        published = held is not None and classes == 1000 and not (table.mean or table.std)
         more = {"transform_input": True} if published and name in TRANSFORMING else {}
         made: nn.Module = models.get_model(name, weights=None, num_classes=classes, **more)
         return made
 
-    classes = table.classes or _classes_of(build, state, role, name)
+    classes = table.classes or _classes_of(build, held, role, name)
     body = _built(lambda: build(classes), role, name)
-    if state is not None:
-        fill(body, state, weights)
-    return Source(body, Known(3, told.size, told.mean, told.std), state is not None)
+    notes = fill(body, held) if held is not None else ()
+    return Source(body, Known(3, told.size, told.mean, told.std), held is not None, notes)
 
 
 def _of_torchvision(default: Any) -> Known:
@@ -87,7 +86,7 @@ def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source
     if weights == HUB:
         body = _fetched(lambda: timm.create_model(name, pretrained=True), role, name)
         return Source(body, told, True)
-    state = read_weights(Path(weights)) if weights else None
+    held = held_in(weights, table, role)
     channels = table.channels or told.channels or 3
     extra = {"img_size": table.image_size} if table.image_size and _is_sized(name) else {}
 
@@ -97,28 +96,33 @@ def from_timm(name: str, weights: str, table: TeacherTable, role: str) -> Source
         )
         return made
 
-    classes = table.classes or _classes_of(build, state, role, name)
+    classes = table.classes or _classes_of(build, held, role, name)
     body = _built(lambda: build(classes), role, name)
-    if state is not None:
-        fill(body, state, weights)
+    notes = fill(body, held) if held is not None else ()
     fits = channels == told.channels
     known = Known(channels, told.size, told.mean if fits else None, told.std if fits else None)
-    return Source(body, known, state is not None)
+    return Source(body, known, held is not None, notes)
+
+
+def held_in(weights: str, table: TeacherTable, role: str) -> Checkpoint | None:
+    """What a file of weights holds, if there is one."""
+    flag = "--teacher.weights_key" if role == "teacher" else ""
+    return read_checkpoint(Path(weights), chosen=table.weights_key, flag=flag) if weights else None
 
 
 def _classes_of(
-    build: Callable[[int], nn.Module], state: Mapping[str, Tensor] | None, role: str, name: str
+    build: Callable[[int], nn.Module], held: Checkpoint | None, role: str, name: str
 ) -> int:
     """The number of classes that weights are for: the rows of what stands in the place of the
     network's last layer. 1000 where there are no weights."""
-    if state is None:
+    if held is None:
         return 1000
     body = _built(lambda: build(1000), role, name)
     last = [
         key for key, m in body.named_modules() if getattr(m, "weight", None) is not None
         and isinstance(m, nn.Linear | nn.Conv2d) and len(m.weight) == 1000
     ]  # fmt: skip
-    found = state.get(f"{last[-1]}.weight") if last else None
+    found = held.by_name(body.state_dict()).get(f"{last[-1]}.weight") if last else None
     return 1000 if found is None else len(found)
 
 
@@ -221,7 +225,7 @@ def _of_timm_folder(
         lambda: timm.create_model(name, pretrained=False, num_classes=told.classes, **arguments),
         "", f"{where}: {name}",
     )  # fmt: skip
-    fill(body, read_weights(folder / weights), str(folder / weights))
+    fill(body, read_checkpoint(folder / weights))
     return body, told
 
 
