@@ -360,9 +360,11 @@ def recognise(
         raise
     except (Exception, SystemExit) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
+        of_type = any(word in reason for word in ("dtype", "scalar type", "data type", "Half"))
+        hint = ": convert it (.float())" if of_type else " (see --image-size, --channels)"
         raise InputError(
             f"the network does not take images of {spec.channels} x {spec.height} x {spec.width}: "
-            f"{quoted(reason, 160)} (see --image-size, --channels)"
+            f"{quoted(reason, 160)}{hint}"
         ) from None
     count = len(images) // len(raw)
     path, notes = _chosen(raw[0], count, classes, told)

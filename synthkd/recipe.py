@@ -950,7 +950,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             content = file.read(TOML_BYTES + 1)
         if len(content) > TOML_BYTES:
             raise InputError(f"{where}: too large for a recipe (at most {TOML_BYTES:,} bytes)")
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # editors on Windows put a mark first
     except FileNotFoundError:
         raise InputError(f"{where}: there is no such file") from None
     except (OSError, ValueError) as error:

@@ -24,6 +24,13 @@ def is_named(spec: str) -> bool:
     return re.fullmatch(r"[a-z][a-z0-9-]*(\.\d+)?", spec) is not None
 
 
+def is_known(name: str) -> bool:
+    """Whether a network of ours is called so."""
+    match = re.fullmatch(r"resnet(\d+)(?:-w(\d{1,3}))?", name)
+    wide = match is not None and (match[2] is None or 2 <= int(match[2]) <= 512)
+    return name in NAMES or (match is not None and int(match[1]) in _DEPTHS and wide)
+
+
 def build_network(
     name: str, *, channels: int, size: int | tuple[int, int], classes: int
 ) -> nn.Module:

@@ -26,29 +26,30 @@ import torch
 from torch import Tensor, nn
 
 from synthkd import resources
-from synthkd.answers import KINDS, recognise
+from synthkd.answers import KINDS, Answers, recognise
 from synthkd.class_names import names_in, told_list
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
+from synthkd.findings import Finding
 from synthkd.images import ImageSpec
 from synthkd.inheritance import inherited
-from synthkd.networks import build_network, is_named
+from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import StudentTable, TeacherTable, is_installed_call
+from synthkd.recipe import StudentTable, TeacherTable, is_installed_call, suggest
 from synthkd.specs import graphs, zoo
 from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import call_from_file, call_installed, literal, module_of
 from synthkd.specs.contract import Known, Source, contract
-from synthkd.specs.weights import classes_in, fill, read_checkpoint, read_weights
+from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers import Teacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "is_saved", "load_classifier", "load_teacher",
     "new_student", "read_card", "read_weights",
 ]  # fmt: skip
+STUDENT = "student.safetensors"  # of a run directory
 DEMO_TEACHER = "demo_teacher.safetensors"
 _FILE_CALL = re.compile(r"\.py:[A-Za-z_]\w*$")
-_GRAPHS = (".pt2", ".pt", ".pth", ".ts", ".jit")
 
 
 class BlackBox(nn.Module):
@@ -134,7 +135,7 @@ def load_classifier(
     """A trained student for evaluation, and its class names. `contract` says what its source does
     not: how images are to be fed."""
     told = contract.model_copy(update={
-        "args": table.args, "features": "", "access": "full", "answers": "auto",
+        "args": table.args, "weights_key": "", "features": "", "access": "full", "answers": "auto",
     })  # fmt: skip
     return _classifier(table.spec, table.weights, told, trust_code=trust_code, role="student")
 
@@ -159,7 +160,7 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
         return found
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
     source = _source(table.spec, table.weights, table_of, trust_code=trust_code, role="student")
-    count, answers = recognise(source.body, spec, teacher.classes)
+    count, answers = _asked("student", table.spec, source.body, spec, teacher.classes)
     if teacher.independent and answers.kind == "logits":
         answers = replace(answers, kind="multilabel-logits")
     if teacher.independent != answers.independent:
@@ -206,8 +207,8 @@ def _classifier(
     if role == "teacher":
         names = told_list(table.class_names, "--class-names") or names
         names = names or (_carried(spec, source.body, table.classes) if table.classes else ())
-    count, answers = recognise(
-        source.body, image_spec, table.classes, told=table.answers, names=names,
+    count, answers = _asked(
+        role, spec, source.body, image_spec, table.classes, told=table.answers, names=names,
         inside=role == "teacher" and table.access == "full",
     )  # fmt: skip
     names = source.known.names if len(source.known.names) == count else ()
@@ -238,17 +239,25 @@ def _carried(spec: str, body: nn.Module, classes: int) -> tuple[str, ...]:
     return next((names for names in found if names), ())
 
 
+def _asked(
+    role: str, spec: str, body: nn.Module, *given: Any, **told: Any
+) -> tuple[int, Answers]:  # fmt: skip
+    """What a network answers, as `recognise`; what is wrong is said of this network."""
+    try:
+        return recognise(body, *given, **told)
+    except InputError as error:
+        if quoted(spec) in str(error):
+            raise
+        raise InputError(f"--{role} {quoted(spec)}: {error}") from None
+
+
 def _saved(
     spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
 ) -> tuple[Classifier, tuple[str, ...]]:
     """The demo, or the student of a run."""
-    saved = (
-        resources.shipped("assets") / DEMO_TEACHER
-        if spec == "demo"
-        else Path(spec) / "student.safetensors"
-    )
+    saved = resources.shipped("assets") / DEMO_TEACHER if spec == "demo" else Path(spec) / STUDENT
     if not saved.is_file():
-        raise InputError(f"--{role} {quoted(spec)}: no student.safetensors in this directory")
+        raise InputError(f"--{role} {quoted(spec)}: no {STUDENT} in this directory")
     if weights:
         raise InputError(
             f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
@@ -272,12 +281,15 @@ def _saved(
             f"--teacher-answers {table.answers}: {quoted(spec)} answers in {known}, as its file "
             "says: omit it"
         )
-    _, answers = recognise(body, card.image_spec, card.classes, told=known, saved=True)
+    _, answers = _asked(role, spec, body, card.image_spec, card.classes, told=known, saved=True)
     return Classifier(body, card.image_spec, card.classes, answers), card.names
 
 
 def is_saved(spec: str) -> bool:
-    """Whether a SPEC brings weights and contract in a file of ours: the demo, or a run."""
+    """Whether a SPEC brings weights and contract in a file of ours: the demo, or a run. A folder
+    that happens to be called as a network of ours is none, unless it holds a student."""
+    if is_known(spec):
+        return (Path(spec) / STUDENT).is_file()
     return spec == "demo" or Path(spec).is_dir()
 
 
@@ -304,12 +316,7 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
         found = zoo.from_hugging_face(Path(rest), role)
     elif kind == "onnx":
         found = graphs.from_onnx(Path(rest), role, gradients=table.access == "full")
-    elif Path(spec).suffix in _GRAPHS and (Path(spec).suffix == ".pt2" or Path(spec).is_file()):
-        if Path(spec).suffix != ".pt2" and not graphs.is_script(Path(spec)):
-            raise InputError(
-                f"--{role} {quoted(spec)} holds weights: name the network that they belong to, "
-                f"and give them with --{role}-weights"
-            )
+    elif Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec)):
         found = graphs.from_code(Path(spec), role, trust_code=trust_code)
     if found is not None:
         if weights:
@@ -317,6 +324,8 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
                 f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
             )
         return found
+    if Path(spec).is_file():
+        _check_file(Path(spec), role)
     named = {key: literal(value) for key, value in table.args.items()}
     if _FILE_CALL.search(spec):
         body = call_from_file(spec, (), trust_code=trust_code, what=f"--{role}", named=named)
@@ -343,12 +352,41 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
         )
     held = zoo.held_in(weights, table, role)
     notes = fill(body, held) if held is not None else ()
+    body, notes = _in_float32(body, notes)
     return Source(body, Known(), True, notes)
+
+
+def _check_file(path: Path, role: str) -> None:
+    """Refuses a file that is no network by itself, and says how it can be used."""
+    if path.suffix == ".onnx":
+        raise InputError(f"--{role} {quoted(path)}: give a graph as onnx:{path}")
+    raise InputError(
+        f"--{role} {quoted(path)} holds weights: name the network that they belong to, and give "
+        f"them with --{role}-weights"
+        if is_checkpoint(path) else f"--{role} {quoted(path)}: no network that is understood"
+    )  # fmt: skip
+
+
+def _in_float32(
+    body: nn.Module, notes: tuple[Finding, ...]
+) -> tuple[nn.Module, tuple[Finding, ...]]:
+    """A network of half or double precision as one that computes in float32."""
+    kinds = {p.dtype for p in (*body.parameters(), *body.buffers()) if p.is_floating_point()}
+    other = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+    if not other:
+        return body, notes
+    seen = f"the network is made in {', '.join(other)}; it is computed in float32"
+    return body.float(), (*notes, Finding("network-precision", seen, ""))
 
 
 def _named(spec: str, weights: str, table: TeacherTable, role: str) -> Source:
     """A network of ours. It is told its number of classes; the last layer in the file knows it
     best."""
+    if not is_known(spec):
+        raise InputError(
+            f"there is no run directory {quoted(spec)}, and no network is called {quoted(spec)}"
+            f"{suggest(spec, NAMES)}"
+        )
     if weights == zoo.HUB:
         raise InputError(f"{quoted(spec)}: a network of ours has no weights on a hub")
     held = zoo.held_in(weights, table, role)

@@ -253,13 +253,13 @@ def from_code(path: Path, role: str, *, trust_code: bool) -> Source:
 
 
 def is_script(path: Path) -> bool:
-    """Whether a .pt or .ts file holds TorchScript: a zip archive with a folder `code`. Only names
-    in its directory are read."""
+    """Whether a file holds TorchScript, whatever it is called: a zip archive with a folder `code`.
+    Only names in its directory are read."""
     import zipfile
 
-    if path.suffix not in (".pt", ".pth", ".ts", ".jit"):
-        return False
     try:
+        if not path.is_file():
+            return False
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
     except Exception:  # zipfile raises many kinds at a damaged file

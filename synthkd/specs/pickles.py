@@ -76,6 +76,9 @@ VALUES = {
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in (
         "scalar", "_reconstruct")),
     *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+    *(f"numpy.random._{name.lower()}.{name}" for name in (
+        "PCG64", "MT19937", "Philox", "SFC64")),
+    "numpy.random.bit_generator.SeedSequence",
     *(f"numpy.random._pickle.__{name}_ctor" for name in (
         "generator", "randomstate", "bit_generator")),
     *(f"numpy.{name}" for name in (
@@ -174,13 +177,13 @@ def _names(path: Path, where: str) -> set[str]:
                         continue
                     if info.file_size > MOST_PICKLED:
                         raise InputError(f"{where}: more structure than weights have: not read")
-                    names |= _asked(io.BytesIO(archive.read(info)))
+                    names |= _asked(io.BytesIO(archive.read(info)), where)
             return names
         file.seek(0)
         old = file.read(len(OLD)) == OLD  # the old form: some pickles in a row, then tensors
         file.seek(0)
         for _ in range(5 if old else 1):
-            names |= _asked(file)
+            names |= _asked(file, where)
     return names
 
 
@@ -201,18 +204,19 @@ def _check_kind(names: list[str], where: str) -> None:
         )
 
 
-def _asked(file: Any) -> set[str]:
+def _asked(file: Any, where: str) -> set[str]:
     found = set()
-    strings: list[str] = []  # the last that were pushed: module and name of a STACK_GLOBAL
     for code, value, _ in pickletools.genops(file):
+        if code.name == "PROTO" and value is not None and value > 2:
+            raise InputError(
+                f"{where} is not plain weights: a pickle of protocol {value}, which torch reads "
+                "only where it may run code; save the state_dict alone by torch.save, or as "
+                ".safetensors"
+            )
         if code.name in ("GLOBAL", "INST"):
             module, _, name = str(value).partition(" ")
             module, name = NAME_MAPPING.get((module, name), (module, name))
             found.add(f"{IMPORT_MAPPING.get(module, module)}.{name}")
-        elif code.name == "STACK_GLOBAL":
-            found.add(".".join(strings[-2:]))
-        elif isinstance(value, str):
-            strings = [*strings[-1:], value]
     return found
 
 

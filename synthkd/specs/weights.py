@@ -1,6 +1,6 @@
 """Files of weights: read without running anything, compared before they are loaded."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,9 +44,9 @@ class Checkpoint:
             self._complain(best.prefix if best else self._usual(), best.keys if best else {}, own)
         way, others = self._preferred(fits)
         extra = self._beside(way, own)
-        return {key: self.tensors[found] for key, found in way.keys.items()}, self._told(
-            way, others, extra
-        )
+        self._check_plain(way.keys.values())
+        state = {key: self.tensors[found] for key, found in way.keys.items()}
+        return state, self._told(way, others, extra)
 
     def by_name(self, names: Collection[str]) -> dict[str, Tensor]:
         """The tensors that fit these names, whatever their shapes; empty where some are missing."""
@@ -55,7 +55,13 @@ class Checkpoint:
         if not fits:
             return {}
         raw = [way for way in fits if not _is_average(way.prefix)] or fits
+        self._check_plain(raw[0].keys.values())
         return {key: self.tensors[found] for key, found in raw[0].keys.items()}
+
+    def _check_plain(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not _is_plain(self.tensors[name]):
+                raise InputError(f"{self.where}: {quoted(name)} is not a plain tensor")
 
     def _ways(self, needed: Collection[str]) -> Iterator["_Way"]:
         """The ways to understand the file: by what stands before each name of the network."""
@@ -147,8 +153,8 @@ class Checkpoint:
             some = ", ".join(quoted(name) for name in extra[:3])
             notes.append(Finding(
                 "weights-left-out",
-                f"weights: {len(extra)} tensors of {self.where} are no part of this network and "
-                f"were left out ({some}{', …' if len(extra) > 3 else ''})", "",
+                f"weights: {len(extra)} of {self.where} that are no part of this network were left "
+                f"out ({some}{', …' if len(extra) > 3 else ''})", "",
             ))  # fmt: skip
         kinds = {self.tensors[name].dtype for name in way.keys.values()}
         other = sorted(str(k).removeprefix("torch.") for k in kinds
@@ -170,9 +176,7 @@ class Checkpoint:
     def _complain(
         self, prefix: str, keys: Mapping[str, str], own: Mapping[str, Tensor]
     ) -> NoReturn:
-        for name in keys.values():
-            if not _is_plain(self.tensors[name]):
-                raise InputError(f"{self.where}: {quoted(name)} is not a plain tensor")
+        self._check_plain(keys.values())
         short = bool(prefix) and not any(name.startswith(prefix) for name in self.tensors)
         there = {
             _short(name, short)[len(prefix):]: tensor for name, tensor in self.tensors.items()
@@ -274,6 +278,13 @@ def read_checkpoint(path: Path, *, chosen: str = "", flag: str = "") -> Checkpoi
             f"{', '.join(quoted(name) for name in there[:8])}"
         )
     return Checkpoint(tensors, where, _is_module(data), chosen.rstrip("."), flag)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file looks like one of weights: safetensors, a zip archive, or a pickle."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    return head[8:9] == b"{" or head.startswith((b"PK", b"\x80\x02"))
 
 
 def _check_beginning(head: bytes, where: str) -> None:
@@ -396,8 +407,6 @@ def fill(body: nn.Module, held: Checkpoint) -> tuple[Finding, ...]:
     own = body.state_dict()
     state, notes = held.fitted(own)
     for key, value in state.items():
-        if not _is_plain(value):
-            raise InputError(f"{held.where}: {quoted(key)} is not a plain tensor")
         if _kind(value) != _kind(own[key]):
             raise InputError(
                 f"{held.where}: {quoted(key)} holds {_kind(value)} "
