@@ -14,6 +14,7 @@ LAYERS = (  # from plain values up to effects
         "pictures",
         "class_folders",
         "class_names",
+        "label_check",
         "losses",
         "measures",
         "student_checks",
