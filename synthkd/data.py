@@ -50,6 +50,18 @@ class Images(NamedTuple):
     notes: tuple[Finding, ...] = ()  # what was assumed of the files
     order: str = ""  # how labels were turned into the teacher's classes, in words
     others: tuple[Order, ...] = ()  # what they might be as well
+    given: tuple[str, ...] = ()  # the classes on the side of the data: folders or labels,
+    taken: tuple[int, ...] = ()  # and what class of the teacher each was taken for; -1: none
+
+    def relabelled(self, order: Order) -> "Images":
+        """The same images, their labels read in another order."""
+        assert self.labels is not None
+        labels = torch.tensor(order.classes)[self.labels]
+        taken = tuple(order.classes[k] if k >= 0 else -1 for k in self.taken)
+        return self._replace(
+            labels=labels, digest=_digest(self.pixels, labels), order=order.how, others=(),
+            taken=taken,
+        )  # fmt: skip
 
 
 class Target(NamedTuple):
@@ -71,6 +83,8 @@ class _Found(NamedTuple):
     notes: tuple[Finding, ...] = ()
     order: str = ""
     others: tuple[Order, ...] = ()
+    given: tuple[str, ...] = ()
+    taken: tuple[int, ...] = ()
 
 
 def load_images(
@@ -129,7 +143,10 @@ def load_images(
     labels, named = _judged(where, found, classes, labelled)
     pixels = found.pixels if spec is None else _fit(where, found.pixels, spec)
     digest = _digest(pixels, labels)
-    return Images(pixels, labels, named, path, digest, found.notes, found.order, found.others)
+    return Images(
+        pixels, labels, named, path, digest, found.notes, found.order, found.others, found.given,
+        found.taken,
+    )  # fmt: skip
 
 
 def count_images(path: str) -> int | None:
@@ -278,7 +295,10 @@ def _from_folder(
     labels = torch.tensor(arrangement.classes).repeat_interleave(counts)
     names = _class_names(found.names, arrangement.classes, target)
     order = "; ".join(filter(None, (f"class folders taken {arrangement.how}", found.said)))
-    return _Found(pixels, labels, names, notes=found.notes, order=order, others=arrangement.others)
+    return _Found(
+        pixels, labels, names, notes=found.notes, order=order, others=arrangement.others,
+        given=found.names, taken=arrangement.classes,
+    )  # fmt: skip
 
 
 def _class_names(given: Sequence[str], classes: Sequence[int], target: Target) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec, fitted, in_cache, to_float
+from synthkd.label_check import LabelCheck, check_labels
 from synthkd.losses import paired
 from synthkd.student_checks import check_accuracy, check_agreement
 from synthkd.teachers import Observation, Teacher
@@ -95,6 +96,8 @@ class Comparison:
     student_told: Told | None = None
     teacher_told: Told | None = None
     told: tuple[ToldRow, ...] = ()
+    order: str = ""  # how labels were turned into the teacher's classes
+    label_order: tuple[int, ...] | None = None  # by label, the classes that fit far better
 
 
 def compare(
@@ -115,6 +118,7 @@ def compare(
             f"the student has {learned.shape[1]} classes and the teacher {taught.shape[1]}: "
             "they cannot be compared"
         )
+    images, check = settled(images, taught.argmax(1), teacher)
     labels = images.labels
     alone = teacher.independent
     rows = () if labels is None else _told_rows(learned, taught, labels, teacher)
@@ -151,7 +155,9 @@ def compare(
         balanced_agreement=_number(agreed.balanced),
         constant_balanced_accuracy=_number((own or agreed).constant),
         constant_accuracy=always,
-        findings=tuple(findings),
+        findings=(*check.findings, *findings),
+        order=images.order,
+        label_order=None if check.order is None else check.order.classes,
         independent=alone,
         student_told=_told([row.student for row in rows]),
         teacher_told=_told([row.teacher for row in rows]),
@@ -207,6 +213,33 @@ def _decision_rows(
         ClassRow(names[k], n, own[k] if known else None, other[k] if known else None, alike)
         for k, (n, alike) in enumerate(zip(truth.sum(0).tolist(), share(ours, theirs), strict=True))
     )
+
+
+def votes_of(teacher: Teacher, images: Images, *, batch: int = 256) -> Tensor:
+    """The teacher's votes [N], in float32."""
+    with _exact(teacher):
+        return _answers(teacher, images.pixels, batch, "teacher").argmax(1)
+
+
+def settled(images: Images, votes: Tensor, teacher: Teacher) -> tuple[Images, LabelCheck]:
+    """What the teacher's votes [N] say of the labels. Where the data allow two orders of classes
+    (numbered folders, whose teacher may have counted them as texts), its votes decide, and `order`
+    of the images that are returned says so; all else is a finding."""
+    if images.labels is None or images.labels.dim() > 1:
+        return images, LabelCheck(math.nan)
+    check = check_labels(
+        votes, images.labels, teacher.classes, names=teacher.names, given=images.given,
+        taken=images.taken, others=images.others,
+    )  # fmt: skip
+    order = check.order
+    if order is None or not order.adopted:
+        return images, check
+    how = (
+        f"class folders taken {order.how}, as the teacher's answers say: so it is right on "
+        f"{check.better:.1%}, and {images.order.removeprefix('class folders taken ')} on "
+        f"{check.accuracy:.1%}"
+    )
+    return images.relabelled(order._replace(how=how)), LabelCheck(check.accuracy)
 
 
 def seconds_per_image(

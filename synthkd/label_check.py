@@ -25,8 +25,9 @@ SINGLE = 0.6  # recall as the other class, from which one label alone is said to
 SELDOM = 0.1  # and its recall as itself, under which
 SERIOUS = 0.05  # accuracy at stake from which a finding is serious
 ERROR = 1e-4  # of a sign test, over all the orders that were tried
-NO_BETTER = 0.1  # Cohen's kappa under which a teacher is no better than chance,
-PERHAPS = 0.25  # if its upper limit (99 %) lies under this
+NO_BETTER = 0.1  # balanced accuracy, from chance 0 to 1, under which a teacher knows no label,
+PERHAPS = 0.25  # if its upper limit lies under this,
+LIMIT = 2.33  # so many standard errors above it (99 %)
 LARGEST = 4_000_000  # cells of a table of labels and votes, over which no assignment is looked for
 LISTED = 60  # classes whose order is written into a remedy
 
@@ -77,7 +78,8 @@ def check_labels(
     images is judged by what the other half gave, and every cycle of it stands for itself.
 
     The finding "labels-permuted" proposes an order; "teacher-near-chance" says that none fits, and
-    Cohen's kappa (1960) is near 0. Few images, or a weak teacher, give no finding.
+    that balanced accuracy is near what votes get that know no label. Few images, or a teacher that
+    is weak, give no finding.
 
     >>> import torch
     >>> truth = torch.arange(300) % 3
@@ -356,24 +358,25 @@ def _remedy(order: Order, given: Sequence[str], taken: Sequence[int]) -> str:
 
 
 def _near_chance(seen: Numbers, told: Numbers, accuracy: float) -> list[Finding]:
-    """Cohen's kappa: accuracy above that of votes that know nothing of the labels."""
-    from scipy.special import betaincinv
-
+    """Balanced accuracy beside that of votes as often for each class, that know no label."""
     size = int(max(seen.max(), told.max())) + 1
-    n = len(seen)
-    votes, labels = (np.bincount(some, minlength=size) / n for some in (seen, told))
-    chance = float(votes @ labels)
-    if chance >= 1 or np.count_nonzero(labels) < 2:
-        return []  # one class only: nothing to be told apart
-    right = round(accuracy * n)
-    upper = float(betaincinv(right + 1, n - right, 0.99)) if right < n else 1.0
-    kappa, most = ((value - chance) / (1 - chance) for value in (accuracy, upper))
-    if kappa >= NO_BETTER or most >= PERHAPS or accuracy >= 0.02 + 2 * chance:
+    n = np.bincount(told, minlength=size)
+    right = np.bincount(told[seen == told], minlength=size)
+    present = n > 0
+    if present.sum() < 2:
+        return []  # nothing to be told apart
+    share = (right[present] + 1) / (n[present] + 2)  # so that none counts as certain
+    balanced = float((right[present] / n[present]).mean())
+    error = math.sqrt(float((share * (1 - share) / n[present]).sum())) / int(present.sum())
+    chance = float((np.bincount(seen, minlength=size) / len(seen))[present].mean())
+    known, most = ((b - chance) / (1 - chance) for b in (balanced, balanced + LIMIT * error))
+    if known >= NO_BETTER or most >= PERHAPS or balanced >= 0.02 + 2 * chance:
         return []
     return [Finding(
         "teacher-near-chance",
-        f"the teacher itself is right on {accuracy:.1%} of these {n:,} images, no better than "
-        f"chance ({chance:.1%}), and no other order of its classes fits",
+        f"the teacher itself is right on {accuracy:.1%} of these {len(seen):,} images (balanced "
+        f"over the classes {balanced:.1%}, by chance {chance:.1%}), and no other order of its "
+        "classes fits",
         "check that these are images of its classes and that it is fed as it was trained "
         "(--teacher-mean, --teacher-std, --channels, --image-size)",
         serious=True,

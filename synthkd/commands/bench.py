@@ -28,7 +28,7 @@ from synthkd.commands.display import Display
 from synthkd.commands.machine import prepare
 from synthkd.data import Images, load_images
 from synthkd.errors import InputError, quoted
-from synthkd.evaluation import compare
+from synthkd.evaluation import compare, settled, votes_of
 from synthkd.findings import EXIT_USELESS
 from synthkd.images import to_float
 from synthkd.networks.classifier import Classifier
@@ -264,7 +264,7 @@ def _open(
     teacher = load_teacher(recipe.teacher, trust_code=trust).to(device)
 
     def labelled(path: str) -> Images:
-        return load_images(
+        images = load_images(
             path,
             teacher.spec,
             classes=teacher.classes,
@@ -273,6 +273,11 @@ def _open(
             names=teacher.names,
             order=recipe.data.class_order,
         )
+        images, check = settled(images, votes_of(teacher, images), teacher)
+        if images.order:
+            display.say(f"{quoted(path)}: {images.order}")
+        display.findings([*images.notes, *check.findings])
+        return images
 
     val = labelled(recipe.data.val or "demo:unseen")
     others = {name: labelled(path) for name, path in also.items()}

@@ -443,12 +443,18 @@ def _finish(
             "val_data": val,
             "val_digest": images.digest,
             "val_images": found.n,
+            "val_order": found.order,
+            "val_notes": as_data(images.notes),
+            "label_order": found.label_order,
             "student_balanced_accuracy": found.student_balanced_accuracy,
             "teacher_balanced_accuracy": found.teacher_balanced_accuracy,
             "constant_balanced_accuracy": found.constant_balanced_accuracy,
             "constant_accuracy": found.constant_accuracy,
         }
         findings += found.findings
+        if found.order:
+            display.say(f"{quoted(val)}: {found.order}")
+        display.findings(images.notes)
     evaluation = time.perf_counter() - evaluating
     wall = spent_before + time.perf_counter() - started
     parts = {**lab.seconds, "evaluation": evaluation}

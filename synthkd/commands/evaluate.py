@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synthkd.errors import InputError, plain, quoted
 from synthkd.files import write_json
-from synthkd.findings import Finding
+from synthkd.findings import Finding, as_data
 from synthkd.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -134,11 +134,11 @@ def _compare(
     found = compare(student, teacher, images, batch=recipe.evaluation.batch)
     digest = digest_of(student)
     text += [
-        *sorted(found.findings, key=lambda one: not one.serious),
+        *sorted((*found.findings, *images.notes), key=lambda one: not one.serious),
         f"student {_safe(recipe.student.spec)} [{digest[:12]}] "
         f"against teacher {_safe(recipe.teacher.spec)} [{teacher.digest[:12]}]",
         f"on {found.n:,} images of {_safe(images.source)} [{images.digest[:12]}]",
-        *([images.order] if images.order else []),
+        *([found.order] if found.order else []),
         *_comparison_text(found),
     ]
     return {
@@ -150,7 +150,7 @@ def _compare(
         "teacher_parameters": teacher.parameters_count,
         "data": images.source,
         "data_digest": images.digest,
-        "data_order": images.order,
+        "data_notes": as_data(images.notes),
         **asdict(found),
         "verdict": verdict(found.findings),  # ok, weak or useless
     }
