@@ -306,7 +306,8 @@ def _mixed(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
 
 def _lasting(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe without what differs from run to run, or changes no result."""
-    run = {k: v for k, v in recipe.get("run", {}).items() if k not in ("seed", "out", "trust_code")}
+    fleeting = ("seed", "out", "trust_code", "anyway")
+    run = {k: v for k, v in recipe.get("run", {}).items() if k not in fleeting}
     return {k: v for k, v in recipe.items() if k != "pipeline"} | {"run": run}
 
 

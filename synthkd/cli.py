@@ -209,9 +209,12 @@ def _command(word: str) -> Callable[..., Any]:
             nested.setdefault("teacher", {})["spec"] = values[0]
         config = chosen.pop("config")
         resume = chosen.pop("resume", None)
-        trusted = bool(nested.get("run", {}).get("trust_code"))
+        trusted, anyway = (
+            bool(nested.get("run", {}).get(name)) for name in ("trust_code", "anyway")
+        )
         if resume is not None:
-            nested.get("run", {}).pop("trust_code", None)
+            for name in ("trust_code", "anyway"):
+                nested.get("run", {}).pop(name, None)
             if any(nested.values()) or config or _stage_flags:
                 raise InputError(
                     "--resume goes on with the recipe of the run: give no other settings"
@@ -228,7 +231,7 @@ def _command(word: str) -> Callable[..., Any]:
             chosen["started"] = began
         module = importlib.import_module(f"synthkd.commands.{word}")
         if checked is None:
-            result = module.resume(resume, trust_code=trusted, **chosen)
+            result = module.resume(resume, trust_code=trusted, anyway=anyway, **chosen)
         else:
             result = module.run(checked, **chosen)
         if isinstance(result, dict) and result.get("verdict") == "useless":

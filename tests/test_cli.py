@@ -189,7 +189,7 @@ def test_a_negative_mean_is_a_value_and_not_a_flag(
     torch.save(body.state_dict(), tmp_path / "w.pt")
     teacher = shlex.split(
         f"--teacher resnet8-w4 --teacher-weights {tmp_path}/w.pt --image-size 16 --channels 1 "
-        "--teacher-std 0.5 --val-data demo:unseen"
+        "--teacher-std 0.5 --val-data demo:unseen --anyway"
     )
     found = tomllib.loads(planned(capsys, *teacher, "--teacher-mean", "-0.5"))
     assert found["teacher"]["mean"] == [-0.5]

@@ -37,7 +37,7 @@ LAYERS = (  # from plain values up to effects
         "latency",
     ),
     ("synthesis",),
-    ("distillation", "evaluation", "inspection", "shipping"),
+    ("distillation", "evaluation", "inspection", "checks", "shipping"),
     ("runs", "arena"),
     ("commands",),
     ("cli", "__main__"),

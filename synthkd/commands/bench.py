@@ -25,11 +25,11 @@ from torch import Tensor
 from synthkd import arena, files, measures, resources
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import prepare
+from synthkd.commands.machine import checked, prepare
 from synthkd.data import Images, load_images
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare, settled, votes_of
-from synthkd.findings import EXIT_USELESS
+from synthkd.findings import EXIT_USELESS, Finding, as_data
 from synthkd.images import to_float
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
@@ -81,6 +81,7 @@ class Bench:
     also: dict[str, Images]
     settings: dict[str, Any]  # for tables
     display: Display
+    findings: list[Finding]  # of the teacher
 
 
 def run(
@@ -240,9 +241,9 @@ def _flags(data: Mapping[str, Any]) -> Iterator[str]:
     """
     short = {setting.key: setting.flag for setting in recipes.settings() if setting.flag}
     for key, value in _flat(data).items():
-        if key == "run.trust_code":
+        if key in ("run.trust_code", "run.anyway"):
             if value:
-                yield "--trust-code"
+                yield short[key]
             continue
         if isinstance(value, bool):
             value = str(value).lower()
@@ -281,6 +282,7 @@ def _open(
 
     val = labelled(recipe.data.val or "demo:unseen")
     others = {name: labelled(path) for name, path in also.items()}
+    findings = checked(teacher, recipe, display)
     settings = {
         "teacher": Path(recipe.teacher.spec).name,
         "student": Path(recipe.student.spec).name,
@@ -290,7 +292,7 @@ def _open(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": recipe.run.precision,
     }
-    return Bench(folder, recipe, device, teacher, val, others, settings, display)
+    return Bench(folder, recipe, device, teacher, val, others, settings, display, findings)
 
 
 @contextmanager
@@ -313,12 +315,14 @@ def _settle(
 ) -> None:
     """Writes bench.json, or compares with what it says: only pipelines and seeds may be added."""
     fixed = {key: list(v) if isinstance(v, tuple) else v for key, v in _flat(common).items()}
-    fixed.pop("run.trust_code", None)
+    for key in ("run.trust_code", "run.anyway"):  # permissions, which change no result
+        fixed.pop(key, None)
     fixed["sha256 of the teacher"] = bench.teacher.digest
     fixed["sha256 of --val-data"] = bench.val.digest
     fixed |= {f"sha256 of --also {name}": images.digest for name, images in bench.also.items()}
     data: dict[str, Any] = {
-        "settings": bench.settings, "fixed": fixed, "pipelines": pipelines, "seeds": seeds,
+        "settings": bench.settings, "teacher_findings": as_data(bench.findings), "fixed": fixed,
+        "pipelines": pipelines, "seeds": seeds,
         **environment(bench.device),
     }  # fmt: skip
     if (bench.folder / "bench.json").exists():
@@ -408,7 +412,7 @@ def _same(record: Mapping[str, Any], entry: Entry) -> bool:
 
 def _nameless(recipe: Recipe) -> Recipe:
     """A recipe without what changes no result: how its file and its directory are spelt, trust."""
-    table = recipe.run.model_copy(update={"out": "", "trust_code": False})
+    table = recipe.run.model_copy(update={"out": "", "trust_code": False, "anyway": False})
     return recipe.model_copy(update={"pipeline": "", "run": table})
 
 

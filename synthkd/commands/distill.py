@@ -10,7 +10,7 @@ import torch
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
+from synthkd.commands.machine import checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, count_images, load_images
 from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
 from synthkd.errors import InputError, quoted
@@ -73,6 +73,7 @@ def resume(
     path: Path,
     *,
     trust_code: bool = False,
+    anyway: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
     started: float | None = None,
@@ -87,7 +88,7 @@ def resume(
     recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
     recipe = recipe.model_copy(update={"run": table})
-    job = _prepare(recipe, display)
+    job = _prepare(recipe, display, anyway=anyway)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
@@ -135,6 +136,7 @@ class Job:
     plan: plans.Plan
     names: tuple[str, ...]
     manifest: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)  # of the teacher
 
     def open_data(self) -> None:
         """Opens what the recipe allows, and nothing else, and writes it into the manifest."""
@@ -215,8 +217,8 @@ def _check_val(recipe: Recipe) -> None:
         raise InputError(f"--val-data {quoted(path)}: there is no such file or folder")
 
 
-def _prepare(recipe: Recipe, display: Display) -> Job:
-    """Teacher, plan and lab; no images are opened."""
+def _prepare(recipe: Recipe, display: Display, *, anyway: bool = False) -> Job:
+    """Teacher, plan and lab; no images are opened. `anyway` is said of this sitting alone."""
     recipe, device, bfloat16 = prepare(recipe)
     if recipe.teacher.spec == "demo" and not recipe.teacher.weights:
         display.say(
@@ -275,6 +277,7 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         gan = lab.generators["gan"]
         assert isinstance(gan, Gan)
         gan.take_over(recipe.generator.start)
+    findings = checked(teacher, recipe, display, anyway=anyway)
     manifest = {
         **environment(lab.device),
         "teacher": recipe.teacher.spec,
@@ -288,8 +291,9 @@ def _prepare(recipe: Recipe, display: Display) -> Job:
         "stages": [stage.model_dump() for stage in the_plan.stages],
         "device": str(device),
         "precision": recipe.run.precision,
+        "teacher_findings": as_data(findings),
     }
-    return Job(recipe, teacher, lab, the_plan, teacher.names, manifest)
+    return Job(recipe, teacher, lab, the_plan, teacher.names, manifest, findings)
 
 
 def _count(value: object) -> int:
@@ -485,6 +489,7 @@ def _finish(
         "teacher_queries": asked,
         "promise_level": job.manifest["promise_level"],
         "promise": job.manifest["promise"],
+        "teacher_findings": as_data(job.findings),
         "peak_memory_mb": peak_memory_mb(lab.device),
         "seed": recipe.run.seed,
     }

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ from synthkd.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from synthkd.commands.display import Display
     from synthkd.evaluation import Comparison, Extractor, ImageScores, ToldRow
     from synthkd.images import ImageSpec
     from synthkd.teachers import Teacher
@@ -52,7 +53,8 @@ def run(
 
     import torch
 
-    from synthkd.commands.machine import choose_device
+    from synthkd.commands.display import Display
+    from synthkd.commands.machine import checked, choose_device
     from synthkd.specs import load_teacher
 
     if recipe.run.threads:
@@ -66,13 +68,19 @@ def run(
         teacher = load_teacher(recipe.teacher, trust_code=trust, shared=True).to(device)
 
     result: dict[str, Any] = {}
+    display = Display(quiet=quiet or as_json)
+
+    def ask() -> None:  # once everything else is known to be right
+        if teacher is not None and "teacher_findings" not in result:
+            result["teacher_findings"] = as_data(checked(teacher, recipe, display))
+
     text: list[Block] = []
     if wants_student:
         assert teacher is not None
-        result["comparison"] = _compare(recipe, teacher, device, text)
+        result["comparison"] = _compare(recipe, teacher, device, text, display, ask)
         result["verdict"] = result["comparison"]["verdict"]
     if recipe.evaluation.images:
-        result["images"] = _score(recipe, teacher, device, text)
+        result["images"] = _score(recipe, teacher, device, text, ask)
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,15 +120,21 @@ def _check_empty(folder: Path) -> None:
 
 
 def _compare(
-    recipe: Recipe, teacher: "Teacher", device: "torch.device", text: list[Block]
+    recipe: Recipe,
+    teacher: "Teacher",
+    device: "torch.device",
+    text: list[Block],
+    display: "Display",
+    ask: Callable[[], None],
 ) -> dict[str, Any]:
+    from synthkd.checks import check_student
     from synthkd.data import load_images
     from synthkd.evaluation import compare
     from synthkd.specs import load_classifier
     from synthkd.student_checks import verdict
     from synthkd.teachers import digest_of
 
-    trust = recipe.run.trust_code
+    table, trust = recipe.student, recipe.run.trust_code
     student = load_classifier(recipe.student, recipe.teacher, trust_code=trust)[0].to(device)
     images = load_images(
         recipe.data.val or "demo:unseen",
@@ -131,6 +145,10 @@ def _compare(
         names=teacher.names,
         order=recipe.data.class_order,
     )
+    ask()
+    told = {"spec": table.spec, "weights": table.weights, "args": table.args}
+    doubts = check_student(student, recipe.teacher.model_copy(update=told))
+    display.findings(doubts)
     found = compare(student, teacher, images, batch=recipe.evaluation.batch)
     digest = digest_of(student)
     text += [
@@ -145,6 +163,7 @@ def _compare(
         "student": recipe.student.spec,
         "student_digest": digest,
         "student_parameters": sum(p.numel() for p in student.parameters()),
+        "student_findings": as_data(doubts),
         "teacher": recipe.teacher.spec,
         "teacher_digest": teacher.digest,
         "teacher_parameters": teacher.parameters_count,
@@ -157,7 +176,11 @@ def _compare(
 
 
 def _score(
-    recipe: Recipe, teacher: "Teacher | None", device: "torch.device", text: list[Block]
+    recipe: Recipe,
+    teacher: "Teacher | None",
+    device: "torch.device",
+    text: list[Block],
+    ask: Callable[[], None],
 ) -> dict[str, Any]:
     from synthkd.data import load_images
     from synthkd.evaluation import score_images
@@ -182,6 +205,7 @@ def _score(
         for path in (table.images, table.reference)
     )
     assert images is not None
+    ask()
     found = score_images(images, reference, extractor, teacher, batch=table.batch)
     against = f" against {_safe(reference.source)} [{reference.digest[:12]}]" if reference else ""
     default = "" if "extractor" in table.model_fields_set else ", the default"

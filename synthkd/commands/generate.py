@@ -11,7 +11,7 @@ import torch
 from synthkd import files
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display, clock
-from synthkd.commands.machine import peak_memory_mb, prepare, stopping, trusting
+from synthkd.commands.machine import checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
@@ -61,8 +61,8 @@ def run(
 
 
 def resume(
-    path: Path, *, trust_code: bool = False, save_generator: Path | None = None,
-    dry_run: bool = False, quiet: bool = False,
+    path: Path, *, trust_code: bool = False, anyway: bool = False,
+    save_generator: Path | None = None, dry_run: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a data set that was interrupted, in training or in writing."""
     started = time.perf_counter()
@@ -132,6 +132,7 @@ class Job:
     stages: tuple[Stage, ...]
     reasons: tuple[str, ...]
     level: int = 0  # the promise
+    findings: list[Finding] = field(default_factory=list)  # of the teacher
     real: int = 0  # real images read
     seconds: float = 0.0  # in earlier sittings
     training: dict[str, Any] = field(default_factory=dict)
@@ -178,7 +179,9 @@ class Job:
             setattr(self, key, state["cursor"][key])
 
 
-def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recipe, Job]:
+def _prepare(
+    recipe: Recipe, display: Display, keep: Path | None, *, anyway: bool = False
+) -> tuple[Recipe, Job]:
     """Teacher, plan and lab, and the real images that are allowed, if any are."""
     recipe, device, bfloat16 = prepare(borrow(recipe))
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
@@ -231,6 +234,7 @@ def _prepare(recipe: Recipe, display: Display, keep: Path | None) -> tuple[Recip
         )  # a run leaves its moving statistics
     job.training = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
     job.trained = trained or not (job.learns or len(stages) > 1)
+    job.findings = checked(teacher, recipe, display, anyway=anyway)
     count, classes = recipe.dataset.count, teacher.classes
     job.quota = [count // classes + (k < count % classes) for k in range(classes)]
     return recipe, job
@@ -346,6 +350,7 @@ def _manifest(job: Job) -> dict[str, Any]:
         "promise": PROMISES[job.level],
         "real_images_read": job.real,
         "plan": list(job.reasons),
+        "teacher_findings": as_data(job.findings),
         "recipe": recipes.to_toml(recipe),
         "training": job.training,
         "drawn": job.drawn,

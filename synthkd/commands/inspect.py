@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from synthkd import inspection
+from synthkd.checks import check_teacher
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare
 from synthkd.findings import as_data
@@ -19,6 +20,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
     recipe, device, bfloat16 = prepare(recipe)
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
     teacher.low_precision = bfloat16
+    found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
     spec = teacher.spec
     costs = inspection.costs(teacher)
     the_plan = plans.plan(recipe, teacher)
@@ -49,7 +51,8 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         "notes": as_data(teacher.notes),
         "plan": list(the_plan.reasons),
         "stages": [stage.model_dump() for stage in the_plan.stages],
-        "warnings": inspection.warnings(teacher),
+        "findings": as_data(found),
+        "warnings": [str(one) for one in found],
     }  # fmt: skip
     if as_json:
         print(json.dumps(card, indent=2, ensure_ascii=False))
@@ -74,8 +77,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         ("sha256", teacher.digest),
     ])  # fmt: skip
     display.plan(the_plan, f"as the pipeline {recipe.pipeline} would do it")
-    for warning in card["warnings"]:
-        display.say(f"warning: {warning}")
+    display.findings(found)
     return card
 
 

@@ -12,8 +12,12 @@ from types import FrameType
 import torch
 
 from synthkd import recipe as recipes
+from synthkd.checks import check_teacher, refuse
+from synthkd.commands.display import Display
 from synthkd.errors import InputError
+from synthkd.findings import Finding
 from synthkd.recipe import Recipe, RunTable
+from synthkd.teachers import Teacher
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
@@ -55,6 +59,17 @@ def _fast_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(check and check())
+
+
+def checked(
+    teacher: Teacher, recipe: Recipe, display: Display, *, anyway: bool = False
+) -> list[Finding]:
+    """Asks a teacher before anything is done with it, and shows what was found. Something serious
+    is an InputError, unless the recipe says anyway."""
+    found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
+    refuse(found, recipe.teacher.spec, anyway=anyway or recipe.run.anyway)
+    display.findings(found)
+    return found
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -45,7 +45,7 @@ from synthkd.teachers import Teacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "is_saved", "load_classifier", "load_teacher",
-    "new_student", "read_card", "read_weights",
+    "new_student", "read_card", "read_weights", "rebuilt",
 ]  # fmt: skip
 STUDENT = "student.safetensors"  # of a run directory
 DEMO_TEACHER = "demo_teacher.safetensors"
@@ -99,6 +99,18 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
         classifier, names=names, described=f"{table.spec}{kind}", access=access,
         features_at=table.features,
     )  # fmt: skip
+
+
+def rebuilt(table: TeacherTable, *, trust_code: bool = False) -> nn.Module | None:
+    """What the callable behind a teacher gives when it is called once more; None where there is no
+    callable, where its weights are given besides, or where it is no network."""
+    if table.weights or not (_FILE_CALL.search(table.spec) or is_installed_call(table.spec)):
+        return None
+    try:
+        body = _source(table.spec, "", table, trust_code=trust_code, role="teacher").body
+    except InputError:  # it can be called but once
+        return None
+    return None if isinstance(body, BlackBox) else body
 
 
 def _check_flags(table: TeacherTable, known: ImageSpec) -> None:
