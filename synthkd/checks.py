@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
+from synthkd.images import in_cache
 from synthkd.inspection import drawings
 from synthkd.losses import as_logits
 from synthkd.networks.classifier import Classifier
@@ -25,11 +25,13 @@ from synthkd.specs import rebuilt
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.teachers import Teacher
 
-MOST_QUERIES = 64  # images that a black box is asked about; its answers may cost
-MOST, LEAST = 256, 8  # images that another is asked about at first
-OPERATIONS = 20e9  # that these may take,
+CLOSED = 24  # images that a black box is asked about: answers may cost
+MOST, LEAST = 256, 8  # images that another is asked about
+OPERATIONS = 10e9  # that they may take,
 PIXELS = 2**20  # and pixels that they may have
-REPEATED = 32  # images asked again
+MOVING = 40.0  # operations in the time that one number takes to be written and read again
+UNCOUNTED = 150e3  # operations for a pixel, where there is nothing to count
+REPEATED = 32  # of them, asked again
 # Kolmogorov and Smirnov's statistic times √n: above it with a chance of 1 in 100, if the numbers
 # were drawn so
 DRAWN_SO = 1.63
@@ -50,8 +52,8 @@ def check_teacher(
 
     With the `table` that it was loaded from, a callable that was given no weights is called a
     second time, since one that loads trained weights gives the same again. A teacher that shows its
-    answers alone is asked about MOST_QUERIES images at the most. They are not counted among the
-    `queries` of a run, and torch's random state is left as it was.
+    answers alone is asked about 24 images, and about 12 of them twice more. None is counted among
+    the `queries` of a run, and torch's random state is left as it was.
     """
     before, low = teacher.queries, teacher.low_precision
     teacher.low_precision = False
@@ -124,33 +126,33 @@ class _Questions:
         device = teacher.classifier.mean.device
         rng = torch.Generator().manual_seed(0)
         closed = teacher.access != "full"
-        extreme = _extremes(teacher.spec.shape, rng)
         try:
-            count = 24 - len(extreme) if closed else self._affordable()
-            images = torch.cat([drawings(teacher.spec, count, rng), extreme]).to(device)
-            logits = self.ask(images)
+            count = CLOSED if closed else self._affordable()
+            again = 12 if closed else max(3, min(REPEATED, count // 4))
+            few = max(1, min(6, count // 8))
+            extreme = _extremes(teacher.spec.shape, rng)[: 6 if count >= 16 else 2]
+            drawn = drawings(teacher.spec, count - len(extreme), rng)
+            images = torch.cat([drawn, extreme]).to(device)
+            back = len(images) - again  # the extreme ones are among those that are asked again
+            once = self.ask(images[back:])
+            logits = torch.cat([*map(self.ask, _parts(images[:back], closed)), once])
             broken = ~logits.isfinite().all(1)
             if broken.any():
                 return [_not_finite(int(broken.sum()), len(images))]
-            found = self._steady(images, 16 if closed else REPEATED)
+            found = self._steady(images[back:], once)
         except _Failed as failure:
             return [failure.finding]
         if not closed:
-            found += self._gradients(images)
+            found += self._gradients(images[_evenly(len(images), few)])
             found += _contract_doubts(teacher)
         if not untrained:
-            found += self._answers(images[:count], logits[:count], any(f.serious for f in found))
+            known = any(one.serious for one in found)
+            found += self._answers(images[: len(drawn)], logits[: len(drawn)], known)
         return found
 
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in parts to logits [B, K] in float32."""
-        if self.teacher.access != "full":
-            return self._ask(images)
-        size = max(1, 2**17 // images[0, 0].numel())
-        return torch.cat([self._ask(part) for part in torch.split(images, size)])
-
-    def _ask(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] at once to logits [B, K] in float32."""
         try:
             logits = self.teacher.plainly(images)
         except Exception as error:  # whatever a stranger's network raises
@@ -170,21 +172,13 @@ class _Questions:
     def _affordable(self) -> int:
         """Images to show to a network that costs nothing but time."""
         teacher = self.teacher
-        one = torch.rand(1, *teacher.spec.shape, device=teacher.classifier.mean.device)
-        try:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                teacher.plainly(one)
-            operations = max(1.0, float(counter.get_total_flops()))
-        except Exception:  # graphs are not all countable; a single image may be too few
-            operations = 1.0
         pixels = teacher.spec.height * teacher.spec.width
+        operations = _operations(teacher)
         return max(LEAST, min(MOST, PIXELS // pixels, int(OPERATIONS / operations)))
 
-    def _steady(self, images: Tensor, again: int) -> list[Finding]:
-        """Asks some images again: all at once, then backwards with one of them alone."""
-        first = images[_evenly(len(images), again)]
-        once = self.ask(first)
-        twice = self.ask(first)
+    def _steady(self, images: Tensor, once: Tensor) -> list[Finding]:
+        """Asks the same again: all at once, then backwards in parts, one of them alone."""
+        twice = self.ask(images)
         moved, flipped = _moved(once, twice)
         if moved > 1e-4:
             serious = moved > 0.01 or (flipped > 0.05 and moved > 0.002)
@@ -195,13 +189,14 @@ class _Questions:
             named = f" (in training mode: {', '.join(map(quoted, asleep[:3]))})" if asleep else ""
             return [Finding(
                 "not-deterministic",
-                f"the same {len(first)} images asked twice get other answers: {flipped:.0%} other "
+                f"the same {len(images)} images asked twice get other answers: {flipped:.0%} other "
                 f"votes, {100 * moved:.1f} % of the probability moved{named}",
                 "switch off what is random in it: dropout with training=False, no noise, no random "
                 "resizing or cropping", serious,
             )]  # fmt: skip
-        backwards = first.flip(0)
-        other = torch.cat([self.ask(backwards[:1]), self.ask(backwards[1:])]).flip(0)
+        third = max(1, (len(images) - 1) // 3)
+        parts = torch.split(images.flip(0), [1, third, len(images) - 1 - third])
+        other = torch.cat([self.ask(part) for part in parts]).flip(0)
         moved, flipped = _moved(once, other)
         if moved > 0.005:
             return [Finding(
@@ -216,7 +211,7 @@ class _Questions:
 
     def _gradients(self, images: Tensor) -> list[Finding]:
         """Whether gradients reach the image."""
-        few = images[_evenly(len(images), 6)].clone().requires_grad_()
+        few = images.clone().requires_grad_()
         with torch.enable_grad():
             logits = self.teacher.plainly(few)
             weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)
@@ -307,6 +302,41 @@ def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
     """Probability moved between two answers [B, K] (total variation), and share of other votes."""
     moved = (one.softmax(1) - other.softmax(1)).abs().sum(1).mean() / 2
     return float(moved.nan_to_num(1.0)), float((one.argmax(1) != other.argmax(1)).float().mean())
+
+
+def _parts(images: Tensor, whole: bool) -> tuple[Tensor, ...]:
+    """Images in parts that a CPU answers fastest; all in one for what is asked from afar."""
+    return (images,) if whole else in_cache(images)
+
+
+def _operations(teacher: Teacher) -> float:
+    """Operations of one answer, by the convolutions and linear layers that it passes: two for each
+    weight and place, and as many as take the time of moving a number, for each number that comes
+    out."""
+    found: list[float] = []
+    blank = torch.zeros(2, *teacher.spec.shape, device=teacher.classifier.mean.device)
+
+    def note(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        found.append(output.numel() * (2.0 * weight[0].numel() + MOVING) / len(output))
+
+    handles = [
+        module.register_forward_hook(note) for module in teacher.classifier.modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    ]  # fmt: skip
+    try:
+        with torch.no_grad():
+            teacher.plainly(
+                torch.rand(2, *teacher.spec.shape, device=teacher.classifier.mean.device)
+            )
+    except Exception:  # whatever it is, it is asked again
+        found.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    height, width = teacher.spec.height, teacher.spec.width
+    return sum(found) or UNCOUNTED * height * width
 
 
 def _evenly(count: int, few: int) -> Tensor:
