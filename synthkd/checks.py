@@ -17,7 +17,6 @@ from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
 from synthkd.images import in_cache
 from synthkd.inspection import drawings
-from synthkd.losses import as_logits
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TeacherTable
 from synthkd.seeds import globally
@@ -103,14 +102,16 @@ class Spread(NamedTuple):
     gap: float  # median distance of the two largest logits
 
     @classmethod
-    def of(cls, logits: Tensor) -> "Spread":
+    def of(cls, logits: Tensor, classifier: Classifier) -> "Spread":
         """Of logits [B, K]."""
-        shares, top = logits.softmax(1), logits.topk(2, 1).values
-        return cls(
-            float((shares - shares.mean(0)).abs().sum(1).mean() / 2),
-            float(shares.amax(1).median()),
-            float((top[:, 0] - top[:, 1]).nan_to_num().median()),
-        )
+        shares = classifier.probabilities(logits)
+        moved = _distance(shares, shares.mean(0), classifier).mean()
+        if classifier.independent:
+            sure, gap = torch.maximum(shares, 1 - shares), logits.abs()
+        else:
+            top = logits.topk(2, 1).values
+            sure, gap = shares.amax(1), top[:, 0] - top[:, 1]
+        return cls(float(moved), float(sure.median()), float(gap.nan_to_num().median()))
 
 
 @dataclass
@@ -179,7 +180,7 @@ class _Questions:
     def _steady(self, images: Tensor, once: Tensor) -> list[Finding]:
         """Asks the same again: all at once, then backwards in parts, one of them alone."""
         twice = self.ask(images)
-        moved, flipped = _moved(once, twice)
+        moved, flipped = _moved(once, twice, self.teacher.classifier)
         if moved > 1e-4:
             serious = moved > 0.01 or (flipped > 0.05 and moved > 0.002)
             asleep = [
@@ -197,7 +198,7 @@ class _Questions:
         third = max(1, (len(images) - 1) // 3)
         parts = torch.split(images.flip(0), [1, third, len(images) - 1 - third])
         other = torch.cat([self.ask(part) for part in parts]).flip(0)
-        moved, flipped = _moved(once, other)
+        moved, flipped = _moved(once, other, self.teacher.classifier)
         if moved > 0.005:
             return [Finding(
                 "depends-on-batch",
@@ -233,27 +234,31 @@ class _Questions:
 
     def _answers(self, images: Tensor, logits: Tensor, known: bool) -> list[Finding]:
         """What answers to drawings say, all together."""
-        teacher, own = self.teacher, Spread.of(logits)
+        teacher = self.teacher
+        own = Spread.of(logits, teacher.classifier)
         votes = logits.argmax(1)
         named = len(set(votes.tolist()))
-        coarse = teacher.access == "labels" or teacher.classifier.answers == "classes"
-        if not known and not coarse and (own.moved < 0.08 or own.gap > 15):
+        labels = teacher.access == "labels" or teacher.classifier.answers == "labels"
+        if not known and not labels and (own.moved < 0.08 or own.gap > 15):
             found = self._scale(images, own)
             if found:
                 return found
         ties = float(_tied(logits).float().mean())
-        if ties > 0.5 and not coarse:
+        if ties > 0.5 and not labels and not teacher.independent:
             return [Finding(
                 "ties", f"for {ties:.0%} of {len(images)} drawings two classes share the first "
                 "place", "are these the right weights, and are its answers rounded too coarsely?",
                 True,
             )]  # fmt: skip
         if own.moved < 0.002:
-            open_ = own.sure < 0.99 or teacher.access == "full"
+            # a teacher of two classes may name one of them for all drawings, and be sure
+            serious = not labels and (own.sure < 0.99 or teacher.access == "full")
             return [Finding(
                 "constant", f"it answers alike, whatever it is shown ({len(images)} drawings)",
-                f"are these the right weights? {CHECK_CONTRACT}", open_ and not coarse,
+                f"are these the right weights? {CHECK_CONTRACT}", serious,
             )]  # fmt: skip
+        if teacher.independent:
+            return []
         if teacher.classes > 2 and named == 1 and len(images) >= 16:
             return [Finding(
                 "one-class",
@@ -284,7 +289,7 @@ class _Questions:
                 continue
             x = (images - classifier.mean) / classifier.std * factor
             try:
-                other = Spread.of(as_logits(classifier.body(x), classifier.answers).float())
+                other = Spread.of(classifier.read(classifier.body, x).float(), classifier)
             except Exception:  # whatever a stranger's network raises at odd pixels
                 continue
             wide = other.moved > max(0.15, 3 * own.moved if factor > 1 else 0.0)
@@ -298,10 +303,24 @@ class _Questions:
         return []
 
 
-def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """Probability moved between two answers [B, K] (total variation), and share of other votes."""
-    moved = (one.softmax(1) - other.softmax(1)).abs().sum(1).mean() / 2
-    return float(moved.nan_to_num(1.0)), float((one.argmax(1) != other.argmax(1)).float().mean())
+def _distance(one: Tensor, other: Tensor, classifier: Classifier) -> Tensor:
+    """How much probability lies elsewhere, [B]: total variation of two probabilities [B, K]; of
+    independent classes the largest difference."""
+    off = (one - other).abs()
+    return off.amax(1) if classifier.independent else off.sum(1) / 2
+
+
+def _votes(logits: Tensor, classifier: Classifier) -> Tensor:
+    """The class of each image, [B, 1]; whether each class applies, [B, K], if independent."""
+    return logits > 0 if classifier.independent else logits.argmax(1, keepdim=True)
+
+
+def _moved(one: Tensor, other: Tensor, classifier: Classifier) -> tuple[float, float]:
+    """Probability moved between two answers [B, K], and share of images with other votes."""
+    shares, others = classifier.probabilities(one), classifier.probabilities(other)
+    moved = _distance(shares, others, classifier).mean().nan_to_num(1.0)
+    flipped = (_votes(one, classifier) != _votes(other, classifier)).any(1).float().mean()
+    return float(moved), float(flipped)
 
 
 def _parts(images: Tensor, whole: bool) -> tuple[Tensor, ...]:
@@ -327,9 +346,7 @@ def _operations(teacher: Teacher) -> float:
     ]  # fmt: skip
     try:
         with torch.no_grad():
-            teacher.plainly(
-                torch.rand(2, *teacher.spec.shape, device=teacher.classifier.mean.device)
-            )
+            teacher.plainly(blank)
     except Exception:  # whatever it is, it is asked again
         found.clear()
     finally:
@@ -395,7 +412,7 @@ def _contract_doubts(teacher: Teacher) -> list[Finding]:
             continue
         other = Classifier(
             teacher.classifier.body, replace(spec, mean=means, std=stds), teacher.classes,
-            teacher.classifier.answers,
+            teacher.classifier.reading,
         ).to(device)  # fmt: skip
         found[name] = _first_distance(teacher, other, images)
     best = min(found, key=lambda name: found[name], default="")
