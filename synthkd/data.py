@@ -1,7 +1,7 @@
 """Images that exist already, and the one grammar for saying where they are.
 
     DIR                             class folders, or one of our synthetic data sets
-    FILE.npz                        x uint8 [N, H, W] or [N, H, W, C], and perhaps y [N]
+    FILE.npz                        x [N, H, W] or [N, H, W, C], and perhaps y [N]
     FILE.py:CALLABLE[:ARGUMENT]     runs that code (with --trust-code)
     demo:seen, demo:unseen          scikit-learn's digits: what the demo teacher saw, and the others
 
@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd import store
+from synthkd.arrays import as_pixels, header, member, stack_in, stacked
 from synthkd.class_folders import listing
 from synthkd.class_names import Order, arranged, known_names, matched
 from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
-from synthkd.images import ImageSpec, fitted
-from synthkd.pictures import MOST_PIXELS, affordable, header, member, read_pictures
+from synthkd.images import ImageSpec
+from synthkd.pictures import affordable, read_pictures, shaped
+from synthkd.recipe import DataTable
 from synthkd.specs.code import executed
 
 UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
@@ -96,6 +98,7 @@ def load_images(
     trust_code: bool = False,
     names: tuple[str, ...] = (),
     order: str = "auto",
+    table: DataTable | None = None,
 ) -> Images:
     """The images of a data path (see the top of this module), all in memory.
 
@@ -108,9 +111,12 @@ def load_images(
     None). Without it, labels that fit are passed on, others are left out, and a folder of images
     without class folders will do.
 
+    `table` says how values, transparency and proportion are understood, where that is not judged
+    by the images; `Images.notes` tells what was assumed.
+
     Raises InputError in one line for every other case.
     """
-    where = quoted(path)
+    where, table = quoted(path), table or DataTable()
     code = _CODE.fullmatch(path)
     target = Target(known_names(names), classes, order)
     if path.startswith("demo:"):
@@ -121,7 +127,9 @@ def load_images(
                 f"{where}: this runs the code in {quoted(code['file'])}; "
                 "add --trust-code if you trust it"
             )
-        found = _from_code(where, Path(code["file"]), code["callable"], code["argument"])
+        found = _from_code(
+            where, Path(code["file"]), code["callable"], code["argument"], spec, table
+        )
     else:
         place = Path(path)
         if not path or not place.exists():
@@ -130,9 +138,9 @@ def load_images(
             opened = store.open_store(place, verify=True)
             found = _Found(opened.pixels, opened.labels, opened.names, classes=opened.classes)
         elif place.is_dir():
-            found = _from_folder(where, place, spec, labelled, target)
+            found = _from_folder(where, place, spec, labelled, target, table)
         elif place.suffix.lower() == ".npz":
-            found = _from_npz(where, place)
+            found = _from_npz(where, place, spec, table)
         else:
             raise InputError(
                 f"{where}: not a data path; give a folder of class folders, an .npz with x and y, "
@@ -141,7 +149,7 @@ def load_images(
     if not len(found.pixels):
         raise InputError(f"{where}: it holds no images")
     labels, named = _judged(where, found, classes, labelled)
-    pixels = found.pixels if spec is None else _fit(where, found.pixels, spec)
+    pixels = found.pixels if spec is None else _fit(where, found.pixels, spec, table.resize)
     digest = _digest(pixels, labels)
     return Images(
         pixels, labels, named, path, digest, found.notes, found.order, found.others, found.given,
@@ -229,8 +237,8 @@ def _judged(
     return None, ()
 
 
-def _fit(where: str, pixels: Tensor, spec: ImageSpec) -> Tensor:
-    """`fitted`, piece by piece, where the channels can become those of the teacher."""
+def _fit(where: str, pixels: Tensor, spec: ImageSpec, resize: str) -> Tensor:
+    """`shaped`, piece by piece, where the channels can become those of the teacher."""
     have, want = pixels.shape[1], spec.channels
     if have != want and (have, want) not in ((1, 2), (1, 3), (1, 4), (3, 1), (4, 1), (4, 3)):
         raise InputError(f"{where}: images of {have} channels for a teacher of {want} channels")
@@ -239,7 +247,7 @@ def _fit(where: str, pixels: Tensor, spec: ImageSpec) -> Tensor:
     affordable(where, len(pixels), spec.shape)
     result = torch.empty((len(pixels), *spec.shape), dtype=torch.uint8)
     for first in range(0, len(pixels), 1024):
-        result[first : first + 1024] = fitted(pixels[first : first + 1024], spec)
+        result[first : first + 1024] = shaped(pixels[first : first + 1024], spec, resize)
     return result
 
 
@@ -266,8 +274,9 @@ def _near(place: Path) -> str:
 
 
 def _from_folder(
-    where: str, folder: Path, spec: ImageSpec | None, labelled: bool, target: Target
-) -> _Found:
+    where: str, folder: Path, spec: ImageSpec | None, labelled: bool, target: Target,
+    table: DataTable,
+) -> _Found:  # fmt: skip
     """Class folders; without them, and unlabelled, the images that lie directly in it."""
     try:
         found = listing(where, folder, lambda name: matched([name], target.names)[0] is not None)
@@ -277,9 +286,7 @@ def _from_folder(
     members = [path for files in found.files for path in files] or list(found.loose)
     if not members:
         beside = f", only {found.skipped}" if found.skipped else ""
-        raise InputError(
-            f"{where}: no PNG, JPEG, WebP or BMP image in it or in its class folders{beside}"
-        )
+        raise InputError(f"{where}: there is no image in it or in its class folders{beside}")
     arrangement, unlabelled = None, "its images lie in no class folders; make one folder per class"
     if any(filled):
         try:
@@ -288,15 +295,17 @@ def _from_folder(
             unlabelled = str(error)
     if arrangement is None and labelled:
         raise InputError(f"{where}: labels are needed, but {unlabelled}")
-    pixels = read_pictures(where, members, spec)
+    seen: list[Finding] = []
+    pixels = read_pictures(where, members, spec, seen, table)
+    notes = (*found.notes, *seen)
     if arrangement is None:
-        return _Found(pixels, None, unlabelled=unlabelled, notes=found.notes)
+        return _Found(pixels, None, unlabelled=unlabelled, notes=notes)
     counts = torch.tensor([len(files) for files in found.files])
     labels = torch.tensor(arrangement.classes).repeat_interleave(counts)
     names = _class_names(found.names, arrangement.classes, target)
     order = "; ".join(filter(None, (f"class folders taken {arrangement.how}", found.said)))
     return _Found(
-        pixels, labels, names, notes=found.notes, order=order, others=arrangement.others,
+        pixels, labels, names, notes=notes, order=order, others=arrangement.others,
         given=found.names, taken=arrangement.classes,
     )  # fmt: skip
 
@@ -313,7 +322,7 @@ def _class_names(given: Sequence[str], classes: Sequence[int], target: Target) -
 # Arrays
 
 
-def _from_npz(where: str, path: Path) -> _Found:
+def _from_npz(where: str, path: Path, spec: ImageSpec | None, table: DataTable) -> _Found:
     """x and y of an .npz; the header of each is judged before memory is given to it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -325,45 +334,39 @@ def _from_npz(where: str, path: Path) -> _Found:
                     f"{where}: no array x in it, only {quoted(', '.join(sorted(inside)))}; "
                     "save it with np.savez(file, x=images, y=labels)"
                 )
-            images = member(where, archive, inside["x"])
-            labels = member(where, archive, inside["y"]) if "y" in inside else None
+            images = stack_in(where, path, inside["x"])
+            labels = member(where, path, archive, inside["y"]) if "y" in inside else None
+        notes: list[Finding] = []
+        pixels = as_pixels(where, images, spec, notes, table)
     except InputError:
         raise
     except Exception as error:  # zipfile and zlib raise many kinds
         raise InputError(f"{where}: not a readable .npz file: {quoted(error)}") from None
-    return _checked(where, images, labels, "the file has no array y")
+    return _checked(where, pixels, labels, "the file has no array y", notes)
 
 
-def _checked(where: str, images: object, labels: object, unlabelled: str) -> _Found:
-    """Arrays x [N, H, W] or [N, H, W, C] and y [N] of a stranger as tensors."""
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-        raise InputError(f"{where}: images must be a uint8 array of values 0..255; got {kind}")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 2, 3, 4)):
-        raise InputError(
-            f"{where}: images must have the shape (N, H, W) or (N, H, W, C) with C in 1..4; "
-            f"got {images.shape}"
-        )
-    if not images.size:
-        raise InputError(f"{where}: it holds no images")
-    if images.shape[1] * images.shape[2] > MOST_PIXELS:
-        raise InputError(f"{where}: images of more than {MOST_PIXELS:,} pixels are refused")
-    ordered = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    pixels = torch.from_numpy(np.array(ordered, order="C"))
+def _checked(
+    where: str, pixels: Tensor, labels: object, unlabelled: str, notes: Sequence[Finding]
+) -> _Found:
+    """Images with the labels y [N] of a stranger."""
     if labels is None:
-        return _Found(pixels, None, unlabelled=unlabelled)
+        return _Found(pixels, None, unlabelled=unlabelled, notes=tuple(notes))
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         kind = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
         raise InputError(f"{where}: labels must be an array of whole numbers; got {kind}")
     if labels.shape not in ((len(pixels),), (len(pixels), 1)):
         raise InputError(f"{where}: {len(pixels):,} images but labels of shape {labels.shape}")
-    return _Found(pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+    numbers = torch.from_numpy(labels.reshape(-1).astype(np.int64))
+    return _Found(pixels, numbers, notes=tuple(notes))
 
 
 # Code
 
 
-def _from_code(where: str, file: Path, name: str, argument: str | None) -> _Found:
+def _from_code(
+    where: str, file: Path, name: str, argument: str | None, spec: ImageSpec | None,
+    table: DataTable,
+) -> _Found:  # fmt: skip
     """Runs a callable of somebody's file; it gives images, or (images, labels)."""
     try:
         module = executed(file)
@@ -382,4 +385,10 @@ def _from_code(where: str, file: Path, name: str, argument: str | None) -> _Foun
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{where}: the code in {quoted(file)} failed: {quoted(what)}") from None
     images, labels = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    return _checked(where, images, labels, "the callable gave none")
+    if not isinstance(images, np.ndarray):
+        raise InputError(
+            f"{where}: images must be an array of numbers; got {type(images).__name__}"
+        )
+    notes: list[Finding] = []
+    pixels = as_pixels(where, stacked(images), spec, notes, table)
+    return _checked(where, pixels, labels, "the callable gave none", notes)

@@ -255,11 +255,38 @@ class DataTable(Table):
         ),
         Flag("--class-order"),
     ] = "auto"
+    range: Annotated[
+        Numbers,
+        Field(
+            description="values that are black and white, BLACK,WHITE, in images of more than 8 "
+            "bits and in arrays (default: judged by all values of a set)"
+        ),
+    ] = ()
+    background: Annotated[
+        Literal["auto", "white", "black"],
+        Field(
+            description="ground under transparent images; auto: the one that what is drawn on it "
+            "stands out from"
+        ),
+    ] = "auto"
+    resize: Annotated[
+        Literal["stretch", "crop", "pad"],
+        Field(
+            description="images of another proportion than the teacher's: the whole stretched, "
+            "the middle cut out, or a ground put around"
+        ),
+    ] = "stretch"
     synthetic: Annotated[
         str,
         Field(description="a data set made by `synthkd generate`, used instead of a generator"),
         Flag("--synthetic"),
     ] = ""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.range and (len(self.range) != 2 or self.range[0] == self.range[1]):
+            raise ValueError("data.range wants two different numbers: the values of black, white")
+        return self
 
 
 class BudgetTable(Table):

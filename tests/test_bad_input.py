@@ -404,8 +404,8 @@ def test_a_teacher_whose_code_fails(
 def test_a_folder_without_images(place: Place) -> None:
     (place.folder / "empty").mkdir()
     argv = ["--mix-ratio", "0.5", "--real-data", "empty"]
-    place.refused("distill", *argv, words=("'empty'", "no PNG, JPEG"))
-    place.refused("evaluate", "--images", "empty", words=("'empty'", "no PNG, JPEG"))
+    place.refused("distill", *argv, words=("'empty'", "there is no image"))
+    place.refused("evaluate", "--images", "empty", words=("'empty'", "there is no image"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])

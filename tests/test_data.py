@@ -151,10 +151,10 @@ def test_numbered_folders_are_counted_by_their_numbers_padded_or_not(tmp_path: P
 
 
 def test_empty_folders_and_missing_paths_are_refused_with_a_hint(tmp_path: Path) -> None:
-    refused(tmp_path, "no PNG, JPEG, WebP or BMP image")
+    refused(tmp_path, "there is no image in it")
     (tmp_path / "validation").mkdir()
     (tmp_path / "validation" / "a").mkdir()
-    refused(tmp_path / "validation", "no PNG, JPEG, WebP or BMP image", labelled=False)
+    refused(tmp_path / "validation", "there is no image in it", labelled=False)
     refused(tmp_path / "validaton", "no such file", "did you mean", "validation")
     refused(tmp_path / "no" / "where", "no such file")
     refused("", "no such file")
@@ -184,10 +184,10 @@ def test_formats_that_start_other_programs_are_not_tried(tmp_path: Path) -> None
     stream = io.BytesIO()
     Image.fromarray(noise(8, 8, 3)).save(stream, format="EPS")
     (tmp_path / "a" / "x.png").write_bytes(stream.getvalue())
-    refused(tmp_path, "x.png", "not a PNG, JPEG, WebP or BMP image", classes=1)
+    refused(tmp_path, "x.png", "PostScript", classes=1)
 
 
-@pytest.mark.parametrize("side", [3000, 60_000])
+@pytest.mark.parametrize("side", [14_000, 60_000])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, side: int
 ) -> None:
@@ -201,8 +201,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     (tmp_path / "a" / "bomb.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     )
-    words = ("3000x3000 pixels",) if side == 3000 else ()
-    refused(tmp_path, "bomb.png", *words, classes=1)
+    refused(tmp_path, "bomb.png", "more than 178,000,000 pixels", classes=1)
 
 
 def test_pipes_and_broken_links_are_refused_and_never_waited_for(tmp_path: Path) -> None:
@@ -257,8 +256,8 @@ def test_npz_images_are_fitted(tmp_path: Path) -> None:
     ("arrays", "words"),
     [
         ({"images": noise(2, 8, 8)}, ("no array x", "images", "np.savez")),
-        ({"x": noise(2, 8, 8).astype(np.float32)}, ("uint8", "float32")),
-        ({"x": noise(2, 3, 8, 8), "y": np.array([0, 1])}, ("(N, H, W, C)", "(2, 3, 8, 8)")),
+        ({"x": noise(2, 8, 8).astype(np.complex64)}, ("numbers", "complex64")),
+        ({"x": noise(2, 5, 8, 8), "y": np.array([0, 1])}, ("(N, H, W, C)", "(2, 5, 8, 8)")),
         ({"x": noise(8, 8), "y": np.array([0, 1])}, ("(N, H, W)",)),
         ({"x": noise(0, 8, 8, 3), "y": np.zeros(0, dtype=int)}, ("no images",)),
         ({"x": noise(2, 8, 8)}, ("labels are needed", "no array y")),
@@ -407,10 +406,10 @@ def test_running_code_leaves_nothing_behind(code: Path) -> None:
         ("bothh", ("no callable bothh", "did you mean both?")),
         ("number", ("no callable number",)),
         ("alone", ("labels are needed", "gave none")),
-        ("lists", ("uint8 array", "list")),
+        ("lists", ("array of numbers", "list")),
         ("leaves", ("failed", "SystemExit")),
         ("fails", ("failed", "RuntimeError")),
-        ("three", ("uint8 array", "tuple")),
+        ("three", ("array of numbers", "tuple")),
         ("alone:extra", ("failed", "TypeError")),
     ],
 )

@@ -11,6 +11,9 @@ LAYERS = (  # from plain values up to effects
     ("recipe", "progress", "resources", "errors", "files", "findings", "promises"),
     (
         "images",
+        "arrays",
+        "dicom",
+        "levels",
         "pictures",
         "class_folders",
         "class_names",
