@@ -107,6 +107,12 @@ def _switches(word: str) -> list[inspect.Parameter]:
         ],
         "predict": [
             ("top", int, 3, ["--top"], "classes to name per image"),
+            ("data_range", str | None, None, ["--data.range"], "BLACK,WHITE: values that are black "
+             "and white in images of more than 8 bits"),
+            ("data_background", str | None, None, ["--data.background"], "auto, white or black: "
+             "ground under transparent images"),
+            ("data_resize", str | None, None, ["--data.resize"], "stretch, crop or pad: images of "
+             "another proportion"),
             trust, as_json,
         ],
         "bench": [

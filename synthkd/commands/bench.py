@@ -273,6 +273,7 @@ def _open(
             trust_code=trust,
             names=teacher.names,
             order=recipe.data.class_order,
+            table=recipe.data,
         )
         images, check = settled(images, votes_of(teacher, images), teacher)
         if images.order:

@@ -65,6 +65,7 @@ def run(
     claim(out)
     with held(out, "--out"):
         job.open_data()
+        display.findings(job.notes)
         the_run = Run.create(out, job.recipe, job.manifest)
         return _go(job, the_run, display, started)
 
@@ -111,6 +112,7 @@ def _take_up(job: "Job", the_run: Run, display: Display) -> None:
     job.manifest |= {key: before.get(key) for key in ("command", "student_chosen")}
     job.manifest["sittings"] = _count(before.get("sittings")) + 1
     job.open_data()
+    display.findings(job.notes)
     if before.get("data") != job.manifest["data"]:
         raise InputError(f"--resume {quoted(path)}: the data are other ones than at the start")
     state = the_run.newest()
@@ -137,6 +139,7 @@ class Job:
     names: tuple[str, ...]
     manifest: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)  # of the teacher
+    notes: tuple[Finding, ...] = ()  # on the real images
 
     def open_data(self) -> None:
         """Opens what the recipe allows, and nothing else, and writes it into the manifest."""
@@ -147,6 +150,7 @@ class Job:
         if table.mix_ratio < 1:
             real = _load(self.recipe, table.real, self.teacher, labelled=False)
             opened["real"] = {"path": table.real, "digest": real.digest, "images": len(real.pixels)}
+            self.notes = real.notes
             level = max(level, 2)  # labels, where there are any, are not used
             self.lab.use_real(real.pixels)
         if table.synthetic and table.mix_ratio > 0:
@@ -199,6 +203,7 @@ def _load(recipe: Recipe, path: str, teacher: Teacher, *, labelled: bool) -> Ima
         trust_code=recipe.run.trust_code,
         names=teacher.names,
         order=recipe.data.class_order,
+        table=recipe.data,
     )
 
 

@@ -144,6 +144,7 @@ def _compare(
         trust_code=trust,
         names=teacher.names,
         order=recipe.data.class_order,
+        table=recipe.data,
     )
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}
@@ -199,6 +200,7 @@ def _score(
             trust_code=recipe.run.trust_code,
             names=names,
             order=recipe.data.class_order,
+            table=recipe.data,
         )
         if path
         else None
@@ -212,12 +214,15 @@ def _score(
     text += [
         *([""] if text else []),
         f"images {_safe(images.source)} [{images.digest[:12]}]{against}",
+        *images.notes,
+        *(reference.notes if reference else ()),
         f"extractor {_safe(extractor.name)}{default}: {extractor.kind} [{extractor.digest[:12]}]",
         *_scores_text(found),
     ]
     return {
         "data": images.source,
         "data_digest": images.digest,
+        "data_notes": as_data(images.notes),
         "labelled": images.labels is not None,
         "reference": reference.source if reference else None,
         "reference_digest": reference.digest if reference else None,

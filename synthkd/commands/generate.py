@@ -251,8 +251,9 @@ def _go(
     if recipe.data.real:
         real = load_images(
             recipe.data.real, job.teacher.spec, classes=job.teacher.classes, labelled=False,
-            trust_code=recipe.run.trust_code, names=job.teacher.names,
+            trust_code=recipe.run.trust_code, names=job.teacher.names, table=recipe.data,
         )  # fmt: skip
+        display.findings(real.notes)
         job.lab.real = real.pixels
         job.real, job.level = len(real.pixels), max(job.level, 2)
         opened["real"] = real.digest
