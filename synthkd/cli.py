@@ -70,7 +70,10 @@ _NOT_FOR: dict[str, tuple[str, ...]] = {
 _POSITIONAL: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "inspect": (("spec", str, "SPEC of the network"),),
     "export": (("path", Path, "run directory"),),
-    "predict": (("path", Path, "run directory"), ("images...", Path, "image files")),
+    "predict": (
+        ("path", Path, "run directory"),
+        ("images...", Path, "image files, or folders of them"),
+    ),
 }
 _EPILOGUE = (
     "Every setting can also stand in a TOML file: --config FILE.toml; flags go over it. "
@@ -101,6 +104,11 @@ def _switches(word: str) -> list[inspect.Parameter]:
             ("formats", str, "onnx", ["--format"], "safetensors, onnx, pt2, executorch; several "
              "with commas"),
             ("int8", bool, False, ["--int8"], "also an ONNX file of 8-bit integers"),
+            ("uint8_input", bool, False, ["--uint8-input"], "graphs that take bytes 0..255 "
+             "(uint8, NCHW) instead of numbers in 0..1"),
+            ("softmax", bool, False, ["--softmax"], "graphs that answer in probabilities instead "
+             "of logits"),
+            ("val_data", str, "", ["--val-data"], "labelled images to score the 8-bit file on"),
             ("out", Path | None, None, ["--out"], "directory to write (default: RUN/export)"),
             trust, as_json,
             ("quiet", bool, False, ["--quiet"], "print nothing but errors"),
@@ -113,6 +121,8 @@ def _switches(word: str) -> list[inspect.Parameter]:
              "ground under transparent images"),
             ("data_resize", str | None, None, ["--data.resize"], "stretch, crop or pad: images of "
              "another proportion"),
+            ("csv_file", str, "", ["--csv"], "file for a line an image: image, class, name, "
+             "probability, those of the next class, …; - is the screen"),
             trust, as_json,
         ],
         "bench": [

@@ -6,11 +6,13 @@ metrics.jsonl        one line per round
 checkpoints/         the newest two states of the lab
 samples/             contact sheets of fresh images
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
+calibration.npz      some of the images that the student learned from, with the teacher's votes
 student.safetensors  the student, with the card that rebuilds it
 generator.safetensors  the generator, if one was trained
 summary.json         the result
 """
 
+import io
 import json
 import math
 import os
@@ -23,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -35,6 +38,7 @@ from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.states import load_state, save_state
 
 KEPT = 2  # checkpoints
+CALIBRATION = "calibration.npz"
 # what we write, and so may delete
 CHECKPOINT = re.compile(r"\d{9,}\.safetensors")
 SNAPSHOT = re.compile(r"\d{5,}\.safetensors")
@@ -179,6 +183,12 @@ class Run:
         if not whole:
             raise InputError(f"{quoted(self._snapshots)} is damaged")
         return list(last.values())
+
+    def keep_images(self, pixels: Tensor, votes: Tensor) -> None:
+        """Keeps images [N, C, H, W] with the teacher's votes [N], for what needs some later."""
+        held = io.BytesIO()
+        np.savez(held, x=pixels.permute(0, 2, 3, 1).numpy(), y=votes.numpy())
+        files.write_atomic(self.path / CALIBRATION, held.getvalue())
 
     def tidy(self) -> None:
         """Removes the checkpoints and snapshots of a finished run."""

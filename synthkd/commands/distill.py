@@ -1,6 +1,8 @@
 """`synthkd distill`: a small student from a frozen teacher."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +44,7 @@ from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.teachers import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
+KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
 LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
 MOST_SCORING = 0.25  # share of it that the final score may take
 
@@ -424,6 +427,7 @@ def _finish(
     path = the_run.path / "student.safetensors"
     network, args = _rebuilding(recipe)
     save_student(student, card_of(student, network, job.names, args), path)
+    _keep_images(lab, the_run)
     gan, diffusion = lab.generators.get("gan"), lab.generators.get("diffusion")
     if isinstance(gan, Gan):
         save_decoder(gan, the_run.path / "generator.safetensors")
@@ -526,6 +530,25 @@ def _refined(lab: Lab) -> int | None:
         return None
     origins = lab.memory.origins[: len(lab.memory)]
     return int((origins == ORIGINS.index("pixels")).sum())
+
+
+def _keep_images(lab: Lab, the_run: Run) -> None:
+    """Keeps some of the memory's images, evenly over the classes: 8-bit integers are calibrated on
+    them (synthkd export --int8). Real images are not in it."""
+    if not isinstance(lab.memory, Memory):  # it keeps none itself
+        return
+    kept = lab.memory.everything()
+    rng = source(lab.recipe.run.seed, "calibration")
+    fitting = KEPT_BYTES // math.prod(lab.teacher.spec.shape)
+    order, seen = torch.randperm(len(kept.pixels), generator=rng), Counter[int]()
+    ranks = []  # of each image among those of its class
+    for vote in kept.votes[order].tolist():
+        ranks.append(seen[vote])
+        seen[vote] += 1
+    first = torch.tensor(ranks, dtype=torch.int64).argsort(stable=True)
+    chosen = order[first[: min(KEPT_IMAGES, fitting)]]
+    if len(chosen):
+        the_run.keep_images(kept.pixels[chosen], kept.votes[chosen])
 
 
 def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:

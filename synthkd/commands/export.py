@@ -1,34 +1,46 @@
 """`synthkd export`: a student as files that run in production, each compared with the original."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synthkd import files, shipping
+import torch
+from torch import Tensor
+
+from synthkd import files, latency, shipping
 from synthkd.commands.display import Display
-from synthkd.errors import InputError, quoted
+from synthkd.data import Images, load_images
+from synthkd.errors import InputError, plain, quoted
+from synthkd.findings import Finding, as_data
+from synthkd.images import to_float, to_uint8
 from synthkd.inspection import drawings
-from synthkd.networks.classifier import Classifier
+from synthkd.latency import Answer
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.runs import claim, free_name
+from synthkd.runs import CALIBRATION, claim, free_name
 from synthkd.seeds import source
+from synthkd.shipping import Exported, Shipped
 from synthkd.specs import load_classifier
 
 COMPARED = 1000  # images
-CALIBRATION = 512  # others, for int8
+CALIBRATED = 256  # others, for int8
+LATER = 1.1  # times the promised milliseconds, which is called slower
 
 
 def run(
-    path: Path, *, formats: str = "onnx", int8: bool = False, out: Path | None = None,
-    trust_code: bool = False, as_json: bool = False, quiet: bool = False,
+    path: Path, *, formats: str = "onnx", int8: bool = False, uint8_input: bool = False,
+    softmax: bool = False, val_data: str = "", out: Path | None = None, trust_code: bool = False,
+    as_json: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Exports the student of a run and writes its model card. Returns what was written.
 
-    A file whose answers differ from the student's is an error and is taken away."""
+    A file whose answers differ from the student's is an error and is taken away; one of 8-bit
+    integers may differ, and is shown with what it brings and costs."""
     display = Display(quiet=quiet or as_json)
     wanted = [word.strip() for word in formats.split(",") if word.strip()]
     unknown = [word for word in wanted if word not in shipping.FORMATS]
@@ -37,6 +49,11 @@ def run(
         raise InputError(f"--format {quoted(formats)}: known: {known}")
     if int8 and "onnx" not in wanted:
         raise InputError("--int8 makes a second ONNX file: add onnx to --format")
+    if val_data and not int8:
+        raise InputError("--val-data scores the 8-bit file beside the float one: add --int8")
+    if (uint8_input or softmax) and set(wanted) == {"safetensors"}:
+        flag = "--uint8-input" if uint8_input else "--softmax"
+        raise InputError(f"{flag} is for graphs: add onnx, pt2 or executorch to --format")
     where = f"export {quoted(path)}: no finished run is here"
     summary, manifest = (
         files.read_table(path / name, where) for name in ("summary.json", "manifest.json")
@@ -45,6 +62,7 @@ def run(
         StudentTable(spec=str(path)), TeacherTable(), trust_code=trust_code
     )
     student.eval().requires_grad_(False)
+    names = names or tuple(str(k) for k in range(student.classes))
     try:
         shipping.model_card(summary, manifest, [], names)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -56,41 +74,207 @@ def run(
             f"student that its summary.json tells of ({quoted(summary['student_sha256'], 12)}): "
             "copy the run directory again, as a whole"
         )
+    network = Shipped(student, bytes_in=uint8_input, probabilities=softmax)
+    label = load_images(
+        val_data, student.spec, classes=student.classes, labelled=True, trust_code=trust_code,
+        names=names,
+    ) if val_data else None  # fmt: skip
     folder = out or free_name(path / "export")
     claim(folder)
-    try:
-        done = _exported(path, student, folder, wanted, display, int8=int8, trust_code=trust_code)
-    except BaseException:  # no half of an export
-        shutil.rmtree(folder)
-        raise
-    files.write_atomic(folder / "README.md", shipping.model_card(summary, manifest, done, names))
-    result = {"folder": str(folder), "files": [asdict(f) for f in done]}
+    with _threads(_promised_threads(manifest)):
+        export = Export(path, folder, network, _pictures(path, network), label, display)
+        told = shipping.metadata(network, names, summary, manifest)
+        try:
+            done = export.all(wanted, told, int8=int8, trust_code=trust_code)
+        except BaseException:  # no half of an export
+            shutil.rmtree(folder)
+            raise
+        conditions = [
+            latency.conditions(exported=exported)
+            for exported in (True, False)
+            if any((".onnx" in f.name) == exported for f in done)
+        ]
+    findings = _findings(done, manifest, student.classes)
+    lines = "".join(plain(name) + "\n" for name in names)
+    files.write_atomic(folder / "classes.txt", lines)
+    card = shipping.model_card(summary, manifest, done, names, network, conditions)
+    files.write_atomic(folder / "README.md", card)
+    result = {
+        "folder": str(folder),
+        "files": [asdict(f) for f in done],
+        "use": next((f.truth.use for f in done if f.truth), done[0].name),
+        "input": {"shape": list(student.spec.shape), "uint8": uint8_input},
+        "output": network.output,
+        "classes": list(names),
+        "measured": [asdict(one) for one in conditions],
+        "findings": as_data(findings),
+    }
     files.write_json(folder / "export.json", result)
-    rows = [
-        (f.name, f"{f.megabytes:.2f}", f"{f.milliseconds:.2f}", f"{f.batched:.3f}",
-         f"{f.parity.agreement:.1%} of {f.parity.images:,}", f"{f.parity.largest:.2g}")
-        for f in done
-    ]  # fmt: skip
-    header = ("file", "MB", "ms alone", "ms in 64s", "same votes", "largest difference")
-    display.table(f"exported to {folder}", header, rows)
+    _show(done, conditions, folder, display)
+    display.findings(findings)
     if as_json:
         print(json.dumps(result, indent=2))
     return result
 
 
-def _exported(
-    path: Path, student: Classifier, folder: Path, wanted: Sequence[str], display: Display, *,
-    int8: bool, trust_code: bool,
-) -> list[shipping.Exported]:  # fmt: skip
-    """Writes the files of the wanted formats, each compared with the student."""
-    images = drawings(student.spec, COMPARED + CALIBRATION, source(0, "export"))
-    compare, calibration = images[:COMPARED], images[COMPARED:]
-    done: list[shipping.Exported] = []
+def _show(
+    done: Sequence[Exported], conditions: Sequence[latency.Conditions], folder: Path,
+    display: Display,
+) -> None:  # fmt: skip
+    """A row a file, and the truth about 8-bit integers."""
+    rows = [
+        (f.name, f"{f.megabytes:.2f}", f"{f.milliseconds:.3g}", f"{f.batched:.3g}",
+         f"{f.parity.agreement:.1%} of {f.parity.images:,}", f"{f.parity.largest:.2g}",
+         f"{f.truth.scored.accuracy:.2%}" if f.truth and f.truth.scored else "")
+        for f in done
+    ]  # fmt: skip
+    header = ("file", "MB", "ms alone", "ms in 64s", "same votes", "largest difference", "accuracy")
+    scores = [f.truth.scored for f in done if f.truth and f.truth.scored]
+    if scores:
+        rows = [
+            (*row[:6], row[6] or f"{scores[0].float_accuracy:.2%}" if ".onnx" in row[0] else "")
+            for row in rows
+        ]
+    cut = len(header) if scores else len(header) - 1
+    display.table(f"exported to {folder}", header[:cut], [row[:cut] for row in rows])
+    display.say("times: " + "; ".join(str(one) for one in conditions))
+    for one in done:
+        if one.truth:
+            display.say(
+                f"{one.name}: calibrated on {one.truth.calibrated}; on {one.truth.judged} "
+                f"{one.truth.parity.agreement:.1%} same votes, {one.truth.parity.balanced:.1%} as "
+                f"a mean over the {one.truth.parity.named} classes named"
+            )
+            display.say(f"use {one.truth.use}: {one.truth.because}")
 
-    def ship(name: str, write: Callable[[Path], shipping.Answer], *, exact: bool = True) -> None:
+
+def _findings(done: Sequence[Exported], manifest: Mapping[str, Any], classes: int) -> list[Finding]:
+    """What is to be said of the files."""
+    found = []
+    parity = done[0].parity
+    if parity.named < 2:
+        found.append(Finding(
+            "names-one-class",
+            f"the student names one of {classes:,} classes on all {parity.images:,} images: that "
+            "a file votes as it does says nothing", "distil it anew, with more --minutes",
+        ))  # fmt: skip
+    chosen = manifest.get("student_chosen")
+    promised = chosen.get("latency_ms") if isinstance(chosen, dict) else None
+    onnx = [f.milliseconds for f in done if f.name == "student.onnx"]
+    if isinstance(promised, float) and onnx and chosen:
+        same = chosen.get("machine") == latency.machine_name()
+        if same and onnx[0] > LATER * promised > 0:
+            found.append(Finding(
+                "slower-than-promised",
+                f"student.onnx takes {onnx[0]:.3g} ms for an image, and {promised:.3g} ms were "
+                "measured when the student was chosen", "export it again when the machine is idle",
+            ))  # fmt: skip
+    return found
+
+
+def _promised_threads(manifest: Mapping[str, Any]) -> int | None:
+    """The threads with which a time was promised, if one was."""
+    chosen = manifest.get("student_chosen")
+    threads = chosen.get("threads") if isinstance(chosen, dict) else None
+    if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
+        return threads
+    return None
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many threads of torch's, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """uint8 images [N, C, H, W] to calibrate on, and others to compare on."""
+
+    calibration: Tensor
+    compared: Tensor  # the first of them of the same kind as those
+    judged: int  # how many of the same kind
+    kind: str
+
+
+def _pictures(path: Path, network: Shipped) -> Pictures:
+    """Images of the run itself, half and half; where it kept none, drawings."""
+    spec = network.student.spec
+    made = to_uint8(drawings(spec, COMPARED + CALIBRATED, source(0, "export")))
+    place = path / CALIBRATION
+    if not place.is_file():
+        return Pictures(made[COMPARED:], made[:COMPARED], COMPARED, "drawings")
+    own = load_images(str(place), spec, classes=network.student.classes, labelled=False).pixels
+    first, second = own[::2][:CALIBRATED], own[1::2]
+    compared = torch.cat([second, made])[:COMPARED]
+    return Pictures(first, compared, min(len(second), COMPARED), "synthetic images of the run")
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export: what is written, where, and on which images it is compared."""
+
+    path: Path
+    folder: Path
+    network: Shipped
+    pictures: Pictures
+    label: Images | None
+    display: Display
+
+    def all(
+        self, wanted: Sequence[str], told: Mapping[str, str], *, int8: bool, trust_code: bool
+    ) -> list[Exported]:
+        """Writes the files of the wanted formats, each compared with the student."""
+        works: dict[str, Callable[[Path], Answer]] = {
+            "safetensors": partial(self._copied, trust_code=trust_code),
+            "onnx": partial(shipping.to_onnx, self.network, told=told),
+            "pt2": partial(shipping.to_pt2, self.network),
+            "executorch": partial(shipping.to_executorch, self.network),
+        }
+        ends = {"executorch": "pte"}
+        answers: dict[str, Answer] = {}
+        compared: dict[str, shipping.Parity] = {}
+        for kind in wanted:
+            name = f"student.{ends.get(kind, kind)}"
+            answers[name], compared[name] = self._written(name, works[kind])
+            if kind == "onnx" and int8:
+                calibration = self.network.fed(self.pictures.calibration)
+                name = "student.int8.onnx"
+                answers[name], compared[name] = self._written(
+                    name, lambda place, images=calibration: shipping.to_int8(  # type: ignore[misc]
+                        self.folder / "student.onnx", place, images, told
+                    ), exact=False,
+                )  # fmt: skip
+        times = self._timed(answers)
+        done = [
+            Exported(name, (self.folder / name).stat().st_size / 1e6, *times[name], compared[name])
+            for name in answers
+        ]
+        by_name = {f.name: f for f in done}
+        return [
+            replace(f, truth=self._truth(f, by_name["student.onnx"], answers))
+            if f.name == "student.int8.onnx" else f
+            for f in done
+        ]  # fmt: skip
+
+    def _fed(self, name: str, pixels: Tensor) -> Tensor:
+        """Images as a file takes them."""
+        return to_float(pixels) if name == "student.safetensors" else self.network.fed(pixels)
+
+    def _written(
+        self, name: str, write: Callable[[Path], Answer], *, exact: bool = True
+    ) -> tuple[Answer, shipping.Parity]:
+        """Writes one file, reads it back and compares it."""
+        own = self.network.student if name == "student.safetensors" else self.network
         try:
-            answer = write(folder / name)
-            parity = shipping.compared(student, answer, compare)
+            answer = write(self.folder / name)
+            images = self._fed(name, self.pictures.compared)
+            parity = shipping.compared(own, answer, images)
         except InputError:
             raise
         except Exception as error:  # whatever the converters raise at networks of strangers
@@ -102,30 +286,44 @@ def _exported(
                 f"{parity.images:,} images (largest difference {parity.largest:.2g} of "
                 f"{parity.scale:.2g}): not kept"
             )
-        alone, batched = shipping.timed(answer, compare)
-        size = (folder / name).stat().st_size / 1e6
-        done.append(shipping.Exported(name, size, alone, batched, parity))
-        display.say(f"{name}: {size:.2f} MB, {parity.agreement:.1%} same votes")
+        self.display.say(f"{name}: written, {parity.agreement:.1%} same votes")
+        return answer, parity
 
-    def copied(place: Path) -> shipping.Answer:
+    def _timed(self, answers: Mapping[str, Answer]) -> dict[str, tuple[float, float]]:
+        """Milliseconds of each; those of the same input in turns."""
+        found: dict[str, tuple[float, float]] = {}
+        for copy in (True, False):
+            part = {k: v for k, v in answers.items() if (k == "student.safetensors") == copy}
+            if part:
+                images = self._fed(next(iter(part)), self.pictures.compared[:64])
+                found |= shipping.timed(part, images)
+        return found
+
+    def _copied(self, place: Path, *, trust_code: bool) -> Answer:
         """The student's file, and how it answers when it is read back."""
-        files.write_atomic(place, (path / "student.safetensors").read_bytes())
+        files.write_atomic(place, (self.path / "student.safetensors").read_bytes())
         again, _ = load_classifier(
-            StudentTable(spec=str(folder)), TeacherTable(), trust_code=trust_code
+            StudentTable(spec=str(self.folder)), TeacherTable(), trust_code=trust_code
         )
         again.eval().requires_grad_(False)
         return again
 
-    for kind in wanted:
-        if kind == "safetensors":
-            ship("student.safetensors", copied)
-        elif kind == "onnx":
-            ship("student.onnx", partial(shipping.to_onnx, student))
-            if int8:
-                small = partial(shipping.to_int8, folder / "student.onnx", calibration=calibration)
-                ship("student.int8.onnx", small, exact=False)
-        elif kind == "pt2":
-            ship("student.pt2", partial(shipping.to_pt2, student))
-        else:
-            ship("student.pte", partial(shipping.to_executorch, student))
-    return done
+    def _truth(
+        self, small: Exported, wide: Exported, answers: Mapping[str, Answer]
+    ) -> shipping.Truth:
+        """What 8-bit integers bring and cost beside the float file."""
+        pictures = self.pictures
+        answer, other = answers[small.name], answers[wide.name]
+        judged = self.network.fed(pictures.compared[: pictures.judged])
+        parity = shipping.compared(self.network, answer, judged)
+        scored = None
+        if self.label is not None and self.label.labels is not None:
+            images = self.network.fed(self.label.pixels)
+            scored = shipping.scored(answer, other, images, self.label.labels)
+        speed = wide.milliseconds / small.milliseconds
+        better, because = shipping.chosen(speed, parity, scored)
+        return shipping.Truth(
+            f"{len(pictures.calibration):,} {pictures.kind}", f"{len(judged):,} others", parity,
+            speed, small.megabytes / wide.megabytes, scored,
+            small.name if better else wide.name, because,
+        )  # fmt: skip
