@@ -236,6 +236,35 @@ def arranged(
     return _by_text(given, used, names, classes)
 
 
+def numbered(
+    values: Sequence[int], names: Sequence[str], classes: int | None, order: str = "auto"
+) -> Arrangement:
+    """What class of the teacher each of these different label numbers is, in rising order.
+
+    They are classes as they stand. Where they would be none: 1..K are counted from 1, and -1 and 1
+    are 0 and 1 of two classes. `order` and errors are those of `arranged`.
+    """
+    given, used = [str(value) for value in values], range(len(values))
+    low, high = values[0], values[-1]
+    if order not in ORDERS:
+        return _spread(given, used, classes, _listed(order, given, names, classes))
+    shift = {"one-based": -1, "background-first": 1}.get(order, 0)
+    how = f"as --class-order {order} says" if shift else ""
+    if order == "names":
+        raise InputError("--class-order names: the labels are numbers")
+    if order == "alphabetical" and classes is not None and low >= 0 and high < classes:
+        rank = _text_order(classes, 0, adopted=False).classes
+        return Arrangement(tuple(rank[value] for value in values), "in text order")
+    if order == "auto" and classes is not None and low >= 1 and high == classes:
+        shift, how = -1, f"as counted from 1: {low}..{high} are the classes {low - 1}..{high - 1}"
+    if order == "auto" and classes == 2 and list(values) == [-1, 1]:
+        return Arrangement((0, 1), "-1 and 1 as the classes 0 and 1")
+    if low + shift < 0 or (classes is not None and high + shift >= classes):
+        top = f"{-shift}..{classes - 1 - shift}" if classes is not None else f"{-shift} and up"
+        raise InputError(f"labels must lie in {top}; got {low}..{high}")
+    return Arrangement(tuple(value + shift for value in values), how)
+
+
 def _by_name(
     given: Sequence[str], used: Sequence[int], names: Sequence[str], order: str
 ) -> Arrangement | None:

@@ -17,6 +17,7 @@ LAYERS = (  # from plain values up to effects
         "pictures",
         "class_folders",
         "class_names",
+        "label_arrays",
         "label_check",
         "losses",
         "measures",
