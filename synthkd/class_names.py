@@ -241,8 +241,8 @@ def numbered(
 ) -> Arrangement:
     """What class of the teacher each of these different label numbers is, in rising order.
 
-    They are classes as they stand. Where they would be none: 1..K are counted from 1, and -1 and 1
-    are 0 and 1 of two classes. `order` and errors are those of `arranged`.
+    They are classes as they stand; 1..K are counted from 1. `order` and errors are those of
+    `arranged`.
     """
     given, used = [str(value) for value in values], range(len(values))
     low, high = values[0], values[-1]
@@ -257,11 +257,12 @@ def numbered(
         return Arrangement(tuple(rank[value] for value in values), "in text order")
     if order == "auto" and classes is not None and low >= 1 and high == classes:
         shift, how = -1, f"as counted from 1: {low}..{high} are the classes {low - 1}..{high - 1}"
-    if order == "auto" and classes == 2 and list(values) == [-1, 1]:
-        return Arrangement((0, 1), "-1 and 1 as the classes 0 and 1")
     if low + shift < 0 or (classes is not None and high + shift >= classes):
         top = f"{-shift}..{classes - 1 - shift}" if classes is not None else f"{-shift} and up"
-        raise InputError(f"labels must lie in {top}; got {low}..{high}")
+        more = "" if classes is None or len(values) > classes else (
+            "; if these are its classes, say which is which with --class-order"
+        )  # fmt: skip
+        raise InputError(f"labels must lie in {top}; got {low}..{high}{more}")
     return Arrangement(tuple(value + shift for value in values), how)
 
 

@@ -1,7 +1,8 @@
 """Images that exist already, and the one grammar for saying where they are.
 
     DIR                             class folders, or one of our synthetic data sets
-    FILE.npz                        x [N, H, W] or [N, H, W, C], and perhaps y [N]
+    FILE.npz[:PART]                 x [N, H, W] or [N, H, W, C], and perhaps y [N]; or arrays of
+                                    other usual names (images, test_labels, …), of PART: train, test
     FILE.py:CALLABLE[:ARGUMENT]     runs that code (with --trust-code)
     demo:seen, demo:unseen          scikit-learn's digits: what the demo teacher saw, and the others
 
@@ -12,12 +13,13 @@ them is run, headers are read before memory is given, and what is wrong is one l
 import difflib
 import hashlib
 import itertools
+import math
 import re
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd import store
-from synthkd.arrays import as_pixels, header, member, stack_in, stacked
+from synthkd.arrays import Stack, as_pixels, header, member, stack_in, stacked
 from synthkd.class_folders import listing
-from synthkd.class_names import Order, arranged, known_names, matched
+from synthkd.class_names import Order, arranged, known_names, matched, numbered
 from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec
+from synthkd.label_arrays import pair_in, told_labels
 from synthkd.pictures import affordable, read_pictures, shaped
 from synthkd.recipe import DataTable
 from synthkd.specs.code import executed
@@ -39,6 +42,8 @@ from synthkd.specs.code import executed
 UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
 
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<callable>[A-Za-z_]\w*)(?::(?P<argument>.*))?", re.DOTALL)
+
+_PART = re.compile(r"(?P<file>.+\.npz):(?P<part>[A-Za-z]+)", re.DOTALL | re.IGNORECASE)
 
 
 class Images(NamedTuple):
@@ -97,28 +102,27 @@ def load_images(
     labelled: bool,
     trust_code: bool = False,
     names: tuple[str, ...] = (),
-    order: str = "auto",
     table: DataTable | None = None,
 ) -> Images:
     """The images of a data path (see the top of this module), all in memory.
 
     `spec` is the size to fit them to; None keeps their own, which must then be the same for all
     (grey stays one channel). `classes` and `names` are the teacher's: class folders are matched
-    with them by name where both sides have names, else they are counted (`class_names.arranged`,
-    with `order`); `Images.order` says how.
+    with them by name where both sides have names, else they are counted (`class_names.arranged`);
+    `Images.order` says how.
 
     With `labelled` every image must have a label in 0..classes-1 (any from 0 on where `classes` is
     None). Without it, labels that fit are passed on, others are left out, and a folder of images
     without class folders will do.
 
-    `table` says how values, transparency and proportion are understood, where that is not judged
-    by the images; `Images.notes` tells what was assumed.
+    `table` says how values, transparency, proportion and labels are understood, where that is not
+    judged by the images; `Images.notes` tells what was assumed.
 
     Raises InputError in one line for every other case.
     """
     where, table = quoted(path), table or DataTable()
     code = _CODE.fullmatch(path)
-    target = Target(known_names(names), classes, order)
+    target = Target(known_names(names), classes, table.class_order)
     if path.startswith("demo:"):
         found = _demo(path)
     elif code:
@@ -128,10 +132,10 @@ def load_images(
                 "add --trust-code if you trust it"
             )
         found = _from_code(
-            where, Path(code["file"]), code["callable"], code["argument"], spec, table
+            where, Path(code["file"]), code["callable"], code["argument"], spec, table, target
         )
     else:
-        place = Path(path)
+        place, part = _place(path)
         if not path or not place.exists():
             raise InputError(f"{where}: there is no such file or folder{_near(place)}")
         if store.is_store(place):
@@ -140,7 +144,7 @@ def load_images(
         elif place.is_dir():
             found = _from_folder(where, place, spec, labelled, target, table)
         elif place.suffix.lower() == ".npz":
-            found = _from_npz(where, place, spec, table)
+            found = _from_npz(where, place, part, spec, table, target)
         else:
             raise InputError(
                 f"{where}: not a data path; give a folder of class folders, an .npz with x and y, "
@@ -163,7 +167,7 @@ def count_images(path: str) -> int | None:
     None where only opening tells (demo, code), or where something is wrong with it: `load_images`
     says what.
     """
-    place = Path(path)
+    place, part = _place(path)
     try:
         if place.is_dir() and store.is_store(place):
             return len(store.open_store(place))
@@ -171,11 +175,23 @@ def count_images(path: str) -> int | None:
             found = listing(path, place)
             return sum(map(len, found.files)) or len(found.loose)
         if place.suffix.lower() == ".npz" and place.is_file():
-            with zipfile.ZipFile(place) as archive, archive.open("x.npy") as file:
-                return header(file)[0][0]
+            with zipfile.ZipFile(place) as archive:
+                names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+                images, labels = pair_in(names, part)
+                # by the labels, where there are any: images may lie along any axis
+                with archive.open(f"{labels or images}.npy") as file:
+                    return max(header(file)[0]) if labels else header(file)[0][0]
     except Exception:  # of a stranger's file, as many kinds as there are readers
         return None
     return None
+
+
+def _place(path: str) -> tuple[Path, str | None]:
+    """A path, and the part behind it: `FILE.npz:test`."""
+    found = _PART.fullmatch(path)
+    if found and not Path(path).exists():
+        return Path(found["file"]), found["part"]
+    return Path(path), None
 
 
 def demo_digits() -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
@@ -322,42 +338,99 @@ def _class_names(given: Sequence[str], classes: Sequence[int], target: Target) -
 # Arrays
 
 
-def _from_npz(where: str, path: Path, spec: ImageSpec | None, table: DataTable) -> _Found:
-    """x and y of an .npz; the header of each is judged before memory is given to it."""
+def _from_npz(
+    where: str, path: Path, part: str | None, spec: ImageSpec | None, table: DataTable,
+    target: Target,
+) -> _Found:  # fmt: skip
+    """Images and labels of an .npz; the header of each is judged before memory is given to it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{where}: not a plain file")
         with zipfile.ZipFile(path) as archive:
             inside = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if "x" not in inside:
-                raise InputError(
-                    f"{where}: no array x in it, only {quoted(', '.join(sorted(inside)))}; "
-                    "save it with np.savez(file, x=images, y=labels)"
-                )
-            images = stack_in(where, path, inside["x"])
-            labels = member(where, path, archive, inside["y"]) if "y" in inside else None
+            try:
+                x, y = pair_in(inside, part)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            labels = member(where, path, archive, inside[y]) if y else None
+        images = stack_in(where, path, inside[x])
+        if _is_last(images.shape, labels):
+            with zipfile.ZipFile(path) as archive:
+                images = stacked(np.moveaxis(member(where, path, archive, inside[x]), -1, 0))
         notes: list[Finding] = []
+        images, said = _unrolled(images)
         pixels = as_pixels(where, images, spec, notes, table)
     except InputError:
         raise
     except Exception as error:  # zipfile and zlib raise many kinds
         raise InputError(f"{where}: not a readable .npz file: {quoted(error)}") from None
-    return _checked(where, pixels, labels, "the file has no array y", notes)
+    said = "; ".join(
+        filter(None, (f"arrays {x} and {y}" if (x, y) != ("x", "y") and y else "", said))
+    )
+    return _checked(where, pixels, labels, "the file has no array y", notes, target, said)
+
+
+def _is_last(shape: Sequence[int], labels: object) -> bool:
+    """Whether images lie along the last axis, [H, W, C, N], by the number of labels."""
+    count = max(labels.shape) if isinstance(labels, np.ndarray) and labels.ndim else None
+    return len(shape) == 4 and shape[3] == count and shape[0] != count and shape[2] in (1, 3)
+
+
+def _unrolled(stack: Stack) -> tuple[Stack, str]:
+    """Rows [N, H · W] or [N, C · H · W] of square images as images, and that in words."""
+    if len(stack.shape) != 2:
+        return stack, ""
+    (count, length), pieces = stack.shape, stack.pieces
+    channels = 3 if math.isqrt(length) ** 2 != length else 1
+    side = math.isqrt(length // channels)
+    one = (side, side) if channels == 1 else (channels, side, side)
+    if side < 4 or math.prod(one) != length:
+        return stack, ""
+
+    def unrolled() -> Iterator[NDArray[Any]]:
+        yield from (piece.reshape(len(piece), *one) for piece in pieces())
+
+    said = f"rows of {length:,} numbers taken as images of {' x '.join(map(str, one))}"
+    return stack._replace(shape=(count, *one), pieces=unrolled), said
 
 
 def _checked(
-    where: str, pixels: Tensor, labels: object, unlabelled: str, notes: Sequence[Finding]
-) -> _Found:
-    """Images with the labels y [N] of a stranger."""
+    where: str, pixels: Tensor, labels: object, unlabelled: str, notes: Sequence[Finding],
+    target: Target, said: str = "",
+) -> _Found:  # fmt: skip
+    """Images with the labels of a stranger, read as the teacher's classes."""
+    found = _Found(pixels, None, unlabelled=unlabelled, notes=tuple(notes), order=said)
     if labels is None:
-        return _Found(pixels, None, unlabelled=unlabelled, notes=tuple(notes))
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        kind = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise InputError(f"{where}: labels must be an array of whole numbers; got {kind}")
-    if labels.shape not in ((len(pixels),), (len(pixels), 1)):
-        raise InputError(f"{where}: {len(pixels):,} images but labels of shape {labels.shape}")
-    numbers = torch.from_numpy(labels.reshape(-1).astype(np.int64))
-    return _Found(pixels, numbers, notes=tuple(notes))
+        return found
+    try:
+        told = told_labels(labels, len(pixels))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    said = "; ".join(filter(None, (said, told.said)))
+    if told.labels.ndim == 2:
+        columns = told.labels.shape[1]
+        if target.classes not in (None, columns):
+            unlabelled = f"they are rows of {columns} classes, the teacher has {target.classes}"
+            return found._replace(unlabelled=unlabelled)
+        labels = torch.from_numpy(told.labels)
+        return found._replace(labels=labels, names=target.names, order=said)
+    values, places = np.unique(told.labels, return_inverse=True)
+    given = tuple(str(value) for value in values.tolist())
+    try:
+        if told.labels.dtype.kind == "U":
+            arrangement = arranged(given, [True] * len(given), *target)
+        else:
+            arrangement = numbered(values.tolist(), *target)
+    except InputError as error:
+        return found._replace(unlabelled=str(error))
+    how = f"labels taken {arrangement.how}" if arrangement.how else ""
+    classes = arrangement.classes
+    return found._replace(
+        labels=torch.tensor(classes)[torch.from_numpy(places.reshape(-1))],
+        names=_class_names(given, classes, target) if told.labels.dtype.kind == "U" else (),
+        order="; ".join(filter(None, (said, how))), others=arrangement.others, given=given,
+        taken=classes,
+    )  # fmt: skip
 
 
 # Code
@@ -365,7 +438,7 @@ def _checked(
 
 def _from_code(
     where: str, file: Path, name: str, argument: str | None, spec: ImageSpec | None,
-    table: DataTable,
+    table: DataTable, target: Target,
 ) -> _Found:  # fmt: skip
     """Runs a callable of somebody's file; it gives images, or (images, labels)."""
     try:
@@ -384,11 +457,25 @@ def _from_code(
     except BaseException as error:  # a stranger's code may even call exit()
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{where}: the code in {quoted(file)} failed: {quoted(what)}") from None
-    images, labels = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    images, labels = _pair(where, result)
+    if isinstance(images, Tensor):
+        images = images.detach().cpu().numpy()
     if not isinstance(images, np.ndarray):
         raise InputError(
             f"{where}: images must be an array of numbers; got {type(images).__name__}"
         )
     notes: list[Finding] = []
-    pixels = as_pixels(where, stacked(images), spec, notes, table)
-    return _checked(where, pixels, labels, "the callable gave none", notes)
+    stack, said = _unrolled(stacked(images))
+    pixels = as_pixels(where, stack, spec, notes, table)
+    return _checked(where, pixels, labels, "the callable gave none", notes, target, said)
+
+
+def _pair(where: str, result: object) -> tuple[object, object]:
+    """What a callable gave: images; images and labels; or a dict of both."""
+    if isinstance(result, dict) and all(isinstance(key, str) for key in result):
+        try:
+            x, y = pair_in(result, None)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        return result[x], result[y] if y else None
+    return result if isinstance(result, tuple) and len(result) == 2 else (result, None)

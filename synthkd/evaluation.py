@@ -118,6 +118,11 @@ def compare(
             f"the student has {learned.shape[1]} classes and the teacher {taught.shape[1]}: "
             "they cannot be compared"
         )
+    if images.labels is not None and images.labels.dim() > 1 and not teacher.independent:
+        raise InputError(
+            f"{quoted(images.source)}: labels of several classes an image, but the teacher's "
+            "classes exclude each other: give one class an image, or --teacher-answers multilabel-…"
+        )
     images, check = settled(images, taught.argmax(1), teacher)
     labels = images.labels
     alone = teacher.independent
@@ -509,6 +514,12 @@ def score_images(
         judge = classifier_extractor(teacher)
     encoder = extractor if extractor.teacher is not None else judge
 
+    images, reference = (
+        one if one is None or one.labels is None or one.labels.dim() == 1
+        else one._replace(labels=None)  # rows for several classes say nothing of one
+        for one in (images, reference)
+    )  # fmt: skip
+    assert images is not None
     made = _look(images, encoder, judge, batch)
     real = None if reference is None else _look(reference, encoder, judge, batch)
     scores, warnings = _fidelity(images, reference, extractor, batch)

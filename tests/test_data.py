@@ -255,14 +255,14 @@ def test_npz_images_are_fitted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": noise(2, 8, 8)}, ("no array x", "images", "np.savez")),
+        ({"pictures": noise(2, 8, 8)}, ("no array x", "pictures", "np.savez")),
         ({"x": noise(2, 8, 8).astype(np.complex64)}, ("numbers", "complex64")),
         ({"x": noise(2, 5, 8, 8), "y": np.array([0, 1])}, ("(N, H, W, C)", "(2, 5, 8, 8)")),
         ({"x": noise(8, 8), "y": np.array([0, 1])}, ("(N, H, W)",)),
         ({"x": noise(0, 8, 8, 3), "y": np.zeros(0, dtype=int)}, ("no images",)),
         ({"x": noise(2, 8, 8)}, ("labels are needed", "no array y")),
         ({"x": noise(2, 8, 8), "y": np.array([0])}, ("2 images", "(1,)")),
-        ({"x": noise(2, 8, 8), "y": np.array([0.0, 1.0])}, ("whole numbers", "float64")),
+        ({"x": noise(2, 8, 8), "y": np.array([0.5, 1.0])}, ("whole numbers", "float64")),
         ({"x": noise(2, 8, 8), "y": np.array([0, 2])}, ("0..1", "0..2")),
         ({"x": noise(2, 8, 8), "y": np.array([-1, 1])}, ("0..1", "-1..1")),
         ({"x": noise(2, 8, 8, 2), "y": np.array([0, 1])}, ("2 channels", "teacher of 3")),
@@ -512,3 +512,101 @@ def test_what_only_opening_tells_is_not_counted(tmp_path: Path) -> None:
         assert count_images(str(tmp_path / path)) is None
     assert count_images("demo:unseen") is None
     assert not (tmp_path / "ran").exists()
+
+
+# Labels and arrays in the forms that people keep them in
+
+
+def saved(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([0, 2, 1, 2]), ""),
+        (np.array([[0], [2], [1], [2]]), ""),
+        (np.eye(3)[[0, 2, 1, 2]], "one-hot"),
+        (np.array([1, 3, 2, 3]), "counted from 1"),
+        (np.array(["cat", "eel", "dog", "eel"]), "by name"),
+        (np.array([b"Cat", b"EEL", b"dog", b"eel"]), "is refused"),
+    ],
+)
+def test_labels_of_any_form_are_the_teachers_classes(
+    tmp_path: Path, labels: np.ndarray, said: str
+) -> None:
+    file = saved(tmp_path / "a.npz", x=noise(4, 8, 8), y=labels)
+    names = ("cat", "dog", "eel")
+    if said == "is refused":  # two spellings of one name
+        refused(file, "'EEL'", spec=GREY, classes=3, names=names)
+        return
+    images = load(file, GREY, classes=3, names=names)
+    assert images.labels is not None and images.labels.tolist() == [0, 2, 1, 2]
+    assert said in images.order and bool(said) == bool(images.order)
+
+
+def test_labels_in_text_without_the_teachers_names_come_in_alphabetical_order(
+    tmp_path: Path,
+) -> None:
+    file = saved(tmp_path / "a.npz", x=noise(3, 8, 8), y=np.array(["eel", "cat", "dog"]))
+    images = load(file, GREY, classes=3)
+    assert images.labels is not None and images.labels.tolist() == [2, 0, 1]
+    assert images.names == ("cat", "dog", "eel") and "alphabetical" in images.order
+
+
+def test_rows_for_several_classes_stay_rows(tmp_path: Path) -> None:
+    rows = np.array([[1, 0, 1], [0, 0, 0]])
+    file = saved(tmp_path / "a.npz", x=noise(2, 8, 8), y=rows)
+    images = load(file, GREY, classes=3)
+    assert images.labels is not None and images.labels.tolist() == rows.tolist()
+    refused(file, "rows of 3 classes, the teacher has 4", spec=GREY, classes=4)
+
+
+def test_a_part_of_an_archive_is_named_behind_it(tmp_path: Path) -> None:
+    file = saved(
+        tmp_path / "medmnist.npz",
+        train_images=noise(5, 8, 8), train_labels=np.zeros((5, 1), np.uint8),
+        test_images=noise(3, 8, 8), test_labels=np.array([[1], [0], [1]]),
+    )  # fmt: skip
+    refused(file, "test, train", "FILE.npz:test", spec=GREY)
+    assert count_images(str(file)) is None
+    images = load(f"{file}:test", GREY)
+    assert images.labels is not None and images.labels.tolist() == [1, 0, 1]
+    assert "test_images" in images.order and count_images(f"{file}:test") == 3
+    refused(f"{file}:val", "no images of a part 'val'", spec=GREY)
+    refused(f"{tmp_path / 'none.npz'}:test", "no such file", spec=GREY)
+
+
+def test_images_come_in_rows_or_along_the_last_axis(tmp_path: Path) -> None:
+    colour = noise(6, 8, 8, 3)
+    y = np.array([0, 1] * 3)
+    layouts = {
+        "last": np.moveaxis(colour, 0, -1),
+        "first": colour.transpose(0, 3, 1, 2),
+        "rows": colour.transpose(0, 3, 1, 2).reshape(6, -1),
+    }
+    for name, array in layouts.items():
+        images = load(saved(tmp_path / f"{name}.npz", x=array, y=y))
+        assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), colour), name
+        assert count_images(str(tmp_path / f"{name}.npz")) == 6
+    grey = noise(6, 8, 8)
+    images = load(saved(tmp_path / "rows.npz", data=grey.reshape(6, 64), target=y), GREY)
+    assert np.array_equal(images.pixels[:, 0].numpy(), grey)
+    assert "8 x 8" in images.order and "data and target" in images.order
+
+
+def test_code_gives_tensors_lists_and_dicts(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "pixels = torch.arange(128, dtype=torch.uint8).reshape(2, 1, 8, 8)\n"
+        "def tensors(): return pixels, torch.tensor([[0, 1], [1, 0]])\n"
+        "def lists(): return pixels, ['dog', 'cat']\n"
+        "def dicts(): return {'images': pixels, 'labels': [1, 0]}\n"
+        "def other(): return {'pictures': pixels}\n"
+    )
+    for name in ("tensors", "lists", "dicts"):
+        images = load(f"{tmp_path / 'mine.py'}:{name}", GREY, trust_code=True)
+        assert images.labels is not None and images.labels.tolist() == [1, 0], name
+        assert images.pixels.flatten().tolist() == list(range(128))
+    refused(f"{tmp_path / 'mine.py'}:other", "no array x", spec=GREY, trust_code=True)

@@ -31,6 +31,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare, settled, votes_of
 from synthkd.findings import EXIT_USELESS, Finding, as_data
 from synthkd.images import to_float
+from synthkd.losses import paired
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
 from synthkd.runs import Run, environment, free_name
@@ -272,7 +273,6 @@ def _open(
             labelled=True,
             trust_code=trust,
             names=teacher.names,
-            order=recipe.data.class_order,
             table=recipe.data,
         )
         images, check = settled(images, votes_of(teacher, images), teacher)
@@ -533,6 +533,8 @@ def _accuracy(student: Classifier, images: Images, device: torch.device) -> floa
     student.eval()
     parts = torch.split(images.pixels, 512)
     logits = torch.cat([student(to_float(part.to(device))).cpu() for part in parts])
+    if images.labels.dim() > 1:  # a yes or no for each class
+        return measures.accuracy(paired(logits), images.labels.flatten())
     return measures.accuracy(logits, images.labels)
 
 

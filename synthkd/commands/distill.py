@@ -205,7 +205,6 @@ def _load(recipe: Recipe, path: str, teacher: Teacher, *, labelled: bool) -> Ima
         labelled=labelled,
         trust_code=recipe.run.trust_code,
         names=teacher.names,
-        order=recipe.data.class_order,
         table=recipe.data,
     )
 

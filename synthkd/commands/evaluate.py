@@ -143,7 +143,6 @@ def _compare(
         labelled=True,
         trust_code=trust,
         names=teacher.names,
-        order=recipe.data.class_order,
         table=recipe.data,
     )
     ask()
@@ -199,7 +198,6 @@ def _score(
             labelled=False,
             trust_code=recipe.run.trust_code,
             names=names,
-            order=recipe.data.class_order,
             table=recipe.data,
         )
         if path
