@@ -514,12 +514,8 @@ def score_images(
         judge = classifier_extractor(teacher)
     encoder = extractor if extractor.teacher is not None else judge
 
-    images, reference = (
-        one if one is None or one.labels is None or one.labels.dim() == 1
-        else one._replace(labels=None)  # rows for several classes say nothing of one
-        for one in (images, reference)
-    )  # fmt: skip
-    assert images is not None
+    images = _single(images)
+    reference = None if reference is None else _single(reference)
     made = _look(images, encoder, judge, batch)
     real = None if reference is None else _look(reference, encoder, judge, batch)
     scores, warnings = _fidelity(images, reference, extractor, batch)
@@ -544,6 +540,12 @@ def score_images(
         missing_classes=tuple(row.name for row in rows if row.votes == 0),
         warnings=tuple(warnings),
     )
+
+
+def _single(images: Images) -> Images:
+    """Without labels where they are rows for several classes, which say nothing of one."""
+    several = images.labels is not None and images.labels.dim() > 1
+    return images._replace(labels=None) if several else images
 
 
 class _Shown(NamedTuple):
