@@ -216,6 +216,7 @@ class View:
     embedded_other: Tensor | None = None  # [B, E] the same for another view of the images
     bank: Tensor | None = None  # [M, E] the same for images of earlier batches
     independent: bool = False  # logits are log-odds: several classes, or none, may apply
+    absent: Tensor | None = None  # [B] whether the class asked for shall not apply, where any may
 
 
 def _questions(view: View) -> tuple[Tensor, Tensor | None]:
@@ -229,11 +230,13 @@ def _questions(view: View) -> tuple[Tensor, Tensor | None]:
 def one_hot(view: View) -> Tensor:
     """B1, cross-entropy to the class asked for, in nats: mean of -log softmax(taught)[label].
 
-    Where the classes are independent, of this class alone: mean of -log σ(taught)[label]; the
-    others may apply or not.
+    Where the classes are independent, of this class alone: mean of -log σ(±taught)[label], minus
+    where it was asked to be absent; the others may apply or not.
     """
     if view.independent:
-        return -F.logsigmoid(view.taught.gather(1, view.labels[:, None])).mean()
+        odds = view.taught.gather(1, view.labels[:, None])[:, 0]
+        odds = odds if view.absent is None else odds.where(~view.absent, -odds)
+        return -F.logsigmoid(odds).mean()
     return F.cross_entropy(view.taught, view.labels)
 
 

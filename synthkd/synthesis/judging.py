@@ -37,12 +37,17 @@ class Verdict(NamedTuple):
     loss: Tensor  # the weighted sum, to be minimised; its gradient runs to the images
     values: dict[str, Tensor]  # each term, unweighted and detached
     taught: Tensor  # [B, K] the teacher's logits
+    independent: bool = False  # classes
 
     def measures(self, labels: Tensor) -> dict[str, float]:
         """Plain numbers for the record: the terms, and the share of images in which the teacher
         sees the class asked for, where any was (labels >= 0)."""
         found = {f"term.{name}": float(value) for name, value in self.values.items()}
-        if (labels >= 0).all():
+        if self.independent:
+            asked, absent = asked_of(labels, self.taught.shape[1])
+            told = self.taught.gather(1, asked.clamp_min(0)[:, None])[:, 0] > 0
+            found["obeyed"] = float((told != absent)[labels >= 0].float().mean())
+        elif (labels >= 0).all():
             found["obeyed"] = float((self.taught.argmax(1) == labels).float().mean())
         return found
 
@@ -83,8 +88,9 @@ class Jury:
         """Judges images [B, C, H, W] in 0..1 that were asked to be of classes `labels` [B].
 
         Without `generator.conditional`, or where a label is −1, the class is the teacher's vote, as
-        in DAFL. `validity` [B] is the critic's opinion; without it the term `realism` rests. Where
-        no term is left, `values` is empty and `loss` a constant. A loss that is not finite is an
+        in DAFL. Where the classes are independent, a label K + k asks for images without class k.
+        `validity` [B] is the critic's opinion; without it the term `realism` rests. Where no term
+        is left, `values` is empty and `loss` a constant. A loss that is not finite is an
         InputError.
         """
         terms = weights(scene.terms, judged=validity is not None)
@@ -98,7 +104,8 @@ class Jury:
             raise InputError(
                 f"the generator's loss is no longer finite: lower --{table}.{key} (now {stride:g})"
             )
-        return Verdict(loss, {t: value.detach() for t, value in values.items()}, view.taught)
+        found = {t: value.detach() for t, value in values.items()}
+        return Verdict(loss, found, view.taught, view.independent)
 
     def close(self) -> None:
         """Ends a batch: the running statistics and the bank take over what its last step
@@ -129,7 +136,9 @@ class Jury:
             statistics=want(*STATISTICS),
             pooled=want("contrast"),
         )
-        votes = seen.logits.argmax(1)
+        votes, absent = seen.logits.argmax(1), None
+        if teacher.independent:
+            labels, absent = asked_of(labels, teacher.classes)
         asked = self.recipe.generator.conditional
         moments = blended(seen.moments, self.running, self.recipe.generator.statistics_ema)
         self._moments = tuple((mean.detach(), var.detach()) for mean, var in moments)
@@ -152,6 +161,7 @@ class Jury:
             embedded_other=other,
             bank=bank,
             independent=teacher.independent,
+            absent=absent if asked else None,
         )
 
     def _other_features(self, scene: Scene, images: Tensor, rng: torch.Generator) -> Tensor | None:
@@ -215,6 +225,16 @@ class Jury:
             assert self.head is not None and self.optimizer is not None
             self.head.load_state_dict(state["head"])
             load_optimizer(self.optimizer, state["optimizer"])
+
+
+def asked_of(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The class that a label of independent classes is about, and whether it shall be absent.
+
+    >>> asked_of(torch.tensor([1, 4, -1]), 3)
+    (tensor([ 1,  1, -1]), tensor([False,  True, False]))
+    """
+    absent = labels >= classes
+    return torch.where(absent, labels - classes, labels), absent
 
 
 def weights(terms: Mapping[str, float], *, judged: bool) -> dict[str, float]:

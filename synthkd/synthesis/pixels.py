@@ -43,7 +43,9 @@ class Pixels:
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
         offered."""
         table, stage = self.table, scene.stage
-        labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
+        # of independent classes, with each and without it
+        asked = 2 * self.classes if self.teacher.independent else self.classes
+        labels = even_labels(stage.synthesis_batch, asked, rng).to(self.device)
         moved = self._encode(self._start(labels, scene, rng)).requires_grad_()
         if not self.conditional:  # the teacher's votes are taken instead
             labels = torch.full_like(labels, -1)
@@ -72,6 +74,7 @@ class Pixels:
         self.jury.close()
         with torch.no_grad():
             images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
+        labels = torch.where(labels < self.classes, labels, -1)
         return Invented(
             Batch(images, labels), stage.synthesis_steps * stage.synthesis_batch, measures
         )
