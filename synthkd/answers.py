@@ -68,11 +68,6 @@ class Answers:
         return self.kind.startswith("multilabel-")
 
     @property
-    def coarse(self) -> bool:
-        """Whether the small probabilities are lost, so that no temperature can show them."""
-        return not self.layer and self.kind in ONE_OF and (self.step > 1e-4 or self.listed > 0)
-
-    @property
     def exact(self) -> bool:
         """Whether they must be computed in float32: close to 1, bfloat16 has few numbers."""
         single = self.kind.startswith(("binary-", "multilabel-"))
