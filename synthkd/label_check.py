@@ -18,6 +18,7 @@ from synthkd.class_names import Order, known_names
 from synthkd.errors import quoted
 from synthkd.findings import Finding
 
+ABOUT_LABELS = ("labels-permuted", "teacher-near-chance")  # codes of the findings
 LEAST_IMAGES = 10
 GAIN = 0.2  # by which the mean recall of the classes that move must rise
 FAIR, FAIR_OF_MANY, MANY = 0.35, 0.1, 50  # recall that an order must reach; of over 50 classes

@@ -279,6 +279,11 @@ def _open(
         if images.order:
             display.say(f"{quoted(path)}: {images.order}")
         display.findings([*images.notes, *check.findings])
+        if any(finding.serious for finding in check.findings) and not recipe.run.anyway:
+            raise InputError(
+                f"{quoted(path)}: {check.findings[0]}; every score would be of no use (--anyway "
+                "compares all the same)"
+            )
         return images
 
     val = labelled(recipe.data.val or "demo:unseen")

@@ -19,6 +19,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.evaluation import YES_OR_NO, compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
 from synthkd.findings import Finding, as_data
+from synthkd.label_check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.memory import Memory
 from synthkd.progress import whole_share
@@ -474,7 +475,8 @@ def _finish(
     names = YES_OR_NO if job.teacher.independent else job.names  # of what was held out
     balance = class_balance(held_out.learned, held_out.taught, len(names))
     summary = {
-        "verdict": verdict(findings),
+        # labels that are wrong make the score useless, not the student
+        "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),
         "findings": as_data(findings),
         **scores,
         "student": recipe.student.spec,
