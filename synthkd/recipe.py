@@ -105,6 +105,13 @@ class TeacherTable(Table):
             "their names, e.g. model_ema (default: raw ones before averages)"
         ),
     ] = ""
+    output: Annotated[
+        str,
+        Field(
+            description="which of several outputs of an ONNX graph holds the scores of classes, by "
+            "name (default: recognised by name and shape)"
+        ),
+    ] = ""
     image_size: Annotated[
         Sides | None,
         Field(

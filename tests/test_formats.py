@@ -28,7 +28,6 @@ from synthkd.specs import load_teacher, zoo
 from synthkd.teachers import digest_of
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
-pytest.importorskip("onnx2torch", reason="the extra onnx is not installed")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 GREY: dict[str, Any] = {"image_size": 16, "channels": 1, "mean": (0.4,), "std": (0.2,)}

@@ -196,7 +196,7 @@ def test_other_networks_of_code_reach_their_stated_accuracy(
 
 @pytest.mark.parametrize("access", ["full", "logits"])
 def test_the_mnist_graph_reaches_its_stated_accuracy(access: str) -> None:
-    pytest.importorskip("onnx2torch", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     spec = f"onnx:{SHARED / 'mnist_cnn_matthieu-sgi.onnx'}"
     teacher = load_teacher(TeacherTable(spec=spec, mean=(0.5,), std=(1.0,), access=access))

@@ -147,7 +147,8 @@ def load_classifier(
     """A trained student for evaluation, and its class names. `contract` says what its source does
     not: how images are to be fed."""
     told = contract.model_copy(update={
-        "args": table.args, "weights_key": "", "features": "", "access": "full", "answers": "auto",
+        "args": table.args, "weights_key": "", "output": "", "features": "", "access": "full",
+        "answers": "auto",
     })  # fmt: skip
     return _classifier(table.spec, table.weights, told, trust_code=trust_code, role="student")
 
@@ -327,9 +328,9 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
     if kind == "hf":
         found = zoo.from_hugging_face(Path(rest), role)
     elif kind == "onnx":
-        found = graphs.from_onnx(Path(rest), role, gradients=table.access == "full")
+        found = graphs.from_onnx(Path(rest), role, table)
     elif Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec)):
-        found = graphs.from_code(Path(spec), role, trust_code=trust_code)
+        found = graphs.from_code(Path(spec), role, table, trust_code=trust_code)
     if found is not None:
         if weights:
             raise InputError(

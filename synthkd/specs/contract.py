@@ -33,11 +33,16 @@ class Source:
     notes: tuple[Finding, ...] = ()
 
 
+def sides(table: TeacherTable) -> tuple[int, int] | None:
+    """Height and width that flags tell."""
+    size = table.image_size
+    return (size, size) if isinstance(size, int) else size
+
+
 def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     """The input contract: flags first, then what the source says. What neither tells is one
     InputError."""
-    size = flags.image_size or known.size
-    size = (size, size) if isinstance(size, int) else size
+    size = sides(flags) or known.size
     channels = flags.channels or known.channels
     mean, std = flags.mean or known.mean, flags.std or known.std
     missing = [
