@@ -140,7 +140,18 @@ def _switches(word: str) -> list[inspect.Parameter]:
     if word in _POSITIONAL:
         common = [common[0]] if word == "inspect" else []
     return [
-        _parameter(name, kind, default, Parameter(name=names, help=text, group=daily, negative=()))
+        _parameter(
+            name,
+            kind,
+            default,
+            Parameter(
+                name=names,
+                help=text,
+                group=daily,
+                negative=(),
+                allow_leading_hyphen=name == "csv_file",
+            ),
+        )
         for name, kind, default, names, text in [*special.get(word, []), *common]
     ]
 

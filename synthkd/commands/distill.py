@@ -535,10 +535,12 @@ def _refined(lab: Lab) -> int | None:
 
 def _keep_images(lab: Lab, the_run: Run) -> None:
     """Keeps some of the memory's images, evenly over the classes: 8-bit integers are calibrated on
-    them (synthkd export --int8). Real images are not in it."""
-    if not isinstance(lab.memory, Memory):  # it keeps none itself
+    them (synthkd export --int8). Where there is no memory, some that were held out; never real
+    ones."""
+    memory = lab.memory if isinstance(lab.memory, Memory) and len(lab.memory) else lab.held_out
+    if memory is lab.held_out and lab.recipe.data.mix_ratio == 0:
         return
-    kept = lab.memory.everything()
+    kept = memory.everything()
     rng = source(lab.recipe.run.seed, "calibration")
     fitting = KEPT_BYTES // math.prod(lab.teacher.spec.shape)
     order, seen = torch.randperm(len(kept.pixels), generator=rng), Counter[int]()

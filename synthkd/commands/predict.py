@@ -43,6 +43,8 @@ def run(
         raise InputError("predict wants images or folders: synthkd predict RUN IMAGE…")
     if top < 1:
         raise InputError(f"--top {top}: at least 1")
+    if csv_file.startswith("--"):
+        raise InputError(f"--csv {quoted(csv_file)}: give a file, or - for the screen")
     if csv_file and as_json:
         raise InputError("--csv and --json: give one of them")
     student, names = load_classifier(
@@ -64,7 +66,7 @@ def run(
             display.say(f"{min(first + batch, len(paths)):,} of {len(paths):,} images")
     found, bad = asking.found, asking.bad
     if not found:
-        more = f"; nor can {len(bad) - 1:,} others" if len(bad) > 1 else ""
+        more = f" (so with {len(bad):,} files)" if len(bad) > 1 else ""
         raise InputError(f"predict: {bad[0]}{more}")
     if not display.quiet:
         display.findings(asking.notes.values())
