@@ -190,7 +190,8 @@ class StudentTable(Table):
         str,
         Field(
             description="student: a named network, any other SPEC of --teacher, or auto: the "
-            "largest of ours under --max-params, --max-flops and --max-latency-ms"
+            "largest under --max-params, --max-flops and --max-latency-ms: of ours, and for "
+            "images from 64 pixels on of small ones of timm and torchvision"
         ),
         Flag("--student"),
     ] = "resnet8-w12"
@@ -223,7 +224,11 @@ class StudentTable(Table):
     ] = None
     max_latency_ms: Annotated[
         float | None,
-        Field(description="auto: most milliseconds per image on this machine, one at a time", gt=0),
+        Field(
+            description="auto: most milliseconds of one image alone, by the exported file on this "
+            "machine",
+            gt=0,
+        ),
         Flag("--max-latency-ms"),
     ] = None
 
