@@ -53,8 +53,8 @@ def _read(pydicom: Any, path: Path) -> Scan:
 
     pixels: Any = pydicom.pixels
 
-    meta = read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == DEFLATED:
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax == DEFLATED:
         raise InputError("a deflated DICOM file: save it uncompressed")
     head = pydicom.dcmread(path, stop_before_pixels=True)
     rows, columns = int(head.get("Rows") or 0), int(head.get("Columns") or 0)
@@ -62,6 +62,11 @@ def _read(pydicom: Any, path: Path) -> Scan:
         raise InputError("a DICOM file without an image")
     if rows * columns > MOST_PIXELS:
         raise InputError(f"{columns}x{rows} pixels; of DICOM at most {MOST_PIXELS:,} are read")
+    if syntax is not None and syntax.is_compressed and not pixels.get_decoder(syntax).is_available:
+        raise InputError(
+            f"DICOM compressed as {quoted(syntax.name)}: save it uncompressed, or install "
+            "pylibjpeg with pylibjpeg-libjpeg"
+        )
     stored = np.asarray(pixels.pixel_array(path, index=0))
     kind = str(head.get("PhotometricInterpretation", ""))
     frames = int(head.get("NumberOfFrames") or 1)

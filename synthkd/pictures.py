@@ -81,6 +81,7 @@ class Picture(NamedTuple):
     white: float | None = None  # the value of white, where the file tells it
     inverted: bool = False  # counts from white
     lossless: bool = True
+    scan: bool = False  # of a scanner, without a window: any values may be black and white
     facts: tuple[tuple[str, str], ...] = ()  # what was done, of _SAID, each with a detail
 
     @property
@@ -161,6 +162,7 @@ class _Reading:
         self.deep = Extent()
         self.shallow = Extent()  # of the images of bytes
         self.lossy = False
+        self.scans = True  # whether all that is deep comes from scanners
         self.ink, self.cover = 0.0, 0.0  # brightness of what is opaque
         if spec is not None:
             affordable(where, len(paths), spec.shape)
@@ -203,6 +205,7 @@ class _Reading:
             self.facts.add(code, self.paths[row], detail)
         if picture.deep and picture.white is None:
             self.deep = self.deep.over(picture.values)
+            self.scans &= picture.scan
         elif not picture.deep:
             self.shallow = self.shallow.over(picture.values)
             self.lossy |= not picture.lossless
@@ -246,7 +249,11 @@ class _Reading:
             try:
                 deep = levels_of(self.deep, self.table.range)
             except InputError as error:
-                raise InputError(f"{quoted(self.paths[first])}: {error}") from None
+                low, high, _ = self.deep
+                if not (self.scans and math.isfinite(low) and math.isfinite(high)):
+                    raise InputError(f"{quoted(self.paths[first])}: {error}") from None
+                said = f"black {low:g} to white {high:g}, as no window is given"
+                deep = Levels(low, max(high, low + 1), said)
         elif self.table.range:
             deep = levels_of(Extent(0, 1), self.table.range)
         ground = {"white": 255, "black": 0}.get(self.table.background)
@@ -425,7 +432,8 @@ def decode(path: Path, spec: ImageSpec | None) -> Picture:
             raise InputError(meaning)
     if head[128:132] == dicom.MAGIC:
         return _of_dicom(path, spec)
-    with Image.open(path, formats=_formats()) as picture:
+    # by a handle: of a path, Pillow maps a TIFF into memory, and mixes up those turned by EXIF
+    with path.open("rb") as file, Image.open(file, formats=_formats()) as picture:
         return _of_pillow(picture, path, spec)
 
 
@@ -450,8 +458,9 @@ def _of_dicom(path: Path, spec: ImageSpec | None) -> Picture:
         facts.append(("frames", f"{scan.frames} frames"))
     values, size = scan.values, (scan.values.shape[0], scan.values.shape[1])
     values = block_means(values, _reduction(size, spec))
+    bare = not scan.windowed
     return Picture(
-        values, size, inverted=scan.inverted, lossless=not scan.windowed, facts=tuple(facts)
+        values, size, inverted=scan.inverted, lossless=bare, scan=bare, facts=tuple(facts)
     )
 
 
@@ -505,7 +514,7 @@ def _of_pillow(picture: Image.Image, path: Path, spec: ImageSpec | None) -> Pict
     assert array is not None
     return Picture(
         array, (height, width), opacity, white, inverted,
-        picture.format not in ("JPEG", "MPO", "WEBP"), tuple(facts),
+        picture.format not in ("JPEG", "MPO", "WEBP"), facts=tuple(facts),
     )  # fmt: skip
 
 
