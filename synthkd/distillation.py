@@ -23,8 +23,10 @@ from synthkd.memory import Memory
 from synthkd.networks.classifier import Classifier
 from synthkd.progress import (
     Progress,
+    Tick,
     advance,
     budget_of,
+    no_tick,
     stage_share,
     taught_share,
     whole_share,
@@ -93,6 +95,7 @@ class Lab:
         self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.real: Tensor | None = None
+        self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
 
     def limit(self, seconds: float) -> None:
         """Gives the run this wall clock in all, of which `progress.seconds` are spent already."""
@@ -121,10 +124,13 @@ class Lab:
             return torch.empty(0, self.teacher.classes)
         low = self.teacher.low_precision
         self.teacher.low_precision = low and not exact
-        parts = [
-            self.teacher(to_float(part.to(self.device))).cpu() for part in torch.split(pixels, 512)
-        ]
-        self.teacher.low_precision = low
+        parts: list[Tensor] = []
+        try:
+            for part in torch.split(pixels, 512):
+                self.tick("labelling", 512 * len(parts), len(pixels))
+                parts.append(self.teacher(to_float(part.to(self.device))).cpu())
+        finally:
+            self.teacher.low_precision = low
         return torch.cat(parts)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
@@ -243,6 +249,7 @@ def invent(
             partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
             partial(_material, lab, stage.generator), whole_share(lab.progress, lab.budget),
             stage_share(lab.progress, lab.budget), lab.difficulty.level, until,
+            partial(lab.tick, stage.generator),
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(scene, rng)
 
@@ -344,9 +351,10 @@ def _teach(
         if lab.budget.timed
         else lab.budget.quotas[lab.progress.stage] - lab.progress.work
     )
-    for _ in range(stage.student_steps):
+    for step in range(stage.student_steps):
         if seen >= left or time.perf_counter() > lab.deadline:
             break
+        lab.tick("student", step, stage.student_steps)
         count = recipe.training.batch
         if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
             count = int(left - seen)

@@ -1,10 +1,19 @@
 """The only cursor of a run: which stage, which round, how much of the budget is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from synthkd.recipe import BudgetTable, Stage
+
+# Told of a part of a round, of the steps of it that are done, and of how many there are. It may end
+# the round by an exception: what the round changed is then worthless, and a run goes on from the
+# checkpoint before it.
+Tick = Callable[[str, int, int], None]
+
+
+def no_tick(part: str, done: int, total: int) -> None:
+    """Tells nobody how far a round is."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What a person sees while a run works: live on a terminal, a plain line now and then elsewhere."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,7 +15,37 @@ from synthkd.errors import plain
 from synthkd.findings import Finding
 from synthkd.synthesis import plan as plans
 
+WINDOW, LINE = 60.0, 20.0  # seconds: speeds are of the last so many; a line every so many
 _SHOWN = ("agreement", "difficulty", "balance", "obeyed", "confidence", "loss")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the time left is told by: when a timed run ends, or what the stages of another take."""
+
+    ends: float | None = None  # by time.perf_counter
+    stages: tuple[str, ...] = ()
+    until: tuple[float, ...] = ()  # the share of the run's work that is done after each stage
+    seconds: tuple[float, ...] = ()  # expected of each stage
+
+    def left(self, stage: str, window: Sequence[tuple[float, float, int, int]]) -> float | None:
+        """Seconds left after the newest round of `stage`: by its own speed in the `window` of
+        (time, share of the work, …), then as expected of the later stages.
+
+        >>> later = Schedule(None, ("a", "b"), (0.2, 1.0), (9.0, 30.0))
+        >>> later.left("a", [(0.0, 0.0, 0, 0), (5.0, 0.1, 0, 0)])
+        35.0
+        >>> later.left("a", [(5.0, 0.1, 0, 0)]) is None
+        True
+        """
+        if len(window) < 2 or stage not in self.stages:
+            return None
+        (then, done, *_), (now, more, *_) = window[0], window[-1]
+        if now <= then or more <= done:
+            return None
+        place = self.stages.index(stage)
+        own = max(0.0, self.until[place] - more) * (now - then) / (more - done)
+        return own + sum(self.seconds[place + 1 :])
 
 
 class Display:
@@ -25,8 +57,13 @@ class Display:
         self.console = terminal if terminal.is_terminal else Console(width=200, no_color=True)
         self.quiet = quiet
         self._started = time.monotonic()
-        self._first: Round | None = None
-        self._last_line = 0.0
+        self._schedule = Schedule()
+        self._lap: Round | None = None
+        self._part = ""  # of the round in hand
+        self._window: deque[tuple[float, float, int, int]] = deque()
+        self._left: float | None = None  # seconds, when the last round ended
+        self._left_at = 0.0
+        self._shown = self._last_line = 0.0
         self._measures: dict[str, float] = {}
         self._live: Live | None = None
 
@@ -74,44 +111,105 @@ class Display:
                 + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             )
 
+    def expect(self, schedule: Schedule) -> None:
+        """What the time left is told by; the clock starts here."""
+        self._schedule, self._started = schedule, time.monotonic()
+
+    def tick(self, part: str, done: int, total: int) -> None:
+        """Shows how far a part of a round is: so that the view moves in a long one too."""
+        if self.quiet:
+            return
+        self._part = f"{part} {done} of {total}" if total > 1 else part
+        now = time.monotonic()
+        if self.console.is_terminal:
+            if now - self._shown > 0.25:
+                self._draw(now)
+        elif now - max(self._last_line, self._started) > LINE:
+            self._last_line = now
+            self.say(f"{self._share(now):4.0%} {self._part}  {self._times(now)}")
+
     def follow(self, lap: Round) -> None:
         """Shows a round: live on a terminal, else a line every twenty seconds."""
         if self.quiet:
             return
-        self._first = self._first or lap
+        now = time.monotonic()
+        if self._lap is None or self._lap.stage != lap.stage:
+            self._window.clear()
+        self._lap, self._part = lap, ""
+        progress = lap.progress
+        self._window.append((now, lap.share, progress.images_seen, progress.invented))
+        while len(self._window) > 2 and now - self._window[0][0] > WINDOW:
+            self._window.popleft()
+        self._left, self._left_at = self._schedule.left(lap.stage, self._window), now
         self._measures |= lap.measures
         if self.console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-                self._live.start()
-            self._live.update(self._panel(lap))
-        elif time.monotonic() - self._last_line > 20:
-            self._last_line = time.monotonic()
+            self._draw(now)
+        elif now - self._last_line > LINE:
+            self._last_line = now
             terms = " ".join(
                 f"{k.removeprefix('term.')} {v:.3g}" for k, v in self._measures.items()
             )
-            self.say(f"{lap.share:4.0%} {lap.stage}  {self._speed(lap)}  {terms}")
+            share, times = self._share(now), self._times(now)
+            self.say(f"{share:4.0%} {lap.stage}  {self._speeds()}  {times}  {terms}")
 
-    def _speed(self, lap: Round) -> str:
-        """Images a second and time left, since this sitting began."""
-        assert self._first is not None
-        passed = time.monotonic() - self._started
-        done = lap.share - self._first.share
-        left = f"{clock(passed * (1 - lap.share) / done)} left" if done > 0 else "…"
-        seen = (lap.progress.images_seen - self._first.progress.images_seen) / passed
-        made = (lap.progress.invented - self._first.progress.invented) / passed
-        return f"{made:,.0f} invented/s  {seen:,.0f} learned/s  {clock(passed)} passed, {left}"
+    def _draw(self, now: float) -> None:
+        if self._live is None:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        self._shown = now
+        self._live.update(self._panel(now))
 
-    def _panel(self, lap: Round) -> Group:
-        width = 40
-        bar = "█" * round(width * lap.share) + "░" * (width - round(width * lap.share))
+    def _remaining(self, now: float) -> float | None:
+        """Seconds left, as far as they can be told."""
+        if self._schedule.ends is not None:
+            return max(0.0, self._schedule.ends - time.perf_counter())
+        left = self._left
+        if left is None and self._schedule.seconds:
+            left, since = sum(self._schedule.seconds), self._started
+        else:
+            since = self._left_at
+        return None if left is None else max(0.0, left - (now - since))
+
+    def _share(self, now: float) -> float:
+        """How much of the time is over, 0..1; where that cannot be told, of the work."""
+        left, passed = self._remaining(now), now - self._started
+        if left is None:
+            return self._lap.share if self._lap else 0.0
+        return passed / (passed + left) if passed + left > 0 else 1.0
+
+    def _times(self, now: float) -> str:
+        left = self._remaining(now)
+        ahead = "…" if left is None else f"{clock(left)} left"
+        return f"{clock(now - self._started)} passed, {ahead}"
+
+    def _speeds(self) -> str:
+        """Images a second over the last minute of this stage."""
+        if len(self._window) < 2:
+            return ""
+        (then, _, seen, made), (now, _, seen_now, made_now) = self._window[0], self._window[-1]
+        passed = max(now - then, 1e-6)
+        return (
+            f"{(made_now - made) / passed:,.0f} invented/s  "
+            f"{(seen_now - seen) / passed:,.0f} learned/s"
+        )
+
+    def _panel(self, now: float) -> Group:
+        width, share = 40, self._share(now)
+        bar = "█" * round(width * share) + "░" * (width - round(width * share))
         known = {k: v for k, v in self._measures.items() if k in _SHOWN}
         terms = {k.removeprefix("term."): v for k, v in self._measures.items() if "term." in k}
+        where = f"{self._lap.stage}, round {self._lap.progress.round}" if self._lap else ""
         return Group(
-            Text(f"{bar} {lap.share:4.0%}  {lap.stage}, round {lap.progress.round}"),
-            Text(self._speed(lap)),
+            Text(f"{bar} {share:4.0%}  {where}  {self._part}"),
+            Text(f"{self._speeds()}  {self._times(now)}"),
             Text("  ".join(f"{k} {known[k]:.3f}" for k in _SHOWN if k in known)),
             Text("  ".join(f"{k} {v:.3g}" for k, v in terms.items())),
+        )
+
+    def acknowledge(self) -> None:
+        """Says that a wish to stop was heard."""
+        self.say(
+            "stopping: the step in hand is finished first (again to stop at once, without saving)"
         )
 
     def stop(self) -> None:

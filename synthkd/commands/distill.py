@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from synthkd import recipe as recipes
-from synthkd.commands.display import Display
-from synthkd.commands.machine import checked, peak_memory_mb, prepare, stopping, trusting
+from synthkd.commands.display import Display, clock
+from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, count_images, load_images
 from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
 from synthkd.errors import InputError, quoted
@@ -22,7 +22,7 @@ from synthkd.findings import Finding, as_data
 from synthkd.label_check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.memory import Memory
-from synthkd.progress import whole_share
+from synthkd.progress import no_tick, whole_share
 from synthkd.promises import PROMISES, passed_on
 from synthkd.recipe import Recipe
 from synthkd.runs import Run, claim, environment, free_name, held
@@ -381,10 +381,24 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
         lab.limit(whole - reserve - (time.perf_counter() - started))
     parts = job.recipe.run.snapshots + 1  # the last part ends with the student itself
     part = int(whole_share(lab.progress, lab.budget) * parts)
-    saved = shown = time.monotonic()
+    cadence, shown = Cadence(job.recipe.run.checkpoint_seconds), time.monotonic()
+    again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(job.recipe)
     display.say(f"run directory: {the_run.path}")
     try:
-        with stopping() as asked:
+        with stopping(display.acknowledge) as stop:
+
+            def tick(what: str, done: int, total: int) -> None:
+                display.tick(what, done, total)
+                if stop.overdue:  # the round in hand is given up; a checkpoint before it is whole
+                    display.stop()
+                    display.say(
+                        f"stopped in the middle of a round: {clock(time.monotonic() - began)} of "
+                        f"work are given up, all before is saved; {again}"
+                    )
+                    raise SystemExit(128 + stop.signal)
+
+            lab.tick = tick
+            began = time.monotonic()
             for lap in rounds(lab):
                 the_run.record(lap)
                 before, part = part, int(lap.share * parts)
@@ -397,19 +411,16 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
                 if now - shown > 30 or lap.progress.round == 1:
                     the_run.samples(lap, classes)
                     shown = now
-                if asked and not lab.finished:
-                    the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                if (stop or cadence.due(now - began)) and not lab.finished:
+                    with cadence.saving():
+                        the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                if stop and not lab.finished:
                     display.stop()
-                    display.say(
-                        f"stopped at {lap.share:.0%}, saved; "
-                        f"go on with: synthkd distill --resume {the_run.path}"
-                        + trusting(job.recipe)
-                    )
-                    raise SystemExit(128 + asked[0])
-                if now - saved > job.recipe.run.checkpoint_seconds:
-                    the_run.checkpoint(lab.state_dict(), lap.progress.round)
-                    saved = time.monotonic()
+                    display.say(f"stopped at {lap.share:.0%}, saved; {again}")
+                    raise SystemExit(128 + stop.signal)
+                began = time.monotonic()
     finally:
+        lab.tick = no_tick
         display.stop()
     return _finish(job, the_run, display, started, spent_before)
 

@@ -11,7 +11,7 @@ import torch
 from synthkd import files
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display, clock
-from synthkd.commands.machine import checked, peak_memory_mb, prepare, stopping, trusting
+from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
@@ -246,7 +246,7 @@ def _go(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, then writes, saving on the way; finishes or stops."""
     recipe, before, written = job.recipe, job.seconds, job.writing
-    saved, writing = time.monotonic(), started
+    writing = started
     opened = {"recipe_sha256": files.sha256_of(out / RECIPE), "real": ""}
     if recipe.data.real:
         real = load_images(
@@ -261,7 +261,6 @@ def _go(
         raise InputError(f"--resume {quoted(out)}: the real images are other ones")
 
     def save(writer: Writer | None) -> None:
-        nonlocal saved
         job.seconds = before + time.perf_counter() - started
         if writer is not None:
             job.writing = written + time.perf_counter() - writing
@@ -271,25 +270,38 @@ def _go(
             **opened,
             **job.state_dict(),
         }
-        save_state(data, out / CHECKPOINT, "checkpoint")
-        saved = time.monotonic()
+        with cadence.saving():
+            save_state(data, out / CHECKPOINT, "checkpoint")
 
-    def pause(asked: list[int], writer: Writer | None) -> None:
+    cadence, began = Cadence(recipe.run.checkpoint_seconds), time.monotonic()
+    keeping = f" --save-generator {job.keep}" if job.keep else ""
+    again = f"go on with: synthkd generate --resume {out}{keeping}" + trusting(recipe)
+
+    def pause(writer: Writer | None) -> None:
         """Saves now and then; when asked to stop, saves and stops."""
-        if asked or time.monotonic() - saved > recipe.run.checkpoint_seconds:
+        nonlocal began
+        if stop or cadence.due(time.monotonic() - began):
             save(writer)
-        if asked:
+        if stop:
             display.stop()
-            keeping = f" --save-generator {job.keep}" if job.keep else ""
-            display.say(
-                f"stopped and saved; go on with: synthkd generate --resume {out}{keeping}"
-                + trusting(recipe)
-            )
-            raise SystemExit(128 + asked[0])
+            display.say(f"stopped and saved; {again}")
+            raise SystemExit(128 + stop.signal)
+        began = time.monotonic()
 
-    with stopping() as asked:
+    def tick(what: str, done: int, total: int) -> None:
+        display.tick(what, done, total)
+        if stop.overdue:  # what is in hand is given up; the checkpoint before it is whole
+            display.stop()
+            display.say(
+                f"stopped: {clock(time.monotonic() - began)} of work are given up, all before is "
+                f"saved; {again}"
+            )
+            raise SystemExit(128 + stop.signal)
+
+    with stopping(display.acknowledge) as stop:
+        job.lab.tick = tick
         if not job.trained:
-            _train(job, display, lambda: pause(asked, None))
+            _train(job, display, lambda: pause(None))
             save(None)
         if isinstance(job.generator, Gan):
             save_decoder(job.generator, out / "generator.safetensors")
@@ -303,7 +315,7 @@ def _go(
                 _take_over(writer, state["writer"], out)
             if resumed:
                 writer.prune()
-            _fill(writer, job, display, lambda: pause(asked, writer))
+            _fill(writer, job, display, lambda: pause(writer))
             if not writer.count:
                 raise InputError(
                     f"the teacher agrees with none of {job.drawn:,} images drawn: nothing to write"

@@ -1,11 +1,15 @@
 """What a run computes on, device, threads, precision, and how it is asked to stop."""
 
+import os
 import re
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +22,9 @@ from synthkd.errors import InputError
 from synthkd.findings import Finding
 from synthkd.recipe import Recipe, RunTable
 from synthkd.teachers import Teacher
+
+GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
+LONG_ROUND = 4.0  # seconds from which a round is long
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
@@ -97,19 +104,86 @@ def trusting(recipe: Recipe) -> str:
     return " --trust-code" if recipe.run.trust_code or named else ""
 
 
+@dataclass
+class Stop:
+    """Whether a run was asked to stop: by which signal (0: it was not), and when."""
+
+    signal: int = 0
+    at: float = 0.0  # by time.monotonic
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the round in hand is to be given up, so that a long one is not waited for."""
+        return bool(self) and time.monotonic() - self.at > GRACE
+
+
 @contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Catches SIGINT and SIGTERM once: the list then holds the signal. A second one kills at
-    once."""
-    asked: list[int] = []
+def stopping(acknowledge: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+    """Catches SIGINT and SIGTERM once: `Stop` then knows the signal. A second one kills at once.
+
+    `acknowledge` is called at once, from a thread of its own, for Python itself answers a signal
+    only between two operations, and one of them may take seconds. Outside the main thread, which
+    alone gets signals, nothing is caught.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _: FrameType | None) -> None:
-        asked.append(number)
+        if not stop:
+            stop.signal, stop.at = number, time.monotonic()
         signal.signal(number, signal.SIG_DFL)
 
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # as set_wakeup_fd wants it
+
+    def listen() -> None:
+        while numbers := os.read(reader, 1):
+            if numbers[0] in (signal.SIGINT, signal.SIGTERM):
+                if not stop:
+                    stop.signal, stop.at = numbers[0], time.monotonic()
+                acknowledge()
+                break
+        while os.read(reader, 64):  # until the writer is closed
+            pass
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield asked
+        yield stop
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writer)
+        listener.join(1.0)
+        os.close(reader)
+
+
+class Cadence:
+    """When a checkpoint is due: every so many seconds, and after every round that was long, since
+    whoever stops in the next one gives that up; but never for more than a tenth of the time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def due(self, round_seconds: float) -> bool:
+        """Whether to save now, after a round of so many seconds."""
+        since = time.monotonic() - self._last
+        long = round_seconds > LONG_ROUND and since > 10 * self._cost
+        return long or since > self.seconds
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """To be held while a checkpoint is written."""
+        started = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._cost = self._last - started

@@ -4,7 +4,7 @@ B batch, C channels, H height, W width, K classes.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ class Diffusion:
         stage, trained = scene.stage, 0
         measures: dict[str, float] = {}
         if not self.borrowed:
-            for _ in range(stage.synthesis_steps):
+            for step in range(stage.synthesis_steps):
+                scene.tick(step, stage.synthesis_steps)
                 if trained and time.perf_counter() > scene.deadline:
                     break
                 material = scene.material(stage.synthesis_batch, rng)
@@ -239,18 +240,18 @@ class Diffusion:
             self.solver = self._best_solver(scene, rng)
         guide = self._guide(scene, rng)
         asked = labels if guide or self._told else torch.full_like(labels, -1)
-        images = self._sampled(seeds, asked, guide, self.solver, scene.deadline)
+        images = self._sampled(seeds, asked, guide, self.solver, scene.deadline, scene.tick)
         self.jury.close()
         return Batch(images, asked[: len(images)].to(self.device))
 
     def _sampled(
         self, seeds: list[int], labels: Tensor, guide: Guide | None, solver: str,
-        until: float = float("inf"),
+        until: float = float("inf"), tick: Callable[[int, int], None] | None = None,
     ) -> Tensor:  # fmt: skip
         table = self.table
         return sampled(
             self.denoiser, seeds, labels, name=solver, steps=table.steps, guide=guide,
-            recurrence=table.recurrence, batch=table.batch, until=until,
+            recurrence=table.recurrence, batch=table.batch, until=until, tick=tick,
         )  # fmt: skip
 
     @property

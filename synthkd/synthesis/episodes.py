@@ -78,6 +78,7 @@ class Episodes:
         for _ in range(stage.synthesis_steps if weights(scene.terms, judged=False) else 0):
             if steps and time.perf_counter() > scene.deadline:
                 break
+            scene.tick(steps, stage.synthesis_steps)
             images = painting.painted(worker, z, drawn, bfloat16=scene.bfloat16)
             view = augmented(images, scene.augment, 0.0, rng)
             verdict = self.jury.weigh(scene, view, labels, rng)

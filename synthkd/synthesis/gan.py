@@ -71,6 +71,7 @@ class Gan:
         for _ in range(stage.synthesis_steps):
             if steps and time.perf_counter() > scene.deadline:
                 break
+            scene.tick(steps, stage.synthesis_steps)
             step = self._step(scene, rng)
             if step is None:
                 break

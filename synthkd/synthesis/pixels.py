@@ -56,6 +56,7 @@ class Pixels:
         for step in range(stage.synthesis_steps):
             if step and time.perf_counter() > scene.deadline:
                 break
+            scene.tick(step, stage.synthesis_steps)
             images = self._decode(moved)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
             verdict = self.jury.weigh(scene, self._view(images, scene, rng), labels, rng)

@@ -6,6 +6,7 @@ B batch, C channels, H height, W width of what is denoised.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -114,9 +115,11 @@ def sampled(
     recurrence: int = 1,
     batch: int = 64,
     until: float = float("inf"),
+    tick: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """An image for every seed, [B, C', H', W'] in 0..1; after `until`, a time of
-    time.perf_counter, no second batch is begun, and the rest is left out.
+    time.perf_counter, no second batch is begun, and the rest is left out. `tick` is told of the
+    images done, of how many, before every denoising step; it may raise.
 
     `labels` [B] are the classes asked for (−1: none). An image depends on its seed and label alone,
     unless a guide's loss looks at several images at once. `recurrence` takes every step so many
@@ -128,7 +131,16 @@ def sampled(
             break
         part = slice(i, i + batch)
         images.append(
-            _denoised(denoiser, seeds[part], labels[part], name, steps, guide, recurrence)
+            _denoised(
+                denoiser,
+                seeds[part],
+                labels[part],
+                name,
+                steps,
+                guide,
+                recurrence,
+                partial(tick, i, len(seeds)) if tick else None,
+            )
         )
     if not images:
         return denoiser.decoded(torch.empty(0, *denoiser.shape, device=denoiser.device))
@@ -137,7 +149,7 @@ def sampled(
 
 def _denoised(
     denoiser: Denoiser, seeds: Sequence[int], labels: Tensor, name: str, steps: int,
-    guide: Guide | None, recurrence: int,
+    guide: Guide | None, recurrence: int, tick: Callable[[], None] | None,
 ) -> Tensor:  # fmt: skip
     sources = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
@@ -151,6 +163,8 @@ def _denoised(
     now = noise() * scheduler.init_noise_sigma
     for step, following in pairwise([*scheduler.timesteps.tolist(), -1]):
         for turn in range(recurrence if name in STATELESS else 1):
+            if tick:
+                tick()
             if turn:
                 now = _noisier(now, scheduler.alphas_cumprod, following, step, noise())
             output = _steered_output(denoiser, now, step, labels, scheduler, guide)

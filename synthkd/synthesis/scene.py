@@ -1,6 +1,6 @@
 """What a generator is given, and what it gives back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,6 +31,10 @@ class Answers(Protocol):
         """[B, C, H, W] to [B, K]."""
 
 
+def _no_tick(done: int, total: int) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Scene:
     """Everything around a generator in one round."""
@@ -48,6 +52,7 @@ class Scene:
     stage_share: float = 0.0  # of the stage that is over, 0..1
     difficulty: float = 0.0  # of the run, 0..1
     deadline: float = float("inf")  # by time.perf_counter: no step is begun after it
+    tick: Callable[[int, int], None] = _no_tick  # told of steps done, of how many; may raise
 
 
 class Invented(NamedTuple):
