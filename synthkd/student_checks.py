@@ -21,6 +21,7 @@ WEAK = 0.4  # below which it is weak
 LOST = 1 / 3  # share of the adjusted agreement below which a class counts as lost
 FEW_IMAGES = 5_000  # student images under which nothing good was ever seen,
 SOME_IMAGES = 20_000  # and under which students are far from what they could be
+FEW_REFINED = 512  # refined images under which a memory holds hardly any
 JUDGED = 12  # images of a class from which its own share is believed
 NEAR_CONSTANT = 0.98  # share of one class among the votes from which a student counts as constant
 NO_BETTER = 0.1  # adjusted balanced accuracy under which a network is hardly better than a constant
@@ -107,11 +108,34 @@ def check_budget(images_seen: int, refined: int | None) -> list[Finding]:
                 serious=images_seen < FEW_IMAGES,
             )
         )
-    if refined is not None and refined < 512:
+    if refined is not None and refined < FEW_REFINED:
         found.append(
             Finding(
                 "few-refined",
                 f"only {refined:,} images were refined against the teacher before the time ran out",
+                "give more time (--minutes)",
+            )
+        )
+    return found
+
+
+def expect_budget(images_seen: float, refined: float | None) -> list[Finding]:
+    """The same before a run, by what is expected of it."""
+    found = []
+    if images_seen < SOME_IMAGES:
+        found.append(
+            Finding(
+                "few-images",
+                f"expect a weak student: it will see about {images_seen:,.0f} images; good "
+                f"students were only seen from {SOME_IMAGES:,} on",
+                "give more time (--minutes) or images (--images-seen), or a smaller --student",
+            )
+        )
+    if refined is not None and refined < FEW_REFINED:
+        found.append(
+            Finding(
+                "few-refined",
+                f"only about {refined:,.0f} images will be refined against the teacher",
                 "give more time (--minutes)",
             )
         )

@@ -41,7 +41,7 @@ LAYERS = (  # from plain values up to effects
         "latency",
     ),
     ("synthesis",),
-    ("distillation", "evaluation", "inspection", "checks", "shipping"),
+    ("distillation", "estimate", "evaluation", "inspection", "checks", "shipping"),
     ("runs", "arena"),
     ("commands",),
     ("cli", "__main__"),

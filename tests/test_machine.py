@@ -1,12 +1,15 @@
 """What a run says about the machine that it ran on."""
 
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
-from synthkd.commands.machine import peak_memory_mb
+from synthkd.commands.machine import Cadence, peak_memory_mb, stopping
 
 LARGE = 1_500_000_000
 ASKED = """
@@ -29,3 +32,73 @@ def test_peak_memory_is_that_of_this_process_alone() -> None:
         [sys.executable, "-c", ASKED], capture_output=True, text=True, check=True
     ).stdout
     assert 50 < float(told) < len(held) / 1e6
+
+
+INTERRUPTED = """
+import time
+from synthkd.commands.machine import stopping
+def heard():
+    print("heard", time.monotonic(), flush=True)
+with stopping(heard) as stop:
+    print("ready", flush=True)
+    import hashlib
+    end = time.monotonic() + 30
+    while not stop and time.monotonic() < end:
+        hashlib.pbkdf2_hmac("sha256", b"x" * 64, b"salt", 3_000_000)  # seconds in one call
+    print("left", stop.signal, flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_wish_to_stop_is_heard_while_one_operation_takes_seconds(name: str) -> None:
+    code = [sys.executable, "-c", INTERRUPTED, name]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)  # by now it is in the long call
+        sent = time.monotonic()
+        process.send_signal(getattr(signal, name))
+        word, when = process.stdout.readline().split()
+        assert word == "heard" and float(when) - sent < 0.5
+        last = process.stdout.readline().split()
+        assert process.wait(60) == 0
+    assert int(last[1]) == getattr(signal, name)
+
+
+def test_outside_the_main_thread_nothing_is_caught_and_nothing_breaks() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with stopping() as stop:
+            seen.append(bool(stop))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stopping():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_checkpoint_is_due_after_a_long_round_but_not_for_more_than_a_tenth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    cadence = Cadence(60)
+    now[0] = 110.0
+    assert not cadence.due(0.1) and cadence.due(10.0)
+    with cadence.saving():
+        now[0] = 113.0
+    now[0] = 133.0
+    assert not cadence.due(20.0)  # 20 s of work would cost 3 s of saving
+    now[0] = 144.0
+    assert cadence.due(20.0) and not cadence.due(1.0)
+    now[0] = 174.0
+    assert cadence.due(1.0)

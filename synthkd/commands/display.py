@@ -12,6 +12,7 @@ from rich.text import Text
 
 from synthkd.distillation import Round
 from synthkd.errors import plain
+from synthkd.estimate import Estimate
 from synthkd.findings import Finding
 from synthkd.synthesis import plan as plans
 
@@ -91,6 +92,20 @@ class Display:
             self.say(f"plan: {reason}")
         rows = plans.table(plan.stages)
         self.table(f"stages, {budget}", ("stage", "generator", "a round", "terms"), rows)
+
+    def estimate(self, expected: Estimate, seconds: float, *, timed: bool) -> None:
+        """What a run will take: each stage, and all of it in `seconds`."""
+        rows = [
+            (s.name, f"{s.rounds:,.3g}", span(s.round_seconds), span(s.seconds),
+             f"{s.invented:,.0f}", f"{s.seen:,.0f}")
+            for s in expected.stages
+        ]  # fmt: skip
+        whole = "" if timed else f"{span(seconds)}, "
+        self.table(
+            f"expected: {whole}{expected.seen:,.0f} student images, "
+            f"{expected.memory / 1e9:.1f} GB of memory",
+            ("stage", "rounds", "a round", "in all", "images invented", "images learned"), rows,
+        )  # fmt: skip
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table: ruled on a terminal, aligned columns elsewhere."""
@@ -217,6 +232,25 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def span(seconds: float) -> str:
+    """A duration in words, to two figures.
+
+    >>> span(0.034), span(8.4), span(146), span(3480), span(9000)
+    ('0.03 s', '8.4 s', '2.4 minutes', '58 minutes', '2.5 hours')
+    """
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            count = seconds / size
+            return f"{count:.2g} {unit}" if count < 10 else f"{count:.0f} {unit}"
+    return (
+        f"{seconds:.0f} s"
+        if seconds >= 10
+        else f"{seconds:.1f} s"
+        if seconds >= 1
+        else (f"{seconds:.1g} s")
+    )
 
 
 def clock(seconds: float) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from synthkd import recipe as recipes
-from synthkd.commands.display import Display, clock
+from synthkd.commands.display import Display, Schedule, clock
 from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, count_images, load_images
 from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
 from synthkd.errors import InputError, quoted
+from synthkd.estimate import Estimate, estimate
 from synthkd.evaluation import YES_OR_NO, compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
 from synthkd.findings import Finding, as_data
@@ -35,6 +36,7 @@ from synthkd.student_checks import (
     check_agreement,
     check_budget,
     check_memory,
+    expect_budget,
     verdict,
 )
 from synthkd.students import save_student
@@ -61,6 +63,7 @@ def run(
     display = Display(quiet=quiet)
     recipe = borrow(recipe)
     job = _prepare(recipe, display)
+    expected = None if quiet else _expect(job, display, started)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
@@ -71,7 +74,7 @@ def run(
         job.open_data()
         display.findings(job.notes)
         the_run = Run.create(out, job.recipe, job.manifest)
-        return _go(job, the_run, display, started)
+        return _go(job, the_run, display, started, expected)
 
 
 def resume(
@@ -371,7 +374,30 @@ def _val(recipe: Recipe) -> str:
     return recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
 
 
-def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, Any]:
+def _expect(job: Job, display: Display, started: float) -> Estimate:
+    """Tells what the run will take, and what can be said against its result before it begins."""
+    lab = job.lab
+    if lab.recipe.budget.minutes:  # the time for scores and for what is over already is not theirs
+        whole = lab.recipe.budget.minutes * 60
+        lab.limit(whole - reserved(whole, 0.0) - (time.perf_counter() - started))
+    expected = estimate(lab)
+    ahead = time.perf_counter() - started + expected.seconds
+    display.estimate(expected, ahead, timed=lab.budget.timed)
+    refined = sum(
+        found.invented
+        for found, stage in zip(expected.stages, lab.stages, strict=True)
+        if stage.generator == "pixels"
+    )
+    begun = lab.recipe.student.weights or is_saved(lab.recipe.student.spec)
+    findings = expect_budget(expected.seen, refined if "pixels" in lab.generators else None)
+    display.findings([] if begun else findings)
+    job.manifest["estimate"] = asdict(expected)
+    return expected
+
+
+def _go(
+    job: Job, the_run: Run, display: Display, started: float, expected: Estimate | None = None
+) -> dict[str, Any]:
     """Walks the rounds, records them, and finishes or stops."""
     lab, classes = job.lab, job.teacher.classes
     spent_before = lab.progress.seconds
@@ -384,6 +410,7 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
     cadence, shown = Cadence(job.recipe.run.checkpoint_seconds), time.monotonic()
     again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(job.recipe)
     display.say(f"run directory: {the_run.path}")
+    display.expect(_schedule(job, expected, started))
     try:
         with stopping(display.acknowledge) as stop:
 
@@ -423,6 +450,19 @@ def _go(job: Job, the_run: Run, display: Display, started: float) -> dict[str, A
         lab.tick = no_tick
         display.stop()
     return _finish(job, the_run, display, started, spent_before)
+
+
+def _schedule(job: Job, expected: Estimate | None, started: float) -> Schedule:
+    """By what the time left is told."""
+    minutes, lab = job.recipe.budget.minutes, job.lab
+    if minutes:
+        return Schedule(ends=started + 60 * minutes - lab.progress.seconds)
+    whole, done, until = sum(lab.budget.quotas), 0.0, []
+    for quota in lab.budget.quotas:
+        done += quota
+        until.append(done / whole if whole else 1.0)
+    seconds = tuple(s.seconds for s in expected.stages) if expected else (0.0,) * len(until)
+    return Schedule(None, tuple(s.name for s in lab.stages), tuple(until), seconds)
 
 
 def _finish(

@@ -1,0 +1,306 @@
+"""What a run will take, before it begins: seconds, images and memory, from speeds measured here.
+
+`measure` tries every part of a round for a moment, with few images, on copies: nothing of the run
+is changed by it. `predict` is arithmetic on what was measured. B images, C H W their size.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.augment import augmented
+from synthkd.distillation import HELD_OUT, Lab, invent
+from synthkd.images import to_float
+from synthkd.progress import Budget
+from synthkd.recipe import Stage
+
+TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
+LOOKED_BACK = 128  # held-out images that the student answers after every round
+SAVED = 3e8  # bytes a second, at which a checkpoint is written and read back
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """What one round of a stage takes, and gives."""
+
+    synthesis: float  # seconds
+    labelling: float  # seconds: answers to fresh images
+    student: float  # seconds: views, the teacher's answers to them, steps
+    invented: float = 0.0  # images offered to the memory
+    trained: float = 0.0  # images of the generator's training that the budget counts
+    seen: float = 0.0  # images that the student learns from
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole round."""
+        return self.synthesis + self.labelling + self.student
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage will take."""
+
+    name: str
+    rounds: float
+    round_seconds: float
+    seconds: float
+    invented: float  # images
+    seen: float  # images
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, from its first round to its last; `after` are the seconds for choosing
+    weights, and `memory` the most bytes at once."""
+
+    stages: tuple[StageEstimate, ...]
+    after: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(stage.seconds for stage in self.stages) + self.after
+
+    @property
+    def seen(self) -> float:
+        """Images that the student learns from."""
+        return sum(stage.seen for stage in self.stages)
+
+
+def predict(
+    stages: Sequence[Stage], budget: Budget, costs: Mapping[str, RoundCost]
+) -> tuple[StageEstimate, ...]:
+    """Rounds, seconds and images of every stage.
+
+    A stage ends when its quota is used up, and a round is never cut: of a budget in images
+
+        rounds = ⌈ quota / images that count in a round ⌉
+
+    and of one in minutes the quota divided by what a round takes, at least one.
+
+    >>> from synthkd.progress import Budget
+    >>> cost = {"a": RoundCost(1.0, 0.5, 0.5, invented=256, seen=1280)}
+    >>> predict([Stage(name="a")], Budget(False, (2560.0,), 2560.0), cost)[0].seconds
+    4.0
+    >>> predict([Stage(name="a")], Budget(True, (60.0,), 60.0), cost)[0].seen
+    38400.0
+    """
+    found = []
+    for stage, quota in zip(stages, budget.quotas, strict=True):
+        cost = costs[stage.name]
+        each = max(cost.seconds, 1e-9)
+        if budget.timed:
+            rounds = max(1.0, quota / each)
+        else:
+            counts = cost.seen if stage.student_steps else max(cost.trained, cost.invented)
+            whole = -(-quota // counts) if counts else 1.0
+            # the last round of a teaching stage takes what is left of its quota
+            rounds = min(whole, quota / counts + 0.0) if stage.student_steps and counts else whole
+        seen = rounds * cost.seen
+        found.append(
+            StageEstimate(
+                stage.name, rounds, each, rounds * each, rounds * cost.invented,
+                seen if budget.timed else min(seen, quota) if stage.student_steps else 0.0,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def estimate(lab: Lab) -> Estimate:
+    """What the run of a fresh `lab` will take on this machine, by trying its parts."""
+    costs, answer = measure(lab)
+    stages = predict(lab.stages, lab.budget, costs)
+    invented = sum(stage.invented for stage in stages)
+    kept = min(float(lab.recipe.memory.capacity), invented)
+    one = float(torch.Size(lab.teacher.spec.shape).numel()) + 2 * lab.teacher.classes
+    saving = 0.0
+    if lab.learner is not None:
+        every = lab.recipe.run.checkpoint_seconds
+        saving = sum(s.seconds for s in stages) / every * kept / 2 * one / SAVED
+    held = min(HELD_OUT, invented / 16)
+    weights = 2 if lab.learner is not None and lab.learner.average is not None else 1
+    return Estimate(stages, weights * held * answer + saving, _memory(lab, kept * one))
+
+
+@torch.no_grad()
+def _memory(lab: Lab, remembered: float) -> float:
+    """Bytes: what this process holds now, what a batch keeps for its gradients, and what is
+    remembered, three times, as a checkpoint is written from a copy and read back."""
+    width = 2 if lab.bfloat16 else 4
+    student = 0.0
+    if lab.learner is not None:
+        each = activations(lab.learner.student, lab.teacher.spec.shape)
+        student = width * each * lab.recipe.training.batch
+    refined = max((s.synthesis_batch for s in lab.stages if s.synthesis_steps), default=0)
+    teacher = 0.0
+    if lab.teacher.access == "full" and any(s.terms for s in lab.stages):
+        teacher = width * refined * activations(lab.teacher.classifier, lab.teacher.spec.shape)
+    return resident() + 1.5 * max(student, teacher) + 3 * remembered
+
+
+def resident() -> float:
+    """Bytes that this process holds now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            pages = int(file.read().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    import resource
+
+    return float(pages * resource.getpagesize())
+
+
+@torch.no_grad()
+def activations(network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Numbers that the layers of a network return for one image [C, H, W].
+
+    >>> activations(torch.nn.Conv2d(1, 2, 3), (1, 8, 8))
+    72.0
+    """
+    seen: list[int] = []
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen.append(output.numel())
+
+    leaves = [m for m in network.modules() if not list(m.children())]
+    handles = []
+    for module in leaves:
+        try:
+            handles.append(module.register_forward_hook(note))
+        except RuntimeError:  # a module of TorchScript
+            continue
+    mode = network.training
+    network.eval()
+    try:
+        network(torch.zeros(1, *shape, device=next(_tensors(network)).device))
+    except StopIteration:  # nothing to tell a device by: nothing that keeps activations
+        return 0.0
+    finally:
+        network.train(mode)
+        for handle in handles:
+            handle.remove()
+    return float(sum(seen))
+
+
+def _tensors(network: nn.Module) -> Any:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def measure(lab: Lab) -> tuple[dict[str, RoundCost], float]:
+    """What a round of every stage takes, by stage, and the seconds of one answer of the student.
+
+    Tried with copies of student and generators and with noise in the place of remembered images;
+    of the run nothing changes. A black box is asked about few images, and is counted as asked.
+    """
+    teacher, recipe = lab.teacher, lab.recipe
+    before = teacher.queries
+    few = max(4, min(recipe.training.batch, TRIED // (teacher.spec.height * teacher.spec.width)))
+    if teacher.access != "full":
+        few = 4
+    student = copy.deepcopy(lab.learner.student) if lab.learner is not None else None
+    small = recipe.model_copy(
+        update={
+            "memory": recipe.memory.model_copy(
+                update={"capacity": 8 * few if recipe.memory.capacity else 0, "form": "images"}
+            )
+        }
+    )
+    tried = Lab(small, lab.stages, teacher, student, device=lab.device, bfloat16=lab.bfloat16)
+    rng = torch.Generator().manual_seed(0)
+    shape = teacher.spec.shape
+    pixels = torch.randint(256, (8 * few, *shape), dtype=torch.uint8, generator=rng)
+    labels = torch.arange(8 * few) % teacher.classes
+    tried.memory.add(pixels, labels, torch.randn(8 * few, teacher.classes, generator=rng))
+    if lab.real is not None:
+        tried.real = lab.real[: 8 * few]
+    views = to_float(pixels[:few].to(lab.device))
+    repeats = 1 if teacher.access != "full" else 3
+    teacher.teach(views)  # what is prepared once: a folded copy, threads, caches
+    label = _timed(lambda: teacher.teach(views), repeats, lab.device) / few
+    step = answer = 0.0
+    if tried.learner is not None:
+        learner = tried.learner
+        taught, maps = teacher.teach(views, maps=learner.looks)
+
+        def learn() -> None:
+            view = augmented(views, recipe.augment, 0.0, rng)
+            learner.step(view, taught, 0.5, maps)
+
+        learn()
+        step = _timed(learn, repeats, lab.device) / few
+        answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
+    costs = {
+        stage.name: _round(tried, stage, few, label, step, answer, recipe.training.batch, rng)
+        for stage in lab.stages
+    }
+    if teacher.access == "full":
+        teacher.queries = before  # asked about nothing of the run
+    return costs, answer
+
+
+def _round(
+    lab: Lab, stage: Stage, few: int, label: float, step: float, answer: float, batch: int,
+    rng: torch.Generator,
+) -> RoundCost:  # fmt: skip
+    """One round of a stage, from what its parts take for an image."""
+    student = (stage.student_steps * batch * (step + label)) if step else 0.0
+    if stage.student_steps:
+        student += LOOKED_BACK * answer
+    seen = float(stage.student_steps * batch) if step else 0.0
+    if stage.generator == "none":
+        return RoundCost(0.0, 0.0, student, seen=seen)
+    many, fresh = min(stage.synthesis_batch, few), min(stage.fresh, max(1, few // 2))
+
+    def turn(steps: int) -> tuple[float, float, int]:
+        tried = stage.model_copy(
+            update={"synthesis_steps": steps, "synthesis_batch": many, "fresh": fresh}
+        )
+        started = time.perf_counter()
+        made = invent(lab, tried, rng)
+        _synchronised(lab.device)
+        return time.perf_counter() - started, float(made.trained), len(made.batch.images)
+
+    steps = stage.synthesis_steps
+    turn(min(steps, 1))
+    first = [turn(min(steps, 1)) for _ in range(2)]
+    once, trained, offered = min(t for t, _, _ in first), first[0][1], first[0][2]
+    wide = stage.synthesis_batch / many
+    more = stage.fresh / fresh if fresh else 0.0
+    if steps > 1:
+        longer, trained_more, _ = turn(3)
+        each, trains = max(0.0, longer - once) / 2, (trained_more - trained) / 2
+    else:
+        each, trains = (once, trained) if steps else (0.0, 0.0)
+    scale = wide if offered == many and offered != fresh else more
+    rest = max(0.0, once - each) * max(scale, wide if steps > 1 else 0.0, 1.0)
+    if steps <= 1:  # a single step, or drawings: all of it grows with what is made
+        synthesis = once * max(scale, wide if trains else 0.0, 1.0)
+    else:
+        synthesis = steps * each * wide + rest
+    invented = offered * scale
+    counted = (trained - trains) * scale + steps * trains * wide if steps > 1 else trained * wide
+    return RoundCost(synthesis, invented * label, student, invented, counted, seen)
+
+
+def _timed(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    laps = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        _synchronised(device)
+        laps.append(time.perf_counter() - started)
+    return median(laps)
+
+
+def _synchronised(device: torch.device) -> None:
+    if device.type == "cuda":  # where work is only begun
+        torch.cuda.synchronize(device)

@@ -1,0 +1,122 @@
+"""What a run will take: the arithmetic by hand, and that trying changes nothing of the run."""
+
+import copy
+
+import pytest
+import torch
+
+from synthkd.distillation import Lab, rounds
+from synthkd.estimate import RoundCost, activations, estimate, measure, predict
+from synthkd.images import ImageSpec
+from synthkd.networks import build_network
+from synthkd.networks.classifier import Classifier
+from synthkd.progress import Budget
+from synthkd.recipe import Recipe, Stage, build
+from synthkd.specs import load_teacher, new_student
+from synthkd.synthesis import plan as plans
+from synthkd.teachers import Teacher
+
+DRAW = Stage(name="draw", generator="procedural", fresh=100, student_steps=0)
+STUDY = Stage(name="study", generator="none", student_steps=2)
+COSTS = {
+    "draw": RoundCost(2.0, 1.0, 0.0, invented=100),
+    "study": RoundCost(0.0, 0.0, 4.0, seen=200),
+}
+
+
+def test_a_budget_in_images_is_counted_in_whole_rounds_of_drawing_and_in_images_learned():
+    draw, study = predict([DRAW, STUDY], Budget(False, (250.0, 500.0), 500.0), COSTS)
+    assert (draw.rounds, draw.seconds, draw.invented, draw.seen) == (3.0, 9.0, 300.0, 0.0)
+    assert (study.rounds, study.seconds, study.seen) == (2.5, 10.0, 500.0)
+
+
+def test_a_budget_in_minutes_is_divided_by_what_a_round_takes():
+    draw, study = predict([DRAW, STUDY], Budget(True, (30.0, 60.0), 60.0), COSTS)
+    assert (draw.rounds, draw.invented) == (10.0, 1000.0)
+    assert (study.rounds, study.seen) == (15.0, 3000.0)
+
+
+def test_a_round_longer_than_its_stage_is_still_one_round():
+    (draw,) = predict([DRAW], Budget(True, (1.0,), 0.0), COSTS)
+    assert (draw.rounds, draw.seconds) == (1.0, 3.0)
+
+
+def test_a_stage_in_which_nothing_counts_is_one_round():
+    (draw,) = predict([DRAW], Budget(False, (100.0,), 0.0), {"draw": RoundCost(1.0, 0.0, 0.0)})
+    assert draw.rounds == 1.0
+
+
+def test_activations_are_the_sizes_of_all_that_layers_return():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.AvgPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(64, 10),
+    )  # fmt: skip
+    assert activations(network, (1, 8, 8)) == 4 * 64 + 4 * 64 + 4 * 16 + 64 + 10
+
+
+def lab_of(recipe: Recipe) -> Lab:
+    teacher = load_teacher(recipe.teacher)
+    torch.manual_seed(1)
+    student = new_student(recipe.student, teacher)
+    recipe, _ = plans.suited(recipe, teacher)
+    return Lab(recipe, plans.plan(recipe, teacher).stages, teacher, student)
+
+
+def recipe_of(pipeline: str, images: int = 512) -> Recipe:
+    return build(
+        None,
+        {
+            "pipeline": pipeline, "student": {"spec": "resnet8-w4"}, "budget": {"images": images},
+            "training": {"batch": 32}, "memory": {"capacity": 400}, "generator": {"width": 4},
+        },
+        {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pipeline", ["synthkd", "gan", "fast-2", "shaders"])
+def test_trying_the_parts_changes_nothing_of_the_run(pipeline: str):
+    lab = lab_of(recipe_of(pipeline))
+    before, rng = copy.deepcopy(lab.state_dict()), torch.get_rng_state()
+    costs, answer = measure(lab)
+    assert set(costs) == {stage.name for stage in lab.stages}
+    assert all(cost.seconds > 0 for cost in costs.values()) and answer > 0
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert same(before, lab.state_dict())
+    assert lab.teacher.queries == 0
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("pipeline", ["synthkd", "gan"])
+def test_what_is_expected_of_every_stage_is_what_comes(pipeline: str):
+    lab = lab_of(recipe_of(pipeline, 1024))
+    expected = {stage.name: stage for stage in estimate(lab).stages}
+    seen: dict[str, tuple[int, int]] = {}
+    last = (0, 0)
+    for round_ in rounds(lab):
+        now = (round_.progress.images_seen, round_.progress.invented)
+        learned, invented = seen.get(round_.stage, (0, 0))
+        seen[round_.stage] = (learned + now[0] - last[0], invented + now[1] - last[1])
+        last = now
+    for name, (learned, invented) in seen.items():
+        assert expected[name].seen == pytest.approx(learned, rel=0.1)
+        assert expected[name].invented == pytest.approx(invented, rel=0.35, abs=64)
+
+
+def test_a_black_box_is_asked_little_and_it_is_counted():
+    body = build_network("resnet8-w4", channels=1, size=16, classes=3)
+    spec = ImageSpec(1, 16, 16, (0.5,), (0.25,))
+    teacher = Teacher(Classifier(body, spec, 3), access="logits")
+    recipe = recipe_of("shaders")
+    recipe, _ = plans.suited(recipe, teacher)
+    lab = Lab(recipe, plans.plan(recipe, teacher).stages, teacher, None)
+    measure(lab)
+    assert 0 < teacher.queries <= 32
