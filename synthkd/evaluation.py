@@ -528,6 +528,7 @@ def score_images(
         scores |= _spread(made, real, encoder, diversity, real_diversity)
         if images.labels is not None:
             scores |= _consistency(made, real, reference, encoder, judge.teacher.classes)
+        warnings += _label_warnings(judge.teacher, (images, made), (reference, real))
     scores["near_duplicate_rate"] = _near_duplicates(made, encoder)
     return ImageScores(
         n=len(images.pixels),
@@ -546,6 +547,16 @@ def _single(images: Images) -> Images:
     """Without labels where they are rows for several classes, which say nothing of one."""
     several = images.labels is not None and images.labels.dim() > 1
     return images._replace(labels=None) if several else images
+
+
+def _label_warnings(
+    teacher: Teacher, *sets: tuple[Images | None, "_Shown | None"]
+) -> Iterator[str]:
+    """What the judge's votes say of labels that sets of images bring."""
+    for images, shown in sets:
+        if images is not None and shown is not None:
+            found = settled(images, shown.logits.argmax(1), teacher)[1].findings
+            yield from (f"{quoted(images.source)}: {finding}" for finding in found)
 
 
 class _Shown(NamedTuple):

@@ -98,7 +98,7 @@ def check_labels(
     trials = [_tried(order, seen, told, hits, tests) for order in known]
     fitting = [trial for trial in trials if trial.fits]
     best = max(fitting, key=lambda trial: int(trial.hits.sum()), default=None)
-    free = _assigned(seen, told, hits, classes)
+    free = _assigned(seen, told, hits, classes, None if best is None else best.hits)
     if free is not None and (best is None or _beats(free.hits, best.hits)):
         best = free
     if best is None:
@@ -223,8 +223,11 @@ def _beats(hits: Flags, others: Flags) -> bool:
 # Any other order
 
 
-def _assigned(seen: Numbers, told: Numbers, hits: Flags, classes: int) -> _Trial | None:
-    """The best assignment of labels to classes, of which only those cycles are kept that fit."""
+def _assigned(
+    seen: Numbers, told: Numbers, hits: Flags, classes: int, rival: Flags | None
+) -> _Trial | None:
+    """The best assignment of labels to classes, of which only those cycles are kept that fit; all
+    of it, where that fits as a whole, or better than a `rival` that does."""
     size = max(classes, int(told.max()) + 1)
     labels, row = np.unique(told, return_inverse=True)
     # besides the voted classes, each label's own: nothing has to move for lack of a place
@@ -259,7 +262,8 @@ def _assigned(seen: Numbers, told: Numbers, hits: Flags, classes: int) -> _Trial
     pairs = max(1, len(labels) * (len(columns) - 1) // 2)
     kept: list[int] = []
     before, after = (_recalls(some, told, everything) for some in (hits, judged))
-    if _sure(judged & ~hits, hits & ~judged, 1) and _far(before, after, classes, whole=True):
+    fits = _sure(judged & ~hits, hits & ~judged, 1) and _far(before, after, classes, whole=True)
+    if fits or (rival is not None and _beats(judged, rival)):
         kept = np.flatnonzero(whole != own).tolist()
     for group, closed in _cycles(whole, own):
         chosen = np.isin(row, group)

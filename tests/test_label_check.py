@@ -5,6 +5,7 @@ other people trained (beside the checkout, if they are there).
 """
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import main
 from torch import Tensor
 
-from synthkd.commands import evaluate
+from synthkd.commands import bench, evaluate
 from synthkd.data import demo_digits, load_images
-from synthkd.evaluation import compare, settled, votes_of
+from synthkd.errors import InputError
+from synthkd.evaluation import classifier_extractor, compare, score_images, settled, votes_of
 from synthkd.label_check import LabelCheck, check_labels
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TeacherTable, validated
 from synthkd.specs import load_teacher
 from synthkd.teachers import Teacher
@@ -266,8 +270,6 @@ class Doubled(torch.nn.Module):
 def test_the_teachers_answers_tell_how_its_numbered_folders_were_sorted(
     tmp_path: Path, padded: bool, text: bool
 ) -> None:
-    from synthkd.networks.classifier import Classifier
-
     base = load_teacher(TeacherTable())
     network = Doubled(text_ranks(12) if text else list(range(12)))
     teacher = Teacher(Classifier(network, base.spec, 12, base.classifier.answers))
@@ -289,3 +291,126 @@ def test_the_teachers_answers_tell_how_its_numbered_folders_were_sorted(
     told, _ = settled(images, votes_of(teacher, images), teacher)
     assert found.teacher_accuracy == compare(teacher, teacher, told).teacher_accuracy
     assert told.digest != images.digest or not text
+
+
+# Networks and images of other people
+
+LARGER = SHARED / "larger"
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+THEIRS: dict[str, tuple[dict[str, Any], str]] = {
+    "cifar10": (
+        {"spec": "resnet20", "weights": "data/resnet20-12fca82f.th", "image_size": 32,
+         "channels": 3, **IMAGENET},
+        "data/read.py:load:cifar10_test",
+    ),
+    "mnist": (
+        {"spec": "lenet5", "weights": "data/mnist_lenet5_khushbujpatel.pt", "image_size": 32,
+         "channels": 1, "mean": (0.1307,), "std": (0.3081,)},
+        "data/read.py:load:mnist_test",
+    ),
+    "faces": (
+        {"spec": "larger/nets/kerasnet.py:make_fer2013_mini_XCEPTION_64",
+         "weights": "larger/nets/fer2013_mini_XCEPTION_64.pt", "image_size": 64, "channels": 1,
+         "mean": (0.5,), "std": (0.5,)},
+        "larger/read.py:load:fer2013_test",
+    ),
+    "person": (
+        {"spec": "larger/nets/vww96.py:make", "weights": "larger/nets/vww96.pt", "image_size": 96,
+         "channels": 3, "mean": (0.0,), "std": (1.0,)},
+        "larger/read.py:load:vww96",
+    ),
+    "imagenet": (
+        {"spec": "larger/nets/kerasnet.py:make_mobilenet_025_imagenet",
+         "weights": "larger/nets/mobilenet_v1_0.25_224.pt", "image_size": 224, "channels": 3,
+         "mean": (0.5,), "std": (0.5,)},
+        "larger/read.py:load:imagenet_nips2017",
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def theirs(name: str) -> tuple[int, Tensor, Tensor]:
+    """Classes, votes and labels of a network and a set of other people."""
+    table, data = THEIRS[name]
+    if not (SHARED / data.partition(":")[0]).is_file():
+        pytest.skip(f"no ../shared/{data.partition(':')[0]} beside this checkout")
+    paths = {key: str(SHARED / table[key]) for key in ("spec", "weights") if "/" in table[key]}
+    teacher = load_teacher(TeacherTable(**table | paths), trust_code=True)
+    images = load_images(
+        f"{SHARED / data}", teacher.spec, classes=teacher.classes, labelled=True, trust_code=True
+    )
+    assert images.labels is not None
+    return teacher.classes, votes_of(teacher, images), images.labels
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_labels_of_other_peoples_sets_are_right_and_wrong_ones_are_caught(name: str) -> None:
+    classes, votes, truth = theirs(name)
+    assert check_labels(votes, truth, classes).findings == ()
+    every, texts = torch.arange(classes), torch.tensor(text_ranks(classes))
+    mixed = torch.randperm(classes, generator=torch.Generator().manual_seed(1))
+    wrongs = {"turned": (every + 1) % classes, "backwards": every.flip(0)}
+    if 2 < classes < 1000:  # two and a half images a class do not prove what each one is
+        a, b = (int(k) for k in truth.bincount().topk(2).indices)
+        swapped = every.clone()
+        swapped[[a, b]] = every[[b, a]]
+        wrongs |= {"mixed": mixed, "swapped": swapped}
+    if classes > 10:
+        wrongs |= {"texts": texts, "numbers": texts.argsort()}
+    for what, image in wrongs.items():
+        found = check_labels(votes, image[truth], classes)
+        assert codes(found) == ["labels-permuted"], what
+        assert found.order is not None
+        assert torch.equal(torch.tensor(found.order.classes)[image[truth]], truth), what
+    kept = truth < truth.max()
+    found = check_labels(votes[kept], truth[kept] + 1, classes)
+    assert found.order is not None and found.order.flag == "one-based"
+    if classes == 1000:
+        assert codes(check_labels(votes, mixed[truth], classes)) == ["labels-permuted"]
+
+
+def test_three_labels_for_a_network_of_two_classes_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 16, 16), np.uint8), y=np.arange(3))
+    with pytest.raises(InputError, match=r"labels must lie in 0\.\.1; got 0\.\.2"):
+        load_images(str(tmp_path / "a.npz"), None, classes=2, labelled=True)
+
+
+def test_a_set_of_images_with_wrong_labels_is_told(tmp_path: Path) -> None:
+    teacher, _, _ = digits()
+    images = load_images("demo:unseen", teacher.spec, classes=10, labelled=True)
+    assert images.labels is not None
+    wrong = images._replace(labels=9 - images.labels)
+    found = score_images(wrong, images, classifier_extractor(teacher))
+    assert any("counted backwards" in warning for warning in found.warnings)
+    right = score_images(images, None, classifier_extractor(teacher))
+    assert not any("right on" in warning for warning in right.warnings)
+
+
+def test_a_run_with_wrong_labels_keeps_its_student_and_tells(tmp_path: Path) -> None:
+    pixels, truth, unseen = demo_digits()
+    chosen = torch.from_numpy(np.flatnonzero(unseen))
+    np.savez(
+        tmp_path / "a.npz", images=pixels[chosen].numpy(), labels=np.eye(10)[9 - truth[chosen]]
+    )
+    main([
+        "distill", "--quiet", "--out", str(tmp_path / "run"), "--val-data", str(tmp_path / "a.npz"),
+        *["--student", "resnet8-w4", "--training.batch", "32", "--generator.width", "4", "--images-seen", "96", "--pipeline", "gan", "--memory.capacity", "300", "--stage.pregenerate.fresh", "64", "--stage.pregenerate.synthesis-batch", "16", "--stage.joint.synthesis-batch", "16", "--stage.joint.fresh", "32", "--stage.joint.student-steps", "2"],
+    ])  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    codes = {finding["code"]: finding["serious"] for finding in summary["findings"]}
+    assert codes["labels-permuted"] and "one-hot" in summary["val_order"]
+    assert summary["label_order"] == list(range(9, -1, -1))
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+def test_a_bench_with_wrong_labels_is_refused_before_it_runs(tmp_path: Path) -> None:
+    pixels, truth, unseen = demo_digits()
+    chosen = torch.from_numpy(np.flatnonzero(unseen))
+    np.savez(tmp_path / "a.npz", x=pixels[chosen].numpy(), y=(9 - truth[chosen]).numpy())
+    recipe = validated({
+        "budget": {"minutes": 1}, "data": {"val": str(tmp_path / "a.npz")},
+        "run": {"out": str(tmp_path / "bench")},
+    })  # fmt: skip
+    with pytest.raises(InputError, match=r"counted backwards.*--anyway"):
+        bench.run(recipe, pipelines="shaders", quiet=True)
+    assert not (tmp_path / "bench").exists()

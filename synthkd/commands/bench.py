@@ -278,12 +278,13 @@ def _open(
         images, check = settled(images, votes_of(teacher, images), teacher)
         if images.order:
             display.say(f"{quoted(path)}: {images.order}")
-        display.findings([*images.notes, *check.findings])
+        display.findings(images.notes)
         if any(finding.serious for finding in check.findings) and not recipe.run.anyway:
             raise InputError(
                 f"{quoted(path)}: {check.findings[0]}; every score would be of no use (--anyway "
                 "compares all the same)"
             )
+        display.findings(check.findings)
         return images
 
     val = labelled(recipe.data.val or "demo:unseen")

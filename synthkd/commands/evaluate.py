@@ -212,6 +212,7 @@ def _score(
     text += [
         *([""] if text else []),
         f"images {_safe(images.source)} [{images.digest[:12]}]{against}",
+        *([images.order] if images.order else []),
         *images.notes,
         *(reference.notes if reference else ()),
         f"extractor {_safe(extractor.name)}{default}: {extractor.kind} [{extractor.digest[:12]}]",
