@@ -392,10 +392,13 @@ def test_a_run_with_wrong_labels_keeps_its_student_and_tells(tmp_path: Path) -> 
     np.savez(
         tmp_path / "a.npz", images=pixels[chosen].numpy(), labels=np.eye(10)[9 - truth[chosen]]
     )
-    main([
-        "distill", "--quiet", "--out", str(tmp_path / "run"), "--val-data", str(tmp_path / "a.npz"),
-        *["--student", "resnet8-w4", "--training.batch", "32", "--generator.width", "4", "--images-seen", "96", "--pipeline", "gan", "--memory.capacity", "300", "--stage.pregenerate.fresh", "64", "--stage.pregenerate.synthesis-batch", "16", "--stage.joint.synthesis-batch", "16", "--stage.joint.fresh", "32", "--stage.joint.student-steps", "2"],
-    ])  # fmt: skip
+    flags = (
+        "--student resnet8-w4 --training.batch 32 --generator.width 4 --images-seen 96 "
+        "--pipeline gan --memory.capacity 300 --stage.pregenerate.fresh 64 "
+        "--stage.pregenerate.synthesis-batch 16 --stage.joint.synthesis-batch 16 "
+        f"--stage.joint.fresh 32 --stage.joint.student-steps 2 --val-data {tmp_path / 'a.npz'}"
+    )
+    main(["distill", "--quiet", "--out", str(tmp_path / "run"), *flags.split()])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     codes = {finding["code"]: finding["serious"] for finding in summary["findings"]}
     assert codes["labels-permuted"] and "one-hot" in summary["val_order"]
