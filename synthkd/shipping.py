@@ -29,6 +29,7 @@ from synthkd.specs.graphs import telemetry_off
 
 FORMATS = ("safetensors", "onnx", "pt2", "executorch")
 TOLERANCE = 1e-3  # of the largest logit
+FOUND = 10  # findings of a run shown in its card
 NAMED = 20  # classes named in a card; all of them stand in classes.txt
 FASTER, NO_WORSE = 1.1, 0.01  # times as fast, and points worse, for integers to be worth their name
 PRIVACY = (
@@ -394,7 +395,7 @@ def _found(summary: Mapping[str, Any]) -> list[str]:
     """What the run itself found to be wrong with the student."""
     found = summary.get("findings") or []
     lines = []
-    for one in found if isinstance(found, list) else []:
+    for one in found[:FOUND] if isinstance(found, list) else []:
         if isinstance(one, dict):
             word = "**Of no use**" if one.get("serious") else "Warning"
             seen, remedy = (_plain(str(one.get(key, ""))) for key in ("seen", "remedy"))

@@ -207,6 +207,14 @@ def test_what_a_forged_run_says_stays_text_in_the_card(run: Path, table: int, ke
         assert shapes(model_card(told[0], told[1], [], [FOREIGN, "b"])) == plain
 
 
+def test_a_forged_finding_stays_text_in_the_card(run: Path) -> None:
+    told = [json.loads((run / name).read_text()) for name in ("summary.json", "manifest.json")]
+    told[0]["findings"] = [{"seen": "a", "remedy": "b", "serious": True}, "c", None]
+    plain = shapes(model_card(told[0], told[1], [], ["a", "b"]))
+    told[0]["findings"][0] = {"seen": FOREIGN, "remedy": FOREIGN, "serious": FOREIGN}
+    assert shapes(model_card(told[0], told[1], [], ["a", "b"])) == plain
+
+
 def test_a_failed_export_leaves_nothing_and_a_repeated_one_goes_elsewhere(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

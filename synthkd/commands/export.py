@@ -29,6 +29,7 @@ from synthkd.specs import load_classifier
 
 COMPARED = 1000  # images
 CALIBRATED = 256  # others, for int8
+LEAST_OWN = 16  # images of the run; of fewer drawings take the place
 LATER = 1.1  # times the promised milliseconds, which is called slower
 
 
@@ -62,7 +63,7 @@ def run(
         StudentTable(spec=str(path)), TeacherTable(), trust_code=trust_code
     )
     student.eval().requires_grad_(False)
-    names = names or tuple(str(k) for k in range(student.classes))
+    names = tuple(plain(str(name)) for name in names or range(student.classes))
     try:
         shipping.model_card(summary, manifest, [], names)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -79,6 +80,10 @@ def run(
         val_data, student.spec, classes=student.classes, labelled=True, trust_code=trust_code,
         names=names,
     ) if val_data else None  # fmt: skip
+    if label is not None:
+        if label.order:
+            display.say(f"{quoted(val_data)}: {label.order}")
+        display.findings(label.notes)
     folder = out or free_name(path / "export")
     claim(folder)
     with _threads(_promised_threads(manifest)):
@@ -95,8 +100,7 @@ def run(
             if any((".onnx" in f.name) == exported for f in done)
         ]
     findings = _findings(done, manifest, student.classes)
-    lines = "".join(plain(name) + "\n" for name in names)
-    files.write_atomic(folder / "classes.txt", lines)
+    files.write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in names))
     card = shipping.model_card(summary, manifest, done, names, network, conditions)
     files.write_atomic(folder / "README.md", card)
     result = {
@@ -207,9 +211,11 @@ def _pictures(path: Path, network: Shipped) -> Pictures:
     spec = network.student.spec
     made = to_uint8(drawings(spec, COMPARED + CALIBRATED, source(0, "export")))
     place = path / CALIBRATION
-    if not place.is_file():
+    own = torch.empty(0)
+    if place.is_file():
+        own = load_images(str(place), spec, classes=network.student.classes, labelled=False).pixels
+    if len(own) < LEAST_OWN:
         return Pictures(made[COMPARED:], made[:COMPARED], COMPARED, "drawings")
-    own = load_images(str(place), spec, classes=network.student.classes, labelled=False).pixels
     first, second = own[::2][:CALIBRATED], own[1::2]
     compared = torch.cat([second, made])[:COMPARED]
     return Pictures(first, compared, min(len(second), COMPARED), "synthetic images of the run")
