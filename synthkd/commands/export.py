@@ -27,8 +27,9 @@ from synthkd.seeds import source
 from synthkd.shipping import Exported, Shipped
 from synthkd.specs import load_classifier
 
-COMPARED = 1000  # images
-CALIBRATED = 256  # others, for int8
+COMPARED, FEWEST = 1000, 128  # images; of large ones fewer, down to so many,
+PIXELS = 2**23  # as make up so many pixels
+CALIBRATED = 256  # others, for int8; at most half as many as are compared
 LEAST_OWN = 16  # images of the run; of fewer drawings take the place
 LATER = 1.1  # times the promised milliseconds, which is called slower
 
@@ -209,16 +210,18 @@ class Pictures:
 def _pictures(path: Path, network: Shipped) -> Pictures:
     """Images of the run itself, half and half; where it kept none, drawings."""
     spec = network.student.spec
-    made = to_uint8(drawings(spec, COMPARED + CALIBRATED, source(0, "export")))
+    count = min(COMPARED, max(FEWEST, PIXELS // (spec.height * spec.width)))
+    fewer = min(CALIBRATED, count // 2)
+    made = to_uint8(drawings(spec, count + fewer, source(0, "export")))
     place = path / CALIBRATION
     own = torch.empty(0)
     if place.is_file():
         own = load_images(str(place), spec, classes=network.student.classes, labelled=False).pixels
     if len(own) < LEAST_OWN:
-        return Pictures(made[COMPARED:], made[:COMPARED], COMPARED, "drawings")
-    first, second = own[::2][:CALIBRATED], own[1::2]
-    compared = torch.cat([second, made])[:COMPARED]
-    return Pictures(first, compared, min(len(second), COMPARED), "synthetic images of the run")
+        return Pictures(made[count:], made[:count], count, "drawings")
+    first, second = own[::2][:fewer], own[1::2]
+    compared = torch.cat([second, made])[:count]
+    return Pictures(first, compared, min(len(second), count), "synthetic images of the run")
 
 
 @dataclass(frozen=True)
