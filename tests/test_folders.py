@@ -272,7 +272,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "a pickle": (to_pickle, "is a pickle, which can run code"),
     "a torn file": (
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 50),
-        "cannot be read as a UNet2DModel",
+        "not a readable safetensors file",
     ),
     "code of its own": (
         spoil_index(lambda i: i.update(unet=["my_unet", "Unet"])), "code of its own, which",

@@ -35,8 +35,8 @@ from synthkd.images import ImageSpec
 from synthkd.inheritance import inherited
 from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import StudentTable, TeacherTable, is_installed_call, suggest
-from synthkd.specs import graphs, zoo
+from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call, suggest
+from synthkd.specs import graphs, limits, zoo
 from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import call_from_file, call_installed, literal, module_of
 from synthkd.specs.contract import Known, Source, contract
@@ -257,7 +257,10 @@ def _asked(
 ) -> tuple[int, Answers]:  # fmt: skip
     """What a network answers, as `recognise`; what is wrong is said of this network."""
     try:
-        return recognise(body, *given, **told)
+        count, answers = recognise(body, *given, **told)
+        if count > MOST_CLASSES:
+            raise InputError(f"it answers with {count:,} scores; {MOST_CLASSES:,} at most")
+        return count, answers
     except InputError as error:
         if quoted(spec) in str(error):
             raise
@@ -286,8 +289,11 @@ def _saved(
     if table.classes not in (None, card.classes):
         raise InputError(f"--classes {table.classes}: {quoted(spec)} has {card.classes} classes")
     told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})
-    body = _source(card.network, "", told, trust_code=trust_code, role=role).body
-    fill(body, read_checkpoint(saved))
+    held = read_checkpoint(saved)
+    numbers = sum(tensor.numel() for tensor in held.tensors.values())
+    with limits.within(numbers, len(held.tensors), f"--{role} {quoted(spec)}"):
+        body = _source(card.network, "", told, trust_code=trust_code, role=role).body
+    fill(body, held)
     known = card.answers if card.answers in KINDS else "auto"
     if table.answers not in ("auto", known):
         raise InputError(

@@ -1,6 +1,7 @@
 """The card of a saved network: what rebuilds it, in the header of its safetensors file."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,11 +34,13 @@ class Card:
         """Raises ValueError where it contradicts itself."""
         sizes = (self.channels, self.height, self.width, self.classes)
         if not all(isinstance(n, int) for n in sizes) or not isinstance(self.network, str):
-            raise ValueError("a number or a name is none")
+            raise ValueError("numbers or names that are none")
         if not (1 <= self.channels <= 4 and 8 <= self.height <= 1024 and 8 <= self.width <= 1024):
             raise ValueError("images of no size")
         if not (len(self.mean) == len(self.std) == self.channels):
             raise ValueError("means and deviations for other channels")
+        if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ValueError("means and deviations that are none")
         if not 2 <= self.classes <= MOST_CLASSES or len(self.names) not in (0, self.classes):
             raise ValueError("names for other classes")
 
@@ -74,7 +77,7 @@ def read_card(path: Path) -> Card:
         data["names"] = tuple(str(name) for name in data["names"])
         data["args"] = {str(k): str(v) for k, v in dict(data.get("args") or {}).items()}
         return Card(**data)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
-        raise InputError(
-            f"{quoted(path)} is not a network saved by synthkd (no card in its header)"
-        ) from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        card = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+        why = f"its card tells of {error}" if card else "no card in its header"
+        raise InputError(f"{quoted(path)} is not a network saved by synthkd ({why})") from None

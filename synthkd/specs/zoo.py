@@ -5,7 +5,7 @@ Nothing is fetched unless the user says so with `--teacher-weights hub` or `--st
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from synthkd.errors import InputError, quoted
 from synthkd.files import read_table
+from synthkd.findings import Finding
 from synthkd.recipe import TeacherTable, suggest
+from synthkd.specs import limits
 from synthkd.specs.contract import Known, Source
 from synthkd.specs.weights import Checkpoint, fill, read_checkpoint
 
@@ -160,29 +162,42 @@ class Answer(nn.Module):
 def from_hugging_face(folder: Path, role: str) -> Source:
     """`hf:DIR`: a local folder of an image classifier, of transformers or of timm."""
     where = f"--{role} hf:{quoted(folder)}"
+    limits.check_folder(folder, where)
     config = read_table(folder / "config.json", where)
     if config.get("auto_map") or any(folder.glob("*.py")):
         raise InputError(f"{where}: it brings code of its own, which is never run")
-    files = sorted(p.name for p in folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{where}: there is no .safetensors in it (pickles are not read)")
+    limits.check_numbers(config, where)
+    files, held = _weights_in(folder, where)
+    numbers, tensors = _size(files, held, where)
     if "architecture" in config or config.get("model_type") == "timm_wrapper":
-        body, told = _of_timm_folder(folder, files[0], config, where)
-        return Source(body, told, True)
+        if held is None:
+            held = read_checkpoint(files[0])
+        body, told, notes = _of_timm_folder(held, config, numbers, tensors, where)
+        return Source(body, told, True, notes)
     try:
-        from transformers import AutoModelForImageClassification
+        from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError:
         raise InputError(f"{where}: it wants the package transformers: install it") from None
+    notes = ()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            body, found = AutoModelForImageClassification.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True,
-            )  # fmt: skip
+        with limits.quietly(), limits.within(numbers, tensors, where):
+            if held is None:
+                body, found = AutoModelForImageClassification.from_pretrained(
+                    str(folder), local_files_only=True, use_safetensors=True,
+                    trust_remote_code=False, output_loading_info=True,
+                )  # fmt: skip
+            else:
+                plan = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+                body = AutoModelForImageClassification.from_config(plan, trust_remote_code=False)
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged folder makes the library say
         said = quoted(" ".join(str(error).split())[:200])
+        if "ignore_mismatched_sizes" in said:  # it refers to a table that is not shown
+            said = "its weights have other shapes than its config.json says"
         raise InputError(f"{where}: cannot be read as an image classifier: {said}") from None
+    if held is not None:
+        notes, found = fill(body, held), {"missing_keys": ()}
     counters = "num_batches_tracked"  # of BatchNorm: without meaning in eval mode
     if lacking := sorted(k for k in found["missing_keys"] if not k.endswith(counters)):
         # the library would make them up
@@ -194,7 +209,36 @@ def from_hugging_face(folder: Path, role: str) -> Source:
     seen = read_table(path, where) if path.is_file() else {}
     known = _sensible(lambda: _of_transformers(seen, config, where), where)
     flipped = bool(seen.get("do_flip_channel_order"))
-    return Source(Answer(body.float(), flipped=flipped), known, True)
+    return Source(Answer(body.float(), flipped=flipped), known, True, notes)
+
+
+def _weights_in(folder: Path, where: str) -> tuple[list[Path], Checkpoint | None]:
+    """The files of weights in a folder: safetensors, else one of torch.save, read."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = read_table(index, where).get("weight_map")
+        parts = set(named.values()) if isinstance(named, dict) else {None}
+        for part in parts:
+            plain = isinstance(part, str) and part == Path(part).name == PureWindowsPath(part).name
+            if not plain or not (folder / str(part)).is_file():
+                raise InputError(
+                    f"{where}: {index.name} names {quoted(part)}, which is no file in this folder"
+                )
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files, None
+    others = [folder / name for name in ("pytorch_model.bin", "model.pth", "model.pt")]
+    there = [path for path in others if path.is_file()]
+    if not there:
+        raise InputError(f"{where}: there is no .safetensors in it, and no pytorch_model.bin")
+    return there[:1], read_checkpoint(there[0])
+
+
+def _size(files: list[Path], held: Checkpoint | None, where: str) -> tuple[int, int]:
+    """Numbers and tensors of the weights in a folder."""
+    if held is None:
+        return limits.size_of(files, where)
+    return sum(t.numel() for t in held.tensors.values()), len(held.tensors)
 
 
 def _sensible(read: Callable[[], Known], where: str) -> Known:
@@ -206,8 +250,8 @@ def _sensible(read: Callable[[], Known], where: str) -> Known:
 
 
 def _of_timm_folder(
-    folder: Path, weights: str, config: dict[str, Any], where: str
-) -> tuple[nn.Module, Known]:
+    held: Checkpoint, config: dict[str, Any], numbers: int, tensors: int, where: str
+) -> tuple[nn.Module, Known, tuple[Finding, ...]]:
     import timm
 
     name = str(config.get("architecture"))
@@ -220,13 +264,33 @@ def _of_timm_folder(
         return _of_timm({**cfg, "num_classes": config.get("num_classes") or cfg.get("num_classes"),
                          "label_names": config.get("label_names")})  # fmt: skip
 
+    limits.check_numbers(arguments, f"{where}: model_args", most=limits.MOST_IN_ARGUMENTS)
     told = _sensible(read, where)
-    body = _built(
-        lambda: timm.create_model(name, pretrained=False, num_classes=told.classes, **arguments),
-        "", f"{where}: {name}",
-    )  # fmt: skip
-    fill(body, read_checkpoint(folder / weights))
-    return body, told
+
+    def build() -> nn.Module:
+        made: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=told.classes, **arguments
+        )
+        return made
+
+    with limits.quietly(), limits.within(numbers, tensors, where) as most:
+        try:
+            with limits.on_paper(most, where):
+                build()
+        except InputError:
+            raise
+        except Exception:  # some networks want numbers while they are built
+            pass
+    with limits.quietly(), limits.within(numbers, tensors, where):
+        try:
+            body = build()
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{where}: timm cannot build {quoted(name)} so: {quoted(error, 160)}"
+            ) from None
+    return body, told, fill(body, held)
 
 
 def _of_transformers(seen: dict[str, Any], config: dict[str, Any], where: str) -> Known:
@@ -267,6 +331,8 @@ def _built(build: Any, role: str, name: str) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             body: nn.Module = build()
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"--{role} {quoted(name)}: {quoted(error, 160)}") from None
     return body

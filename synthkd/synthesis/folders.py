@@ -22,6 +22,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.files import read_table
 from synthkd.images import ImageSpec, recoloured, resized
 from synthkd.promises import passed_on
+from synthkd.specs import limits
 from synthkd.teachers import Teacher
 
 HUB = "hub:"
@@ -259,7 +260,8 @@ def _network(folder: Path, name: str, kind: str) -> Any:
     import diffusers
 
     place = folder / name
-    read_table(place / "config.json", _where(place))
+    limits.check_folder(place, _where(place))
+    limits.check_numbers(read_table(place / "config.json", _where(place)), _where(place))
     plain = place / "diffusion_pytorch_model.safetensors"
     half = place / "diffusion_pytorch_model.fp16.safetensors"
     if not plain.is_file() and not half.is_file():
@@ -270,9 +272,9 @@ def _network(folder: Path, name: str, kind: str) -> Any:
                 "convert it to safetensors"
             )
         raise InputError(f"{_where(folder)}: {name}/{plain.name} is missing")
+    size = limits.size_of([plain if plain.is_file() else half], _where(folder))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with limits.quietly(), limits.within(*size, f"{_where(folder)}: {name}"):
             network, found = getattr(diffusers, kind).from_pretrained(
                 str(place), local_files_only=True, use_safetensors=True,
                 torch_dtype=torch.float32, low_cpu_mem_usage=False,
@@ -280,6 +282,8 @@ def _network(folder: Path, name: str, kind: str) -> Any:
             )  # fmt: skip
             if name != "vae":
                 sides(network.config)
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes the library say
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{_where(folder)}: {name} cannot be read as a {kind}: {said}") from None
@@ -315,14 +319,22 @@ def _embeddings(folder: Path, texts: list[str]) -> Tensor:
         ) from None
     if not (folder / "text_encoder" / "model.safetensors").is_file():
         raise InputError(f"{_where(folder)}: text_encoder/model.safetensors is missing")
+    place = folder / "text_encoder"
+    for inner in (place, folder / "tokenizer"):
+        limits.check_folder(inner, _where(folder))
+    limits.check_numbers(read_table(place / "config.json", _where(place)), _where(place))
+    size = limits.size_of([place / "model.safetensors"], _where(folder))
     try:
         tokenizer = CLIPTokenizer.from_pretrained(
             str(folder / "tokenizer"), local_files_only=True, trust_remote_code=False
         )
-        encoder, found = CLIPTextModel.from_pretrained(
-            str(folder / "text_encoder"), local_files_only=True, use_safetensors=True,
-            torch_dtype=torch.float32, output_loading_info=True,
-        )  # fmt: skip
+        with limits.quietly(), limits.within(*size, f"{_where(folder)}: text_encoder"):
+            encoder, found = CLIPTextModel.from_pretrained(
+                str(place), local_files_only=True, use_safetensors=True,
+                torch_dtype=torch.float32, output_loading_info=True,
+            )  # fmt: skip
+    except InputError:
+        raise
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{_where(folder)}: its text encoder cannot be read: {said}") from None
