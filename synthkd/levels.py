@@ -4,6 +4,7 @@ A file or an array with more than 8 bits does not say which of its values is whi
 by all values of a set together, and always said.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +102,7 @@ def to_bytes(values: Values, levels: Levels, *, inverted: bool = False) -> NDArr
     if values.dtype == np.uint8 and levels.plain:
         return 255 - values if inverted else values
     if values.dtype in (np.uint8, np.uint16):
-        table = _turned(np.arange(np.iinfo(values.dtype).max + 1), levels, inverted)
-        return table[values]
+        return _table(values.dtype.itemsize, levels, inverted)[values]
     result = np.empty(values.shape, np.uint8)
     flat = result.reshape(-1)
     done = 0
@@ -110,6 +110,12 @@ def to_bytes(values: Values, levels: Levels, *, inverted: bool = False) -> NDArr
         flat[done : done + len(part)] = _turned(part, levels, inverted)
         done += len(part)
     return result
+
+
+@functools.lru_cache(maxsize=8)
+def _table(size: int, levels: Levels, inverted: bool) -> NDArray[np.uint8]:
+    """The bytes of all whole numbers of `size` bytes."""
+    return _turned(np.arange(1 << 8 * size), levels, inverted)
 
 
 def _turned(values: Values, levels: Levels, inverted: bool) -> NDArray[np.uint8]:

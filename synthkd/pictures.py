@@ -40,7 +40,7 @@ BOMB_BYTES, BOMB_RATIO = 300 << 20, 200  # decoded bytes from which on that rati
 MOST_BYTES = 16 << 30  # of all images together
 MARGIN = 3  # times the wanted side to which a large image is reduced before it is resized
 ASPECT = 1.25  # from which change of proportion on it is told
-TINY, SHRUNK = 64, 8  # below this side, from that factor on, it is told how much is lost
+TINY, SHRUNK = 64, 16  # below this side, from that factor on, it is told how much is lost
 HELD_BYTES = 256 << 20  # of images that wait for the others to be judged
 
 _FOREIGN = (
@@ -366,16 +366,14 @@ def laid_on(array: NDArray[np.uint8], opacity: NDArray[np.uint8], ground: int) -
 
 
 def luma(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 3] to grey [H, W] by the luma of ITU-R 601, rounded as Pillow does it."""
-    r, g, b = (array[:, :, i].astype(np.uint32) for i in range(3))
-    grey: NDArray[np.uint8] = ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(np.uint8)
-    return grey
+    """[H, W, 3] to grey [H, W] by the luma of ITU-R 601."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).convert("L"))
 
 
 def _coloured(array: NDArray[np.uint8]) -> bool:
-    step = max(1, math.isqrt(array.shape[0] * array.shape[1] // 100_000))
-    some = array[::step, ::step].astype(np.int16)
-    return bool((some.max(2) - some.min(2)).max(initial=0) > 16)
+    step = max(1, math.isqrt(array.shape[0] * array.shape[1] // 10_000))
+    r, g, b = np.moveaxis(array[::step, ::step].astype(np.int16), 2, 0)
+    return bool(max(np.abs(r - g).max(), np.abs(g - b).max(), np.abs(r - b).max()) > 16)
 
 
 def shaped(pixels: Tensor, spec: ImageSpec, resize: str, ground: int = 0) -> Tensor:
