@@ -252,10 +252,13 @@ def numbered(
     how = f"as --class-order {order} says" if shift else ""
     if order == "names":
         raise InputError("--class-order names: the labels are numbers")
-    if order == "alphabetical" and classes is not None and low >= 0 and high < classes:
-        rank = _text_order(classes, 0, adopted=False).classes
-        return Arrangement(tuple(rank[value] for value in values), "in text order")
-    if order == "auto" and classes is not None and low >= 1 and high == classes:
+    first = int(classes is not None and low >= 1 and high == classes)
+    if order == "alphabetical" and classes is not None and low >= first:
+        if high - first >= classes:
+            raise InputError(f"labels must lie in 0..{classes - 1}; got {low}..{high}")
+        rank = _text_order(classes, first, adopted=False).classes
+        return Arrangement(tuple(rank[value - first] for value in values), "in text order")
+    if order == "auto" and first:
         shift, how = -1, f"as counted from 1: {low}..{high} are the classes {low - 1}..{high - 1}"
     if low + shift < 0 or (classes is not None and high + shift >= classes):
         top = f"{-shift}..{classes - 1 - shift}" if classes is not None else f"{-shift} and up"

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.class_names import Order, known_names
-from synthkd.errors import quoted
+from synthkd.class_names import Order, arranged, known_names, numbered
+from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
 
 ABOUT_LABELS = ("labels-permuted", "teacher-near-chance")  # codes of the findings
@@ -351,15 +351,29 @@ def _finding(
 
 
 def _remedy(order: Order, given: Sequence[str], taken: Sequence[int]) -> str:
-    if order.flag:
-        return f"if the labels are wrong, give --class-order {order.flag}"
     told = [order.classes[k] if k < len(order.classes) else -1 for k in taken if k >= 0]
+    if order.flag and _does(order, [g for g, k in zip(given, taken, strict=True) if k >= 0], told):
+        return f"if the labels are wrong, give --class-order {order.flag}"
     if 0 < len(told) <= LISTED and -1 not in told and len(set(told)) == len(told):
         return f"if the labels are wrong, give --class-order {','.join(map(str, told))}"
     return (
         "if the labels are wrong, name the teacher's classes (--class-names) or put the labels "
         "right; --json and evaluation.json have the order that fits (label_order)"
     )
+
+
+def _does(order: Order, given: Sequence[str], told: Sequence[int]) -> bool:
+    """Whether --class-order with one word turns these labels into those classes."""
+    classes = len(order.classes)
+    try:
+        if all(name.isascii() and name.isdecimal() for name in given):
+            found = numbered(sorted(map(int, given)), (), classes, order.flag)
+            return list(found.classes) == [
+                k for _, k in sorted(zip(map(int, given), told, strict=True))
+            ]
+        return list(arranged(given, [True] * len(given), (), classes, order.flag).classes) == told
+    except InputError:
+        return False
 
 
 def _near_chance(seen: Numbers, told: Numbers, accuracy: float) -> list[Finding]:

@@ -17,6 +17,7 @@ from PIL import Image
 from short_runs import main
 from torch import Tensor
 
+from synthkd.class_names import arranged, numbered
 from synthkd.commands import bench, evaluate
 from synthkd.data import demo_digits, load_images
 from synthkd.errors import InputError
@@ -147,6 +148,37 @@ def test_labels_of_something_else_are_near_chance() -> None:
     for labels in (noise, torch.full_like(truth, 3).where(noise > 0, noise)):
         (finding,) = check_labels(votes, labels, 10).findings
         assert finding.code == "teacher-near-chance" and finding.serious
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("form", ["labels", "folders", "words"])
+@pytest.mark.parametrize("wrong", ["text", "one-based", "background-first", "turned"])
+def test_the_remedy_gives_the_right_classes(first: int, form: str, wrong: str) -> None:
+    """--class-order with what the remedy says, applied to the names or numbers of the data."""
+    votes, truth = drawn(12, 3000, 0.7, seed=3)
+    if wrong == "one-based":
+        votes, truth = votes[truth < 11], truth[truth < 11]
+    if wrong == "background-first":
+        votes, truth = votes[truth > 0], truth[truth > 0]
+    texts = sorted(str(k + first) for k in range(12))
+    image = {
+        "text": torch.tensor([int(text) - first for text in texts]).argsort().argsort(),
+        "one-based": torch.arange(12) + 1, "background-first": torch.arange(12) - 1,
+        "turned": (torch.arange(12) + 5) % 12,
+    }[wrong]  # fmt: skip
+    labels = image[truth]  # what the program took the user's labels for
+    taken = labels.unique().tolist()
+    given = [f"class {chr(97 + k)}" if form == "words" else str(k + first) for k in taken]
+    if form == "folders":
+        given = [f"c{name}" for name in given]
+    found = check_labels(votes, labels, 12, given=given, taken=taken)
+    order = found.findings[0].remedy.rpartition("--class-order ")[2]
+    if form == "labels":
+        told = numbered([int(name) for name in given], (), 12, order)
+    else:
+        told = arranged(given, [True] * len(given), (), 12, order)
+    mended = dict(zip(taken, told.classes, strict=True))
+    assert all(mended[int(k)] == int(t) for k, t in zip(labels, truth, strict=True))
 
 
 # Right orders
