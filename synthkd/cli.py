@@ -307,6 +307,22 @@ def _take_stage_flags(tokens: Sequence[str]) -> list[str]:
     return rest
 
 
+def _check_empty(tokens: Sequence[str]) -> None:
+    """Refuses empty words: they are what an unset variable of a shell leaves, and would count as
+    not given."""
+    before = ""
+    for token in tokens:
+        flag, equals, value = token.partition("=") if token.startswith("--") else ("", "", token)
+        if not equals and flag:
+            before = flag
+            continue
+        name = flag or before
+        if not value.strip() and name != f"--{recipe.PROMPT}":
+            what = plain(name) if name else f"{plain(tokens[0]) or 'synthkd'}: an argument"
+            raise InputError(f"{what} is empty (is a shell variable unset?)")
+        before = ""
+
+
 def _app() -> App:
     app = App(
         name="synthkd",
@@ -326,6 +342,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     _settle_output()
     try:
         app = _app()
+        _check_empty(given)
         rest = _take_stage_flags(given)
         function, bound, _ = app.parse_args(rest, exit_on_error=False, print_error=False)
         function(*bound.args, **bound.kwargs)

@@ -17,10 +17,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from synthkd import resources
+from synthkd import files, resources
 from synthkd.errors import InputError, quoted
 
 MOST_CLASSES = 1_000_000
+MOST = 10**12  # of what is counted one after the other
+MOST_AT_ONCE = 65536  # images of a batch
+MOST_MINUTES = 10_000_000.0  # nineteen years
 MOST_SIDE = 1024  # pixels, of an image for a network
 
 
@@ -214,7 +217,7 @@ class StudentTable(Table):
     ] = {}
     max_params: Annotated[
         int | None,
-        Field(description="auto: largest number of weights", ge=1),
+        Field(description="auto: largest number of weights", ge=1, le=MOST),
         Flag("--max-params"),
     ] = None
     max_flops: Annotated[
@@ -306,12 +309,18 @@ class BudgetTable(Table):
 
     minutes: Annotated[
         float | None,
-        Field(description="wall clock of the run, in minutes (generate: of the training)", gt=0),
+        Field(
+            description="wall clock of the run, in minutes (generate: of the training)",
+            gt=0,
+            le=MOST_MINUTES,
+        ),
         Flag("--minutes"),
     ] = None
     images: Annotated[
         int | None,
-        Field(description="images shown to the student (generate: to the generator)", ge=1),
+        Field(
+            description="images shown to the student (generate: to the generator)", ge=1, le=MOST
+        ),
         Flag("--images-seen"),
     ] = None
 
@@ -329,7 +338,7 @@ class RunTable(Table):
         Words, Field(description="names of the stages to run, comma-separated (default: all)")
     ] = ()
     device: Annotated[
-        str, Field(description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+        str, Field(description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$")
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -344,7 +353,7 @@ class RunTable(Table):
         60.0
     )
     snapshots: Annotated[
-        int, Field(description="how often the student's weights are kept on the way", ge=0)
+        int, Field(description="how often the student's weights are kept on the way", ge=0, le=MOST)
     ] = 0
     trust_code: Annotated[
         bool,
@@ -429,7 +438,10 @@ class GeneratorTable(Table):
         ),
     ] = "none"
     restart: Annotated[
-        int, Field(description="episodes after which its weights are drawn anew (0: never)", ge=0)
+        int,
+        Field(
+            description="episodes after which its weights are drawn anew (0: never)", ge=0, le=MOST
+        ),
     ] = 0
     schedule: Annotated[
         Literal["constant", "cosine"], Field(description="how the rate falls over the run")
@@ -581,7 +593,7 @@ class DiffusionTable(Table):
         float,
         Field(description="least probability of that class, to be kept (agreed)", ge=0, le=1),
     ] = 0.0
-    batch: Annotated[int, Field(description="images denoised at once", ge=1)] = 64
+    batch: Annotated[int, Field(description="images denoised at once", ge=1, le=MOST_AT_ONCE)] = 64
     prompt: Annotated[
         str, Field(description="what a borrowed text model is told; {} is the class's name")
     ] = "a photo of a {}"
@@ -601,7 +613,7 @@ class MemoryTable(Table):
     """Synthetic images that the student may see again (catalogue D2)."""
 
     capacity: Annotated[
-        int, Field(description="images remembered (0: no memory, fresh images only)", ge=0)
+        int, Field(description="images remembered (0: no memory, fresh images only)", ge=0, le=MOST)
     ] = 20_000
     replayed: Annotated[
         float,
@@ -649,7 +661,7 @@ class DifficultyTable(Table):
     floor: Annotated[float, Field(description="smallest difficulty", ge=0, le=1)] = 0.1
     ceiling: Annotated[float, Field(description="largest difficulty", ge=0, le=1)] = 0.9
     patience: Annotated[
-        int, Field(description="rounds in a row beyond a threshold before it moves", ge=1)
+        int, Field(description="rounds in a row beyond a threshold before it moves", ge=1, le=MOST)
     ] = 2
 
     @model_validator(mode="after")
@@ -747,8 +759,10 @@ class TrainingTable(Table):
 class DatasetTable(Table):
     """What `synthkd generate` writes."""
 
-    count: Annotated[int, Field(description="images to write", ge=1), Flag("--count")] = 1_000
-    shard: Annotated[int, Field(description="images per shard file", ge=1)] = 8_192
+    count: Annotated[int, Field(description="images to write", ge=1, le=MOST), Flag("--count")] = (
+        1_000
+    )
+    shard: Annotated[int, Field(description="images per shard file", ge=1, le=MOST)] = 8_192
     folders: Annotated[
         bool, Field(description="also write class folders of PNG files, as ImageFolder wants them")
     ] = True
@@ -778,7 +792,7 @@ class EvaluationTable(Table):
         ),
         Flag("--extractor-weights"),
     ] = ""
-    batch: Annotated[int, Field(description="images per forward pass", ge=1)] = 256
+    batch: Annotated[int, Field(description="images per forward pass", ge=1, le=MOST_AT_ONCE)] = 256
 
 
 TERMS: dict[str, str] = {
@@ -811,8 +825,12 @@ class Stage(Table):
         Field(description="who invents images; auto: as generator.kind says"),
     ] = "auto"
     share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
-    synthesis_steps: Annotated[int, Field(description="generator steps per round", ge=0)] = 1
-    synthesis_batch: Annotated[int, Field(description="images per generator step", ge=2)] = 128
+    synthesis_steps: Annotated[
+        int, Field(description="generator steps per round", ge=0, le=MOST)
+    ] = 1
+    synthesis_batch: Annotated[
+        int, Field(description="images per generator step", ge=2, le=MOST_AT_ONCE)
+    ] = 128
     offer: Annotated[
         Literal["new", "last", "best"],
         Field(
@@ -820,10 +838,10 @@ class Stage(Table):
             "last or best step"
         ),
     ] = "new"
-    fresh: Annotated[int, Field(description="fresh images added to the memory per round", ge=0)] = (
-        128
-    )
-    student_steps: Annotated[int, Field(description="student steps per round", ge=0)] = 10
+    fresh: Annotated[
+        int, Field(description="fresh images added to the memory per round", ge=0, le=MOST)
+    ] = 128
+    student_steps: Annotated[int, Field(description="student steps per round", ge=0, le=MOST)] = 10
     terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
 
     @model_validator(mode="after")
@@ -959,7 +977,9 @@ def _range(metadata: list[Any], annotation: Any) -> str:
     if choices:
         return " | ".join(str(c) for c in choices)
     if low is not None and high is not None:
-        return f"{low}..{high}" if high != 2**31 else f">= {low}"
+        if high in (2**31, MOST, MOST_MINUTES):  # no limit that anybody meets
+            return f"{'>=' if 'ge' in bounds else '>'} {low}"
+        return f"{low}..{high}"
     if low is not None:
         return f"{'>=' if 'ge' in bounds else '>'} {low}"
     return ""
@@ -978,6 +998,7 @@ def suggest(word: str, known: Any) -> str:
 
 
 TOML_BYTES = 100_000  # our longest pipeline has about 5,000
+PROMPT = "diffusion.prompt"  # the one text that may be empty
 TOML_DOTS = 200  # tomllib's time grows with the square of the dots in a key
 
 
@@ -985,14 +1006,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as plain data; every way it can be wrong is one line that names the file."""
     where = quoted(path)
     try:
-        with path.open("rb") as file:  # bounded, since a pipe or a device does not tell its size
-            content = file.read(TOML_BYTES + 1)
-        if len(content) > TOML_BYTES:
-            raise InputError(f"{where}: too large for a recipe (at most {TOML_BYTES:,} bytes)")
-        text = content.decode("utf-8-sig")  # editors on Windows put a mark first
+        text = files.read_bytes(path, TOML_BYTES, pipes=True).decode("utf-8-sig")  # a mark is of
+        # editors on Windows
     except FileNotFoundError:
         raise InputError(f"{where}: there is no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise InputError(f"{where}: cannot be read as text: {quoted(error)}") from None
     if any(line.count(".") > TOML_DOTS for line in text.split("\n")):
         raise InputError(f"{where}: a line with more than {TOML_DOTS} dots is refused")
@@ -1004,9 +1024,23 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{where}: not valid TOML: {quoted(error)}") from None
     _check_keys(plain, where)
+    _check_texts(data, where)
     if data.get("run", {}).get("trust_code"):
         raise InputError(f"{where}: run.trust_code: only you can say so, by --trust-code")
     return data
+
+
+def _check_texts(data: Mapping[str, Any], where: str) -> None:
+    """Refuses empty texts, as an unset variable leaves them, and those that no file is called by.
+    A whole recipe, as we write it, tells also of what was not given."""
+    whole = {"teacher", "student", "data", "budget", "run", "training"} <= data.keys()
+    for table, values in (("", data), *data.items()):
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            name = f"{table}.{key}".lstrip(".")
+            if isinstance(value, str) and "\0" in value:
+                raise InputError(f"{where}: {name}: a text with the character NUL")
+            if isinstance(value, str) and not value.strip() and not whole and name != PROMPT:
+                raise InputError(f"{where}: {name} is empty: omit it, or give it a value")
 
 
 def _check_keys(plain: str, where: str) -> None:

@@ -248,6 +248,8 @@ def _flags(data: Mapping[str, Any]) -> Iterator[str]:
             continue
         if isinstance(value, bool):
             value = str(value).lower()
+        elif value in ("", (), {}):  # not given
+            continue
         elif isinstance(value, tuple):
             value = ",".join(map(str, value))
         elif isinstance(value, Mapping):

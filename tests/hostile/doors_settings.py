@@ -32,7 +32,9 @@ def settings() -> Iterator[Case]:
         yield Case(f"empty {flag} of {words}", (words, flag, "", *more), (flag, "empty"))
     yield Case("empty name of a run to export", ("export", ""), ("export", "empty"))
     yield Case("empty SPEC to inspect", ("inspect", ""), ("empty",))
-    yield Case("empty name of an image", ("predict", "run", ""), ("empty",), make=lambda p: p.copy("run"))
+    yield Case(
+        "empty name of an image", ("predict", "run", ""), ("empty",), make=lambda p: p.copy("run")
+    )
     yield Case("blank SPEC", ("distill", "--teacher", "  "), ("--teacher", "empty"))
     for text in ('[teacher]\nweights = ""', '[data]\nreal = ""', '[run]\nout = " "'):
         key = text.split("\n")[1].split()[0]
@@ -61,21 +63,44 @@ def settings() -> Iterator[Case]:
         ("--run.device", "cuda:" + "9" * 5000, "device"), ("--max-params", str(2**70), "max_params"),
         ("--mix-ratio", "1e-400x", "mix_ratio"), ("--memory.shares", "gan=nan", "shares"),
     ):  # fmt: skip
-        yield Case(
-            f"{flag} {value[:12]}", ("distill", "--pipeline", "gan", flag, value), (word,)
-        )
+        yield Case(f"{flag} {value[:12]}", ("distill", "--pipeline", "gan", flag, value), (word,))
     yield Case("count 2**70", ("generate", "--count", str(2**70)), ("dataset.count", "less than"))
-    yield Case("shard 2**70", ("generate", "--dataset.shard", str(2**70)), ("dataset.shard", "less than"))
-    yield Case("batch 2**70", ("evaluate", "--evaluation.batch", str(2**70)), ("evaluation.batch", "less than"))
-    yield Case("top 2**70", ("predict", "run", "x.png", "--top", "-1"), ("--top",), make=lambda p: p.copy("run"))
-    yield Case("seeds of 5,000 digits", ("bench", "--out", "out", "--minutes", "1", "--seeds", "9" * 5000), ("--seeds",))
+    yield Case(
+        "shard 2**70", ("generate", "--dataset.shard", str(2**70)), ("dataset.shard", "less than")
+    )
+    yield Case(
+        "batch 2**70",
+        ("evaluate", "--evaluation.batch", str(2**70)),
+        ("evaluation.batch", "less than"),
+    )
+    yield Case(
+        "top 2**70",
+        ("predict", "run", "x.png", "--top", "-1"),
+        ("--top",),
+        make=lambda p: p.copy("run"),
+    )
+    yield Case(
+        "seeds of 5,000 digits",
+        ("bench", "--out", "out", "--minutes", "1", "--seeds", "9" * 5000),
+        ("--seeds",),
+    )
     # names
     for text in ("\x1b[31mred\x1b[0m", "a\nb", "\u202eevil", "\x9b31m", "a\rb", "\udcff", "\x07"):
-        for argv in (("distill", "--teacher"), ("inspect",), ("distill", "--val-data"), ("distill", "--config"), ("export",)):
+        for argv in (
+            ("distill", "--teacher"),
+            ("inspect",),
+            ("distill", "--val-data"),
+            ("distill", "--config"),
+            ("export",),
+        ):
             yield Case(f"{' '.join(argv)} {text!r}", (*argv, text), ("error",))
     yield Case("a name of 10,000 letters", ("distill", "--val-data", "a" * 10_000), ("--val-data",))
-    yield Case("a directory of 300 letters", (*QUICK, "--out", "a" * 300), ("--out", "name too long"))
-    yield Case("a network that is no name", ("predict", "my-run", "x.png"), ("my-run", "there is no"))
+    yield Case(
+        "a directory of 300 letters", (*QUICK, "--out", "a" * 300), ("--out", "name too long")
+    )
+    yield Case(
+        "a network that is no name", ("predict", "my-run", "x.png"), ("my-run", "there is no")
+    )
     yield Case("a run that is not there", ("inspect", "my-run"), ("my-run", "there is no"))
     yield Case("a student that is not there", ("evaluate", "--student", "nosuch"), ("nosuch", "no"))
 
@@ -121,12 +146,37 @@ def files() -> Iterator[Case]:
         ("pipeline elsewhere", "pipeline = '/etc/passwd.toml'", ("/etc/passwd.toml",)),
     ):  # fmt: skip
         yield Case(f"TOML: {name}", ("distill", "--config", "wrong.toml"), words, make=toml(text))
-    yield Case("TOML: a pipe", ("distill", "--config", "wrong.toml"), ("wrong.toml", "pipe"), make=lambda p: p.pipe("wrong.toml"))
-    yield Case("TOML: a folder", ("distill", "--config", "wrong.toml"), ("wrong.toml", "folder"), make=lambda p: (p.cwd / "wrong.toml").mkdir())
+    yield Case(
+        "TOML: a pipe",
+        ("distill", "--config", "wrong.toml"),
+        ("wrong.toml", "pipe"),
+        make=lambda p: p.pipe("wrong.toml"),
+    )
+    yield Case(
+        "TOML: a folder",
+        ("distill", "--config", "wrong.toml"),
+        ("wrong.toml", "folder"),
+        make=lambda p: (p.cwd / "wrong.toml").mkdir(),
+    )
     yield Case("TOML: endless", ("distill", "--config", "/dev/zero"), ("/dev/zero", "too large"))
-    yield Case("TOML: a link to itself", ("distill", "--config", "wrong.toml"), ("wrong.toml",), make=lambda p: p.link("wrong.toml", "wrong.toml"))
-    yield Case("TOML: a pipeline that is a pipe", ("distill", "--pipeline", "./wrong.toml"), ("wrong.toml", "pipe"), make=lambda p: p.pipe("wrong.toml"))
-    yield Case("TOML: a bench's", ("bench", "--config", "wrong.toml", "--out", "out", "--minutes", "1"), ("data", "table"), make=toml("data = 5"))
+    yield Case(
+        "TOML: a link to itself",
+        ("distill", "--config", "wrong.toml"),
+        ("wrong.toml",),
+        make=lambda p: p.link("wrong.toml", "wrong.toml"),
+    )
+    yield Case(
+        "TOML: a pipeline that is a pipe",
+        ("distill", "--pipeline", "./wrong.toml"),
+        ("wrong.toml", "pipe"),
+        make=lambda p: p.pipe("wrong.toml"),
+    )
+    yield Case(
+        "TOML: a bench's",
+        ("bench", "--config", "wrong.toml", "--out", "out", "--minutes", "1"),
+        ("data", "table"),
+        make=toml("data = 5"),
+    )
 
 
 def terminals() -> Iterator[Case]:
@@ -136,15 +186,36 @@ def terminals() -> Iterator[Case]:
                       "--stage.pregenerate.fresh", "32", "--memory.capacity", "200")):  # fmt: skip
             if argv[0] == "generate" and encoding != "ascii":
                 continue
-            yield Case(f"{argv[0]} on {encoding}", argv, streams={"encoding": encoding}, make=lambda p: p.copy("run"))
-        yield Case(f"an error on {encoding}", ("distill", "--val-data", "Prüfung…‖"), ("no such",), streams={"encoding": encoding})
-    for argv in (("inspect", "demo"), ("evaluate", "--student", "demo"), ("inspect", "demo", "--json")):
+            yield Case(
+                f"{argv[0]} on {encoding}",
+                argv,
+                streams={"encoding": encoding},
+                make=lambda p: p.copy("run"),
+            )
+        yield Case(
+            f"an error on {encoding}",
+            ("distill", "--val-data", "Prüfung…‖"),
+            ("no such",),
+            streams={"encoding": encoding},
+        )
+    for argv in (
+        ("inspect", "demo"),
+        ("evaluate", "--student", "demo"),
+        ("inspect", "demo", "--json"),
+    ):
         yield Case(f"{argv} without stdout", argv, streams={"stdout": "closed"})
-        yield Case(f"{argv}, stdout full", argv, ("standard output", "No space left"), streams={"stdout": "full"})
+        yield Case(
+            f"{argv}, stdout full",
+            argv,
+            ("standard output", "No space left"),
+            streams={"stdout": "full"},
+        )
         yield Case(f"{argv}, nobody reads", argv, streams={"stdout": "broken"}, codes=(1,))
     yield Case("no stderr", ("distill", "--seed", "x"), streams={"stderr": "closed"}, codes=(2,))
     yield Case("stderr full", ("distill", "--seed", "x"), streams={"stderr": "full"}, codes=(2,))
-    yield Case("nobody reads stderr", ("distill", "--seed", "x"), streams={"stderr": "broken"}, codes=(2,))
+    yield Case(
+        "nobody reads stderr", ("distill", "--seed", "x"), streams={"stderr": "broken"}, codes=(2,)
+    )
     yield Case("no stdout in a run", QUICK, streams={"stdout": "closed"})
     for name, environment in (
         ("COLUMNS", {"COLUMNS": "0", "LINES": "-1"}), ("wide", {"COLUMNS": "99999999"}),
@@ -157,30 +228,118 @@ def terminals() -> Iterator[Case]:
 def disks() -> Iterator[Case]:
     long = ("distill", *SHORT)
     for size in (0, 100, 3_000, 20_000, 60_000, 200_000):
-        yield Case(f"no file over {size} bytes: distill", (*long, "--out", "out"), ("out", "too large"), streams={"file_size": size})
+        yield Case(
+            f"no file over {size} bytes: distill",
+            (*long, "--out", "out"),
+            ("out", "too large"),
+            streams={"file_size": size},
+        )
     for size in (0, 100, 3_000, 10_000):
         yield Case(
             f"no file over {size} bytes: generate", ("generate", "--pipeline", "shaders", "--count", "40", "--quiet", "--out", "out"),
             ("out", "too large"), streams={"file_size": size},
         )  # fmt: skip
-    yield Case("no file over 0 bytes: evaluate", ("evaluate", "--student", "demo", "--out", "out"), ("evaluation.json", "too large"), streams={"file_size": 0})
-    yield Case("no file over 1000 bytes: export", ("export", "run", "--out", "out", "--format", "safetensors"), ("out", "too large"), streams={"file_size": 1000}, make=lambda p: p.copy("run"))
-    yield Case("no file over 0 bytes: resume", ("distill", "--resume", "broken-run"), ("broken-run", "too large"), streams={"file_size": 0}, make=lambda p: p.copy("broken-run"), writes=("broken-run",))
-    yield Case("no file over 0 bytes: report", ("bench", "--report", "--out", "bench"), ("bench", "too large"), streams={"file_size": 0}, make=lambda p: p.copy("bench"), writes=("bench",))
-    yield Case("out is a file", (*long, "--out", "notes"), ("--out", "a file of this name"), make=lambda p: p.file("notes", "x"))
-    yield Case("out inside a file", (*long, "--out", "notes/run"), ("--out", "Not a directory"), make=lambda p: p.file("notes", "x"))
-    yield Case("out is a link to nowhere", (*long, "--out", "gone"), ("--out", "gone"), make=lambda p: p.link("gone", p.outside / "nowhere"))
-    yield Case("out is a pipe", (*long, "--out", "pipe"), ("--out", "pipe"), make=lambda p: p.pipe("pipe"))
+    yield Case(
+        "no file over 0 bytes: evaluate",
+        ("evaluate", "--student", "demo", "--out", "out"),
+        ("evaluation.json", "too large"),
+        streams={"file_size": 0},
+    )
+    yield Case(
+        "no file over 1000 bytes: export",
+        ("export", "run", "--out", "out", "--format", "safetensors"),
+        ("out", "too large"),
+        streams={"file_size": 1000},
+        make=lambda p: p.copy("run"),
+    )
+    yield Case(
+        "no file over 0 bytes: resume",
+        ("distill", "--resume", "broken-run"),
+        ("broken-run", "too large"),
+        streams={"file_size": 0},
+        make=lambda p: p.copy("broken-run"),
+        writes=("broken-run",),
+    )
+    yield Case(
+        "no file over 0 bytes: report",
+        ("bench", "--report", "--out", "bench"),
+        ("bench", "too large"),
+        streams={"file_size": 0},
+        make=lambda p: p.copy("bench"),
+        writes=("bench",),
+    )
+    yield Case(
+        "out is a file",
+        (*long, "--out", "notes"),
+        ("--out", "a file of this name"),
+        make=lambda p: p.file("notes", "x"),
+    )
+    yield Case(
+        "out inside a file",
+        (*long, "--out", "notes/run"),
+        ("--out", "Not a directory"),
+        make=lambda p: p.file("notes", "x"),
+    )
+    yield Case(
+        "out is a link to nowhere",
+        (*long, "--out", "gone"),
+        ("--out", "gone"),
+        make=lambda p: p.link("gone", p.outside / "nowhere"),
+    )
+    yield Case(
+        "out is a pipe", (*long, "--out", "pipe"), ("--out", "pipe"), make=lambda p: p.pipe("pipe")
+    )
     yield Case("out below /proc", (*long, "--out", "/proc/synthkd"), ("--out", "/proc/synthkd"))
-    yield Case("weights that cannot be read", ("distill", "--teacher", "resnet8-w4", "--teacher-weights", "/proc/self/mem", *CONTRACT), ("/proc/self/mem",))
+    yield Case(
+        "weights that cannot be read",
+        ("distill", "--teacher", "resnet8-w4", "--teacher-weights", "/proc/self/mem", *CONTRACT),
+        ("/proc/self/mem",),
+    )
     if os.getuid() == 0:
         nobody = {"user": 65534}
-        yield Case("out where one may not write", (*long, "--out", "kept/run"), ("--out", "Permission denied"), make=lambda p: (p.cwd / "kept").mkdir(mode=0o755), streams=nobody, writes=("kept",))
-        yield Case("a run that one may not read", ("distill", "--resume", "broken-run"), ("broken-run", "Permission denied"), make=locked, streams=nobody)
-        yield Case("a run that one may not write", ("distill", "--resume", "broken-run"), ("broken-run", "Permission denied"), make=lambda p: p.copy("broken-run"), streams=nobody)
-        yield Case("weights that one may not read", ("distill", "--teacher", "resnet8-w4", "--teacher-weights", "weights.pt", *CONTRACT), ("weights.pt", "Permission denied"), make=lambda p: p.copy("weights.pt").chmod(0), streams=nobody)
-        yield Case("a TOML that one may not read", ("distill", "--config", "kept.toml"), ("kept.toml", "Permission denied"), make=lambda p: p.file("kept.toml").chmod(0), streams=nobody)
-        yield Case("images that one may not read", ("evaluate", "--images", "pictures", "--teacher", "demo"), ("pictures", "Permission denied"), make=lambda p: (p.copy("pictures") / "3" / "3.png").chmod(0), streams=nobody)
+        yield Case(
+            "out where one may not write",
+            (*long, "--out", "kept/run"),
+            ("--out", "Permission denied"),
+            make=lambda p: (p.cwd / "kept").mkdir(mode=0o755),
+            streams=nobody,
+            writes=("kept",),
+        )
+        yield Case(
+            "a run that one may not read",
+            ("distill", "--resume", "broken-run"),
+            ("broken-run", "Permission denied"),
+            make=locked,
+            streams=nobody,
+        )
+        yield Case(
+            "a run that one may not write",
+            ("distill", "--resume", "broken-run"),
+            ("broken-run", "Permission denied"),
+            make=lambda p: p.copy("broken-run"),
+            streams=nobody,
+        )
+        yield Case(
+            "weights that one may not read",
+            ("distill", "--teacher", "resnet8-w4", "--teacher-weights", "weights.pt", *CONTRACT),
+            ("weights.pt", "Permission denied"),
+            make=lambda p: p.copy("weights.pt").chmod(0),
+            streams=nobody,
+        )
+        yield Case(
+            "a TOML that one may not read",
+            ("distill", "--config", "kept.toml"),
+            ("kept.toml", "Permission denied"),
+            make=lambda p: p.file("kept.toml").chmod(0),
+            streams=nobody,
+        )
+        yield Case(
+            "images that one may not read",
+            ("evaluate", "--images", "pictures", "--teacher", "demo"),
+            ("pictures", "Permission denied"),
+            make=lambda p: (p.copy("pictures") / "3" / "3.png").chmod(0),
+            streams=nobody,
+        )
 
 
 def locked(place: Place) -> None:

@@ -91,11 +91,17 @@ class Place:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             parts = path.relative_to(self.folder).parts
-            if parts[0] in ("stdout", "stderr", "tmp") or (parts[0] == "in" and parts[1:2] in [(b,) for b in but]):
+            if parts[0] in ("stdout", "stderr", "tmp") or (
+                parts[0] == "in" and parts[1:2] in [(b,) for b in but]
+            ):
                 continue
             mode = path.lstat().st_mode
             if stat.S_ISREG(mode):
-                what = hashlib.sha256(path.read_bytes()).hexdigest() if path.stat().st_size < 1 << 24 else str(path.stat().st_size)
+                what = (
+                    hashlib.sha256(path.read_bytes()).hexdigest()
+                    if path.stat().st_size < 1 << 24
+                    else str(path.stat().st_size)
+                )
             elif stat.S_ISLNK(mode):
                 what = str(path.readlink())
             else:
