@@ -86,6 +86,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        error.strerror = error.strerror or str(error)  # before it has a name
         error.filename, error.filename2 = str(path), None
         raise
 
@@ -180,6 +181,14 @@ def plain_tree(folder: Path, where: str, *, links: bool = False) -> None:
                     )
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; a name that nothing can have is no error."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_plain(path: Path) -> bool:
     """Whether this is a plain file, and no link to one."""
     try:
@@ -234,7 +243,7 @@ def alone(path: Path, complaint: str) -> Iterator[int]:
 
 def write_json(path: Path, data: Any) -> None:
     """Plain data as indented JSON, atomically; NaN and infinity become null."""
-    write_atomic(path, json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_table(path: Path, where: str) -> dict[str, Any]:
@@ -253,11 +262,12 @@ def read_table(path: Path, where: str) -> dict[str, Any]:
     return data
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Plain data with None in the place of NaN and infinity, which JSON does not have."""
     if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
+        return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data

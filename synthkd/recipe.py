@@ -1033,7 +1033,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _check_texts(data: Mapping[str, Any], where: str) -> None:
     """Refuses empty texts, as an unset variable leaves them, and those that no file is called by.
     A whole recipe, as we write it, tells also of what was not given."""
-    whole = {"teacher", "student", "data", "budget", "run", "training"} <= data.keys()
+    whole = {"teacher", "student", "data", "run", "memory", "training"} <= data.keys()
     for table, values in (("", data), *data.items()):
         for key, value in values.items() if isinstance(values, Mapping) else ():
             name = f"{table}.{key}".lstrip(".")

@@ -101,7 +101,7 @@ class Run:
             "invented": lap.progress.invented,
             **lap.measures,
         }
-        files.append_line(self._metrics, json.dumps(line, allow_nan=False))
+        files.append_line(self._metrics, json.dumps(files.finite(line), allow_nan=False))
 
     def samples(self, lap: Round, classes: int) -> None:
         """A contact sheet of the round's fresh images."""
@@ -216,9 +216,9 @@ def _is_number(value: object) -> bool:
 
 def claim(path: Path) -> None:
     """Makes a directory, or takes an empty one; anything else is refused."""
-    if path.exists() and not path.is_dir():
+    if files.exists(path) and not path.is_dir():
         raise InputError(f"--out {quoted(path)}: there is a file of this name")
-    if path.is_dir() and any(path.iterdir()):
+    if files.exists(path) and any(path.iterdir()):
         raise InputError(
             f"--out {quoted(path)}: this directory is not empty; choose another, or --resume it"
         )

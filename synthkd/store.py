@@ -264,7 +264,9 @@ class Writer:
             for part, array in zip(PARTS, arrays, strict=True):
                 path = self.out / _shard_file(len(self._shards), part)
                 with files.naming(path), files.created(path) as file:
-                    np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+                    told = np.lib.format.header_data_from_array_1_0(array)
+                    np.lib.format.write_array_header_1_0(file, told)
+                    file.write(array.data.cast("B"))  # `tofile` would not say why it fails
                     file.flush()
                     os.fsync(file.fileno())
                 entry[part] = files.sha256_of(path)

@@ -5,7 +5,7 @@ B batch, C channels of a layer, D features, K classes.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -110,9 +110,11 @@ class Teacher(nn.Module):
     def __init__(
         self, classifier: Classifier, *, names: tuple[str, ...] = (), described: str = "teacher",
         access: str = "full", features_at: str = "",
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
         super().__init__()
         self.access = access
+        self.guard = guard  # in which it is asked
         self.queries = 0  # images
         self.classifier = classifier.requires_grad_(False).eval().arranged()
         self.names = names or tuple(str(k) for k in range(classifier.classes))
@@ -239,9 +241,23 @@ class Teacher(nn.Module):
         if self.access != "full":
             images = images.detach()
         low = self.low_precision and not self.classifier.reading.exact
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low), self.guard():
             logits: Tensor = self.classifier(images)
+        self._check(images, logits)
         return self._told(logits.float())
+
+    def _check(self, images: Tensor, logits: Tensor) -> None:
+        """Refuses what no classifier answers: it may have been well when it was first asked."""
+        if logits.shape != (len(images), self.classes):
+            raise InputError(
+                f"the teacher {quoted(self.described)} answers {list(logits.shape)} to "
+                f"{len(images)} images, and had {self.classes} classes when it was first asked"
+            )
+        if logits.requires_grad or bool(logits.isfinite().all()) or not images.isfinite().all():
+            return
+        raise InputError(
+            f"the teacher {quoted(self.described)} answers NaN or infinity to some images"
+        )
 
     def _told(self, logits: Tensor) -> Tensor:
         """What may be known of an answer."""

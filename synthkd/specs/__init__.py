@@ -18,7 +18,9 @@ reader. What a source does not tell about its input comes from flags.
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call, suggest
 from synthkd.specs import graphs, limits, zoo
 from synthkd.specs.cards import Card, card_of, read_card
-from synthkd.specs.code import call_from_file, call_installed, literal, module_of
+from synthkd.specs.code import call_from_file, call_installed, foreign_code, literal, module_of
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers import Teacher
@@ -72,13 +74,12 @@ class BlackBox(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """[B, C, H, W] to what the function answers."""
         pixels = x.detach().cpu().float().contiguous().numpy()
-        try:
-            with torch.autocast(x.device.type, enabled=False), torch.autocast("cpu", enabled=False):
-                return self.function(pixels)
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"{quoted(self.spec)}: {type(error).__name__}: {quoted(error)}"
-            ) from None
+        with (
+            foreign_code(quoted(self.spec)),
+            torch.autocast(x.device.type, enabled=False),
+            torch.autocast("cpu", enabled=False),
+        ):
+            return self.function(pixels)
 
 
 def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool = False) -> Teacher:
@@ -94,11 +95,13 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
         _check_flags(table, classifier.spec)
     plain = classifier.answers == "logits" and not classifier.reading.path
     kind = "" if plain else f" answering in {classifier.reading}"
-    access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
-    return Teacher(
-        classifier, names=names, described=f"{table.spec}{kind}", access=access,
-        features_at=table.features,
-    )  # fmt: skip
+    guard = partial(_guarded, table.spec, "teacher")
+    with guard():
+        access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
+        return Teacher(
+            classifier, names=names, described=f"{table.spec}{kind}", access=access,
+            features_at=table.features, guard=guard,
+        )  # fmt: skip
 
 
 def rebuilt(table: TeacherTable, *, trust_code: bool = False) -> nn.Module | None:
@@ -257,7 +260,8 @@ def _asked(
 ) -> tuple[int, Answers]:  # fmt: skip
     """What a network answers, as `recognise`; what is wrong is said of this network."""
     try:
-        count, answers = recognise(body, *given, **told)
+        with _guarded(spec, role):
+            count, answers = recognise(body, *given, **told)
         if count > MOST_CLASSES:
             raise InputError(f"it answers with {count:,} scores; {MOST_CLASSES:,} at most")
         return count, answers
@@ -265,6 +269,13 @@ def _asked(
         if quoted(spec) in str(error):
             raise
         raise InputError(f"--{role} {quoted(spec)}: {error}") from None
+
+
+def _guarded(spec: str, role: str) -> AbstractContextManager[None]:
+    """What code of the user's is called in: see `foreign_code`. Other networks need none."""
+    if _FILE_CALL.search(spec) or is_installed_call(spec):
+        return foreign_code(f"--{role} {quoted(spec)}")
+    return nullcontext()
 
 
 def _saved(

@@ -3,27 +3,154 @@
 import hashlib
 import importlib
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FrameType, ModuleType
+from typing import Any, NoReturn
+
+import torch
 
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
 
 NONE: Mapping[str, Any] = {}
+# what ends a process, or puts another in its place, without a word
+_LEAVING = ("_exit", "abort", *sorted(name for name in dir(os) if name.startswith("exec")))
+
+
+class _Left(BaseException):
+    """Code of the user's tried to end the process."""
+
+
+@contextmanager
+def foreign_code(what: str) -> Iterator[None]:
+    """Lets code of the user's run, and stays master of the process: whatever it raises is one
+    InputError that begins with `what`, as is the attempt to end the process; what it changed for
+    the whole process is put back: gradients, number type, threads, folder, standard streams, ….
+    A Ctrl-C of the user's stays one."""
+    state, pressed = _State(), False
+
+    def press(_: int, __: FrameType | None) -> NoReturn:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    mine = threading.current_thread() is threading.main_thread()
+    usual = mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, press)
+    try:
+        with _staying():
+            yield
+    except (InputError, MemoryError, GeneratorExit):
+        raise
+    except _Left as error:
+        raise InputError(f"{what}: it calls {error}, which would end this run") from None
+    except BaseException as error:
+        if pressed and isinstance(error, KeyboardInterrupt):
+            raise
+        said = quoted(" ".join(str(error).split()), 200)
+        raise InputError(f"{what}: {type(error).__name__}: {said}") from None
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        state.put_back()
+    if torch.is_inference_mode_enabled() and not state.inference:
+        raise InputError(f"{what}: it leaves torch.inference_mode() on")
+
+
+@contextmanager
+def _staying() -> Iterator[None]:
+    """Functions that would end this process raise `_Left` instead; in a forked child they work."""
+    owner, before = os.getpid(), {name: getattr(os, name) for name in _LEAVING}
+
+    def instead(name: str) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            if os.getpid() == owner:
+                raise _Left(f"os.{name}")
+            return before[name](*given, **named)
+
+        return call
+
+    for name in _LEAVING:
+        setattr(os, name, instead(name))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(os, name, function)
+
+
+class _State:
+    """What belongs to the whole process, and is put back if it was changed."""
+
+    def __init__(self) -> None:
+        self.inference = torch.is_inference_mode_enabled()
+        self.values = [read() for read, _ in _SHARED]
+        self.streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+        self.handles: dict[int, int] = {}
+        for number in (1, 2):
+            with suppress(OSError):
+                self.handles[number] = os.dup(number)
+
+    def put_back(self) -> None:
+        """Compares, and puts back."""
+        for (read, write), before in zip(_SHARED, self.values, strict=True):
+            if before is not None and read() != before:
+                write(before)
+        for number, kept in self.handles.items():
+            if not _alike(number, kept):
+                os.dup2(kept, number)
+            os.close(kept)
+        for name, stream in self.streams.items():
+            if stream is not None and stream.closed:
+                number = 1 if name == "stdout" else 2
+                stream = open(  # noqa: SIM115
+                    number, "w", encoding=stream.encoding, errors=stream.errors, closefd=False
+                )
+            if getattr(sys, name) is not stream:
+                setattr(sys, name, stream)
+
+
+def _alike(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:
+        return None
+
+
+_SHARED: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
+    (partial(torch.is_autocast_enabled, "cuda"), partial(torch.set_autocast_enabled, "cuda")),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (_folder, os.chdir),
+)
 
 
 def call_installed(spec: str, named: Mapping[str, Any], *, role: str) -> Any:
     """Calls `package.module:callable` of the installed environment with keyword arguments."""
     module_name, _, name = spec.partition(":")
-    try:
+    with foreign_code(f"--{role} {quoted(spec)}: cannot import {module_name}"):
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--{role} {quoted(spec)}: cannot import {module_name}: {quoted(error)}"
-        ) from None
     return _called(_attribute(module, name, spec), (), named, spec)
 
 
@@ -65,12 +192,8 @@ def call_from_file(
             f"{what} {quoted(spec)} would run the code in {quoted(path)} "
             f"(sha256 {sha256_of(path)[:16]}…): read it, then give --trust-code"
         )
-    try:
+    with foreign_code(f"{what} {quoted(spec)}"):
         module = executed(path)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"{what} {quoted(spec)}: {type(error).__name__}: {quoted(error)}"
-        ) from None
     return _called(_attribute(module, name, spec), arguments, named, spec)
 
 
@@ -97,7 +220,5 @@ def _attribute(module: Any, name: str, spec: str) -> Callable[..., Any]:
 def _called(
     function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any], spec: str
 ) -> Any:
-    try:
+    with foreign_code(quoted(spec)):
         return function(*arguments, **named)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{quoted(spec)}: {type(error).__name__}: {quoted(error)}") from None

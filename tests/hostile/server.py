@@ -4,6 +4,9 @@ A line of JSON in, one out. The child gets its own folder, standard streams and 
 holds at most, how long it takes and how it ends are told.
 """
 
+# ruff: noqa: E402, T201
+
+import encodings.utf_8_sig  # noqa: F401
 import io
 import json
 import os
