@@ -1,6 +1,7 @@
 """Residual networks in the form made for CIFAR: three groups of basic blocks, shortcuts without
 weights."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,9 +58,12 @@ class ResNet(nn.Module):
         """Normalised images [B, C, H, W] to logits [B, K]."""
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = self.layer3(self.layer2(self.layer1(h)))
-        logits: Tensor = self.linear(
-            F.avg_pool2d(h, [int(side) for side in h.shape[2:]]).flatten(1)
-        )
+        size = h.shape[2:]
+        if (
+            torch.jit.is_tracing()
+        ):  # torch.jit's sides are tensors; torch.fx's must stay as they are
+            size = torch.Size([int(side) for side in size])
+        logits: Tensor = self.linear(F.avg_pool2d(h, size).flatten(1))
         return logits
 
 
