@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from synthkd import __version__, recipe
 from synthkd.errors import InputError, plain, quoted
 from synthkd.findings import EXIT_USELESS
+from synthkd.ignored import given_keys
 
 WORDS: dict[str, str] = {
     "generate": "Make a synthetic data set that a teacher agrees with.",
@@ -77,7 +78,8 @@ _POSITIONAL: dict[str, tuple[tuple[str, Any, str], ...]] = {
 }
 _EPILOGUE = (
     "Every setting can also stand in a TOML file: --config FILE.toml; flags go over it. "
-    "Stages are changed by name: --stage.joint.share 0.5, --stage.joint.terms.statistics 2."
+    "Stages are changed by name, as the pipeline calls them: --stage.study.share 0.5, "
+    "--stage.refine.terms.statistics 5; docs/settings.md has their keys (stage.NAME.…)."
 )
 
 
@@ -96,8 +98,11 @@ def _switches(word: str) -> list[inspect.Parameter]:
             ("resume", Path | None, None, ["--resume"], "data set to go on with"),
             ("save_generator", Path | None, None, ["--save-generator"], "directory to leave a "
              "trained diffusion model in, as diffusers reads it"),
+            as_json,
         ],
-        "distill": [("resume", Path | None, None, ["--resume"], "run directory to go on with")],
+        "distill": [
+            ("resume", Path | None, None, ["--resume"], "run directory to go on with"), as_json,
+        ],
         "evaluate": [as_json],
         "inspect": [as_json],
         "export": [
@@ -133,6 +138,7 @@ def _switches(word: str) -> list[inspect.Parameter]:
              "students on too (can be repeated)"),
             ("report", bool, False, ["--report"], "run nothing: only write tables and plot anew "
              "from what lies in --out"),
+            as_json,
         ],
     }  # fmt: skip
     if word == "evaluate":
@@ -254,6 +260,8 @@ def _command(word: str) -> Callable[..., Any]:
             checked: recipe.Recipe | None = recipe.validated(recipe.over(low, nested))
         else:
             checked = None if resume is not None else recipe.build(config, nested, _stage_flags)
+            if word in ("distill", "generate") and checked is not None:
+                chosen["given"] = given_keys(recipe.read_toml(config) if config else {}, nested)
         if word == "distill":
             chosen["started"] = began
         module = importlib.import_module(f"synthkd.commands.{word}")

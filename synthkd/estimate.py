@@ -113,6 +113,19 @@ def predict(
     return tuple(found)
 
 
+def estimate_writing(lab: Lab, offering: Stage, count: int, *, before: int) -> Estimate:
+    """What a data set of `count` images will take: the first `before` stages, then rounds of the
+    stage `offering`, if the teacher agrees with every image."""
+    costs, _ = measure(lab, [*lab.stages, offering.model_copy(update={"name": "write"})])
+    cost = costs["write"]
+    rounds = -(-count // max(1.0, cost.invented))
+    writing = StageEstimate(
+        "write", rounds, cost.seconds, rounds * cost.seconds, rounds * cost.invented, 0.0
+    )
+    earlier = predict(lab.stages, lab.budget, costs)[:before]
+    return Estimate((*earlier, writing), 0.0, _memory(lab, 0.0))
+
+
 def estimate(lab: Lab) -> Estimate:
     """What the run of a fresh `lab` will take on this machine, by trying its parts."""
     costs, answer = measure(lab)
@@ -195,8 +208,9 @@ def _tensors(network: nn.Module) -> Any:
     yield from network.buffers()
 
 
-def measure(lab: Lab) -> tuple[dict[str, RoundCost], float]:
-    """What a round of every stage takes, by stage, and the seconds of one answer of the student.
+def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, RoundCost], float]:
+    """What a round of every stage takes, by stage (of others than the run's where `stages` are
+    given), and the seconds of one answer of the student.
 
     Tried with copies of student and generators and with noise in the place of remembered images;
     of the run nothing changes. A black box is asked about few images, and is counted as asked.
@@ -240,7 +254,7 @@ def measure(lab: Lab) -> tuple[dict[str, RoundCost], float]:
         answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
     costs = {
         stage.name: _round(tried, stage, few, label, step, answer, recipe.training.batch, rng)
-        for stage in lab.stages
+        for stage in stages or lab.stages
     }
     if teacher.access == "full":
         teacher.queries = before  # asked about nothing of the run

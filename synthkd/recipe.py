@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from synthkd import files, resources
 from synthkd.errors import InputError, quoted
@@ -66,6 +74,12 @@ def _sides(value: object) -> object:
     raise ValueError(
         f"one side, or HEIGHTxWIDTH, each of 8 to {MOST_SIDE:,} pixels; got {quoted(shown)}"
     )
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
+        raise ValueError("known devices: auto, cpu, cuda, cuda:N")
+    return name
 
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
@@ -338,7 +352,7 @@ class RunTable(Table):
         Words, Field(description="names of the stages to run, comma-separated (default: all)")
     ] = ()
     device: Annotated[
-        str, Field(description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$")
+        str, Field(description="auto, cpu, cuda or cuda:N"), AfterValidator(_device)
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],

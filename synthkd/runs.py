@@ -56,7 +56,7 @@ class Run:
     def create(cls, path: Path, recipe: Recipe, manifest: dict[str, Any]) -> "Run":
         """A new run in an empty or new directory; anything else is refused, nothing is
         overwritten."""
-        claim(path)
+        claim(path, resumable=True)
         run = cls(path)
         (path / "checkpoints").mkdir()
         (path / "samples").mkdir()
@@ -214,13 +214,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def claim(path: Path) -> None:
-    """Makes a directory, or takes an empty one; anything else is refused."""
+def claim(path: Path, *, resumable: bool = False) -> None:
+    """Makes a directory, or takes an empty one; anything else is refused: one that is `resumable`
+    may be gone on with."""
     if files.exists(path) and not path.is_dir():
         raise InputError(f"--out {quoted(path)}: there is a file of this name")
     if files.exists(path) and any(path.iterdir()):
         raise InputError(
-            f"--out {quoted(path)}: this directory is not empty; choose another, or --resume it"
+            f"--out {quoted(path)}: this directory is not empty; choose another"
+            + (", or --resume it" if resumable else "")
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthkd"
 LAYERS = (  # from plain values up to effects
-    ("recipe", "progress", "resources", "errors", "files", "findings", "promises"),
+    ("recipe", "progress", "resources", "errors", "files", "findings", "promises", "ignored"),
     (
         "images",
         "arrays",

@@ -94,21 +94,25 @@ def run(
     report: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Runs every pipeline with every seed, one after the other, and writes tables and a plot.
+    """Runs every pipeline with every seed, one after the other, and writes tables and a plot; with
+    `as_json` it prints results.json, and nothing else.
 
     `recipe` has no pipeline: its settings are laid over each. The same call again goes on where it
     was stopped. With `report` nothing is run. Exits with 1 if a run failed.
     """
-    display = Display(quiet=quiet)
-    if not recipe.run.out:
+    display = Display(quiet=quiet or as_json)
+    if not recipe.run.out and not dry_run:
         raise InputError("a bench wants a directory: give --out DIR")
-    folder = Path(recipe.run.out)
+    folder = Path(recipe.run.out or "bench")
     if report:
         if folder.is_dir():
             files.plain_tree(folder, f"--out {quoted(folder)}")
         arena.report(folder)
         display.say(f"written anew: {folder / 'table.md'}, results.csv, results.json, accuracy.png")
+        if as_json:
+            print((folder / "results.json").read_text(), end="")
         return
     recipe, device, _ = prepare(recipe)
     common = _common(recipe, device)
@@ -131,6 +135,8 @@ def run(
         except (KeyboardInterrupt, SystemExit):
             display.say("stopped: the same command line goes on")
             raise
+    if as_json:
+        print((folder / "results.json").read_text(), end="")
     if failed:
         display.say(f"failed: {', '.join(failed)}; see the .log beside each run directory")
         raise SystemExit(1)
@@ -143,7 +149,7 @@ def _common(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """The settings laid over every pipeline, nested as in TOML."""
     data = recipe.model_dump(exclude_unset=True)
     data["run"]["device"] = str(device)
-    data["run"].pop("out")
+    data["run"].pop("out", None)
     for key in _flat(data):
         if key in _NOT_COMMON:
             raise InputError(

@@ -234,6 +234,15 @@ class Display:
             self._live = None
 
 
+def counted(count: float, noun: str) -> str:
+    """A count with its noun.
+
+    >>> counted(1, "minute"), counted(0.5, "minute")
+    ('1 minute', '0.5 minutes')
+    """
+    return f"{count:g} {noun}" + ("" if count == 1 else "s")
+
+
 def span(seconds: float) -> str:
     """A duration in words, to two figures.
 

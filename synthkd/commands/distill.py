@@ -1,9 +1,10 @@
 """`synthkd distill`: a small student from a frozen teacher."""
 
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from synthkd import recipe as recipes
-from synthkd.commands.display import Display, Schedule, clock
+from synthkd.commands.display import Display, Schedule, clock, counted
 from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import Images, count_images, load_images
 from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
@@ -20,6 +21,7 @@ from synthkd.estimate import Estimate, estimate
 from synthkd.evaluation import YES_OR_NO, compare, seconds_per_image
 from synthkd.files import read_table, sha256_of
 from synthkd.findings import Finding, as_data
+from synthkd.ignored import ignored
 from synthkd.label_check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.memory import Memory
@@ -53,28 +55,38 @@ MOST_SCORING = 0.25  # share of it that the final score may take
 
 
 def run(
-    recipe: Recipe, *, dry_run: bool = False, quiet: bool = False, started: float | None = None
-) -> dict[str, Any]:
-    """Distils a student as the recipe says, in a new run directory. Returns the summary.
+    recipe: Recipe, *, dry_run: bool = False, quiet: bool = False, as_json: bool = False,
+    given: Collection[str] = (), started: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Distils a student as the recipe says, in a new run directory. Returns the summary, and with
+    `as_json` prints it and nothing else.
 
-    A budget in minutes counts from `started`, a time of `time.perf_counter` (default: now).
+    A budget in minutes counts from `started`, a time of `time.perf_counter` (default: now). `given`
+    are the keys that the user set.
     """
     started = time.perf_counter() if started is None else started
+    quiet = quiet or as_json
     display = Display(quiet=quiet)
     recipe = borrow(recipe)
     job = _prepare(recipe, display)
+    idle = ignored(job.recipe, job.plan.stages, given)
+    display.findings(idle)
+    job.manifest["findings"] += as_data(idle)
     expected = None if quiet else _expect(job, display, started)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
     default = f"runs/{_word(recipe.teacher.spec)}-{_word(recipe.student.spec)}-s{recipe.run.seed}"
     out = Path(recipe.run.out) if recipe.run.out else free_name(Path(default))
-    claim(out)
+    claim(out, resumable=True)
     with held(out, "--out"):
         job.open_data()
         display.findings(job.notes)
         the_run = Run.create(out, job.recipe, job.manifest)
-        return _go(job, the_run, display, started, expected)
+        summary = _go(job, the_run, display, started, expected)
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    return summary
 
 
 def resume(
@@ -84,6 +96,7 @@ def resume(
     anyway: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    as_json: bool = False,
     started: float | None = None,
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.
@@ -91,7 +104,7 @@ def resume(
     Trust in code is not kept in the run directory: it is given anew.
     """
     started = time.perf_counter() if started is None else started
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet or as_json)
     the_run, recipe = Run.resume(path)
     recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
@@ -102,7 +115,10 @@ def resume(
         return {}
     with held(path, "--resume"):
         _take_up(job, the_run, display)
-        return _go(job, the_run, display, started)
+        summary = _go(job, the_run, display, started)
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    return summary
 
 
 def _take_up(job: "Job", the_run: Run, display: Display) -> None:
@@ -269,7 +285,7 @@ def _prepare(recipe: Recipe, display: Display, *, anyway: bool = False) -> Job:
         raise InputError("the pipeline has no budget: give --minutes or --images-seen")
     _check_memory(recipe, the_plan)
     budget = (
-        f"{recipe.budget.minutes:g} minutes"
+        counted(recipe.budget.minutes, "minute")
         if recipe.budget.minutes
         else f"{recipe.budget.images:,} student images"
     )

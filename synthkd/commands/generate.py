@@ -1,7 +1,8 @@
 """`synthkd generate`: a synthetic data set that a teacher agrees with."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 
 from synthkd import files
 from synthkd import recipe as recipes
-from synthkd.commands.display import Display, clock
+from synthkd.commands.display import Display, clock, counted
 from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
 from synthkd.data import load_images
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
+from synthkd.estimate import estimate_writing
 from synthkd.findings import Finding, as_data
+from synthkd.ignored import ignored
 from synthkd.images import Batch, to_uint8
 from synthkd.promises import PROMISES
 from synthkd.recipe import Recipe, Stage
@@ -39,34 +42,44 @@ RECIPE, CHECKPOINT = "recipe.toml", "checkpoint.safetensors"  # of a data set th
 
 def run(
     recipe: Recipe, *, save_generator: Path | None = None, dry_run: bool = False,
-    quiet: bool = False,
+    quiet: bool = False, as_json: bool = False, given: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Invents images for a teacher and writes them as a data set. Returns its manifest.
 
     A generator that learns is trained first, or loaded; pixels and drawings are made as they are
-    written. A diffusion model that was trained is left in `save_generator`, if that is given."""
+    written. A diffusion model that was trained is left in `save_generator`, if that is given. With
+    `as_json` the manifest is all that is printed. `given` are the keys that the user set."""
     started = time.perf_counter()
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet or as_json)
     recipe, job = _prepare(recipe, display, save_generator)
+    idle = ignored(recipe, job.stages, given, most_remembered=MEMORY)
+    display.findings(idle)
+    job.idle = idle
+    if not display.quiet:
+        _expect(job, display)
     if dry_run:
         print(recipes.to_toml(recipe), end="")
         return {}
     out = Path(recipe.run.out) if recipe.run.out else free_name(Path("synthetic"))
     _check_apart(save_generator, out)
-    claim(out)
+    claim(out, resumable=True)
     with held(out, "--out"):
-        claim(out)  # whoever came at the same time may have begun in it
+        claim(out, resumable=True)  # whoever came at the same time may have begun in it
         files.write_atomic(out / RECIPE, recipes.to_toml(recipe))
-        return _go(job, out, display, started)
+        manifest = _go(job, out, display, started)
+    if as_json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+    return manifest
 
 
 def resume(
     path: Path, *, trust_code: bool = False, anyway: bool = False,
     save_generator: Path | None = None, dry_run: bool = False, quiet: bool = False,
+    as_json: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a data set that was interrupted, in training or in writing."""
     started = time.perf_counter()
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet or as_json)
     if path.is_dir():
         files.plain_tree(path, f"--resume {quoted(path)}")
     _check_unfinished(path)
@@ -84,7 +97,20 @@ def resume(
     _check_apart(save_generator, path)
     with held(path, "--resume"):
         state = _take_up(job, path, display)
-        return _go(job, path, display, started, resumed=True, state=state)
+        manifest = _go(job, path, display, started, resumed=True, state=state)
+    if as_json:
+        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+    return manifest
+
+
+def _expect(job: "Job", display: Display) -> None:
+    """Tells what the data set will take."""
+    stage = job.stages[-1]
+    if job.learns:
+        stage = stage.model_copy(update={"synthesis_steps": 0, "fresh": BATCH})
+    before = 0 if job.trained else len(job.stages) - (not job.learns)
+    found = estimate_writing(job.lab, stage, job.recipe.dataset.count, before=before)
+    display.estimate(found, found.seconds, timed=False)
 
 
 def _check_apart(keep: Path | None, out: Path) -> None:
@@ -133,6 +159,7 @@ class Job:
     reasons: tuple[str, ...]
     level: int = 0  # the promise
     findings: list[Finding] = field(default_factory=list)  # of the teacher
+    idle: list[Finding] = field(default_factory=list)  # settings that do nothing
     real: int = 0  # real images read
     seconds: float = 0.0  # in earlier sittings
     training: dict[str, Any] = field(default_factory=dict)
@@ -205,7 +232,7 @@ def _prepare(
                 "another --pipeline, or give it terms (--stage.NAME.terms.one_hot 1)"
             )
     budget = (
-        f"{recipe.budget.minutes:g} minutes"
+        counted(recipe.budget.minutes, "minute")
         if recipe.budget.minutes
         else f"{recipe.budget.images or 0:,} images"
     )
@@ -323,7 +350,7 @@ def _go(
             job.writing = written + time.perf_counter() - writing
             findings = _check_result(job)
             manifest = _manifest(job) | {
-                "verdict": verdict(findings), "findings": as_data(findings),
+                "verdict": verdict(findings), "findings": as_data([*findings, *job.idle]),
             }  # fmt: skip
             manifest["wall_seconds"] = round(before + time.perf_counter() - started, 2)
             if job.keep is not None:
