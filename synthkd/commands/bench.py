@@ -82,7 +82,7 @@ class Bench:
     also: dict[str, Images]
     settings: dict[str, Any]  # for tables
     display: Display
-    findings: list[Finding]  # of the teacher
+    findings: Sequence[Finding] = ()  # of the teacher
 
 
 def run(
