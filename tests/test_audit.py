@@ -141,7 +141,9 @@ def test_a_run_from_a_teacher_file_reads_that_file_besides(tmp_path: Path) -> No
     path = tmp_path / "teacher" / "weights.pth"
     path.parent.mkdir()
     torch.save(build_network("resnet8-w4", channels=1, size=16, classes=10).state_dict(), path)
-    seen = audited(tmp_path, "--teacher", "resnet8-w4", "--teacher-weights", str(path), *CONTRACT)
+    seen = audited(
+        tmp_path, "--teacher", "resnet8-w4", "--teacher-weights", str(path), "--anyway", *CONTRACT
+    )
     beside = strange(seen, *own(tmp_path))
     assert set(beside) == {("read", path)}
 
@@ -168,7 +170,7 @@ class Net(nn.Module):
 def test_a_teacher_that_opens_an_image_is_caught(tmp_path: Path, real: Path) -> None:
     code = tmp_path / "teacher.py"
     code.write_text(PEEPING)
-    seen = audited(tmp_path, "--teacher", f"{code}:Net", "--trust-code", *CONTRACT)
+    seen = audited(tmp_path, "--teacher", f"{code}:Net", "--trust-code", "--anyway", *CONTRACT)
     beside = strange(seen, *own(tmp_path), code)
     assert ("read", real / "0" / "0.png") in beside
     assert all(path.is_relative_to(real) for _, path in beside)

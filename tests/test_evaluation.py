@@ -464,7 +464,7 @@ def test_both_questions_may_be_asked_at_once_and_json_is_json(student_run, synth
     asked = recipe(student={"spec": str(student_run)}, evaluation={"images": str(synthetic)})
     result = run(asked, as_json=True)
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(result))
-    assert set(result) == {"comparison", "images", "verdict"}
+    assert set(result) == {"comparison", "images", "teacher_findings", "verdict"}
 
 
 def test_quiet_prints_nothing(synthetic, capsys):

@@ -147,7 +147,7 @@ def test_a_set_for_another_teacher_is_refused(
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))\n"
     )
     contract = shlex.split(
-        "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.5 --trust-code"
+        "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.5 --trust-code --anyway"
     )
     with pytest.raises(SystemExit) as stopped:
         main([
