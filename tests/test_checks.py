@@ -1,13 +1,23 @@
 """What is wrong with a teacher is said by every command, and nothing is said of a sound one."""
 
+import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
 
 from synthkd.checks import check_teacher
+from synthkd.cli import main
+from synthkd.findings import Finding
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
+from synthkd.specs.code import executed
+from synthkd.teachers import Teacher, digest_of
 
 # The demo's trained network with something wrong around or inside it.
 FAULTS = """
@@ -119,6 +129,36 @@ def nan_at_contrast():
     return Around(before=lambda x: x + 0 * steep(x).log())
 def ties(): return Around(after=lambda z: torch.cat([z[:, :5], z[:, :5]], 1))
 
+# computed roughly
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = trained().to(torch.bfloat16)
+    def forward(self, x): return self.net(x.to(torch.bfloat16)).float()
+def half(): return Half()
+def rounded(): return Around(after=lambda z: (z.softmax(1) * 100).round() / 100)
+def rounded_logits(): return Around(after=lambda z: (2 * z).round() / 2)
+
+# of trained weights that lie beside this file: no BatchNorm
+class Small(nn.Sequential):
+    def __init__(self, scale=1.0):
+        super().__init__(
+            nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(392, 32), nn.ReLU(),
+            nn.Linear(32, 10))
+        self.scale = scale
+    def forward(self, x): return super().forward(x * self.scale)
+def small(scale=1.0):
+    net = Small(scale)
+    net.load_state_dict(torch.load(Path(__file__).with_name("small.pt")))
+    return net
+def small_of_bytes(): return small(1 / 255)
+def small_of_units(): return small(255.0)
+def seeded_head():
+    net = small()
+    torch.manual_seed(5)
+    net[5].reset_parameters()
+    return net
+
 # pixels
 def wants_bytes(): return Around(before=lambda x: (x / 255 - 0) )
 def wants_unit(): return Around(before=lambda x: x * 255)
@@ -132,6 +172,20 @@ CONTRACT = [
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("faults") / "faults.py"
     path.write_text(FAULTS)
+    # a small network that has learned handwritten digits for some seconds
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    images = (F.interpolate(images, (16, 16), mode="bilinear").clamp(0, 1) - 0.3054) / 0.3184
+    labels = torch.tensor(digits.target)
+    rng = torch.Generator().manual_seed(0)
+    net = executed(path).Small().train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for _ in range(200):
+        some = torch.randint(len(images), (64,), generator=rng)
+        optimizer.zero_grad()
+        F.cross_entropy(net(images[some]), labels[some]).backward()
+        optimizer.step()
+    torch.save(net.state_dict(), path.with_name("small.pt"))
     return path
 
 
@@ -160,6 +214,8 @@ WRONG = {
     "zeros": "constant", "constant_bias": "constant", "nan_at_contrast": "not-finite",
     "ties": "ties",
     "wants_bytes": "normalisation", "wants_unit": "normalisation",
+    "small_of_bytes": "input-scale", "small_of_units": "input-scale",
+    "seeded_head": "random-head",
 }  # fmt: skip
 
 
@@ -168,5 +224,164 @@ def test_every_fault_is_found_and_is_serious(file: Path, name: str) -> None:
     assert found(file, name).get(WRONG[name]) is True
 
 
-def test_a_sound_teacher_is_found_sound(file: Path) -> None:
-    assert found(file, "sound") == {}
+@pytest.mark.parametrize("name", ["sound", "small"])
+def test_a_sound_teacher_is_found_sound(file: Path, name: str) -> None:
+    assert found(file, name) == {}
+
+
+# Every command asks
+
+
+RUN = shlex.split(
+    "--pipeline noise --student resnet8-w4 --images-seen 64 --training.batch 16 --run.threads 1 "
+    "--memory.capacity 64"
+)
+COMMANDS = {
+    "distill": ["distill", *RUN, "--val-data", "none", "--out", "out"],
+    "distill --dry-run": ["distill", *RUN, "--val-data", "none", "--dry-run"],
+    "generate": ["generate", *shlex.split("--pipeline shaders --count 10 --out out")],
+    "evaluate": ["evaluate", "--student", "demo", "--val-data", "demo:unseen"],
+    "evaluate --images": ["evaluate", "--images", "demo:unseen", "--extractor", "teacher"],
+    "bench": [
+        "bench", *shlex.split(
+            "--pipelines noise --minutes 0.05 --student resnet8-w4 --val-data demo:unseen --out out"
+        ),
+    ],
+}  # fmt: skip
+# one teacher of every code; the others are covered above
+KINDS = {code: name for name, code in WRONG.items()}
+
+
+def called(
+    argv: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[int, str, str]:  # fmt: skip
+    """Exit code, stdout and stderr of a command line in this process."""
+    monkeypatch.chdir(folder)
+    try:
+        main(argv)
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("code", KINDS)
+def test_every_command_refuses_every_serious_fault_in_one_line(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], code: str, command: str,
+) -> None:  # fmt: skip
+    teacher = ["--teacher", f"{file}:{KINDS[code]}", "--trust-code", *CONTRACT]
+    monkeypatch.setattr("synthkd.commands.machine.check_teacher", once(check_teacher))
+    rc, _, err = called([*COMMANDS[command], *teacher], tmp_path, monkeypatch, capsys)
+    assert rc == 2 and err.count("\n") == 1 and err.startswith("error: --teacher "), err
+    assert KINDS[code] in err and "give --anyway" in err
+    told = ASKED[f"{file}:{KINDS[code]}"]
+    assert code in {one.code for one in told}
+    for one in told:  # what was seen, and how to mend it
+        assert not one.serious or (one.seen in err and one.remedy in err)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+ASKED: dict[str, list[Finding]] = {}
+
+
+def once(check: Callable[..., list[Finding]]) -> Callable[..., list[Finding]]:
+    """The check itself; the same teacher is not asked again by the next command."""
+
+    def asked(teacher: Teacher, table: TeacherTable, **more: Any) -> list[Finding]:
+        if table.spec not in ASKED:
+            ASKED[table.spec] = check(teacher, table, **more)
+        return ASKED[table.spec]
+
+    return asked
+
+
+def test_inspect_shows_the_faults_and_goes_on(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["inspect", f"{file}:dropout", "--trust-code", *CONTRACT]
+    rc, out, _ = called([*argv, "--json"], tmp_path, monkeypatch, capsys)
+    card = json.loads(out)
+    assert rc == 0 and [one["code"] for one in card["findings"]] == ["not-deterministic"]
+    assert card["findings"][0]["serious"] is True
+    assert card["warnings"] == [f"{one['seen']}: {one['remedy']}" for one in card["findings"]]
+
+
+def test_anyway_goes_on_and_records_what_was_found(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = ["--teacher", f"{file}:dropout", "--trust-code", "--anyway", *CONTRACT]
+    rc, out, _ = called([*COMMANDS["distill"], *teacher], tmp_path, monkeypatch, capsys)
+    assert rc in (0, 3) and "serious: the same" in out
+    for name in ("manifest.json", "summary.json"):
+        told = json.loads((tmp_path / "out" / name).read_text())["teacher_findings"]
+        assert [one["code"] for one in told] == ["not-deterministic"]
+    argv = [*COMMANDS["generate"][:-2], "--out", "set", *teacher]
+    assert called(argv, tmp_path, monkeypatch, capsys)[0] in (0, 3)
+    told = json.loads((tmp_path / "set" / "manifest.json").read_text())["teacher_findings"]
+    assert [one["code"] for one in told] == ["not-deterministic"]
+    argv = [*COMMANDS["evaluate"], "--json", *teacher]
+    rc, out, _ = called(argv, tmp_path, monkeypatch, capsys)
+    assert json.loads(out)["teacher_findings"] == told
+
+
+def test_a_run_is_resumed_only_if_the_teacher_is_sound_or_anyway(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from synthkd.runs import Run
+
+    code = tmp_path / "teacher.py"
+    code.write_text(file.read_text())
+    teacher = ["--teacher", f"{code}:sound", "--trust-code", *CONTRACT]
+    monkeypatch.setattr(Run, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    called([*COMMANDS["distill"], *teacher], tmp_path, monkeypatch, capsys)
+    monkeypatch.undo()
+    # the same weights, with dropout since
+    code.write_text(
+        file.read_text().replace(
+            "def sound(): return Around()",
+            "def sound(): return Around(before=lambda x: F.dropout(x, 0.1))",
+        )
+    )
+    argv = ["distill", "--resume", "out", "--trust-code", "--dry-run"]
+    rc, _, err = called(argv, tmp_path, monkeypatch, capsys)
+    assert rc == 2 and "asked twice" in err
+    assert called([*argv, "--anyway"], tmp_path, monkeypatch, capsys)[0] == 0
+
+
+def test_a_student_that_is_scored_is_asked_too_and_not_refused(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = shlex.split("evaluate --val-data demo:unseen --json --trust-code")
+    argv += ["--student", f"{file}:untrained", *CONTRACT]
+    rc, out, _ = called(argv, tmp_path, monkeypatch, capsys)
+    assert rc in (0, 3)
+    told = json.loads(out)["comparison"]["student_findings"]
+    assert [one["code"] for one in told] == ["random-weights"]
+
+
+# What it must not do
+
+
+def test_a_check_changes_nothing_and_counts_no_queries(file: Path) -> None:
+    asked: list[int] = []
+    teacher = load_teacher(table(file, "numpy_api"), trust_code=True)
+    function = teacher.classifier.body.function
+    teacher.classifier.body.function = lambda x: asked.append(len(x)) or function(x)
+    before, digest = torch.get_rng_state(), teacher.digest
+    check_teacher(teacher, table(file, "numpy_api"), trust_code=True)
+    assert 0 < sum(asked) <= 64 and teacher.queries == 0
+    assert torch.equal(torch.get_rng_state(), before) and digest_of(teacher.classifier) == digest
+
+
+def test_the_noise_of_arithmetic_is_no_doubt(file: Path) -> None:
+    """A network that computes in bfloat16 answers a little otherwise in other batches."""
+    assert found(file, "half") == {}
+
+
+def test_rounded_answers_are_no_serious_doubt(file: Path) -> None:
+    assert not any(found(file, "rounded").values())
+    assert not any(found(file, "rounded_logits").values())
