@@ -287,7 +287,7 @@ class _Questions:
         """Whether pixels 255 times as large, or as small, make sense to it where its own do not:
         too small, all look alike to it; too large, it is sure of everything by a great distance."""
         classifier = self.teacher.classifier
-        small = own.moved < 0.03 and own.votes == 1
+        small = own.moved < 0.03 and (own.votes == 1 or 2 * own.votes < self.teacher.classes)
         if not (small or own.gap > 15):
             return []
         if self.teacher.access != "full":
@@ -297,7 +297,11 @@ class _Questions:
             other = Spread.of(classifier.read(classifier.body, x).float(), classifier)
         except Exception:  # whatever a stranger's network raises at odd pixels
             return []
-        if other.moved < 0.15 or (other.votes == 1 if small else other.gap > own.gap / 5):
+        if other.moved < 0.15 or (
+            other.votes <= own.votes or other.moved < 10 * own.moved
+            if small
+            else other.gap > own.gap / 5
+        ):
             return []
         seen, given, wanted = (
             ("hardly differ", "0..1", "0..255") if small else ("are all extreme", "0..255", "0..1")

@@ -274,7 +274,7 @@ def _open(
     teacher = load_teacher(recipe.teacher, trust_code=trust).to(device)
 
     def labelled(path: str) -> Images:
-        images = load_images(
+        return load_images(
             path,
             teacher.spec,
             classes=teacher.classes,
@@ -283,6 +283,8 @@ def _open(
             names=teacher.names,
             table=recipe.data,
         )
+
+    def judged(path: str, images: Images) -> Images:
         images, check = settled(images, votes_of(teacher, images), teacher)
         if images.order:
             display.say(f"{quoted(path)}: {images.order}")
@@ -295,9 +297,11 @@ def _open(
         display.findings(check.findings)
         return images
 
-    val = labelled(recipe.data.val or "demo:unseen")
-    others = {name: labelled(path) for name, path in also.items()}
-    findings = checked(teacher, recipe, display)
+    paths = {"": recipe.data.val or "demo:unseen", **also}
+    opened = {name: labelled(path) for name, path in paths.items()}
+    findings = checked(teacher, recipe, display)  # of whose answers labels are judged
+    others = {name: judged(paths[name], images) for name, images in opened.items()}
+    val = others.pop("")
     settings = {
         "teacher": Path(recipe.teacher.spec).name,
         "student": Path(recipe.student.spec).name,
