@@ -59,9 +59,8 @@ class ResNet(nn.Module):
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = self.layer3(self.layer2(self.layer1(h)))
         size = h.shape[2:]
-        if (
-            torch.jit.is_tracing()
-        ):  # torch.jit's sides are tensors; torch.fx's must stay as they are
+        # of torch.jit the sides are tensors; what torch.fx follows must stay as it is
+        if torch._C._get_tracing_state() is not None:
             size = torch.Size([int(side) for side in size])
         logits: Tensor = self.linear(F.avg_pool2d(h, size).flatten(1))
         return logits
