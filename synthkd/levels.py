@@ -88,7 +88,7 @@ def levels_of(extent: Extent, given: tuple[float, ...] = ()) -> Levels:
         return Levels(0, 255, "0..255")
     raise InputError(
         f"its values {low:g}..{high:g} are neither bytes, nor 0..1, nor -1..1: say which are black "
-        "and white with --data.range LOW,HIGH"
+        "and white with --data.range BLACK,WHITE"
     )
 
 

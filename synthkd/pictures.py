@@ -35,6 +35,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 KNOWN = "a PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF or DICOM image"
 MOST_PIXELS = 4_000_000  # of an image that is kept as it is; larger ones are shrunk
 MOST_DECODED = 178_000_000  # pixels of a file; Pillow's own limit is 178,956,970
+MOST_SCANNED = 4_000_000_000  # pixels of all passes of a progressive JPEG together
 MOST_DEEP = 64_000_000  # pixels of a file of more than 8 bits, or of one that wants more memory
 BOMB_BYTES, BOMB_RATIO = 300 << 20, 200  # decoded bytes from which on that ratio is refused
 MOST_BYTES = 16 << 30  # of all images together
@@ -525,6 +526,11 @@ def _check_cost(picture: Image.Image, path: Path, deep: bool) -> None:
         raise InputError(f"{picture.width}x{picture.height} pixels; at most {most:,} are read")
     size = pixels * (1 if picture.mode in ("1", "L", "P") else 4)
     if picture.format in ("JPEG", "MPO"):  # is reduced while it is decoded
+        scans = path.read_bytes().count(b"\xff\xda") if "progressive" in picture.info else 1
+        if scans * pixels > MOST_SCANNED:
+            raise InputError(
+                f"{picture.width}x{picture.height} pixels in {scans:,} passes: refused"
+            )
         return
     if size > BOMB_BYTES and size > BOMB_RATIO * path.stat().st_size:
         raise InputError(

@@ -314,7 +314,7 @@ class DataTable(Table):
     @model_validator(mode="after")
     def _check_range(self) -> Self:
         if self.range and (len(self.range) != 2 or self.range[0] == self.range[1]):
-            raise ValueError("data.range wants two different numbers: the values of black, white")
+            raise ValueError("range wants two different numbers, the values of black and of white")
         return self
 
 

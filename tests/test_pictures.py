@@ -408,6 +408,17 @@ def test_a_bomb_of_one_colour_is_refused_before_it_is_decoded(tmp_path: Path, si
     assert "bomb.png" in line and ("178,000,000" in line or "decompression bomb" in line)
 
 
+def test_a_jpeg_of_thousands_of_passes_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (4000, 4000), 90).save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content.rindex(b"\xff\xda")
+    content = content[:last] + content[last:-2] * 2000 + content[-2:]
+    assert "2,00" in refused(written(tmp_path / "a.jpg", content), spec=GREY)
+    found, _ = read(written(tmp_path / "b.jpg", stream.getvalue()), spec=GREY)
+    assert (found == 90).all()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
