@@ -489,8 +489,10 @@ def rounding(values: Tensor) -> float:
     (0.01, 1.0, 0.0)
     """
     values = values[values.isfinite()].double()
-    error = precision(values) * float(values.abs().max()) if len(values) else 0.0
-    for digits in range(7):
+    if torch.equal(values, values.round()):
+        return 1.0
+    error = precision(values) * float(values.abs().max())
+    for digits in range(1, 7):
         unit = 10.0**-digits
         slack = max(1e-4, 2 * error / unit)
         if slack > 0.2:
@@ -502,13 +504,13 @@ def rounding(values: Tensor) -> float:
 
 def _sums_to(values: Tensor, total: float, unit: float) -> bool:
     """Whether rows of numbers that are never negative sum to `total`, within what rounding does."""
-    wide = values.shape[1]
-    slack = max(LEFT, 2 * precision(values)) * total + 1.2 * unit * wide**0.5
-    lost = unit / 2 * (values < unit).sum(1)  # what was rounded to zero
+    slack = max(LEFT, 2 * precision(values)) * total
+    named = (values > 0).sum(1)
     sums = values.sum(1)
-    least = torch.maximum(total - slack - lost, torch.full_like(sums, total / 2))
-    return bool((values >= -1e-6 * total).all() and (sums <= total + slack).all()
-                and (sums >= least).all())  # fmt: skip
+    most = total + slack + unit / 2 * named  # all of them may have been rounded the same way
+    least = (total - slack - unit / 2 * values.shape[1]) * torch.ones_like(sums)
+    within = (sums <= most.clamp_max(1.6 * total)) & (sums >= least.clamp_min(total / 2))
+    return bool((values >= -1e-6 * total).all() and within.all())
 
 
 def _best_alone(values: Tensor, total: float, unit: float) -> int:
@@ -540,7 +542,12 @@ def _of_rows(
         )
     if classes is not None and classes != wide:
         raise InputError(f"--classes {classes}: the network has {wide} classes; omit it")
-    seen = _guessed(values, found)
+    try:
+        seen = _guessed(values, found)
+    except InputError:  # they may be two things, and the user says which
+        if told == "auto":
+            raise
+        seen = found
     if told in ("auto", seen.kind):
         return wide, seen
     if told == "labels":
@@ -591,7 +598,9 @@ def _guessed(values: Tensor, found: Answers) -> Answers:
                 return replace(found, kind="top-k", total=total, step=unit / total, listed=listed)
     if _normalised(values, unit):
         return replace(found, kind="log-probabilities")
-    zeros = bool((values == 0).any())
+    # a relu leaves zeros; a sigmoid's come after ones and the smallest of numbers
+    saturated = high > 0.99 and bool(((values > 0) & (values < 1e-12)).any())
+    zeros = bool((values == 0).any()) and not saturated
     if low >= 0 and high <= 1 and (not zeros or unit or error > 2.0**-20):
         note = Finding(
             "answers-assumed", "its answers lie in 0..1 and do not sum to 1: taken for a "

@@ -98,6 +98,7 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
     guard = partial(_guarded, table.spec, "teacher")
     with guard():
         access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
+        access = "labels" if classifier.answers == "labels" else access
         return Teacher(
             classifier, names=names, described=f"{table.spec}{kind}", access=access,
             features_at=table.features, guard=guard,
