@@ -1,6 +1,7 @@
 """What is wrong with a teacher is said by every command, and nothing is said of a sound one."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from test_shared_data import LOG_SOFTMAX, OTHERS
 
 from synthkd.checks import check_teacher
 from synthkd.cli import main
@@ -366,6 +368,14 @@ def test_a_student_that_is_scored_is_asked_too_and_not_refused(
     assert [one["code"] for one in told] == ["random-weights"]
 
 
+def test_every_code_has_its_line_in_the_documents() -> None:
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "synthkd" / "checks.py").read_text()
+    codes = set(re.findall(r'Finding\(\s*"([a-z-]+)"', text))
+    told = re.findall(r"^\| `([a-z-]+)` \|", (root / "docs" / "checks.md").read_text(), re.M)
+    assert set(told) == codes and len(told) == len(codes) >= len(KINDS)
+
+
 # What it must not do
 
 
@@ -388,3 +398,103 @@ def test_the_noise_of_arithmetic_is_no_doubt(file: Path) -> None:
 def test_rounded_answers_are_no_serious_doubt(file: Path) -> None:
     assert not any(found(file, "rounded").values())
     assert not any(found(file, "rounded_logits").values())
+
+
+# Networks that other people trained: no false alarm, and the true one where they are fed wrongly
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATA, NETS = SHARED / "data", SHARED / "larger" / "nets"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CENTRED = {"mean": (0.5,), "std": (0.5,)}
+MNIST = {"image_size": 32, "channels": 1, "mean": (0.1307,), "std": (0.3081,)}
+
+
+def theirs(name: str, size: int, channels: int, weights: str, **more: Any) -> TeacherTable:
+    """One whose code and weights lie together."""
+    given = {"weights": str(NETS / weights), "image_size": size, "channels": channels}
+    return TeacherTable(spec=f"{NETS / name}", **(given | more))
+
+
+def third_parties(folder: Path) -> dict[str, TeacherTable]:
+    """Every network of ../shared, as its README says that it is fed."""
+    (folder / "others.py").write_text(OTHERS)
+    (folder / "lenet.py").write_text(LOG_SOFTMAX)
+    colour = {"image_size": 32, "channels": 3}
+    lenet = str(DATA / "mnist_lenet5_khushbujpatel.pt")
+    graph = f"onnx:{DATA / 'mnist_cnn_matthieu-sgi.onnx'}"
+    mobile = "kerasnet.py:make_mobilenet_025_imagenet"
+    return {
+        **{
+            name: TeacherTable(spec=name, weights=str(DATA / file), **colour, **IMAGENET)
+            for name, file in
+            (("resnet20", "resnet20-12fca82f.th"), ("resnet56", "resnet56-4bfd9763.th"))
+        },
+        "lenet5": TeacherTable(spec="lenet5", weights=lenet, **MNIST),
+        "log-softmax": TeacherTable(spec=f"{folder / 'lenet.py'}:LeNet", weights=lenet, **MNIST),
+        "transformer": TeacherTable(
+            spec=f"{folder / 'others.py'}:Transformer",
+            weights=str(DATA / "cifar10_vit_amebett1.pth"), **colour, **CENTRED,
+        ),
+        "lungs": TeacherTable(
+            spec=f"{folder / 'others.py'}:Lungs", image_size=128, channels=3,
+            weights=str(DATA / "pneumonia_cnn_speedgotfried.pth"), **IMAGENET,
+        ),
+        "graph": TeacherTable(spec=graph, mean=(0.5,), std=(1.0,)),
+        "graph from afar": TeacherTable(spec=graph, mean=(0.5,), std=(1.0,), access="logits"),
+        "micronet": theirs(
+            "cifar100_micronet.py:make", 32, 3, "cifar100_micronet.pt",
+            mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761),
+        ),
+        "faces": theirs(
+            "kerasnet.py:make_fer2013_mini_XCEPTION_64", 64, 1, "fer2013_mini_XCEPTION_64.pt",
+            **CENTRED,
+        ),
+        "vww96": theirs("vww96.py:make", 96, 3, "vww96.pt", mean=(0.0,), std=(1.0,)),
+        "resnet8": theirs(
+            "resnet8_cifar10.py:make", 32, 3, "resnet8_cifar10.pt", mean=(0.0,), std=(0.00392157,)
+        ),
+        "plants": theirs(
+            "plant_modified_v3.py:make", 224, 3, "plant_modified_v3.pth", **IMAGENET
+        ),
+        "mobilenet": theirs(mobile, 224, 3, "mobilenet_v1_0.25_224.pt", **CENTRED),
+    }  # fmt: skip
+
+
+beside = pytest.mark.skipif(
+    not (NETS.is_dir() and DATA.is_dir()), reason="no ../shared beside this checkout"
+)
+SLOW = ("resnet56", "transformer", "lungs", "micronet", "faces", "vww96", "plants", "mobilenet")
+FAST = ("resnet20", "lenet5", "log-softmax", "graph", "graph from afar", "resnet8")
+
+
+@beside
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_nothing_is_said_of_what_other_people_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(NETS)  # some import each other
+    told = third_parties(tmp_path)[name]
+    assert check_teacher(load_teacher(told, trust_code=True), told, trust_code=True) == []
+
+
+@beside
+@pytest.mark.parametrize(
+    ("name", "wrong", "code", "serious"),
+    [
+        ("resnet8", {"mean": (0.0,), "std": (1.0,)}, "normalisation", True),
+        ("resnet20", {"mean": (0.0,), "std": (1 / 255,)}, "normalisation", True),
+        ("resnet20", {"mean": (0.0,), "std": (1.0,)}, "normalisation", False),
+        ("lenet5", {"mean": (0.1307,), "std": (0.3081 / 255,)}, "input-scale", True),
+        ("lenet5", {"mean": (0.1307,), "std": (0.3081 * 255,)}, "input-scale", True),
+        ("transformer", {"mean": (0.5,), "std": (0.5 * 255,)}, "input-scale", True),
+    ],
+)
+def test_the_true_doubt_about_what_other_people_trained(
+    name: str, wrong: dict[str, Any], code: str, serious: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(NETS)
+    told = third_parties(tmp_path)[name].model_copy(update=wrong)
+    findings = check_teacher(load_teacher(told, trust_code=True), told, trust_code=True)
+    assert {one.code: one.serious for one in findings}.get(code) is serious
