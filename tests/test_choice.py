@@ -128,3 +128,11 @@ def test_our_networks_still_have_a_folded_copy_for_fast_answers(demo: Teacher):
     for of in (demo, teacher("wrn-16-1"), teacher("resnet8-w4")):
         quick = quickened(of.classifier)(images)  # raises where torch.fx cannot follow
         torch.testing.assert_close(quick, of.classifier(images), atol=0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fresh_network_returns_logits_whatever_its_first_answers_look_like(seed: int):
+    torch.manual_seed(seed)
+    of = teacher("resnet8-w4", size=64, classes=2)
+    name = ("timm:mobilenetv3_small_050", "resnet8-w4", "mobilenet-0.25", "timm:lcnet_035")[seed]
+    assert new_student(StudentTable(spec=name), of).answers == "logits"

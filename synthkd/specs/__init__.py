@@ -177,7 +177,9 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
         return found
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
     source = _source(table.spec, table.weights, table_of, trust_code=trust_code, role="student")
-    count, answers = _asked("student", table.spec, source.body, spec, teacher.classes)
+    # fresh networks of ours and of zoos return logits, whatever their first answers look like
+    known = {} if _is_code(table.spec) else {"told": "logits", "saved": True}
+    count, answers = _asked("student", table.spec, source.body, spec, teacher.classes, **known)
     if teacher.independent and answers.kind == "logits":
         answers = replace(answers, kind="multilabel-logits")
     if teacher.independent != answers.independent:
