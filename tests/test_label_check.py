@@ -449,3 +449,40 @@ def test_a_bench_with_wrong_labels_is_refused_before_it_runs(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"counted backwards.*--anyway"):
         bench.run(recipe, pipelines="shaders", quiet=True)
     assert not (tmp_path / "bench").exists()
+
+
+def test_a_folder_of_hugging_face_knows_its_names_and_folders_follow_them(tmp_path: Path) -> None:
+    """The row of `zero` … in alphabetical order: the truth is what the network itself answers."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    names = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four"}
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=8, num_channels=3, id2label=names,
+        label2id={name: k for k, name in names.items()},
+    )  # fmt: skip
+    body = transformers.ViTForImageClassification(config).eval()
+    with torch.no_grad():
+        body.vit.embeddings.patch_embeddings.projection.weight *= 40
+        body.classifier.weight *= 20
+    body.save_pretrained(str(tmp_path / "vit"), safe_serialization=True)
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps({
+        "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+        "size": {"height": 16, "width": 16},
+    }))  # fmt: skip
+    teacher = load_teacher(TeacherTable(spec=f"hf:{tmp_path / 'vit'}"))
+    assert teacher.names == tuple(names.values())
+    rng = np.random.default_rng(0)
+    pixels = (rng.random((300, 1, 1, 3)) * 255 + rng.random((300, 16, 16, 3))).astype(np.uint8)
+    with torch.no_grad():
+        votes = teacher(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).argmax(1)
+    assert len(votes.unique()) >= 2
+    for k, (image, vote) in enumerate(zip(pixels, votes.tolist(), strict=True)):
+        folder = tmp_path / "set" / names[vote].capitalize()
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{k}.png")
+    images = load_images(
+        str(tmp_path / "set"), teacher.spec, classes=5, labelled=True, names=teacher.names
+    )
+    found = compare(teacher, teacher, images)
+    assert found.teacher_accuracy == 1.0 and found.findings == () and "by name" in found.order
