@@ -103,10 +103,10 @@ def told_list(text: str, flag: str) -> tuple[str, ...]:
     ('cat', 'sea lion')
     """
     path = Path(text)
-    if not text or "," in text or not path.suffix:
+    if not text or "," in text or not (path.suffix or _is_file(path)):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
-        if not path.is_file() or path.stat().st_size > MOST_TEXT:
+        if not _is_file(path) or path.stat().st_size > MOST_TEXT:
             raise InputError(f"{flag} {quoted(text)}: no text file of at most {MOST_TEXT:,} bytes")
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -122,6 +122,13 @@ def told_list(text: str, flag: str) -> tuple[str, ...]:
             f"{flag} {quoted(text)}: one entry a line, of at most {MOST_NAME} characters"
         )
     return tuple(lines)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # of what can be no path
+        return False
 
 
 # Matching

@@ -36,7 +36,7 @@ from synthkd.findings import Finding
 from synthkd.images import ImageSpec
 from synthkd.label_arrays import pair_in, told_labels
 from synthkd.pictures import affordable, read_pictures, shaped
-from synthkd.recipe import DataTable
+from synthkd.recipe import MOST_CLASSES, DataTable
 from synthkd.specs.code import executed
 
 UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
@@ -332,6 +332,8 @@ def _class_names(given: Sequence[str], classes: Sequence[int], target: Target) -
         return target.names
     found = {k: name for name, k in zip(given, classes, strict=True) if k >= 0}
     count = target.classes or max(found) + 1
+    if count > MOST_CLASSES:
+        return ()
     return tuple(found.get(k, str(k)) for k in range(count))
 
 
@@ -365,7 +367,10 @@ def _from_npz(
     except Exception as error:  # zipfile and zlib raise many kinds
         raise InputError(f"{where}: not a readable .npz file: {quoted(error)}") from None
     said = "; ".join(
-        filter(None, (f"arrays {x} and {y}" if (x, y) != ("x", "y") and y else "", said))
+        filter(
+            None,
+            (f"arrays {quoted(x)} and {quoted(y)}" if (x, y) != ("x", "y") and y else "", said),
+        )
     )
     return _checked(where, pixels, labels, "the file has no array y", notes, target, said)
 

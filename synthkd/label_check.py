@@ -30,6 +30,7 @@ NO_BETTER = 0.1  # balanced accuracy, from chance 0 to 1, under which a teacher 
 PERHAPS = 0.25  # if its upper limit lies under this,
 LIMIT = 2.33  # so many standard errors above it (99 %)
 LARGEST = 4_000_000  # cells of a table of labels and votes, over which no assignment is looked for
+SORTED = 100_000  # classes over which orders of texts are not tried
 LISTED = 60  # classes whose order is written into a remedy
 
 Numbers = NDArray[np.int64]
@@ -144,8 +145,9 @@ def _common(classes: int, seen: Numbers, told: Numbers, names: Sequence[str]) ->
             f"if the labels from {gap} on are one higher, as class {gap} has no images",
             (*range(gap), *range(gap + 1, k), -1),
         )
-    yield from _text_orders(k)
-    yield from _name_orders(known_names(names), k)
+    if k <= SORTED:
+        yield from _text_orders(k)
+        yield from _name_orders(known_names(names), k)
 
 
 def _text_orders(k: int) -> Iterator[Order]:

@@ -132,6 +132,9 @@ def test_lists_are_read_from_text_and_from_files(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\ufeff0 tench, Tinca tinca\n1 sea lion\n\n")
     assert told_list(str(tmp_path / "labels.txt"), "-") == ("tench, Tinca tinca", "sea lion")
     assert told_list("a, b", "-") == ("a", "b") and told_list("", "-") == ()
+    (tmp_path / "classes").write_text("cat\ndog\n")
+    assert told_list(str(tmp_path / "classes"), "-") == ("cat", "dog")
+    assert told_list("a\0" * 3, "-") == ("a\0a\0a\0",) and told_list("x" * 5000, "-")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "hole.txt").write_text("a\n\nb\n")
     for name in ("bad.txt", "hole.txt", "none.txt"):

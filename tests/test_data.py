@@ -593,7 +593,7 @@ def test_images_come_in_rows_or_along_the_last_axis(tmp_path: Path) -> None:
     grey = noise(6, 8, 8)
     images = load(saved(tmp_path / "rows.npz", data=grey.reshape(6, 64), target=y), GREY)
     assert np.array_equal(images.pixels[:, 0].numpy(), grey)
-    assert "8 x 8" in images.order and "data and target" in images.order
+    assert "8 x 8" in images.order and "'data' and 'target'" in images.order
 
 
 def test_code_gives_tensors_lists_and_dicts(tmp_path: Path) -> None:
