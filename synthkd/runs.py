@@ -4,7 +4,7 @@ recipe.toml          the resolved recipe: running it again gives the same run
 manifest.json        what was read, with which versions, seeds and promise level; its state
 metrics.jsonl        one line per round
 checkpoints/         the newest two states of the lab
-samples/             contact sheets of fresh images
+samples/             contact sheets: the first and the latest images of a stage, the memory's
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
 calibration.npz      some of the images that the student learned from, with the teacher's votes
 student.safetensors  the student, with the card that rebuilds it
@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -38,6 +39,7 @@ from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.states import load_state, save_state
 
 KEPT = 2  # checkpoints
+SHEET_SECONDS = 30  # between two contact sheets
 CALIBRATION = "calibration.npz"
 # what we write, and so may delete
 CHECKPOINT = re.compile(r"\d{9,}\.safetensors")
@@ -51,6 +53,8 @@ class Run:
         self.path = path
         self._metrics = path / "metrics.jsonl"
         self._snapshots = path / "snapshots.jsonl"
+        self._latest: Round | None = None  # whose images are still to be drawn
+        self._drawn = time.monotonic()
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, manifest: dict[str, Any]) -> "Run":
@@ -104,11 +108,35 @@ class Run:
         files.append_line(self._metrics, json.dumps(files.finite(line), allow_nan=False))
 
     def samples(self, lap: Round, classes: int) -> None:
-        """A contact sheet of the round's fresh images."""
-        if lap.samples is None or lap.labels is None:
+        """Contact sheets of fresh images: the first round of every stage, and the latest, which is
+        written when `close_samples` or a round of another stage says so, or every half minute."""
+        if lap.samples is None:
             return
-        sheet = class_sheet(lap.samples, lap.labels, classes, columns=8, zoom=2)
-        save_picture(sheet, self.path / "samples" / f"{lap.progress.round:06d}-{lap.stage}.png")
+        if self._latest is not None and self._latest.stage != lap.stage:
+            self.close_samples(classes)
+        first = self.path / "samples" / f"{lap.stage}-first.png"
+        if not first.exists():
+            self._sheet(lap, first, classes)
+        self._latest = lap
+        if time.monotonic() - self._drawn > SHEET_SECONDS:
+            self.close_samples(classes)
+
+    def close_samples(self, classes: int) -> None:
+        """Writes the latest sheet, if there is a newer one."""
+        if self._latest is not None:
+            name = f"{self._latest.stage}-latest.png"
+            self._sheet(self._latest, self.path / "samples" / name, classes)
+            self._latest, self._drawn = None, time.monotonic()
+
+    def _sheet(self, lap: Round, path: Path, classes: int) -> None:
+        assert lap.samples is not None and lap.labels is not None
+        save_picture(class_sheet(lap.samples, lap.labels, classes, columns=8, zoom=2), path)
+
+    def memory_sheet(self, pixels: Tensor, votes: Tensor, classes: int) -> None:
+        """A contact sheet of what the student learned from, uint8 [N, C, H, W], a row for each of
+        the classes [N] that the teacher sees."""
+        sheet = class_sheet(pixels, votes, classes, zoom=1 if pixels.shape[3] > 64 else 2)
+        save_picture(sheet, self.path / "samples" / "memory.png")
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
         """Saves the lab's state; others go only after the new one has been read back.

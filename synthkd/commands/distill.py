@@ -423,7 +423,7 @@ def _go(
         lab.limit(whole - reserve - (time.perf_counter() - started))
     parts = job.recipe.run.snapshots + 1  # the last part ends with the student itself
     part = int(whole_share(lab.progress, lab.budget) * parts)
-    cadence, shown = Cadence(job.recipe.run.checkpoint_seconds), time.monotonic()
+    cadence = Cadence(job.recipe.run.checkpoint_seconds)
     again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(job.recipe)
     display.say(f"run directory: {the_run.path}")
     display.expect(_schedule(job, expected, started))
@@ -450,11 +450,8 @@ def _go(
                     seconds = spent_before + time.perf_counter() - started
                     the_run.snapshot(part, weights, lap, seconds)
                 display.follow(lap)
-                now = time.monotonic()
-                if now - shown > 30 or lap.progress.round == 1:
-                    the_run.samples(lap, classes)
-                    shown = now
-                if (stop or cadence.due(now - began)) and not lab.finished:
+                the_run.samples(lap, classes)
+                if (stop or cadence.due(time.monotonic() - began)) and not lab.finished:
                     with cadence.saving():
                         the_run.checkpoint(lab.state_dict(), lap.progress.round)
                 if stop and not lab.finished:
@@ -465,6 +462,7 @@ def _go(
     finally:
         lab.tick = no_tick
         display.stop()
+    the_run.close_samples(classes)
     return _finish(job, the_run, display, started, spent_before)
 
 
@@ -619,6 +617,7 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
     chosen = order[first[: min(KEPT_IMAGES, fitting)]]
     if len(chosen):
         the_run.keep_images(kept.pixels[chosen], kept.votes[chosen])
+        the_run.memory_sheet(kept.pixels[chosen], kept.votes[chosen], lab.teacher.classes)
 
 
 def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:

@@ -40,7 +40,14 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call, suggest
 from synthkd.specs import graphs, limits, zoo
 from synthkd.specs.cards import Card, card_of, read_card
-from synthkd.specs.code import call_from_file, call_installed, foreign_code, literal, module_of
+from synthkd.specs.code import (
+    call_from_file,
+    call_installed,
+    callables_in,
+    foreign_code,
+    literal,
+    module_of,
+)
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers import Teacher
@@ -393,6 +400,12 @@ def _check_file(path: Path, role: str) -> None:
     """Refuses a file that is no network by itself, and says how it can be used."""
     if path.suffix == ".onnx":
         raise InputError(f"--{role} {quoted(path)}: give a graph as onnx:{path}")
+    if path.suffix == ".py":
+        names = callables_in(path)
+        known = f"; in it: {', '.join(map(quoted, names[:8]))}" if names else ""
+        raise InputError(
+            f"--{role} {quoted(path)}: which callable of it? Give {quoted(f'{path}:NAME')}{known}"
+        )
     raise InputError(
         f"--{role} {quoted(path)} holds weights: name the network that they belong to, and give "
         f"them with --{role}-weights"

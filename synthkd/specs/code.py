@@ -1,5 +1,6 @@
 """Code of the user's: imported from what is installed, or run from a file that they trust."""
 
+import ast
 import hashlib
 import importlib
 import json
@@ -19,6 +20,7 @@ import torch
 from synthkd.errors import InputError, quoted
 from synthkd.files import sha256_of
 
+SOURCE_BYTES = 1 << 20  # of a file of Python, looked at for names
 NONE: Mapping[str, Any] = {}
 # what ends a process, or puts another in its place, without a word
 _LEAVING = ("_exit", "abort", *sorted(name for name in dir(os) if name.startswith("exec")))
@@ -176,6 +178,17 @@ def executed(path: Path) -> ModuleType:
     sys.modules[module.__name__] = module
     exec(compile(text, str(path), "exec"), module.__dict__)
     return module
+
+
+def callables_in(path: Path) -> list[str]:
+    """The functions and classes at the top of a file of Python, by its text: nothing is run."""
+    try:
+        text = path.read_bytes()[:SOURCE_BYTES].decode(errors="replace")
+        tree = ast.parse(text)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [node.name for node in tree.body if isinstance(node, kinds) and node.name[0] != "_"]
 
 
 def call_from_file(
