@@ -274,6 +274,11 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 50),
         "not a readable safetensors file",
     ),
+    "a billion layers": (spoil_config(layers_per_block=10**9), "no network has that"),
+    "a thousand layers": (spoil_config(layers_per_block=1000), "far larger than its weights"),
+    "wide layers": (
+        spoil_config(block_out_channels=[32_000, 64_000]), "far larger than its weights",
+    ),
     "code of its own": (
         spoil_index(lambda i: i.update(unet=["my_unet", "Unet"])), "code of its own, which",
     ),

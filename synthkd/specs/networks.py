@@ -229,6 +229,8 @@ def _module(node: Node, given: Sequence[Tensor]) -> nn.Module | None:
         layer.uneven = uneven
         _set(layer, weight=weight, bias=rest[0] if rest else None)
     elif node.kind == "BatchNormalization" and len(given) == 4 and node.rank in (None, 2, 3, 4):
+        if node.get("training_mode"):
+            return None  # its operator refuses
         kind = nn.BatchNorm2d if node.rank in (None, 4) else nn.BatchNorm1d
         layer = kind(len(weight), eps=node.get("epsilon", 1e-5))
         scale, bias, mean, var = given

@@ -307,6 +307,8 @@ def _einsum(node: Node, *xs: Tensor) -> Tensor:
 
 @operator("BatchNormalization")
 def _batch_norm(node: Node, x: Tensor, *rest: Tensor) -> Tensor:
+    if node.get("training_mode"):
+        raise NotImplementedError("BatchNormalization in training mode: export it in eval mode")
     scale, bias, mean, var = rest
     return F.batch_norm(x, mean, var, scale, bias, False, 0.0, node.get("epsilon", 1e-5))
 
@@ -346,7 +348,8 @@ def _lrn(node: Node, x: Tensor) -> Tensor:
 @operator("LpNormalization")
 def _lp_norm(node: Node, x: Tensor) -> Tensor:
     axis = node.get("axis", -1)
-    return x / torch.linalg.vector_norm(x, node.get("p", 2), axis, keepdim=True)  # type: ignore[no-any-return]
+    norm = torch.linalg.vector_norm(x, node.get("p", 2), axis, keepdim=True)
+    return x / norm.clamp_min(1e-30)  # type: ignore[no-any-return]
 
 
 @operator("MeanVarianceNormalization")
@@ -390,6 +393,8 @@ def _reduce(node: Node, x: Tensor, given: Tensor | None = None) -> Tensor:
 
 @operator("ArgMax", "ArgMin")
 def _arg(node: Node, x: Tensor) -> Tensor:
+    if node.get("select_last_index"):
+        raise NotImplementedError(f"{node.kind} of the last")
     function = torch.argmax if node.kind == "ArgMax" else torch.argmin
     return function(x, node.get("axis", 0), keepdim=bool(node.get("keepdims", 1)))
 
@@ -563,6 +568,8 @@ def _one_hot(node: Node, index: Tensor, depth: Tensor, values: Tensor) -> Tensor
 
 @operator("EyeLike")
 def _eye(node: Node, x: Tensor) -> Tensor:
+    if node.get("k"):
+        raise NotImplementedError("EyeLike off the diagonal")
     return torch.eye(*x.shape, device=x.device)
 
 
@@ -597,32 +604,83 @@ def _pad(
 
 @operator("Resize", "Upsample")
 def _resize(node: Node, x: Tensor, *given: Any) -> Tensor:
-    scales = node.get("scales")
-    sizes = None
-    if node.kind == "Upsample" or len(given) == 1:
-        scales = given[0] if given else scales
-    elif given:
-        _, scales, sizes = (*given, None, None)[:3]
+    """One matrix [out, in] for each axis: every mode is linear, and separable."""
+    if node.kind == "Upsample" or node.opset < 11:
+        scales, sizes = given[0] if given else node.get("scales"), None
+        way, rounding = "asymmetric", "floor"
+    else:
+        _, scales, sizes = (*given, None, None, None)[:3]
+        way = node.get("coordinate_transformation_mode", "half_pixel")
+        rounding = node.get("nearest_mode", "round_prefer_floor")
+    if node.get("antialias") or way == "tf_crop_and_resize":
+        raise NotImplementedError(f"{node.kind} with antialias or a crop")
+    told = node.get("axes")
+    axes = [a % x.dim() for a in whole(told)] if told is not None else list(range(x.dim()))
     if sizes is not None and sizes.numel():
         out = whole(sizes)
-        out = out if len(out) == x.dim() else [*x.shape[: x.dim() - len(out)], *out]
+        by = [size / int(x.shape[a]) for size, a in zip(out, axes, strict=True)]
+        policy = node.get("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
+            one = (min if policy == "not_larger" else max)(by)
+            by = [one] * len(by)
+            out = [math.floor(one * int(x.shape[a]) + 0.5) for a in axes]
     else:
-        told = scales.tolist() if isinstance(scales, Tensor) else list(scales)
-        told = [1.0] * (x.dim() - len(told)) + told
-        out = [math.floor(size * scale) for size, scale in zip(x.shape, told, strict=True)]
-    bounded(out)
-    mode, count = node.get("mode", "nearest"), x.dim() - 2
-    way = node.get("coordinate_transformation_mode", "half_pixel")
-    if list(out[:2]) != list(x.shape[:2]):
-        raise NotImplementedError("Resize of the channels")
+        by = [float(v) for v in (scales.tolist() if isinstance(scales, Tensor) else scales)]
+        out = [math.floor(int(x.shape[a]) * s) for a, s in zip(axes, by, strict=True)]
+    shape = list(x.shape)
+    for axis, size in zip(axes, out, strict=True):
+        shape[axis] = size
+    bounded(shape)
+    for axis, size, scale in zip(axes, out, by, strict=True):
+        if size == x.shape[axis] and scale == 1:
+            continue
+        rows = _sampled(node, int(x.shape[axis]), size, scale, way, rounding)
+        x = torch.movedim(torch.movedim(x, axis, -1) @ rows.to(x).T, -1, axis)
+    return x
+
+
+def _sampled(
+    node: Node, size: int, out: int, scale: float, way: str, rounding: str
+) -> Tensor:  # fmt: skip
+    """What each of `out` places takes of `size` ones, [out, size]."""
+    i = torch.arange(out, dtype=torch.float64)
+    places = {
+        "half_pixel": lambda: (i + 0.5) / scale - 0.5,
+        "pytorch_half_pixel": lambda: (i + 0.5) / scale - 0.5 if out > 1 else i * 0,
+        "asymmetric": lambda: i / scale,
+        "align_corners": lambda: i * (size - 1) / (scale * size - 1) if out > 1 else i * 0,
+        "half_pixel_symmetric": lambda: (
+            (i + 0.5) / scale - 0.5 + size / 2 * (1 - out / (scale * size))
+        ),
+    }.get(way)
+    if places is None:
+        raise NotImplementedError(f"{node.kind} with {way}")
+    x = places()
+    found = torch.zeros(out, size, dtype=torch.float64)
+    row = torch.arange(out)
+    mode = node.get("mode", "nearest")
     if mode == "nearest":
-        old = node.kind == "Upsample" or node.opset < 11
-        exact = way in ("half_pixel", "pytorch_half_pixel") and not old
-        return F.interpolate(x, out[2:], mode="nearest-exact" if exact else "nearest")
-    kind = {1: "linear", 2: "bilinear", 3: "trilinear"}[count] if mode == "linear" else "bicubic"
-    if node.get("antialias"):
-        return F.interpolate(x, out[2:], mode=kind, align_corners=False, antialias=True)
-    return F.interpolate(x, out[2:], mode=kind, align_corners=way == "align_corners")
+        near = {
+            "floor": x.floor, "ceil": x.ceil, "round_prefer_ceil": (x + 0.5).floor,
+            "round_prefer_floor": (x - 0.5).ceil,
+        }[rounding]()  # fmt: skip
+        found[row, near.long().clamp(0, size - 1)] = 1.0
+        return found
+    first = x.floor()
+    a = node.get("cubic_coeff_a", -0.75)
+    taps = (0, 1) if mode == "linear" else (-1, 0, 1, 2)
+    for tap in taps:
+        d = (x - (first + tap)).abs()
+        weight = 1 - d if mode == "linear" else torch.where(
+            d <= 1,
+            (a + 2) * d**3 - (a + 3) * d**2 + 1,
+            a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a,
+        )  # fmt: skip
+        place = (first + tap).long()
+        if node.get("exclude_outside"):
+            weight = weight * ((place >= 0) & (place < size))
+        found[row, place.clamp(0, size - 1)] += weight
+    return found / found.sum(1, keepdim=True) if node.get("exclude_outside") else found
 
 
 @operator("DepthToSpace")
@@ -637,6 +695,8 @@ def _depth_to_space(node: Node, x: Tensor) -> Tensor:
 
 @operator("SpaceToDepth")
 def _space_to_depth(node: Node, x: Tensor) -> Tensor:
+    if node.get("mode", "DCR") != "DCR":
+        raise NotImplementedError("SpaceToDepth of this mode")
     block = node.get("blocksize")
     n, c, h, w = x.shape
     x = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)

@@ -79,6 +79,7 @@ VALUES = {
     *(f"numpy.random._{name.lower()}.{name}" for name in (
         "PCG64", "MT19937", "Philox", "SFC64")),
     "numpy.random.bit_generator.SeedSequence",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
     *(f"numpy.random._pickle.__{name}_ctor" for name in (
         "generator", "randomstate", "bit_generator")),
     *(f"numpy.{name}" for name in (
