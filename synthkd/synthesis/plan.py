@@ -161,8 +161,9 @@ def _of_diffusion(recipe: Recipe, teacher: Teacher) -> list[str]:
 
 def _portrait(teacher: Teacher) -> str:
     if teacher.access != "full":
+        shown = "its labels alone" if teacher.access == "labels" else "its answers"
         return (
-            f"teacher {teacher.described}: a black box that shows its {teacher.access}, "
+            f"teacher {teacher.described}: a black box that shows {shown}, "
             f"{teacher.classes} classes"
         )
     norms = f"{len(teacher.norms)} BatchNorm layers" if teacher.norms else "no BatchNorm"
