@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synthkd import files
-from synthkd.errors import InputError, quoted
+from synthkd.errors import InputError, plain, quoted
 
 SETTINGS = ("teacher", "student", "val", "minutes", "threads", "device", "precision")
 REAL = "real"  # the pipeline that learns from real images: the ceiling
@@ -154,7 +155,11 @@ def standings(records: Sequence[Mapping[str, Any]]) -> list[Standing]:
                 pipeline=name,
                 n=len(group),
                 accuracy=accuracy[name],
-                others={k: spread(r["others"][k] for r in group) for k in group[0]["others"]},
+                others={
+                    k: spread(r["others"][k] for r in group)
+                    for k in group[0]["others"]
+                    if all(k in r["others"] for r in group)
+                },
                 agreement=spread(_of(group, "agreement")),
                 minutes=statistics.fmean(_of(group, "wall_seconds")) / 60,
                 images_seen=statistics.fmean(_of(group, "images_seen")),
@@ -228,8 +233,9 @@ def to_markdown(
     """The table of results, the most accurate pipeline first, and how it was measured."""
     others = list(dict.fromkeys(name for s in table for name in s.others))
     header = (
-        "pipeline", "accuracy, %", "n", *(f"on {name}, %" for name in others), "agreement, %",
-        "minutes", "reached the best other's accuracy", "error over `real`'s, points",
+        "pipeline", "accuracy, %", "n", *(f"on {_text(name)}, %" for name in others),
+        "agreement, %", "minutes", "reached the best other's accuracy",
+        "error over `real`'s, points",
         "images seen", "invented", "real images",
     )  # fmt: skip
     rows = [header, ("---", *["---:"] * (len(header) - 1))]
@@ -238,11 +244,11 @@ def to_markdown(
         reached = "–"
         if s.rival and s.rival_minutes is not None:
             share = s.rival_minutes / s.minutes
-            goal = f"`{s.rival}`, {100 * final[s.rival]:.2f}"
+            goal = f"{_code(s.rival)}, {100 * final[s.rival]:.2f}"
             reached = f"{s.rival_minutes:.1f} min, {share:.0%} of the time ({goal})"
         over = s.over_real if s.pipeline != REAL else None
         rows.append((
-            f"`{s.pipeline}`", _percent(s.accuracy), str(s.n),
+            _code(s.pipeline), _percent(s.accuracy), str(s.n),
             *(_percent(s.others.get(name)) for name in others), _percent(s.agreement),
             f"{s.minutes:.1f}", reached, "–" if over is None else f"{100 * over:+.2f}",
             f"{s.images_seen:,.0f}", f"{s.images_invented:,.0f}", f"{s.real_images_read:,}",
@@ -251,8 +257,23 @@ def to_markdown(
     failed = [r for r in records if r["state"] == "failed"]
     return "\n".join([
         *lines, "", _measured(settings, records),
-        *(f"\nFailed: `{r['pipeline']}`, seed {r['seed']}: {r['error']}" for r in failed), "",
+        *(
+            f"\nFailed: {_code(r['pipeline'])}, seed {r['seed']}: {_text(r.get('error'))}"
+            for r in failed
+        ), "",
     ])  # fmt: skip
+
+
+def _text(foreign: object) -> str:
+    """A foreign string in Markdown: shown as it is, neither a mark nor HTML."""
+    kept = plain(str(foreign)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`*_#\[\]])", r"\\\1", kept)
+
+
+def _code(foreign: object) -> str:
+    """A foreign string between the marks of code, in a table."""
+    kept = plain(str(foreign)).replace("`", "'").replace("|", "\\|")
+    return f"`{kept}`"
 
 
 def _percent(value: Spread | None, digits: int = 2) -> str:
@@ -270,26 +291,31 @@ def _percent(value: Spread | None, digits: int = 2) -> str:
 def _measured(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """How the table came to be, in a few sentences."""
     done = [r for r in records if r["state"] == "finished"]
-    text = [f"{title(settings)}; {settings['precision']} on {settings['device']}."]
+    where = f"{_text(settings['precision'])} on {_text(settings['device'])}"
+    text = [f"{_text(title(settings))}; {where}."]
     for summary in [r["summary"] for r in done[:1]]:
         small, large = summary["student_parameters"], summary["teacher_parameters"]
         share = f", the student {small / large:.1%} of its parameters" if large else ""
         text.append(
             "The last weights or their running average, whichever agreed better with the teacher "
             "on held-out images that nobody learned from; scored on "
-            f"{summary['val_images']:,} images of {settings['val']}; "
+            f"{summary['val_images']:,} images of {_text(settings['val'])}; "
             f"the teacher has {summary['teacher_accuracy']:.2%}{share}."
         )
         text.append("± is the sample standard deviation over seeds.")
     codes = sorted({r["code"] for r in done})
     if len(codes) > 1:
-        text.append(f"Not all runs are of the same code: {', '.join(codes)} (see results.csv).")
-    mixed = [f"`{name}`" for name in sorted({r["pipeline"] for r in done}) if _mixed(name, done)]
+        text.append(
+            f"Not all runs are of the same code: {', '.join(map(_text, codes))} (see results.csv)."
+        )
+    mixed = [_code(name) for name in sorted({r["pipeline"] for r in done}) if _mixed(name, done)]
     if mixed:
         text.append(f"Not all runs of {', '.join(mixed)} are of one recipe and the same images.")
     for kind in done[0]["probe"] if done else ():
         speeds = [r["probe"][kind] for r in done]
-        text.append(f"Speed probe, {kind}: {min(speeds):,.0f} to {max(speeds):,.0f} GFLOP/s.")
+        text.append(
+            f"Speed probe, {_text(kind)}: {min(speeds):,.0f} to {max(speeds):,.0f} GFLOP/s."
+        )
     return " ".join(text)
 
 
@@ -425,32 +451,115 @@ def spread_out(values: Sequence[float], gap: float, low: float, high: float) -> 
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What bench.json says."""
-    try:
-        data = json.loads((folder / "bench.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        data = None
-    settings = data.get("settings") if isinstance(data, dict) else None
-    if not isinstance(settings, dict) or not set(SETTINGS) <= settings.keys():
+    """What bench.json says; InputError where it is not what a bench writes."""
+    data = _read(folder / "bench.json") or {}
+    settings, fixed = data.get("settings"), data.get("fixed", {})
+    good = isinstance(settings, dict) and isinstance(fixed, dict)
+    if good:
+        assert isinstance(settings, dict)
+        texts = all(isinstance(settings.get(k), str) for k in SETTINGS if k not in _NUMBERS)
+        good = texts and all(_is_number(settings.get(key)) for key in _NUMBERS)
+        good = good and all(isinstance(data.get(k, []), list) for k in ("pipelines", "seeds"))
+        good = good and all(isinstance(name, str) for name in data.get("pipelines", []))
+        good = good and all(type(seed) is int for seed in data.get("seeds", []))
+    if not good:
         raise InputError(f"{quoted(folder)}: no bench has run here, or its bench.json is damaged")
-    return dict(data)
+    return {"fixed": {}, "pipelines": [], "seeds": []} | data
+
+
+_NUMBERS = ("minutes", "threads")
+_WHOLE = {
+    "pipeline": str, "seed": int, "state": str, "minutes": float, "threads": float, "device": str,
+    "load": float, "probe": dict, "code": str,
+}  # fmt: skip
+_SCORED = (
+    "student_accuracy", "teacher_accuracy", "agreement", "wall_seconds", "images_seen",
+    "images_invented", "real_images_read", "student_parameters", "teacher_parameters",
+    "val_images",
+)  # fmt: skip
+STATES = ("running", "finished", "failed")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A table of JSON without NaN; None where there is none."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        data = json.loads(files.read_bytes(path, _MOST_BYTES), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+_MOST_BYTES = 64 << 20
+
+
+def _is_number(value: object, most: float = 1e15) -> bool:
+    return type(value) in (int, float) and 0 <= value <= most  # type: ignore[operator]
+
+
+def _is_kind(value: object, kind: type) -> bool:
+    return _is_number(value) if kind is float else type(value) is kind
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record of a run; None where there is none, or none that can be read."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    whole = isinstance(data, dict) and {"pipeline", "seed", "state"} <= data.keys()
-    return data if whole else None
+    data = _read(path)
+    return None if data is None or damage(data) else data
 
 
-def report(folder: Path) -> list[Standing]:
-    """Writes results.csv, results.json, table.md and accuracy.png anew from the records."""
+def damage(record: Mapping[str, Any]) -> str:
+    """The first entry of a record that is not as a bench writes it; nothing if it is whole."""
+    for key, kind in _WHOLE.items():
+        if not _is_kind(record.get(key), kind):
+            return key
+    if record["state"] not in STATES:
+        return "state"
+    tables = {key: record.get(key, {}) for key in ("probe", "others", "recipe")}
+    summary = record.get("summary") or {}
+    if wrong := next((k for k, v in tables.items() if not isinstance(v, dict)), ""):
+        return wrong
+    if not isinstance(summary, dict) or not isinstance(summary.get("seconds", {}), dict):
+        return "summary"
+    numbers = {"probe": tables["probe"], "seconds": summary.get("seconds", {})}
+    if wrong := next((k for k, v in numbers.items() if not all(map(_is_number, v.values()))), ""):
+        return wrong
+    if not isinstance(tables["recipe"].get("run", {}), dict):
+        return "recipe"
+    if not all(_is_number(value, 1) for value in tables["others"].values()):
+        return "others"
+    if record["state"] != "finished":
+        return ""
+    if wrong := next((key for key in _SCORED if not _is_number(summary.get(key))), ""):
+        return f"summary.{wrong}"
+    shares = ("student_accuracy", "teacher_accuracy", "agreement")
+    if not summary["wall_seconds"] or any(summary[key] > 1 for key in shares):
+        return "summary"
+    curve = record.get("curve")
+    points = curve if isinstance(curve, list) else [None]
+    for point in points:
+        if not isinstance(point, dict) or not _is_number(point.get("seconds")):
+            return "curve"
+        if not all(_is_number(point.get(key), 1) for key in ("share", "accuracy")):
+            return "curve"
+    return ""
+
+
+def report(folder: Path, *, strict: bool = False) -> list[Standing]:
+    """Writes results.csv, results.json, table.md and accuracy.png anew from the records.
+
+    Records that are damaged are left out; `strict`: they are an InputError that names the file."""
     settings = read_settings(folder)["settings"]
-    read = (read_record(path) for path in sorted((folder / "runs").glob("*.json")))
-    records = [record for record in read if record and record["state"] != "running"]
+    records = []
+    for path in sorted((folder / "runs").glob("*.json")):
+        data = _read(path)
+        wrong = damage(data) if data is not None else "no JSON"
+        if wrong and strict:
+            raise InputError(f"{quoted(path)} is damaged: {wrong}; remove it, or run it anew")
+        if data is not None and not wrong and data["state"] != "running":
+            records.append(data)
     records.sort(key=lambda record: (record["pipeline"], record["seed"]))
     table = standings(records)
     files.write_atomic(folder / "results.csv", to_csv(records))

@@ -109,10 +109,10 @@ def run(
     if report:
         if folder.is_dir():
             files.plain_tree(folder, f"--out {quoted(folder)}")
-        arena.report(folder)
+        arena.report(folder, strict=True)
         display.say(f"written anew: {folder / 'table.md'}, results.csv, results.json, accuracy.png")
         if as_json:
-            print((folder / "results.json").read_text(), end="")
+            print((folder / "results.json").read_text("utf-8"), end="")
         return
     recipe, device, _ = prepare(recipe)
     common = _common(recipe, device)
@@ -136,7 +136,7 @@ def run(
             display.say("stopped: the same command line goes on")
             raise
     if as_json:
-        print((folder / "results.json").read_text(), end="")
+        print((folder / "results.json").read_text("utf-8"), end="")
     if failed:
         display.say(f"failed: {', '.join(failed)}; see the .log beside each run directory")
         raise SystemExit(1)
