@@ -204,9 +204,11 @@ class Run:
         try:
             lines = [json.loads(line) for line in self._snapshots.read_text("utf-8").splitlines()]
             last = {str(line["file"]): line for line in lines}
-            numbers = [line[key] for line in lines for key in ("share", "seconds", "images_seen")]
-            whole = all(map(SNAPSHOT.fullmatch, last)) and all(map(_is_number, numbers))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            numbers = [value for line in lines for key, value in line.items() if key != "file"]
+            whole = all(re.fullmatch(r"\w[\w.]*", name) for name in last) and all(
+                map(_is_number, numbers)
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise InputError(f"{quoted(self._snapshots)} is damaged")

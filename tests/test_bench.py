@@ -583,7 +583,7 @@ def test_settings_reach_every_run_as_they_were_given(
         (["--out", "x"], "give --minutes M"),
         (["--out", "x", "--minutes", "0"], "budget.minutes: input should be greater than 0"),
         (["--out", "x", "--minutes", "1", "--seeds", "0,b"], "whole numbers with commas"),
-        (["--out", "x", "--minutes", "1", "--seeds", ""], "whole numbers with commas"),
+        (["--out", "x", "--minutes", "1", "--seeds", ""], "--seeds is empty"),
         (["--out", "x", "--minutes", "1", "--pipelines", "shadres"], "did you mean 'shaders'?"),
         (["--out", "x", "--minutes", "1", "--pipelines", "no.toml"], "there is no such file"),
         (["--out", "x", "--minutes", "1", "--pipelines", ","], "--pipelines: there is none"),

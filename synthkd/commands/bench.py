@@ -1,7 +1,6 @@
 """`synthkd bench`: pipelines against each other, with the same teacher, student and wall clock."""
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -523,8 +523,8 @@ def _last_words(log: Path, code: int) -> str:
 
 def _scored(bench: Bench, entry: Entry) -> dict[str, Any]:
     """The student on the other sets, and its snapshots on the validation data."""
-    summary = json.loads((entry.path / "summary.json").read_text())
-    if summary["student_accuracy"] is None:
+    summary = files.read_table(entry.path / "summary.json", quoted(entry.path))
+    if summary.get("student_accuracy") is None:
         raise InputError("it was not scored on the validation data")
     student = load_classifier(
         StudentTable(spec=str(entry.path)), bench.recipe.teacher,
@@ -536,9 +536,12 @@ def _scored(bench: Bench, entry: Entry) -> dict[str, Any]:
     }
     curve = []
     for line in Run(entry.path).snapshots():
-        weights = load_file(entry.path / "snapshots" / line["file"], device=str(bench.device))
-        student.load_state_dict(weights)
-        kept = {key: line[key] for key in ("share", "seconds", "images_seen")}
+        path = entry.path / "snapshots" / line["file"]
+        try:
+            student.load_state_dict(load_file(path, device=str(bench.device)))
+            kept = {key: line[key] for key in ("share", "seconds", "images_seen")}
+        except (SafetensorError, OSError, RuntimeError, KeyError):
+            raise InputError(f"{quoted(path)} is damaged, or not told of in full") from None
         curve.append(kept | {"accuracy": _accuracy(student, bench.val, bench.device)})
     read = Run(entry.path).manifest.get("data", {}).get("real", {}).get("digest")
     return {"summary": summary, "others": others, "curve": curve, "real_sha256": read}

@@ -1,6 +1,6 @@
 """Files of weights and graphs, folders of other libraries, code of the user's."""
 
-# ruff: noqa: E501
+# ruff: noqa: E501, S301, B008
 # a case, a line
 
 import io
@@ -62,20 +62,25 @@ def safetensors(header: object, data: bytes = b"\0" * 64, length: int | None = N
 
 def bomb(place: Place) -> None:
     """A .pt whose one entry inflates to 3 GiB."""
-    with zipfile.ZipFile(place.cwd / "bad.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with zipfile.ZipFile(place.bases / "weights.pt") as good:
-            for name in good.namelist():
-                if not name.endswith("/data/0"):
-                    archive.writestr(name, good.read(name))
-                else:
-                    with archive.open(name, "w", force_zip64=True) as file:
-                        for _ in range(3 * 64):
-                            file.write(bytes(16 << 20))
+    with (
+        zipfile.ZipFile(
+            place.cwd / "bad.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as archive,
+        zipfile.ZipFile(place.bases / "weights.pt") as good,
+    ):
+        for name in good.namelist():
+            if not name.endswith("/data/0"):
+                archive.writestr(name, good.read(name))
+            else:
+                with archive.open(name, "w", force_zip64=True) as file:
+                    for _ in range(3 * 64):
+                        file.write(bytes(16 << 20))
 
 
 def weights() -> Iterator[Case]:
     for name, payload in PAYLOADS.items():
         for form in ("torch", "pickle"):
+
             def make(place: Place, payload: Any = payload, form: str = form) -> None:
                 if form == "torch":
                     torch.save(payload(), place.cwd / "bad.pt")
@@ -84,16 +89,29 @@ def weights() -> Iterator[Case]:
 
             def fire(place: Place, form: str = form) -> None:
                 path = place.cwd / "bad.pt"
-                torch.load(path, weights_only=False) if form == "torch" else pickle.loads(path.read_bytes())
+                torch.load(path, weights_only=False) if form == "torch" else pickle.loads(
+                    path.read_bytes()
+                )
 
-            yield Case(f"pickle, {form}: {name}", WEIGHTS, ("bad.pt", "not"), make=make, armed=fire if name != "getattr" else None)
+            yield Case(
+                f"pickle, {form}: {name}",
+                WEIGHTS,
+                ("bad.pt", "not"),
+                make=make,
+                armed=fire if name != "getattr" else None,
+            )
     for name, content, words in (
         ("empty", b"", "empty"), ("web page", b"<html>", "text"), ("pointer", b"version https://git-lfs.github.com/spec/v1\n", "text"),
         ("zip of nothing", b"PK\x03\x04" + b"\0" * 100, "not"), ("half a pickle", b"\x80\x02}q\x00(", "not"),
         ("deep pickle", b"\x80\x02" + b"(" * 200_000 + b"t" * 200_000 + b".", "not"),
         ("tar", b"\0" * 257 + b"ustar" + b"\0" * 300, "not"),
     ):  # fmt: skip
-        yield Case(f"weights: {name}", WEIGHTS, ("bad.pt", words), make=lambda p, c=content: p.file("bad.pt", c))
+        yield Case(
+            f"weights: {name}",
+            WEIGHTS,
+            ("bad.pt", words),
+            make=lambda p, c=content: p.file("bad.pt", c),
+        )
     for name, tensor, words in (
         ("complex", lambda t: t.to(torch.complex64), "complex"), ("NaN", lambda t: t * float("nan"), "NaN"),
         ("infinite", lambda t: t + float("inf"), "infinity"), ("one number repeated", torch.zeros(1).expand(10**6, 10**6), "plain"),
@@ -106,9 +124,18 @@ def weights() -> Iterator[Case]:
     yield Case("weights: a pipe", WEIGHTS, ("bad.pt",), make=lambda p: p.pipe("bad.pt"))
     yield Case("weights: a folder", WEIGHTS, ("bad.pt",), make=lambda p: (p.cwd / "bad.pt").mkdir())
     yield Case("weights: a device", (*WEIGHTS[:3], "/dev/zero", *CONTRACT), ("/dev/zero",))
-    yield Case("weights: a link to itself", WEIGHTS, ("bad.pt",), make=lambda p: p.link("bad.pt", "bad.pt"))
-    yield Case("weights: escape codes in a key", WEIGHTS, ("bad.pt", "unknown"), make=lambda p: torch.save({"\x1b[31m": torch.zeros(1)}, p.cwd / "bad.pt"))
-    yield Case("weights: for no width", ("inspect", "resnet8-w" + "9" * 5000, *CONTRACT), ("resnet8-w",))
+    yield Case(
+        "weights: a link to itself", WEIGHTS, ("bad.pt",), make=lambda p: p.link("bad.pt", "bad.pt")
+    )
+    yield Case(
+        "weights: escape codes in a key",
+        WEIGHTS,
+        ("bad.pt", "unknown"),
+        make=lambda p: torch.save({"\x1b[31m": torch.zeros(1)}, p.cwd / "bad.pt"),
+    )
+    yield Case(
+        "weights: for no width", ("inspect", "resnet8-w" + "9" * 5000, *CONTRACT), ("resnet8-w",)
+    )
     one = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     for name, content in (
         ("header of 100 GB", safetensors({"a": one}, length=10**11)), ("cut", safetensors({"a": one})[:20]),
@@ -119,8 +146,18 @@ def weights() -> Iterator[Case]:
         ("overflow", safetensors({"a": {**one, "shape": [2**62, 4]}})),
     ):  # fmt: skip
         argv = ("inspect", "resnet8-w4", "--teacher-weights", "bad.safetensors", *CONTRACT)
-        yield Case(f"safetensors: {name}", argv, ("bad.safetensors",), make=lambda p, c=content: p.file("bad.safetensors", c))
-        yield Case(f"safetensors of a run: {name}", ("inspect", "bad"), ("bad", "not a network saved"), make=lambda p, c=content: p.file("bad/student.safetensors", c))
+        yield Case(
+            f"safetensors: {name}",
+            argv,
+            ("bad.safetensors",),
+            make=lambda p, c=content: p.file("bad.safetensors", c),
+        )
+        yield Case(
+            f"safetensors of a run: {name}",
+            ("inspect", "bad"),
+            ("bad", "not a network saved"),
+            make=lambda p, c=content: p.file("bad/student.safetensors", c),
+        )
 
 
 def card(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], object]:
@@ -152,19 +189,30 @@ def cards() -> Iterator[Case]:
         ("deep", lambda c: "[" * 100_000), ("a number", lambda c: "1e999"), ("1.5 classes", lambda c: c.update(classes=1.5)),
         ("args as a list", lambda c: c.update(args=[1])),
     ):  # fmt: skip
-        yield Case(f"card: {name}", ("inspect", "run"), ("run", "not a network saved"), make=card(change))
+        yield Case(
+            f"card: {name}", ("inspect", "run"), ("run", "not a network saved"), make=card(change)
+        )
     for network, words in (
         ("timm:vit_giant_patch14_224", ("run",)), ("torchvision:vit_h_14", ("run",)), ("os:system", ("run", "code")),
         ("subprocess:run", ("run", "code")), ("evil.py:make", ("run", "code")), ("resnet8-w512", ("run",)),
         ("../../outside/x.pt2", ("run",)), ("hf:../outside", ("run", "code")), ("onnx:/etc/passwd", ("run", "code")),
         ("\x1b[31m", ("run", "code")), ("demo", ("run",)), ("run", ("run",)), ("nosuch", ("nosuch",)), ("", ("run",)),
     ):  # fmt: skip
+
         def make(place: Place, network: str = network) -> None:
             place.file("evil.py", RAN)
             card(lambda c: c.update(network=network))(place)
 
-        for argv in (("inspect", "run"), ("evaluate", "--student", "run"), ("predict", "run", "x.png")):
-            if argv[0] == "inspect" or network in ("os:system", "evil.py:make", "timm:vit_giant_patch14_224"):
+        for argv in (
+            ("inspect", "run"),
+            ("evaluate", "--student", "run"),
+            ("predict", "run", "x.png"),
+        ):
+            if argv[0] == "inspect" or network in (
+                "os:system",
+                "evil.py:make",
+                "timm:vit_giant_patch14_224",
+            ):
                 yield Case(f"card: network {network!r} for {argv[0]}", argv, words, make=make)
 
 
@@ -191,16 +239,58 @@ def folders() -> Iterator[Case]:
         ("a text", lambda c: c.update(size="\x1b[31m")), ("a list", lambda c: [1]), ("deviation 0", lambda c: c.update(image_std=[0.0] * 3)),
         ("another scale", lambda c: c.update(rescale_factor=1.0)),
     ):  # fmt: skip
-        yield Case(f"hf preprocessor: {name}", hf, ("hf",), make=changed("hf", "preprocessor_config.json", change))
+        yield Case(
+            f"hf preprocessor: {name}",
+            hf,
+            ("hf",),
+            make=changed("hf", "preprocessor_config.json", change),
+        )
     for folder, argv in (("hf", hf), ("timm", timm)):
-        for path in ("config.json", "model.safetensors", "preprocessor_config.json", "generation_config.json"):
+        for path in (
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "generation_config.json",
+        ):
             if folder == "hf" or path in ("config.json", "model.safetensors"):
-                yield Case(f"{folder}: a pipe as {path}", argv, (folder,), make=lambda p, f=folder, n=path: (p.copy(f), p.pipe(f"{f}/{n}")))
-        yield Case(f"{folder}: config of 10 MB", argv, (folder, "too large"), make=lambda p, f=folder: (p.copy(f), p.file(f"{f}/config.json", b'{"a": "' + b"a" * 10**7 + b'"}')))
-        yield Case(f"{folder}: no JSON", argv, (folder, "JSON"), make=lambda p, f=folder: (p.copy(f), p.file(f"{f}/config.json", b"[" * 10**5)))
+                yield Case(
+                    f"{folder}: a pipe as {path}",
+                    argv,
+                    (folder,),
+                    make=lambda p, f=folder, n=path: (p.copy(f), p.pipe(f"{f}/{n}")),
+                )
+        yield Case(
+            f"{folder}: config of 10 MB",
+            argv,
+            (folder, "too large"),
+            make=lambda p, f=folder: (
+                p.copy(f),
+                p.file(f"{f}/config.json", b'{"a": "' + b"a" * 10**7 + b'"}'),
+            ),
+        )
+        yield Case(
+            f"{folder}: no JSON",
+            argv,
+            (folder, "JSON"),
+            make=lambda p, f=folder: (p.copy(f), p.file(f"{f}/config.json", b"[" * 10**5)),
+        )
         yield Case(f"{folder}: no folder", (argv[0], f"hf:{folder}"), (folder, "missing"))
-    yield Case("hf: code in it", hf, ("hf", "code"), make=lambda p: (p.copy("hf"), p.file("hf/modeling.py", RAN)))
-    yield Case("hf: pickles", hf, ("hf", ".safetensors"), make=lambda p: (p.copy("hf"), p.remove("hf/model.safetensors"), torch.save(Payload(exec, RAN), p.cwd / "hf" / "pytorch_model.bin")))
+    yield Case(
+        "hf: code in it",
+        hf,
+        ("hf", "code"),
+        make=lambda p: (p.copy("hf"), p.file("hf/modeling.py", RAN)),
+    )
+    yield Case(
+        "hf: pickles",
+        hf,
+        ("hf", ".safetensors"),
+        make=lambda p: (
+            p.copy("hf"),
+            p.remove("hf/model.safetensors"),
+            torch.save(Payload(exec, RAN), p.cwd / "hf" / "pytorch_model.bin"),
+        ),
+    )
 
     def outside(place: Place) -> None:
         place.copy("hf")
@@ -209,7 +299,9 @@ def folders() -> Iterator[Case]:
 
         with safe_open(str(place.outside / "m.safetensors"), framework="pt") as file:
             keys = list(file.keys())
-        (place.cwd / "hf" / "decoy.safetensors").write_bytes((place.outside / "m.safetensors").read_bytes())
+        (place.cwd / "hf" / "decoy.safetensors").write_bytes(
+            (place.outside / "m.safetensors").read_bytes()
+        )
         index = {"metadata": {}, "weight_map": dict.fromkeys(keys, "../../outside/m.safetensors")}
         place.file("hf/model.safetensors.index.json", json.dumps(index))
 
@@ -225,7 +317,15 @@ def folders() -> Iterator[Case]:
         ("the biggest of all", lambda c: c.update(architecture="vit_gigantic_patch14_224", model_args={})),
     ):  # fmt: skip
         yield Case(f"timm: {name}", timm, ("timm",), make=changed("timm", "config.json", change))
-    borrow = ("generate", "--generator-from", "diffusers", "--pipeline", "diffusion", "--count", "4")
+    borrow = (
+        "generate",
+        "--generator-from",
+        "diffusers",
+        "--pipeline",
+        "diffusion",
+        "--count",
+        "4",
+    )
     for name, path, change in (
         ("10^9 layers", "unet/config.json", lambda c: c.update(layers_per_block=10**9)), ("a huge width", "unet/config.json", lambda c: c.update(block_out_channels=[2**20, 2**20])),
         ("a huge size", "unet/config.json", lambda c: c.update(sample_size=10**9)), ("a size of text", "unet/config.json", lambda c: c.update(sample_size="a")),
@@ -236,10 +336,31 @@ def folders() -> Iterator[Case]:
         ("another aim", "scheduler/scheduler_config.json", lambda c: c.update(prediction_type="evil")), ("NaN in betas given", "scheduler/scheduler_config.json", lambda c: c.update(trained_betas=[float("nan")] * 1000)),
         ("beta above 1", "scheduler/scheduler_config.json", lambda c: c.update(beta_end=2.0)), ("no steps", "scheduler/scheduler_config.json", lambda c: c.update(num_train_timesteps=0)),
     ):  # fmt: skip
-        yield Case(f"diffusers: {name}", borrow, ("diffusers",), make=changed("diffusers", path, change))
-    for path in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"):
-        yield Case(f"diffusers: a pipe as {path}", borrow, ("diffusers",), make=lambda p, n=path: (p.copy("diffusers"), p.pipe(f"diffusers/{n}")))
-    yield Case("diffusers: pickles", borrow, ("diffusers", "pickle"), make=lambda p: (p.copy("diffusers"), p.remove("diffusers/unet/diffusion_pytorch_model.safetensors"), torch.save(Payload(exec, RAN), p.cwd / "diffusers/unet/diffusion_pytorch_model.bin")))
+        yield Case(
+            f"diffusers: {name}", borrow, ("diffusers",), make=changed("diffusers", path, change)
+        )
+    for path in (
+        "model_index.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ):
+        yield Case(
+            f"diffusers: a pipe as {path}",
+            borrow,
+            ("diffusers",),
+            make=lambda p, n=path: (p.copy("diffusers"), p.pipe(f"diffusers/{n}")),
+        )
+    yield Case(
+        "diffusers: pickles",
+        borrow,
+        ("diffusers", "pickle"),
+        make=lambda p: (
+            p.copy("diffusers"),
+            p.remove("diffusers/unet/diffusion_pytorch_model.safetensors"),
+            torch.save(Payload(exec, RAN), p.cwd / "diffusers/unet/diffusion_pytorch_model.bin"),
+        ),
+    )
 
 
 def graphs() -> Iterator[Case]:
@@ -274,7 +395,9 @@ def graphs() -> Iterator[Case]:
         model.graph.initializer.append(helper.make_tensor("m", TensorProto.INT64, [], [2**62]))
         model.graph.initializer.append(helper.make_tensor("b", TensorProto.BOOL, [], [True]))
         model.graph.node[-1].output[0] = "before"
-        model.graph.node.append(helper.make_node("Loop", ["m", "b", "before"], ["logits"], body=body))
+        model.graph.node.append(
+            helper.make_node("Loop", ["m", "b", "before"], ["logits"], body=body)
+        )
 
     def dims(*sizes: int) -> Callable[[Any], None]:
         def change(model: Any) -> None:
@@ -295,70 +418,176 @@ def graphs() -> Iterator[Case]:
             argv = ("inspect", "onnx:bad.onnx", "--teacher-access", access, *CONTRACT)
             yield Case(f"ONNX, {access}: {name}", argv, ("bad.onnx",), make=changed(change))
     for name, content in (("empty", b""), ("text", b"abc"), ("zeros", bytes(1000))):
-        yield Case(f"ONNX: {name}", ("inspect", "onnx:bad.onnx", *CONTRACT), ("bad.onnx",), make=lambda p, c=content: p.file("bad.onnx", c))
-    yield Case("ONNX: a pipe", ("inspect", "onnx:bad.onnx", *CONTRACT), ("bad.onnx",), make=lambda p: p.pipe("bad.onnx"))
-    yield Case("ONNX: a folder", ("inspect", "onnx:bad.onnx", *CONTRACT), ("bad.onnx",), make=lambda p: (p.cwd / "bad.onnx").mkdir())
+        yield Case(
+            f"ONNX: {name}",
+            ("inspect", "onnx:bad.onnx", *CONTRACT),
+            ("bad.onnx",),
+            make=lambda p, c=content: p.file("bad.onnx", c),
+        )
+    yield Case(
+        "ONNX: a pipe",
+        ("inspect", "onnx:bad.onnx", *CONTRACT),
+        ("bad.onnx",),
+        make=lambda p: p.pipe("bad.onnx"),
+    )
+    yield Case(
+        "ONNX: a folder",
+        ("inspect", "onnx:bad.onnx", *CONTRACT),
+        ("bad.onnx",),
+        make=lambda p: (p.cwd / "bad.onnx").mkdir(),
+    )
     link = ("inspect", "onnx:bad.onnx", *CONTRACT)
-    yield Case("ONNX: weights through a link", link, ("bad.onnx",), make=lambda p: (changed(external("x.bin"))(p), p.link("x.bin", "/etc/passwd")))
+    yield Case(
+        "ONNX: weights through a link",
+        link,
+        ("bad.onnx",),
+        make=lambda p: (changed(external("x.bin"))(p), p.link("x.bin", "/etc/passwd")),
+    )
 
 
 ACTS = {
-    "os._exit": "import os; os._exit(0)", "posix._exit": "import os, posix; (getattr(os, '_exit'))(0)", "os.execv": "import os; os.execv('/bin/true', ['true'])",
-    "os.abort": "import os; os.abort()", "sys.exit": "import sys; sys.exit(0)", "SystemExit text": "raise SystemExit('bye')",
-    "BaseException": "raise BaseException('\\x1b[31m')", "KeyboardInterrupt": "raise KeyboardInterrupt", "lines": "raise RuntimeError('one\\ntwo\\x1b[31m')",
-    "recursion": "f = lambda: f(); f()", "an exception whose text fails": "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
-    "GeneratorExit": "raise GeneratorExit", "StopIteration": "raise StopIteration", "StopAsyncIteration": "raise StopAsyncIteration",
+    "os._exit": "import os; os._exit(0)",
+    "posix._exit": "import os, posix; (getattr(os, '_exit'))(0)",
+    "os.execv": "import os; os.execv('/bin/true', ['true'])",
+    "os.abort": "import os; os.abort()",
+    "sys.exit": "import sys; sys.exit(0)",
+    "SystemExit text": "raise SystemExit('bye')",
+    "BaseException": "raise BaseException('\\x1b[31m')",
+    "KeyboardInterrupt": "raise KeyboardInterrupt",
+    "lines": "raise RuntimeError('one\\ntwo\\x1b[31m')",
+    "recursion": "f = lambda: f(); f()",
+    "an exception whose text fails": "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
+    "GeneratorExit": "raise GeneratorExit",
+    "StopIteration": "raise StopIteration",
+    "StopAsyncIteration": "raise StopAsyncIteration",
     "a group": "raise BaseExceptionGroup('a', [KeyboardInterrupt()])",
 }
 # what a process has to itself, changed by code that then answers well
 QUIET = {
-    "gradients off": "torch.set_grad_enabled(False)", "double precision": "torch.set_default_dtype(torch.float64)", "threads": "torch.set_num_threads(3)",
-    "another folder": "import os; os.chdir('/')", "stdout closed": "import sys; sys.stdout.close()", "handle closed": "import os; os.close(1)",
-    "stdout replaced": "import io, sys; sys.stdout = io.StringIO()", "deterministic": "torch.use_deterministic_algorithms(True)", "seed": "torch.manual_seed(5)",
-    "anomalies": "torch.autograd.set_detect_anomaly(True)", "recursion limit": "import sys; sys.setrecursionlimit(200)", "interrupts ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
-    "stderr closed": "import sys; sys.stderr.close()", "autocast": "torch.set_autocast_enabled('cpu', True)", "meta": "torch.set_default_device('meta')",
+    "gradients off": "torch.set_grad_enabled(False)",
+    "double precision": "torch.set_default_dtype(torch.float64)",
+    "threads": "torch.set_num_threads(3)",
+    "another folder": "import os; os.chdir('/')",
+    "stdout closed": "import sys; sys.stdout.close()",
+    "handle closed": "import os; os.close(1)",
+    "stdout replaced": "import io, sys; sys.stdout = io.StringIO()",
+    "deterministic": "torch.use_deterministic_algorithms(True)",
+    "seed": "torch.manual_seed(5)",
+    "anomalies": "torch.autograd.set_detect_anomaly(True)",
+    "recursion limit": "import sys; sys.setrecursionlimit(200)",
+    "interrupts ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "stderr closed": "import sys; sys.stderr.close()",
+    "autocast": "torch.set_autocast_enabled('cpu', True)",
+    "meta": "torch.set_default_device('meta')",
 }
 
 
 def code() -> Iterator[Case]:
-    teacher = ("distill", *SHORT, "--out", "out", "--anyway", "--teacher", "net.py:make", "--trust-code", *CONTRACT)
+    teacher = (
+        "distill",
+        *SHORT,
+        "--out",
+        "out",
+        "--anyway",
+        "--teacher",
+        "net.py:make",
+        "--trust-code",
+        *CONTRACT,
+    )
     indent = "\n        "
     for name, act in ACTS.items():
         lines = act.split("\n")
         inside = indent.join(lines)
         at_import = f"{NET}\n{act}\n"
         built = f"{NET}\ndef make():\n    " + "\n    ".join(lines) + "\n"
-        first = NET.replace("        return self.linear", f"        {inside}\n        return self.linear")
-        later = NET.replace("        return self.linear", "        self.asked = getattr(self, 'asked', 0) + 1\n        if self.asked > 60:\n            " + "\n            ".join(lines) + "\n        return self.linear")
-        for moment, text in (("import", at_import), ("build", built), ("first call", first), ("later", later)):
-            yield Case(f"code, {moment}: {name}", teacher, ("net.py",), make=lambda p, t=text: p.file("net.py", t))
-        yield Case(f"code, data: {name}", ("evaluate", "--student", "demo", "--val-data", "data.py:make", "--trust-code"), ("data.py",), make=lambda p, t=built.replace(NET, ""): p.file("data.py", t))
-        yield Case(f"code, function: {name}", teacher, ("net.py",), make=lambda p, ls=lines: p.file("net.py", "def make():\n    return ask\ndef ask(x):\n    " + "\n    ".join(ls) + "\n"))
+        first = NET.replace(
+            "        return self.linear", f"        {inside}\n        return self.linear"
+        )
+        later = NET.replace(
+            "        return self.linear",
+            "        self.asked = getattr(self, 'asked', 0) + 1\n        if self.asked > 60:\n            "
+            + "\n            ".join(lines)
+            + "\n        return self.linear",
+        )
+        for moment, text in (
+            ("import", at_import),
+            ("build", built),
+            ("first call", first),
+            ("later", later),
+        ):
+            yield Case(
+                f"code, {moment}: {name}",
+                teacher,
+                ("net.py",),
+                make=lambda p, t=text: p.file("net.py", t),
+            )
+        yield Case(
+            f"code, data: {name}",
+            ("evaluate", "--student", "demo", "--val-data", "data.py:make", "--trust-code"),
+            ("data.py",),
+            make=lambda p, t=built.replace(NET, ""): p.file("data.py", t),
+        )
+        yield Case(
+            f"code, function: {name}",
+            teacher,
+            ("net.py",),
+            make=lambda p, ls=lines: p.file(
+                "net.py",
+                "def make():\n    return ask\ndef ask(x):\n    " + "\n    ".join(ls) + "\n",
+            ),
+        )
     for name, act in QUIET.items():
         text = f"{NET}\n{act}\n"
-        yield Case(f"code, import, goes on: {name}", teacher, make=lambda p, t=text: p.file("net.py", t), streams={"capture": False})
-        inside = NET.replace("        return self.linear", f"        {act}\n        return self.linear")
+        yield Case(
+            f"code, import, goes on: {name}",
+            teacher,
+            make=lambda p, t=text: p.file("net.py", t),
+            streams={"capture": False},
+        )
+        inside = NET.replace(
+            "        return self.linear", f"        {act}\n        return self.linear"
+        )
         if name not in ("meta", "double precision"):
-            yield Case(f"code, call, goes on: {name}", teacher, make=lambda p, t=inside: p.file("net.py", t))
+            yield Case(
+                f"code, call, goes on: {name}",
+                teacher,
+                make=lambda p, t=inside: p.file("net.py", t),
+            )
     for name, answer, words in (
         ("NaN later", "answer * float('nan')", "NaN"), ("infinity later", "answer / 0", "infinity"), ("fewer classes later", "answer[:, :7]", "classes"),
         ("more classes later", "torch.cat([answer, answer], 1)", "classes"), ("fewer images later", "answer[:-1]", ""), ("text later", "'text'", ""),
         ("nothing later", "None", ""), ("complex later", "answer * 1j", ""),
     ):  # fmt: skip
-        text = NET.replace("        return self.linear(x.flatten(1))", f"        answer = self.linear(x.flatten(1))\n        self.asked = getattr(self, 'asked', 0) + 1\n        return {answer} if self.asked > 60 else answer")
-        yield Case(f"code: {name}", teacher, ("net.py", words), make=lambda p, t=text: p.file("net.py", t))
+        text = NET.replace(
+            "        return self.linear(x.flatten(1))",
+            f"        answer = self.linear(x.flatten(1))\n        self.asked = getattr(self, 'asked', 0) + 1\n        return {answer} if self.asked > 60 else answer",
+        )
+        yield Case(
+            f"code: {name}", teacher, ("net.py", words), make=lambda p, t=text: p.file("net.py", t)
+        )
     for name, text, words in (
         ("NaN", NET.replace("return self.linear(x.flatten(1))", "return self.linear(x.flatten(1)) * float('nan')"), "NaN"),
         ("no module", "def make(): return 5", "int"), ("no callable", "make = 5", "no callable"), ("a syntax error", "x = (", "SyntaxError"),
         ("2 million classes", NET.replace("return self.linear(x.flatten(1))", "return torch.zeros(len(x), 2_000_000)"), "scores"),
         ("inference mode", f"{NET}\ntorch.inference_mode().__enter__()\n", "inference_mode"), ("no file", None, "no file"),
     ):  # fmt: skip
-        yield Case(f"code: {name}", teacher, ("net.py", words), make=lambda p, t=text: p.file("net.py", t) if t is not None else None)
+        yield Case(
+            f"code: {name}",
+            teacher,
+            ("net.py", words),
+            make=lambda p, t=text: p.file("net.py", t) if t is not None else None,
+        )
     for argv in (("inspect", "evil.py:make"), ("distill", "--teacher", "evil.py:make"), ("distill", "--student", "evil.py:make"), ("generate", "--teacher", "evil.py:make"),
                  ("evaluate", "--student", "evil.py:make"), ("distill", "--val-data", "evil.py:make"), ("evaluate", "--images", "evil.py:make"),
                  ("evaluate", "--images", "demo:seen", "--extractor", "evil.py:make"), ("generate", "--real-data", "evil.py:make"),
                  ("bench", "--teacher", "evil.py:make", "--val-data", "x", "--minutes", "1", "--out", "out")):  # fmt: skip
-        yield Case(f"code that is not trusted: {' '.join(argv[:3])}", argv, ("evil.py", "--trust-code"), make=lambda p: p.file("evil.py", RAN), armed=lambda p: exec((p.cwd / "evil.py").read_text()))
+        yield Case(
+            f"code that is not trusted: {' '.join(argv[:3])}",
+            argv,
+            ("evil.py", "--trust-code"),
+            make=lambda p: p.file("evil.py", RAN),
+            armed=lambda p: exec((p.cwd / "evil.py").read_text()),
+        )
 
     def script(place: Place) -> None:
         module = torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 1, 16, 16))
@@ -366,9 +595,24 @@ def code() -> Iterator[Case]:
         torch.jit.save(module, buffer)
         place.file("net.pt", buffer.getvalue())
 
-    yield Case("TorchScript that is not trusted", ("inspect", "net.pt", *CONTRACT), ("net.pt", "--trust-code"), make=script)
-    yield Case("TorchScript as weights", ("inspect", "resnet8-w4", "--teacher-weights", "net.pt", *CONTRACT), ("net.pt",), make=script)
-    yield Case("a .pt2 that is not trusted", ("inspect", "net.pt2", *CONTRACT), ("net.pt2", "--trust-code"), make=lambda p: p.file("net.pt2", b"PK"))
+    yield Case(
+        "TorchScript that is not trusted",
+        ("inspect", "net.pt", *CONTRACT),
+        ("net.pt", "--trust-code"),
+        make=script,
+    )
+    yield Case(
+        "TorchScript as weights",
+        ("inspect", "resnet8-w4", "--teacher-weights", "net.pt", *CONTRACT),
+        ("net.pt",),
+        make=script,
+    )
+    yield Case(
+        "a .pt2 that is not trusted",
+        ("inspect", "net.pt2", *CONTRACT),
+        ("net.pt2", "--trust-code"),
+        make=lambda p: p.file("net.pt2", b"PK"),
+    )
 
 
 def CASES() -> Iterator[Case]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import doors_networks
 import doors_settings
 import pytest
 from harness import Case, Place, Server, faults, serving
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or not Path("/proc/self/status").exists(),
     reason="cases are forked processes, whose memory is read from /proc",
 )
-CASES = [case for doors in (doors_settings,) for case in doors.CASES()]
+CASES = [case for doors in (doors_settings, doors_networks) for case in doors.CASES()]
 NAMES = [f"{number:03d} {case.name}"[:60] for number, case in enumerate(CASES)]
 
 
