@@ -405,7 +405,8 @@ class _Enough(Exception):
 def _contract_doubts(teacher: Teacher) -> list[Finding]:
     """Compares its input contract with the common ones by the statistics that its first BatchNorm
     layer remembers: natural-like images should look to it as its training images did."""
-    if not teacher.norms or _is_fresh(teacher.norms[0]):
+    first = teacher.norms[0] if teacher.norms else None
+    if first is None or _is_fresh(first.running_mean, first.running_var):
         return []
     rng = torch.Generator().manual_seed(1)
     spec = teacher.spec
@@ -478,13 +479,13 @@ def _weights_doubts(
     found = _called_again(teacher, table, trust_code=trust_code)
     if found or teacher.access != "full":
         return found
-    fresh = [norm for norm in teacher.norms if _is_fresh(norm)]
+    norms = _norms(teacher)
+    fresh = [norm for norm in norms if norm.fresh]
     if fresh:
-        start = [norm for norm in fresh if _is_initial(norm.weight, norm.bias)]
-        whole = len(start) == len(teacher.norms)
+        start = [norm for norm in fresh if norm.initial]
+        whole = len(start) == len(norms)
         seen = (
-            f"{len(fresh)} of {len(teacher.norms)} BatchNorm layers have their initial statistics "
-            "(0 and 1)"
+            f"{len(fresh)} of {len(norms)} BatchNorm layers have their initial statistics (0 and 1)"
         )
         if start:
             told = "it was never trained" if whole else "these parts were never trained"
@@ -495,7 +496,7 @@ def _weights_doubts(
         return [Finding(
             "batchnorm-statistics", seen,
             "its buffers are missing from the weights: save the whole state_dict, not the "
-            "parameters alone", 2 * len(fresh) >= len(teacher.norms),
+            "parameters alone", 2 * len(fresh) >= len(norms),
         )]  # fmt: skip
     return _as_initialised(teacher)
 
@@ -528,9 +529,35 @@ def _called_again(
     )]  # fmt: skip
 
 
-def _is_fresh(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    mean, var = norm.running_mean, norm.running_var
-    return bool(mean is not None and var is not None and not mean.any() and var.eq(1).all())
+class Norm(NamedTuple):
+    """What is told of a BatchNorm layer."""
+
+    fresh: bool  # its statistics are as they begin: 0 and 1
+    initial: bool  # so are its weights
+
+
+def _norms(teacher: Teacher) -> list[Norm]:
+    """The BatchNorm layers that images pass; of a graph, whose layers are no modules, all."""
+    if teacher.norms:
+        return [
+            Norm(_is_fresh(n.running_mean, n.running_var), _is_initial(n.weight, n.bias))
+            for n in teacher.norms
+        ]
+    state = teacher.classifier.body.state_dict()
+    stems = [key.removesuffix("running_mean") for key in state if key.endswith(".running_mean")]
+    return [
+        Norm(
+            _is_fresh(state[stem + "running_mean"], state.get(stem + "running_var")),
+            _is_initial(state.get(stem + "weight"), state.get(stem + "bias")),
+        )
+        for stem in stems
+    ]
+
+
+def _is_fresh(mean: Tensor | None, var: Tensor | None) -> bool:
+    if mean is None or var is None:
+        return False
+    return not bool(mean.any()) and bool(var.eq(1).all())
 
 
 def _is_initial(weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -561,7 +588,11 @@ def _as_initialised(teacher: Teacher) -> list[Finding]:
             strict += value.numel() if drawn[key] else 0
         elif value.numel() >= 16:
             uniform, drawn[key] = _is_drawn(value, bias)
-            strict += value.numel() if drawn[key] and (uniform or bias is not None) else 0
+            if not drawn[key] and bias is not None:  # torch's bias beside another's weight
+                small = float(bias.abs().max()) <= ROUNDED / math.sqrt(value[0].numel())
+                drawn[key], bias = small and _is_drawn(value, None)[1], None
+            if drawn[key] and (uniform or bias is not None):
+                strict += value.numel()
     for norm in teacher.norms:
         drawn[f"norm {id(norm)}"] = _is_initial(norm.weight, norm.bias)
     if len(drawn) >= 2 and strict >= 200 and sum(drawn.values()) >= 0.9 * len(drawn):

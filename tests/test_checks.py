@@ -16,6 +16,7 @@ from test_shared_data import LOG_SOFTMAX, OTHERS
 from synthkd.checks import check_teacher
 from synthkd.cli import main
 from synthkd.findings import Finding
+from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.specs.code import executed
@@ -366,6 +367,19 @@ def test_a_student_that_is_scored_is_asked_too_and_not_refused(
     assert rc in (0, 3)
     told = json.loads(out)["comparison"]["student_findings"]
     assert [one["code"] for one in told] == ["random-weights"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["resnet8-w4", "lenet5"])
+def test_a_graph_of_an_untrained_network_is_found(tmp_path: Path, name: str) -> None:
+    size = 32 if name == "lenet5" else 16
+    body = build_network(name, channels=1, size=size, classes=10).eval()
+    torch.jit.trace(body, torch.rand(2, 1, size, size)).save(tmp_path / "net.ts")
+    told = TeacherTable(
+        spec=str(tmp_path / "net.ts"), image_size=size, channels=1, mean=(0.3,), std=(0.3,)
+    )
+    findings = check_teacher(load_teacher(told, trust_code=True), told, trust_code=True)
+    assert [one.code for one in findings if one.serious] == ["random-weights"]
 
 
 def test_every_code_has_its_line_in_the_documents() -> None:
