@@ -143,7 +143,7 @@ class _Questions:
             logits = torch.cat([*map(self.ask, _parts(images[:back], closed)), once])
             broken = ~logits.isfinite().all(1)
             if broken.any():
-                return [_not_finite(int(broken.sum()), len(images))]
+                return [_not_finite(f"{int(broken.sum())} of {len(images)}")]
             found = self._steady(images[back:], once)
         except _Failed as failure:
             return [failure.finding]
@@ -162,6 +162,8 @@ class _Questions:
             logits = self.teacher.plainly(images)
         except Exception as error:  # whatever a stranger's network raises
             told = str(error).partition("\n")[0] or type(error).__name__
+            if isinstance(error, InputError) and "NaN" in told:  # whoever reads answers refuses it
+                raise _Failed(_not_finite(f"some of {len(images)}")) from None
             reason = f"{type(error).__name__}: {quoted(told, 120)}"
         else:
             if logits.shape == (len(images), self.teacher.classes):
@@ -385,9 +387,9 @@ def _extremes(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     return images
 
 
-def _not_finite(broken: int, count: int) -> Finding:
+def _not_finite(which: str) -> Finding:
     return Finding(
-        "not-finite", f"it answers NaN or infinity for {broken} of {count} images (drawings, "
+        "not-finite", f"it answers NaN or infinity for {which} images (drawings, "
         "black, white and noise)",
         "add a small number where it divides by a deviation of the image, or takes a root or a "
         "logarithm; or are these the wrong weights?", True,
