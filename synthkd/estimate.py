@@ -19,6 +19,7 @@ from synthkd.distillation import HELD_OUT, Lab, invent
 from synthkd.images import to_float
 from synthkd.progress import Budget
 from synthkd.recipe import Stage
+from synthkd.teachers import Teacher
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
 LOOKED_BACK = 128  # held-out images that the student answers after every round
@@ -142,20 +143,28 @@ def estimate(lab: Lab) -> Estimate:
     return Estimate(stages, weights * held * answer + saving, _memory(lab, kept * one))
 
 
-@torch.no_grad()
 def _memory(lab: Lab, remembered: float) -> float:
+    student = lab.learner.student if lab.learner is not None else None
+    return memory_of(
+        lab.teacher, lab.stages, student, batch=lab.recipe.training.batch, remembered=remembered,
+        bfloat16=lab.bfloat16,
+    )  # fmt: skip
+
+
+def memory_of(
+    teacher: Teacher, stages: Sequence[Stage], student: nn.Module | None, *, batch: int,
+    remembered: float, bfloat16: bool,
+) -> float:  # fmt: skip
     """Bytes: what this process holds now, what a batch keeps for its gradients, and what is
-    remembered, three times, as a checkpoint is written from a copy and read back."""
-    width = 2 if lab.bfloat16 else 4
-    student = 0.0
-    if lab.learner is not None:
-        each = activations(lab.learner.student, lab.teacher.spec.shape)
-        student = width * each * lab.recipe.training.batch
-    refined = max((s.synthesis_batch for s in lab.stages if s.synthesis_steps), default=0)
-    teacher = 0.0
-    if lab.teacher.access == "full" and any(s.terms for s in lab.stages):
-        teacher = width * refined * activations(lab.teacher.classifier, lab.teacher.spec.shape)
-    return resident() + 1.5 * max(student, teacher) + 3 * remembered
+    `remembered`, three times, as a checkpoint is written from a copy and read back."""
+    width = 2 if bfloat16 else 4
+    learned = refined = 0.0
+    if student is not None:
+        learned = width * batch * activations(student, teacher.spec.shape)
+    if teacher.access == "full" and any(s.terms for s in stages):
+        count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
+        refined = width * count * activations(teacher.classifier, teacher.spec.shape)
+    return resident() + 1.5 * max(learned, refined) + 3 * remembered
 
 
 def resident() -> float:

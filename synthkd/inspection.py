@@ -15,6 +15,8 @@ from synthkd.images import ImageSpec
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.teachers import Teacher
 
+TRIED = 2**19  # pixels in a batch that is timed: 64 images of 90 x 90, 10 of 224 x 224
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -42,7 +44,8 @@ def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
         flops = float(counter.get_total_flops())
     except Exception:  # graphs and black boxes are not all countable
         flops = 0.0
-    batch = torch.rand(64, *teacher.spec.shape, device=device)
+    count = max(4, min(64, TRIED // (teacher.spec.height * teacher.spec.width)))
+    batch = torch.rand(count, *teacher.spec.shape, device=device)
 
     def answer() -> None:
         with torch.no_grad():
@@ -53,8 +56,8 @@ def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
         teacher.observe(moved).logits.sum().backward()  # type: ignore[no-untyped-call]
 
     return Costs(
-        flops, _lap(answer, seconds, device) / 64,
-        _lap(gradient, seconds, device) / 64 if teacher.access == "full" else None,
+        flops, _lap(answer, seconds, device) / count,
+        _lap(gradient, seconds, device) / count if teacher.access == "full" else None,
     )  # fmt: skip
 
 

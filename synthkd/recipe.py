@@ -78,7 +78,8 @@ def _sides(value: object) -> object:
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
-        raise ValueError("known devices: auto, cpu, cuda, cuda:N")
+        known = "known devices: auto, cpu, cuda, cuda:N"
+        raise ValueError(f"{known}; mps is not supported: use cpu" if name == "mps" else known)
     return name
 
 

@@ -401,3 +401,10 @@ def test_a_file_cannot_choose_what_is_called(tmp_path: Path) -> None:
     flags = {"teacher": {"spec": "mine.nets:make"}}
     (tmp_path / "a.toml").write_text('[teacher]\nargs = { depth = "8" }\n')
     assert recipe.build(tmp_path / "a.toml", flags).teacher.args == {"depth": "8"}
+
+
+def test_a_device_that_is_not_served_says_which_are() -> None:
+    for name in ("mps", "xpu", "tpu:0"):
+        with pytest.raises(InputError, match="known devices: auto, cpu, cuda, cuda:N") as told:
+            recipe.build(flags={"run": {"device": name}})
+        assert ("use cpu" in str(told.value)) == (name == "mps")

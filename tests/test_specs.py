@@ -419,3 +419,25 @@ def test_code_that_fails_is_one_line(tmp_path: Path, code: str) -> None:
         teacher_of(f"{path}:make", trust=True)
     assert "Error" in str(caught.value) or "Exit" in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("def make():\n  pass\nclass Net: pass\nmark = open('ran', 'w')\n",
+         "Give 'net.py:NAME'; in it: 'make', 'Net'"),
+        ("def broken(:\n", "which callable of it? Give 'net.py:NAME'"),
+        ("x = 1\n", "which callable of it? Give 'net.py:NAME'"),
+        ("\0\0", "which callable of it? Give 'net.py:NAME'"),
+    ],
+)  # fmt: skip
+def test_a_file_of_code_without_its_callable_names_them_and_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(content)
+    for trusted in (False, True):
+        with pytest.raises(InputError) as told:
+            load_teacher(TeacherTable(spec="net.py"), trust_code=trusted)
+        assert words in str(told.value)
+    assert not Path("ran").exists()

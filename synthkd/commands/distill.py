@@ -434,14 +434,16 @@ def _go(
                 display.tick(what, done, total)
                 if stop.overdue:  # the round in hand is given up; a checkpoint before it is whole
                     display.stop()
+                    lost = cadence.unsaved
+                    saved = "all before is saved" if lap_saved else "nothing was saved before"
                     display.say(
-                        f"stopped in the middle of a round: {clock(time.monotonic() - began)} of "
-                        f"work are given up, all before is saved; {again}"
+                        f"stopped in the middle of a round: {clock(lost)} of work are given up, "
+                        f"{saved}; {again}"
                     )
                     raise SystemExit(128 + stop.signal)
 
             lab.tick = tick
-            began = time.monotonic()
+            began, lap_saved = time.monotonic(), lab.progress.round > 0
             for lap in rounds(lab):
                 the_run.record(lap)
                 before, part = part, int(lap.share * parts)
@@ -454,6 +456,7 @@ def _go(
                 if (stop or cadence.due(time.monotonic() - began)) and not lab.finished:
                     with cadence.saving():
                         the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                    lap_saved = True
                 if stop and not lab.finished:
                     display.stop()
                     display.say(f"stopped at {lap.share:.0%}, saved; {again}")

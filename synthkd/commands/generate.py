@@ -320,8 +320,8 @@ def _go(
         if stop.overdue:  # what is in hand is given up; the checkpoint before it is whole
             display.stop()
             display.say(
-                f"stopped: {clock(time.monotonic() - began)} of work are given up, all before is "
-                f"saved; {again}"
+                f"stopped: {clock(cadence.unsaved)} of work are given up, "
+                f"{'all' if (out / CHECKPOINT).exists() else 'nothing'} before is saved; {again}"
             )
             raise SystemExit(128 + stop.signal)
 

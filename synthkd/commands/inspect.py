@@ -7,6 +7,7 @@ from synthkd import inspection
 from synthkd.checks import check_teacher
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare
+from synthkd.estimate import memory_of
 from synthkd.findings import as_data
 from synthkd.recipe import Recipe
 from synthkd.specs import load_teacher
@@ -17,13 +18,21 @@ IMAGES = 10_000  # for which times are told
 
 def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
     """Prints the card of `recipe.teacher` and returns it as plain data."""
+    display = Display(quiet=as_json)
     recipe, device, bfloat16 = prepare(recipe)
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
     teacher.low_precision = bfloat16
+    display.say("asking the teacher about drawings, to see what looks wrong …")
     found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
     spec = teacher.spec
+    display.say("timing its answers …")
     costs = inspection.costs(teacher)
     the_plan = plans.plan(recipe, teacher)
+    one = spec.channels * spec.height * spec.width + 2 * teacher.classes
+    expected = memory_of(
+        teacher, the_plan.stages, None, batch=recipe.training.batch,
+        remembered=float(recipe.memory.capacity * one), bfloat16=bfloat16,
+    )  # fmt: skip
     steps = max((s.synthesis_steps for s in the_plan.stages if s.generator == "pixels"), default=0)
     card: dict[str, Any] = {
         "spec": recipe.teacher.spec,
@@ -46,6 +55,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         "seconds_per_10000_refined": None if costs.gradient is None or not steps
         else IMAGES * steps * costs.gradient,
         "peak_memory_mb": peak_memory_mb(device),
+        "expected_memory_mb": round(expected / 1e6, 1),
         "precision": recipe.run.precision,
         "fast_answers": teacher.fast_reason or "by the network itself",
         "notes": as_data(teacher.notes),
@@ -57,7 +67,6 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
     if as_json:
         print(json.dumps(card, indent=2, ensure_ascii=False))
         return card
-    display = Display()
     names = ", ".join(teacher.names[:10]) + (", …" if teacher.classes > 10 else "")
     refined = card["seconds_per_10000_refined"]
     display.table("card", ("what", "value"), [
@@ -73,7 +82,9 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
                            f"{recipe.run.precision}"),
         ("answered", card["fast_answers"]),
         *([("10,000 refined images", f"{refined:.0f} s ({steps} steps each)")] if refined else []),
-        ("memory", f"{card['peak_memory_mb']:,.0f} MB at the most so far"),
+        ("memory", f"{card['peak_memory_mb']:,.0f} MB until now; up to about "
+                   f"{expected / 1e9:.1f} GB in a run that remembers {recipe.memory.capacity:,} "
+                   "images"),
         ("sha256", teacher.digest),
     ])  # fmt: skip
     display.plan(the_plan, f"as the pipeline {recipe.pipeline} would do it")

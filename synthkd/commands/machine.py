@@ -23,8 +23,8 @@ from synthkd.findings import Finding
 from synthkd.recipe import Recipe, RunTable
 from synthkd.teachers import Teacher
 
-GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
-LONG_ROUND = 4.0  # seconds from which a round is long
+GRACE = 4.0  # seconds that a round in hand may still take after a run was asked to stop
+LONG_ROUND = 3.0  # seconds from which a round is long
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
@@ -179,6 +179,11 @@ class Cadence:
         since = time.monotonic() - self._last
         long = round_seconds > LONG_ROUND and since > 10 * self._cost
         return long or since > self.seconds
+
+    @property
+    def unsaved(self) -> float:
+        """Seconds since the last checkpoint, or since the beginning."""
+        return time.monotonic() - self._last
 
     @contextmanager
     def saving(self) -> Iterator[None]:
