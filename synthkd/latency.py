@@ -46,6 +46,7 @@ def conditions(threads: int | None = None, *, exported: bool = True) -> Conditio
     """Those of this machine: of an ONNX file, or else of torch itself."""
     kind = f"torch {torch.__version__.partition('+')[0]}, eager"
     if exported:
+        telemetry_off()
         import onnxruntime
 
         kind = f"ONNX Runtime {onnxruntime.__version__}"
@@ -68,6 +69,7 @@ def machine_name() -> str:
 
 def has_onnx() -> bool:
     """Whether the extra onnx is there: what writes the files and what runs them."""
+    telemetry_off()
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
