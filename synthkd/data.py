@@ -32,12 +32,13 @@ from synthkd.arrays import Stack, as_pixels, header, member, stack_in, stacked
 from synthkd.class_folders import listing
 from synthkd.class_names import Order, arranged, known_names, matched, numbered
 from synthkd.errors import InputError, quoted
+from synthkd.files import exists
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec
 from synthkd.label_arrays import pair_in, told_labels
 from synthkd.pictures import affordable, read_pictures, shaped
 from synthkd.recipe import MOST_CLASSES, DataTable
-from synthkd.specs.code import executed
+from synthkd.specs.code import executed, foreign_code
 
 UNSEEN = 0.3  # share of the demo's digits that its teacher never saw
 
@@ -446,22 +447,18 @@ def _from_code(
     table: DataTable, target: Target,
 ) -> _Found:  # fmt: skip
     """Runs a callable of somebody's file; it gives images, or (images, labels)."""
-    try:
+    if not exists(file):
+        raise InputError(f"{where}: cannot be read: there is no such file{_near(file)}")
+    with foreign_code(f"{where}: the code in {quoted(file)} failed"):
         module = executed(file)
-        function = getattr(module, name, None)
-        if not callable(function):
-            known = [key for key, value in vars(module).items() if callable(value)]
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise InputError(f"{where}: no callable {name} in {quoted(file)}{hint}")
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"{where}: no callable {name} in {quoted(file)}{hint}")
+    with foreign_code(f"{where}: the code in {quoted(file)} failed"):
         result = function() if argument is None else function(argument)
-    except (InputError, KeyboardInterrupt):
-        raise
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read: {quoted(error)}{_near(file)}") from None
-    except BaseException as error:  # a stranger's code may even call exit()
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(f"{where}: the code in {quoted(file)} failed: {quoted(what)}") from None
     images, labels = _pair(where, result)
     if isinstance(images, Tensor):
         images = images.detach().cpu().numpy()

@@ -5,7 +5,7 @@ B batch, C channels of a layer, D features, K classes.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -110,11 +110,9 @@ class Teacher(nn.Module):
     def __init__(
         self, classifier: Classifier, *, names: tuple[str, ...] = (), described: str = "teacher",
         access: str = "full", features_at: str = "",
-        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
         super().__init__()
         self.access = access
-        self.guard = guard  # in which it is asked
         self.queries = 0  # images
         self.classifier = classifier.requires_grad_(False).eval().arranged()
         self.names = names or tuple(str(k) for k in range(classifier.classes))
@@ -241,7 +239,7 @@ class Teacher(nn.Module):
         if self.access != "full":
             images = images.detach()
         low = self.low_precision and not self.classifier.reading.exact
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low), self.guard():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             logits: Tensor = self.classifier(images)
         self._check(images, logits)
         return self._told(logits.float())

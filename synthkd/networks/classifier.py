@@ -1,6 +1,8 @@
 """A classifier as everybody else sees it: plain images in, logits out."""
 
-from typing import Self
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ class Classifier(nn.Module):
     std: Tensor
     inherited = (0, 0)  # tensors of the body that began as its teacher's, and all that it has
     channels_last = False
+    # in which it is called: a body that is code of the user's wants one
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext
     notes: tuple[Finding, ...] = ()  # what was understood of the files that it came from
 
     def __init__(
@@ -37,6 +41,13 @@ class Classifier(nn.Module):
         self.answers = self.reading.kind
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """As every module's, in the `guard`."""
+        if self.guard is nullcontext:
+            return super().__call__(*given, **named)
+        with self.guard():
+            return super().__call__(*given, **named)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in 0..1 to logits [B, K]."""
@@ -76,7 +87,7 @@ class Classifier(nn.Module):
         self.eval().channels_last = True
         try:
             self.to(memory_format=torch.channels_last)
-            self(torch.zeros(2, *self.spec.shape, device=self.mean.device))
+            self.forward(torch.zeros(2, *self.spec.shape, device=self.mean.device))
         except InputError:  # an answer of which nothing can be made, however it is laid out
             raise
         except Exception:  # whatever a stranger's network raises at the layout

@@ -102,13 +102,12 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
         _check_flags(table, classifier.spec)
     plain = classifier.answers == "logits" and not classifier.reading.path
     kind = "" if plain else f" answering in {classifier.reading}"
-    guard = partial(_guarded, table.spec, "teacher")
-    with guard():
+    with _guarded(table.spec, "teacher"):
         access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
         access = "labels" if classifier.answers == "labels" else access
         return Teacher(
             classifier, names=names, described=f"{table.spec}{kind}", access=access,
-            features_at=table.features, guard=guard,
+            features_at=table.features,
         )  # fmt: skip
 
 
@@ -199,6 +198,7 @@ def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = Fal
             f"teacher's are {one}: let it return logits"
         )
     student = Classifier(source.body, spec, count, answers)
+    _guard(student, table.spec, "student")
     if table.start == "teacher" and not table.weights and teacher.access == "full":
         student.inherited = inherited(source.body, teacher.classifier.body)
     return student
@@ -240,6 +240,7 @@ def _classifier(
     names = source.known.names if len(source.known.names) == count else ()
     names = names or _carried(spec, source.body, count) or answers.names
     found = Classifier(source.body, image_spec, count, answers)
+    _guard(found, spec, role)
     found.notes = (*source.notes, *answers.notes)
     return found, names
 
@@ -279,6 +280,12 @@ def _asked(
         if quoted(spec) in str(error):
             raise
         raise InputError(f"--{role} {quoted(spec)}: {error}") from None
+
+
+def _guard(classifier: Classifier, spec: str, role: str) -> None:
+    """Lets a classifier whose network is code of the user's be called in `foreign_code`."""
+    if _FILE_CALL.search(spec) or is_installed_call(spec):
+        classifier.guard = partial(_guarded, spec, role)
 
 
 def _guarded(spec: str, role: str) -> AbstractContextManager[None]:
@@ -322,7 +329,9 @@ def _saved(
             "says: omit it"
         )
     _, answers = _asked(role, spec, body, card.image_spec, card.classes, told=known, saved=True)
-    return Classifier(body, card.image_spec, card.classes, answers), card.names
+    found = Classifier(body, card.image_spec, card.classes, answers)
+    _guard(found, card.network, role)
+    return found, card.names
 
 
 def is_saved(spec: str) -> bool:

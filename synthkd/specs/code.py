@@ -50,15 +50,18 @@ def foreign_code(what: str) -> Iterator[None]:
     try:
         with _staying():
             yield
-    except (InputError, MemoryError, GeneratorExit):
+    except (InputError, MemoryError):
         raise
     except _Left as error:
         raise InputError(f"{what}: it calls {error}, which would end this run") from None
     except BaseException as error:
         if pressed and isinstance(error, KeyboardInterrupt):
             raise
-        said = quoted(" ".join(str(error).split()), 200)
-        raise InputError(f"{what}: {type(error).__name__}: {said}") from None
+        try:
+            said = " ".join(str(error).split())
+        except BaseException:
+            said = "its text cannot be read"
+        raise InputError(f"{what}: {type(error).__name__}: {quoted(said, 200)}") from None
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -174,6 +174,10 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> B
             f"{_where(folder)}: its scheduler has no betas: a consistency model of another kind, "
             "which is not understood"
         )
+    betas = [schedule.get(key, 0.5) for key in ("beta_start", "beta_end")]
+    betas += schedule.get("trained_betas") or []
+    if not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
+        raise InputError(f"{_where(folder)}: its scheduler has betas that do not lie in 0..1")
     if (aim := schedule.get("prediction_type", "epsilon")) not in PREDICTED:
         raise InputError(f"{_where(folder)}: it predicts {quoted(aim)}, which is not understood")
     spec, device = teacher.spec, teacher.classifier.mean.device
