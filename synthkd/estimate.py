@@ -8,7 +8,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from synthkd.recipe import Stage
 from synthkd.teachers import Teacher
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
+TRIAL = 0.3  # seconds of a trial with a larger batch
+HELD_PIXELS = 2**24  # of the noise that stands for remembered images
 LOOKED_BACK = 128  # held-out images that the student answers after every round
 SAVED = 3e8  # bytes a second, at which a checkpoint is written and read back
 
@@ -229,37 +230,56 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
     few = max(4, min(recipe.training.batch, TRIED // (teacher.spec.height * teacher.spec.width)))
     if teacher.access != "full":
         few = 4
+    patient = teacher.access == "full"
     student = copy.deepcopy(lab.learner.student) if lab.learner is not None else None
+    wide = max((s.synthesis_batch for s in stages or lab.stages if s.synthesis_steps), default=0)
+    held = 8 * few
+    if patient:  # enough for a large batch to begin with, where that is not too much
+        held = max(held, min(4 * wide, HELD_PIXELS // (teacher.spec.height * teacher.spec.width)))
     small = recipe.model_copy(
         update={
             "memory": recipe.memory.model_copy(
-                update={"capacity": 8 * few if recipe.memory.capacity else 0, "form": "images"}
+                update={"capacity": held if recipe.memory.capacity else 0, "form": "images"}
             )
         }
     )
     tried = Lab(small, lab.stages, teacher, student, device=lab.device, bfloat16=lab.bfloat16)
     rng = torch.Generator().manual_seed(0)
     shape = teacher.spec.shape
-    pixels = torch.randint(256, (8 * few, *shape), dtype=torch.uint8, generator=rng)
-    labels = torch.arange(8 * few) % teacher.classes
-    tried.memory.add(pixels, labels, torch.randn(8 * few, teacher.classes, generator=rng))
+    most = recipe.training.batch if patient else few
+    noise = torch.randint(256, (8 * few, *shape), dtype=torch.uint8, generator=rng)
+    pixels = noise.repeat(-(-max(held, most) // len(noise)), 1, 1, 1)
+    labels = torch.arange(held) % teacher.classes
+    tried.memory.add(pixels[:held], labels, torch.randn(held, teacher.classes, generator=rng))
     if lab.real is not None:
         tried.real = lab.real[: 8 * few]
-    views = to_float(pixels[:few].to(lab.device))
-    repeats = 1 if teacher.access != "full" else 3
-    teacher.teach(views)  # what is prepared once: a folded copy, threads, caches
-    label = _timed(lambda: teacher.teach(views), repeats, lab.device) / few
+    repeats = 3 if patient else 1
+    teacher.teach(to_float(pixels[:few].to(lab.device)))  # what is prepared once: a copy, caches
+
+    def label_some(count: int) -> float:
+        views = to_float(pixels[:count].to(lab.device))
+        return _timed(lambda: teacher.teach(views), repeats, lab.device) / count
+
+    label = _in_large(label_some, few, most, TRIAL)
     step = answer = 0.0
     if tried.learner is not None:
         learner = tried.learner
+        views = to_float(pixels[:few].to(lab.device))
         taught, maps = teacher.teach(views, maps=learner.looks)
 
-        def learn() -> None:
-            view = augmented(views, recipe.augment, 0.0, rng)
-            learner.step(view, taught, 0.5, maps)
+        def learn_some(count: int) -> float:
+            many = -(-count // few)
+            views, told = to_float(pixels[:count].to(lab.device)), taught.repeat(many, 1)[:count]
+            maps_told = _repeated(maps, many, count)
 
-        learn()
-        step = _timed(learn, repeats, lab.device) / few
+            def learn() -> None:
+                view = augmented(views, recipe.augment, 0.0, rng)
+                learner.step(view, told, 0.5, maps_told)
+
+            learn()
+            return _timed(learn, repeats, lab.device) / count
+
+        step = _in_large(learn_some, few, most, TRIAL)
         answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
     costs = {
         stage.name: _round(tried, stage, few, label, step, answer, recipe.training.batch, rng)
@@ -295,7 +315,13 @@ def _round(
     steps = stage.synthesis_steps
     turn(min(steps, 1))
     first = [turn(min(steps, 1)) for _ in range(2)]
-    once, trained, offered = min(t for t, _, _ in first), first[0][1], first[0][2]
+    if steps > 1 and lab.teacher.access == "full":  # large batches are slower for their size
+        taken = min(t for t, _, _ in first)
+        larger = min(stage.synthesis_batch, int(many * TRIAL / max(taken, 1e-6)))
+        if larger > many:
+            many = larger
+            first = [turn(1)]
+    once, trained, offered = sum(t for t, _, _ in first) / len(first), first[0][1], first[0][2]
     wide = stage.synthesis_batch / many
     more = stage.fresh / fresh if fresh else 0.0
     if steps > 1:
@@ -314,14 +340,32 @@ def _round(
     return RoundCost(synthesis, invented * label, student, invented, counted, seen)
 
 
+def _in_large(trial: Callable[[int], float], few: int, most: int, seconds: float) -> float:
+    """Seconds for an image by a `trial` of so many images, with as many of them, up to `most`, as
+    take about so many seconds: large batches are slower for their size, where caches are full."""
+    each = trial(few)
+    larger = min(most, int(seconds / max(each, 1e-9)))
+    return trial(larger) if larger > few else each
+
+
+def _repeated(maps: Any, times: int, count: int) -> Any:
+    """Maps of a batch for one of `count` images, made of them again and again."""
+    if isinstance(maps, Tensor):
+        return maps.repeat(times, *([1] * (maps.ndim - 1)))[:count]
+    if isinstance(maps, Mapping):
+        return {key: _repeated(value, times, count) for key, value in maps.items()}
+    if isinstance(maps, list | tuple):
+        return type(maps)(_repeated(value, times, count) for value in maps)
+    return maps
+
+
 def _timed(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    laps = []
+    """The mean, for what delays a trial now and then will delay the run as well."""
+    started = time.perf_counter()
     for _ in range(repeats):
-        started = time.perf_counter()
         work()
-        _synchronised(device)
-        laps.append(time.perf_counter() - started)
-    return median(laps)
+    _synchronised(device)
+    return (time.perf_counter() - started) / repeats
 
 
 def _synchronised(device: torch.device) -> None:
