@@ -23,8 +23,8 @@ from synthkd.findings import Finding
 from synthkd.recipe import Recipe, RunTable
 from synthkd.teachers import Teacher
 
-GRACE = 4.0  # seconds that a round in hand may still take after a run was asked to stop
-LONG_ROUND = 3.0  # seconds from which a round is long
+GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
+LONG_ROUND = 2.0  # seconds from which a round is long
 
 
 def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
