@@ -102,3 +102,31 @@ def test_a_checkpoint_is_due_after_a_long_round_but_not_for_more_than_a_tenth_of
     assert cadence.due(20.0) and not cadence.due(1.0)
     now[0] = 174.0
     assert cadence.due(1.0)
+
+
+STUCK = """
+import hashlib
+from synthkd.commands import machine
+machine.LAST = 0.5
+def give_up():
+    print("given up")
+    return True
+with machine.stopping(lambda: None, give_up):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x" * 64, b"salt", 300_000_000)  # minutes in one call
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_operation_that_does_not_end_is_left_by_force(name: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        sent = time.monotonic()
+        process.send_signal(getattr(signal, name))
+        assert process.stdout.read() == "given up\n"
+        assert process.wait(30) == 128 + getattr(signal, name)
+    assert time.monotonic() - sent < 5

@@ -427,23 +427,30 @@ def _go(
     again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(job.recipe)
     display.say(f"run directory: {the_run.path}")
     display.expect(_schedule(job, expected, started))
+    lap_saved = lab.progress.round > 0
+
+    def give_up() -> bool:
+        """Ends the round in hand: a checkpoint before it is whole."""
+        if cadence.busy:
+            return False
+        display.stop()
+        saved = "all before is saved" if lap_saved else "nothing was saved before"
+        display.say(
+            f"stopped in the middle of a round: {clock(cadence.unsaved)} of work are given up, "
+            f"{saved}; {again}"
+        )
+        return True
+
     try:
-        with stopping(display.acknowledge) as stop:
+        with stopping(display.acknowledge, give_up) as stop:
 
             def tick(what: str, done: int, total: int) -> None:
                 display.tick(what, done, total)
-                if stop.overdue:  # the round in hand is given up; a checkpoint before it is whole
-                    display.stop()
-                    lost = cadence.unsaved
-                    saved = "all before is saved" if lap_saved else "nothing was saved before"
-                    display.say(
-                        f"stopped in the middle of a round: {clock(lost)} of work are given up, "
-                        f"{saved}; {again}"
-                    )
+                if stop.overdue and give_up():
                     raise SystemExit(128 + stop.signal)
 
             lab.tick = tick
-            began, lap_saved = time.monotonic(), lab.progress.round > 0
+            began = time.monotonic()
             for lap in rounds(lab):
                 the_run.record(lap)
                 before, part = part, int(lap.share * parts)

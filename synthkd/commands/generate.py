@@ -315,17 +315,23 @@ def _go(
             raise SystemExit(128 + stop.signal)
         began = time.monotonic()
 
+    def give_up() -> bool:
+        """Ends what is in hand: the checkpoint before it is whole."""
+        if cadence.busy:
+            return False
+        display.stop()
+        display.say(
+            f"stopped: {clock(cadence.unsaved)} of work are given up, "
+            f"{'all' if (out / CHECKPOINT).exists() else 'nothing'} before is saved; {again}"
+        )
+        return True
+
     def tick(what: str, done: int, total: int) -> None:
         display.tick(what, done, total)
-        if stop.overdue:  # what is in hand is given up; the checkpoint before it is whole
-            display.stop()
-            display.say(
-                f"stopped: {clock(cadence.unsaved)} of work are given up, "
-                f"{'all' if (out / CHECKPOINT).exists() else 'nothing'} before is saved; {again}"
-            )
+        if stop.overdue and give_up():
             raise SystemExit(128 + stop.signal)
 
-    with stopping(display.acknowledge) as stop:
+    with stopping(display.acknowledge, give_up) as stop:
         job.lab.tick = tick
         if not job.trained:
             _train(job, display, lambda: pause(None))

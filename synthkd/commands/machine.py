@@ -3,12 +3,13 @@
 import os
 import re
 import resource
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from synthkd.recipe import Recipe, RunTable
 from synthkd.teachers import Teacher
 
 GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
+LAST = 5.0  # seconds after which one that does not end is left by force
 LONG_ROUND = 2.0  # seconds from which a round is long
 
 
@@ -121,7 +123,10 @@ class Stop:
 
 
 @contextmanager
-def stopping(acknowledge: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+def stopping(
+    acknowledge: Callable[[], None] = lambda: None,
+    give_up: Callable[[], bool] = lambda: False,
+) -> Iterator[Stop]:
     """Catches SIGINT and SIGTERM once: `Stop` then knows the signal. A second one kills at once.
 
     `acknowledge` is called at once, from a thread of its own, for Python itself answers a signal
@@ -138,6 +143,7 @@ def stopping(acknowledge: Callable[[], None] = lambda: None) -> Iterator[Stop]:
             stop.signal, stop.at = number, time.monotonic()
         signal.signal(number, signal.SIG_DFL)
 
+    left = False
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # as set_wakeup_fd wants it
 
@@ -148,8 +154,13 @@ def stopping(acknowledge: Callable[[], None] = lambda: None) -> Iterator[Stop]:
                     stop.signal, stop.at = numbers[0], time.monotonic()
                 acknowledge()
                 break
-        while os.read(reader, 64):  # until the writer is closed
-            pass
+        while not left:
+            if select.select([reader], [], [], 0.2)[0] and not os.read(reader, 64):
+                break  # the writer is closed
+            if stop and time.monotonic() - stop.at > LAST and not left and give_up():
+                with suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                os._exit(128 + stop.signal)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
@@ -158,6 +169,7 @@ def stopping(acknowledge: Callable[[], None] = lambda: None) -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        left = True
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -173,6 +185,7 @@ class Cadence:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._last, self._cost = time.monotonic(), 0.0
+        self.busy = False  # a checkpoint is being written
 
     def due(self, round_seconds: float) -> bool:
         """Whether to save now, after a round of so many seconds."""
@@ -189,6 +202,10 @@ class Cadence:
     def saving(self) -> Iterator[None]:
         """To be held while a checkpoint is written."""
         started = time.monotonic()
-        yield
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
         self._last = time.monotonic()
         self._cost = self._last - started
