@@ -290,6 +290,14 @@ def test_the_slowest_keys_that_are_allowed_do_not_keep_us_long(toml):
     assert time.process_time() - start < 2
 
 
+def test_a_mark_that_editors_put_first_is_no_part_of_a_recipe(tmp_path):
+    for number, text in enumerate(("[budget]\nminutes = 5\n", "# nothing\n")):
+        path = tmp_path / f"{number}.toml"
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        wanted = {} if number else {"budget": {"minutes": 5}}
+        assert recipe.read_toml(path) == wanted
+
+
 def test_a_missing_file_a_directory_and_an_impossible_name_are_one_line(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.toml")
     (tmp_path / "folder.toml").mkdir()

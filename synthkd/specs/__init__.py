@@ -12,8 +12,8 @@
                                function from images to answers (a black box)
     file.py:callable           the same from a file; runs the code in it: needs --trust-code
 
-Weights come from a safetensors file, or from a .pt, .pth, .th file through torch's weights-only
-reader. What a source does not tell about its input comes from flags.
+Weights come from a file of safetensors, or of torch.save through its weights-only reader, whatever
+its suffix. What a source does not tell about its input comes from flags.
 """
 
 import re
