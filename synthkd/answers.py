@@ -19,6 +19,7 @@ from synthkd.errors import InputError, quoted
 from synthkd.findings import Finding
 from synthkd.images import ImageSpec
 from synthkd.losses import as_logits, of_votes
+from synthkd.recipe import MOST_CLASSES
 
 KINDS: Mapping[str, str] = {
     "logits": "logits",
@@ -361,6 +362,9 @@ def recognise(
             f"the network does not take images of {spec.channels} x {spec.height} x {spec.width}: "
             f"{quoted(reason, 160)}{hint}"
         ) from None
+    scores = raw[0].shape[1] if isinstance(raw[0], Tensor) and raw[0].dim() > 1 else 0
+    if scores > MOST_CLASSES:
+        raise InputError(f"it answers with {scores:,} scores; {MOST_CLASSES:,} at most")
     count = len(images) // len(raw)
     path, notes = _chosen(raw[0], count, classes, told)
     found = Answers(path=path, notes=notes)

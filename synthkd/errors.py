@@ -8,6 +8,10 @@ class InputError(Exception):
     """
 
 
+class DiskError(InputError):
+    """A file that cannot be written: the line names it. What was written before is whole."""
+
+
 def plain(text: str) -> str:
     """A text without control characters: those of escape codes and line breaks are shown.
 

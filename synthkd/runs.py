@@ -20,8 +20,8 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from synthkd import __version__, files
 from synthkd.distillation import Round
-from synthkd.errors import InputError, quoted
+from synthkd.errors import DiskError, InputError, quoted
 from synthkd.images import class_sheet, save_picture
 from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.states import load_state, save_state
@@ -258,6 +258,20 @@ def claim(path: Path, *, resumable: bool = False) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {quoted(path)}: {error.strerror}") from None
+
+
+@contextmanager
+def resumable(again: str) -> Iterator[None]:
+    """Turns what the disk refuses into one line, which says how to go `again` when it does not."""
+    try:
+        yield
+    except DiskError as error:
+        raise InputError(f"{error}; mend that, then {again}") from None
+    except OSError as error:
+        if error.filename is None or isinstance(error, BrokenPipeError):  # no file of ours
+            raise
+        said = f"{quoted(error.filename)}: cannot be written: {error.strerror or quoted(error)}"
+        raise InputError(f"{said}; mend that, then {again}") from None
 
 
 def held(path: Path, flag: str) -> AbstractContextManager[int]:

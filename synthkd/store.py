@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd import files
-from synthkd.errors import InputError, quoted
+from synthkd.errors import DiskError, InputError, quoted
 from synthkd.images import ImageSpec, class_sheet, save_picture
 
 FORMAT = "synthkd.images"
@@ -356,6 +356,8 @@ def open_store(path: Path, *, verify: bool = False) -> Store:
         table = data["spec"]
         channels, height, width = (_whole(table[key], 1) for key in ("channels", "height", "width"))
         mean, std = (tuple(float(value) for value in table[key]) for key in ("mean", "std"))
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise ValueError("means and deviations that are none")
         spec = ImageSpec(channels, height, width, mean, std)
         classes, count = _whole(data["classes"], 1), _whole(data["count"], 1)
         names = tuple(str(name) for name in data["names"])
@@ -472,4 +474,4 @@ def _disk(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         said = error.strerror or quoted(error)
-        raise InputError(f"{quoted(error.filename or out)}: cannot be written: {said}") from None
+        raise DiskError(f"{quoted(error.filename or out)}: cannot be written: {said}") from None

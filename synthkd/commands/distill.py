@@ -28,7 +28,7 @@ from synthkd.memory import Memory
 from synthkd.progress import no_tick, whole_share
 from synthkd.promises import PROMISES, passed_on
 from synthkd.recipe import Recipe
-from synthkd.runs import Run, claim, environment, free_name, held
+from synthkd.runs import Run, claim, environment, free_name, held, resumable
 from synthkd.seeds import globally, source
 from synthkd.specs import card_of, is_saved, load_teacher, new_student, read_card
 from synthkd.specs.choice import against_teacher, best_student
@@ -442,7 +442,7 @@ def _go(
         return True
 
     try:
-        with stopping(display.acknowledge, give_up) as stop:
+        with resumable(again), stopping(display.acknowledge, give_up) as stop:
 
             def tick(what: str, done: int, total: int) -> None:
                 display.tick(what, done, total)
@@ -472,8 +472,9 @@ def _go(
     finally:
         lab.tick = no_tick
         display.stop()
-    the_run.close_samples(classes)
-    return _finish(job, the_run, display, started, spent_before)
+    with resumable(again):
+        the_run.close_samples(classes)
+        return _finish(job, the_run, display, started, spent_before)
 
 
 def _schedule(job: Job, expected: Estimate | None, started: float) -> Schedule:

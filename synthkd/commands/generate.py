@@ -22,7 +22,7 @@ from synthkd.ignored import ignored
 from synthkd.images import Batch, to_uint8
 from synthkd.promises import PROMISES
 from synthkd.recipe import Recipe, Stage
-from synthkd.runs import claim, environment, free_name, held
+from synthkd.runs import claim, environment, free_name, held, resumable
 from synthkd.seeds import source
 from synthkd.specs import load_teacher
 from synthkd.states import load_state, save_state
@@ -331,7 +331,7 @@ def _go(
         if stop.overdue and give_up():
             raise SystemExit(128 + stop.signal)
 
-    with stopping(display.acknowledge, give_up) as stop:
+    with resumable(again), stopping(display.acknowledge, give_up) as stop:
         job.lab.tick = tick
         if not job.trained:
             _train(job, display, lambda: pause(None))

@@ -50,8 +50,12 @@ def foreign_code(what: str) -> Iterator[None]:
     try:
         with _staying():
             yield
-    except (InputError, MemoryError):
+    except MemoryError:
         raise
+    except InputError as error:  # of ours, about what it gave
+        if what.rpartition(" ")[2] in str(error):
+            raise
+        raise InputError(f"{what}: {error}") from None
     except _Left as error:
         raise InputError(f"{what}: it calls {error}, which would end this run") from None
     except BaseException as error:

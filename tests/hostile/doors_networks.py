@@ -10,7 +10,6 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -621,6 +620,3 @@ def CASES() -> Iterator[Case]:
     yield from folders()
     yield from graphs()
     yield from code()
-
-
-_ = Path

@@ -161,7 +161,7 @@ def faults(case: Case, place: Place, server: Server) -> tuple[list[str], dict[st
     before = place.seen(may)
     answer = server.run(case, place)
     found = []
-    if answer["code"] == "memory":
+    if answer["memory"] > 3_000_000_000:
         found.append(f"over 3 GB after {answer['seconds']} s")
     if answer["code"] == "time":
         found.append("over a minute")
