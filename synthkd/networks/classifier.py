@@ -65,6 +65,8 @@ class Classifier(nn.Module):
             answer = seen[-1]
         else:
             answer = body(normalised)
+        if isinstance(answer, Tensor) and answer.is_complex():
+            raise InputError("the network answers with complex numbers")
         plain = isinstance(answer, Tensor) and not known.path and answer.dim() <= 2
         if not plain:
             answer = taken(answer, known, self.classes, len(normalised))

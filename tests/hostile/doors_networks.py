@@ -555,7 +555,7 @@ def code() -> Iterator[Case]:
     for name, answer, words in (
         ("NaN later", "answer * float('nan')", "NaN"), ("infinity later", "answer / 0", "infinity"), ("fewer classes later", "answer[:, :7]", "classes"),
         ("more classes later", "torch.cat([answer, answer], 1)", "classes"), ("fewer images later", "answer[:-1]", ""), ("text later", "'text'", ""),
-        ("nothing later", "None", ""), ("complex later", "answer * 1j", ""),
+        ("nothing later", "None", ""), ("complex later", "answer.float() * 1j", ""),
     ):  # fmt: skip
         text = NET.replace(
             "        return self.linear(x.flatten(1))",
