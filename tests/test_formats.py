@@ -522,7 +522,7 @@ def test_a_function_that_names_classes_is_a_teacher(tmp_path: Path) -> None:
     teacher = load_teacher(TeacherTable(**table, classes=2), trust_code=True)
     bright, dark = torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
     assert teacher(torch.cat([bright, dark])).argmax(1).tolist() == [1, 0]
-    assert teacher.access == "logits"
+    assert teacher.access == "labels"
 
 
 def test_a_function_that_fails_later_is_one_line(tmp_path: Path) -> None:
@@ -751,9 +751,9 @@ def test_a_graph_that_moves_its_own_statistics_is_refused(tmp_path: Path) -> Non
         load_teacher(TeacherTable(spec=str(tmp_path / "net.pt2"), **GREY), trust_code=True)
 
 
-@pytest.mark.parametrize("end", [".detach()", ".argmax(1)"])
+@pytest.mark.parametrize(("end", "access"), [(".detach()", "logits"), (".argmax(1)", "labels")])
 def test_a_network_through_which_no_gradient_passes_is_a_black_box(
-    tmp_path: Path, end: str
+    tmp_path: Path, end: str, access: str
 ) -> None:
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
@@ -761,7 +761,7 @@ def test_a_network_through_which_no_gradient_passes_is_a_black_box(
         f"    def forward(self, x):\n        return self.w(x.flatten(1)){end}\n"
     )
     table = TeacherTable(spec=f"{tmp_path / 'net.py'}:Net", classes=5, **GREY)
-    assert load_teacher(table, trust_code=True).access == "logits"
+    assert load_teacher(table, trust_code=True).access == access
 
 
 def test_other_code_behind_the_same_answer_is_another_teacher(tmp_path: Path) -> None:
