@@ -165,7 +165,7 @@ def memory_of(
     if teacher.access == "full" and any(s.terms for s in stages):
         count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
         refined = width * count * activations(teacher.classifier, teacher.spec.shape)
-    return resident() + 1.5 * max(learned, refined) + 3 * remembered
+    return resident() + max(learned, refined) + 3 * remembered
 
 
 def resident() -> float:

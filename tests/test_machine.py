@@ -130,3 +130,26 @@ def test_an_operation_that_does_not_end_is_left_by_force(name: str) -> None:
         assert process.stdout.read() == "given up\n"
         assert process.wait(30) == 128 + getattr(signal, name)
     assert time.monotonic() - sent < 5
+
+
+HELD = """
+import ctypes
+from synthkd.commands import machine
+machine.LAST, machine.MERCY = 0.5, 0.5
+with machine.stopping(lambda: None, lambda: True):
+    print("ready", flush=True)
+    ctypes.PyDLL(None).sleep(60)  # no other thread of Python gets its turn
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where sleep is in the program itself")
+def test_a_thread_that_gets_no_turn_is_no_way_to_stay() -> None:
+    with subprocess.Popen([sys.executable, "-c", HELD], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)  # ends the first sleep; the second one is held
+        assert process.wait(30) in (-signal.SIGALRM, 130)
+    assert time.monotonic() - sent < 10

@@ -429,10 +429,15 @@ def _go(
     display.expect(_schedule(job, expected, started))
     lap_saved = lab.progress.round > 0
 
+    given_up: list[bool] = []
+
     def give_up() -> bool:
         """Ends the round in hand: a checkpoint before it is whole."""
         if cadence.busy:
             return False
+        if given_up:  # this was called by the other thread, which is about to end the process
+            return True
+        given_up.append(True)
         display.stop()
         saved = "all before is saved" if lap_saved else "nothing was saved before"
         display.say(

@@ -315,10 +315,15 @@ def _go(
             raise SystemExit(128 + stop.signal)
         began = time.monotonic()
 
+    given_up: list[bool] = []
+
     def give_up() -> bool:
         """Ends what is in hand: the checkpoint before it is whole."""
         if cadence.busy:
             return False
+        if given_up:  # this was called by the other thread, which is about to end the process
+            return True
+        given_up.append(True)
         display.stop()
         display.say(
             f"stopped: {clock(cadence.unsaved)} of work are given up, "

@@ -25,7 +25,8 @@ from synthkd.recipe import Recipe, RunTable
 from synthkd.teachers import Teacher
 
 GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
-LAST = 5.0  # seconds after which one that does not end is left by force
+LAST = 5.0  # seconds after which one that does not end is left by force,
+MERCY = 3.0  # and so many later by the system, where Python itself is held up
 LONG_ROUND = 2.0  # seconds from which a round is long
 
 
@@ -138,20 +139,25 @@ def stopping(
         yield stop
         return
 
-    def ask(number: int, _: FrameType | None) -> None:
-        if not stop:
+    left = False
+
+    def heard(number: int) -> None:
+        if not stop and not left:
             stop.signal, stop.at = number, time.monotonic()
+            # memory is freed under Python's lock: no thread gets its turn meanwhile
+            signal.setitimer(signal.ITIMER_REAL, LAST + MERCY)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        heard(number)
         signal.signal(number, signal.SIG_DFL)
 
-    left = False
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # as set_wakeup_fd wants it
 
     def listen() -> None:
         while numbers := os.read(reader, 1):
             if numbers[0] in (signal.SIGINT, signal.SIGTERM):
-                if not stop:
-                    stop.signal, stop.at = numbers[0], time.monotonic()
+                heard(numbers[0])
                 acknowledge()
                 break
         while not left:
@@ -170,6 +176,7 @@ def stopping(
         yield stop
     finally:
         left = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -203,9 +210,12 @@ class Cadence:
         """To be held while a checkpoint is written."""
         started = time.monotonic()
         self.busy = True
+        ahead, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # of `stopping`
         try:
             yield
         finally:
             self.busy = False
+            if ahead:
+                signal.setitimer(signal.ITIMER_REAL, max(ahead, MERCY))
         self._last = time.monotonic()
         self._cost = self._last - started
