@@ -2,6 +2,7 @@
 runs."""
 
 import codecs
+import errno
 import importlib
 import inspect
 import io
@@ -378,6 +379,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         said = error.strerror or quoted(error)
         if error.filename:
             _fail(f"{quoted(error.filename)}: {said}")
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EBADF):
+            _fail(said)
         _silence(sys.stdout)  # files have names: this was what is printed
         _fail(f"the standard output cannot be written: {said}")
 

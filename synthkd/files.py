@@ -87,7 +87,8 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.strerror = error.strerror or str(error)  # before it has a name
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        del error.filename2
         raise
 
 

@@ -257,8 +257,11 @@ def read_checkpoint(path: Path, *, chosen: str = "", flag: str = "") -> Checkpoi
         raise InputError(f"{where}: there is no such file of weights")
     size = path.stat().st_size
     pickles.check_room(size, where)
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
     _check_beginning(head, where)
     if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] == b"{":
         data: Any = _safetensors(path, where)

@@ -568,7 +568,7 @@ def code() -> Iterator[Case]:
         ("NaN", NET.replace("return self.linear(x.flatten(1))", "return self.linear(x.flatten(1)) * float('nan')"), "NaN"),
         ("no module", "def make(): return 5", "int"), ("no callable", "make = 5", "no callable"), ("a syntax error", "x = (", "SyntaxError"),
         ("2 million classes", NET.replace("return self.linear(x.flatten(1))", "return torch.zeros(len(x), 2_000_000)"), "scores"),
-        ("inference mode", f"{NET}\ntorch.inference_mode().__enter__()\n", "inference_mode"), ("no file", None, "no file"),
+        ("inference mode", f"{NET}\nkept = torch.inference_mode(); kept.__enter__()\n", "inference_mode"), ("no file", None, "no file"),
     ):  # fmt: skip
         yield Case(
             f"code: {name}",
