@@ -403,7 +403,8 @@ def test_fid_and_inception_score_equal_torch_fidelitys_own_command(tmp_path, inc
     }
     for name, value in pairs.items():
         print(f"{name}: theirs {theirs[name]:.9f}, ours {value:.9f}")  # noqa: T201
-        assert value == pytest.approx(theirs[name], abs=1e-3)
+        # features are float32, and kernels differ with the size of a batch on some machines
+        assert value == pytest.approx(theirs[name], rel=1e-6, abs=1e-3)
     assert pairs["frechet_inception_distance"] > 1
     assert pairs["inception_score_mean"] > 1.1
 

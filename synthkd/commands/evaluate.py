@@ -15,7 +15,6 @@ from synthkd.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-    from synthkd.commands.display import Display
     from synthkd.evaluation import Comparison, Extractor, ImageScores, ToldRow
     from synthkd.images import ImageSpec
     from synthkd.teachers import Teacher
@@ -77,7 +76,7 @@ def run(
     text: list[Block] = []
     if wants_student:
         assert teacher is not None
-        result["comparison"] = _compare(recipe, teacher, device, text, display, ask)
+        result["comparison"] = _compare(recipe, teacher, device, text, ask)
         result["verdict"] = result["comparison"]["verdict"]
     if recipe.evaluation.images:
         result["images"] = _score(recipe, teacher, device, text, ask)
@@ -124,7 +123,6 @@ def _compare(
     teacher: "Teacher",
     device: "torch.device",
     text: list[Block],
-    display: "Display",
     ask: Callable[[], None],
 ) -> dict[str, Any]:
     from synthkd.checks import check_student
@@ -148,11 +146,10 @@ def _compare(
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}
     doubts = check_student(student, recipe.teacher.model_copy(update=told))
-    display.findings(doubts)
     found = compare(student, teacher, images, batch=recipe.evaluation.batch)
     digest = digest_of(student)
     text += [
-        *sorted((*found.findings, *images.notes), key=lambda one: not one.serious),
+        *sorted((*found.findings, *doubts, *images.notes), key=lambda one: not one.serious),
         f"student {_safe(recipe.student.spec)} [{digest[:12]}] "
         f"against teacher {_safe(recipe.teacher.spec)} [{teacher.digest[:12]}]",
         f"on {found.n:,} images of {_safe(images.source)} [{images.digest[:12]}]",
