@@ -107,13 +107,15 @@ def test_a_checkpoint_is_due_after_a_long_round_but_not_for_more_than_a_tenth_of
 STUCK = """
 import hashlib
 from synthkd.commands import machine
+from synthkd.specs.code import foreign_code
 machine.LAST = 0.5
 def give_up():
     print("given up")
     return True
 with machine.stopping(lambda: None, give_up):
-    print("ready", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"x" * 64, b"salt", 300_000_000)  # minutes in one call
+    with foreign_code("a teacher"):  # in which os._exit is none
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"x" * 64, b"salt", 300_000_000)  # minutes in one call
 """
 
 
