@@ -420,6 +420,11 @@ def _chosen(
             f"the network answers with {len(parts)} tensors, scores per image: {said}: say which "
             "is meant by its number of classes, --classes K"
         )
+    if widths == [1] and not single:
+        raise InputError(
+            f"the network answers with {len(fitting)} tensors of one number an image: let it "
+            "return one tensor, a column a class"
+        )
     path = fitting[0][0]
     note = f"the network answers with {len(parts)} tensors, scores per image: {said}"
     return path, (Finding("answers-part", note, f"{_where(path)} is taken"),)
@@ -614,7 +619,8 @@ def _guessed(values: Tensor, found: Answers) -> Answers:
         kind = "multilabel-probabilities"
         step = unit or _floor(values, kind)
         return replace(found, kind=kind, step=step, notes=(*found.notes, note))
-    if (low >= 0 and 50 < high <= 100 and not zeros) or (low >= 0 and high <= 100 and 0 < unit < 1):
+    percent = high <= 100 and ((high > 50 and not zeros) or 0 < unit < 1)
+    if low >= 0 and (percent or unit == 1):
         raise InputError(
             f"the network answers with {low:.3g} to {high:.3g} for a class, and rows do not sum to "
             "100: say what that is, --teacher-answers multilabel-percentages or logits"

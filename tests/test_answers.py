@@ -234,6 +234,8 @@ def test_confident_sigmoids_are_no_softmax_though_rows_sum_to_about_one():
         (lambda z: z.argmax(1), None, "give --classes K"),
         (lambda z: z.argmax(1).float(), 5, "no classes below 5"),
         (lambda z: (z[:, :7], z), None, "--classes K"),
+        (lambda z: {"cat": z[:, 0], "dog": z[:, 1], "cow": z[:, 2]}, None, "a column a class"),
+        (lambda z: (odds(z).sigmoid() * 255).round().byte(), None, "percentages or logits"),
         (lambda z: listed(z, 3), None, "give --classes K"),
         (lambda z: [["cat", "dog"][k % 2] for k in z.argmax(1).tolist()], 10, "--class-names"),
         (lambda z: z * (1 + 1j), None, "complex|one row"),
