@@ -210,7 +210,8 @@ def _parts(
     """The parts of an answer that could be scores for `count` images, with the way to each."""
     if len(path) > 4:
         return
-    if isinstance(answer, Tensor | np.ndarray) or hasattr(answer, "__array__"):
+    arrayed = callable(getattr(answer, "__array__", None)) and not isinstance(answer, Mapping)
+    if isinstance(answer, Tensor | np.ndarray) or arrayed:
         value = as_tensor(answer)
         if value is not None and (value := _shaped(value, count)) is not None:
             yield path, value

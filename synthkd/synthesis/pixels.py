@@ -43,10 +43,11 @@ class Pixels:
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
         offered."""
         table, stage = self.table, scene.stage
-        # of independent classes, with each and without it
-        asked = 2 * self.classes if self.teacher.independent else self.classes
-        labels = even_labels(stage.synthesis_batch, asked, rng).to(self.device)
-        moved = self._encode(self._start(labels, scene, rng)).requires_grad_()
+        labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
+        start = self._start(labels, scene, rng)
+        if self.teacher.independent:
+            labels = self._without(labels, start, rng)
+        moved = self._encode(start).requires_grad_()
         if not self.conditional:  # the teacher's votes are taken instead
             labels = torch.full_like(labels, -1)
         optimizer = torch.optim.Adam(
@@ -79,6 +80,14 @@ class Pixels:
         return Invented(
             Batch(images, labels), stage.synthesis_steps * stage.synthesis_batch, measures
         )
+
+    @torch.no_grad()
+    def _without(self, labels: Tensor, start: Tensor, rng: torch.Generator) -> Tensor:
+        """Labels [B] of independent classes, of which some ask for an image without the class: as
+        large a share as the teacher sees the class in already."""
+        seen = (self.teacher(start) > 0).float().mean(0)  # [K]
+        chance = torch.rand(len(labels), generator=rng).to(labels.device)
+        return torch.where(chance < seen[labels], labels + self.classes, labels)
 
     def _start(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Tensor:
         """Images [B, C, H, W] to begin with. Remembered ones are dealt out by class."""
