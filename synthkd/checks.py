@@ -459,8 +459,9 @@ def _first_distance(teacher: Teacher, classifier: nn.Module, images: Tensor) -> 
         classifier(images)
     except _Enough:
         pass
-    except Exception:  # a stranger's network, at pixels that it does not expect
-        return math.nan
+    except Exception:  # a stranger's network, at pixels that it does not expect; or its guard
+        if not seen:
+            return math.nan
     finally:
         handle.remove()
     x = seen[0].transpose(0, 1).flatten(1)

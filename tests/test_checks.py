@@ -125,7 +125,7 @@ def buffers_missing():
     return net
 
 # what is answered
-def zeros(): return Around(after=lambda z: z * 0 + torch.arange(10.0))
+def zeros(): return Around(after=lambda z: z * 0 + torch.arange(10.0) / 7 - 0.5)
 def constant_bias(): return Around(after=lambda z: 1e-6 * z)
 def nan_at_contrast():
     def steep(x):

@@ -381,7 +381,7 @@ def test_a_set_of_nothing_is_one_line(
     flags = shlex.split(
         "--pipeline diffusion --run.stages imagine --count 10 --diffusion.steps 1 --run.threads 1 "
         "--quiet --diffusion.confidence 0.9 --trust-code --image-size 16 --channels 1 "
-        "--teacher-mean 0.5 --teacher-std 0.5"
+        "--teacher-mean 0.5 --teacher-std 0.5 --anyway --teacher-answers logits"
     )
     (tmp_path / "net.py").write_text(
         "import numpy as np\n\n\ndef unsure():\n"

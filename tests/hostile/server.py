@@ -22,7 +22,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import diffusers
-import onnx2torch  # noqa: F401
+import onnx  # noqa: F401
 import timm  # noqa: F401
 import torch._dynamo
 import transformers
