@@ -23,6 +23,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISA
 
 import diffusers
 import onnx  # noqa: F401
+import pydantic.type_adapter  # noqa: F401
 import timm  # noqa: F401
 import torch._dynamo
 import transformers
