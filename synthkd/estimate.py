@@ -22,6 +22,7 @@ from synthkd.teachers import Teacher
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
 TRIAL = 0.3  # seconds of a trial with a larger batch
+WHOLE = 8.0  # seconds that one trial of a whole batch may take: what takes so long is in a long run
 HELD_PIXELS = 2**24  # of the noise that stands for remembered images
 LOOKED_BACK = 128  # held-out images that the student answers after every round
 SAVED = 3e8  # bytes a second, at which a checkpoint is written and read back
@@ -256,18 +257,18 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
     repeats = 3 if patient else 1
     teacher.teach(to_float(pixels[:few].to(lab.device)))  # what is prepared once: a copy, caches
 
-    def label_some(count: int) -> float:
+    def label_some(count: int, repeats: int) -> float:
         views = to_float(pixels[:count].to(lab.device))
         return _timed(lambda: teacher.teach(views), repeats, lab.device) / count
 
-    label = _in_large(label_some, few, most, TRIAL)
+    label = _in_large(label_some, few, most, repeats)
     step = answer = 0.0
     if tried.learner is not None:
         learner = tried.learner
         views = to_float(pixels[:few].to(lab.device))
         taught, maps = teacher.teach(views, maps=learner.looks)
 
-        def learn_some(count: int) -> float:
+        def learn_some(count: int, repeats: int) -> float:
             many = -(-count // few)
             views, told = to_float(pixels[:count].to(lab.device)), taught.repeat(many, 1)[:count]
             maps_told = _repeated(maps, many, count)
@@ -276,10 +277,11 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
                 view = augmented(views, recipe.augment, 0.0, rng)
                 learner.step(view, told, 0.5, maps_told)
 
-            learn()
+            if repeats > 1:
+                learn()
             return _timed(learn, repeats, lab.device) / count
 
-        step = _in_large(learn_some, few, most, TRIAL)
+        step = _in_large(learn_some, few, most, repeats)
         answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
     costs = {
         stage.name: _round(tried, stage, few, label, step, answer, recipe.training.batch, rng)
@@ -322,6 +324,12 @@ def _round(
             many = larger
             first = [turn(1)]
     once, trained, offered = sum(t for t, _, _ in first) / len(first), first[0][1], first[0][2]
+    whole = 0.0  # seconds of a step of the whole batch, where that is not too long
+    if steps > 1 and lab.teacher.access == "full" and many < stage.synthesis_batch:
+        part, many = many, stage.synthesis_batch
+        if once * many / part < WHOLE:
+            whole = turn(1)[0]
+        many = part
     wide = stage.synthesis_batch / many
     more = stage.fresh / fresh if fresh else 0.0
     if steps > 1:
@@ -335,17 +343,24 @@ def _round(
         synthesis = once * max(scale, wide if trains else 0.0, 1.0)
     else:
         synthesis = steps * each * wide + rest
+        if whole:  # as the parts predict it: once; what a large batch costs more is in every step
+            synthesis *= max(1.0, whole / (once * wide))
     invented = offered * scale
     counted = (trained - trains) * scale + steps * trains * wide if steps > 1 else trained * wide
     return RoundCost(synthesis, invented * label, student, invented, counted, seen)
 
 
-def _in_large(trial: Callable[[int], float], few: int, most: int, seconds: float) -> float:
-    """Seconds for an image by a `trial` of so many images, with as many of them, up to `most`, as
-    take about so many seconds: large batches are slower for their size, where caches are full."""
-    each = trial(few)
-    larger = min(most, int(seconds / max(each, 1e-9)))
-    return trial(larger) if larger > few else each
+def _in_large(trial: Callable[[int, int], float], few: int, most: int, repeats: int) -> float:
+    """Seconds for an image by a `trial` of so many images, so many times: with as many of them, up
+    to `most`, as take about TRIAL seconds, since large batches are slower for their size, where
+    caches are full; and once with all of them where that takes less than WHOLE."""
+    each = trial(few, repeats)
+    larger = min(most, int(TRIAL / max(each, 1e-9)))
+    if larger > few:
+        each = trial(larger, repeats)
+    if max(few, larger) < most and each * most < WHOLE and repeats > 1:
+        each = trial(most, 1)
+    return each
 
 
 def _repeated(maps: Any, times: int, count: int) -> Any:
