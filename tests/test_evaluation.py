@@ -395,7 +395,8 @@ def test_fid_and_inception_score_equal_torch_fidelitys_own_command(tmp_path, inc
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     theirs = json.loads(done.stdout)
     a, b = (load_images(str(tmp_path / name), None, classes=None, labelled=False) for name in "ab")
-    ours = score_images(a, b, inception_extractor(inception_file), batch=16).scores
+    # in batches of theirs: float32 kernels of some machines differ with the size of a batch
+    ours = score_images(a, b, inception_extractor(inception_file), batch=64).scores
     pairs = {
         "frechet_inception_distance": ours["fid"].value,
         "inception_score_mean": ours["inception_score"].value,
@@ -403,8 +404,7 @@ def test_fid_and_inception_score_equal_torch_fidelitys_own_command(tmp_path, inc
     }
     for name, value in pairs.items():
         print(f"{name}: theirs {theirs[name]:.9f}, ours {value:.9f}")  # noqa: T201
-        # features are float32, and kernels differ with the size of a batch on some machines
-        assert value == pytest.approx(theirs[name], rel=1e-6, abs=1e-3)
+        assert value == pytest.approx(theirs[name], abs=1e-3)
     assert pairs["frechet_inception_distance"] > 1
     assert pairs["inception_score_mean"] > 1.1
 

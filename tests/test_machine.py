@@ -155,3 +155,13 @@ def test_a_thread_that_gets_no_turn_is_no_way_to_stay() -> None:
         process.send_signal(signal.SIGINT)  # ends the first sleep; the second one is held
         assert process.wait(30) in (-signal.SIGALRM, 130)
     assert time.monotonic() - sent < 10
+
+
+def test_a_timer_of_the_callers_survives_a_run_that_nobody_stopped() -> None:
+    before = signal.setitimer(signal.ITIMER_REAL, 90)
+    try:
+        with stopping(), Cadence(60).saving():
+            pass
+        assert 80 < signal.getitimer(signal.ITIMER_REAL)[0] <= 90
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)

@@ -25,8 +25,8 @@ from torch import Tensor
 from synthkd import arena, files, measures, resources
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import checked, prepare
-from synthkd.data import Images, load_images
+from synthkd.commands.machine import checked, images_for, prepare
+from synthkd.data import Images
 from synthkd.errors import InputError, quoted
 from synthkd.evaluation import compare, settled, votes_of
 from synthkd.findings import EXIT_USELESS, Finding, as_data
@@ -274,15 +274,7 @@ def _open(
     teacher = load_teacher(recipe.teacher, trust_code=trust).to(device)
 
     def labelled(path: str) -> Images:
-        return load_images(
-            path,
-            teacher.spec,
-            classes=teacher.classes,
-            labelled=True,
-            trust_code=trust,
-            names=teacher.names,
-            table=recipe.data,
-        )
+        return images_for(recipe, path, teacher, labelled=True)
 
     def judged(path: str, images: Images) -> Images:
         images, check = settled(images, votes_of(teacher, images), teacher)

@@ -12,9 +12,19 @@ from typing import Any
 import torch
 
 from synthkd import recipe as recipes
-from synthkd.commands.display import Display, Schedule, clock, counted
-from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
-from synthkd.data import Images, count_images, load_images
+from synthkd.commands.display import Display, Schedule, counted
+from synthkd.commands.machine import (
+    Cadence,
+    checked,
+    giving_up,
+    images_for,
+    peak_memory_mb,
+    prepare,
+    stopping,
+    ticking,
+    trusting,
+)
+from synthkd.data import count_images, load_images
 from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
 from synthkd.errors import InputError, quoted
 from synthkd.estimate import Estimate, estimate
@@ -171,7 +181,7 @@ class Job:
         level, real = promise_of(self.recipe.generator.start, self.teacher.digest), None
         level = max(level, _promise_of_student(self.recipe, self.teacher.digest))
         if table.mix_ratio < 1:
-            real = _load(self.recipe, table.real, self.teacher, labelled=False)
+            real = images_for(self.recipe, table.real, self.teacher, labelled=False)
             opened["real"] = {"path": table.real, "digest": real.digest, "images": len(real.pixels)}
             self.notes = real.notes
             level = max(level, 2)  # labels, where there are any, are not used
@@ -215,18 +225,6 @@ def _promise_of_student(recipe: Recipe, digest: str) -> int:
         return 0 if recipe.teacher.spec == "demo" else 3
     brought = Path(table.spec).exists() or table.spec.startswith(("hf:", "onnx:"))
     return 3 if table.weights or brought else 0
-
-
-def _load(recipe: Recipe, path: str, teacher: Teacher, *, labelled: bool) -> Images:
-    return load_images(
-        path,
-        teacher.spec,
-        classes=teacher.classes,
-        labelled=labelled,
-        trust_code=recipe.run.trust_code,
-        names=teacher.names,
-        table=recipe.data,
-    )
 
 
 def _check_val(recipe: Recipe) -> None:
@@ -423,38 +421,14 @@ def _go(
         lab.limit(whole - reserve - (time.perf_counter() - started))
     parts = job.recipe.run.snapshots + 1  # the last part ends with the student itself
     part = int(whole_share(lab.progress, lab.budget) * parts)
-    cadence = Cadence(job.recipe.run.checkpoint_seconds)
+    cadence = Cadence(job.recipe.run.checkpoint_seconds, saved=lab.progress.round > 0)
     again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(job.recipe)
     display.say(f"run directory: {the_run.path}")
     display.expect(_schedule(job, expected, started))
-    lap_saved = lab.progress.round > 0
-
-    given_up: list[bool] = []
-
-    def give_up() -> bool:
-        """Ends the round in hand: a checkpoint before it is whole."""
-        if cadence.busy:
-            return False
-        if given_up:  # this was called by the other thread, which is about to end the process
-            return True
-        given_up.append(True)
-        display.stop()
-        saved = "all before is saved" if lap_saved else "nothing was saved before"
-        display.say(
-            f"stopped in the middle of a round: {clock(cadence.unsaved)} of work are given up, "
-            f"{saved}; {again}"
-        )
-        return True
-
+    give_up = giving_up(cadence, display, again)
     try:
         with resumable(again), stopping(display.acknowledge, give_up) as stop:
-
-            def tick(what: str, done: int, total: int) -> None:
-                display.tick(what, done, total)
-                if stop.overdue and give_up():
-                    raise SystemExit(128 + stop.signal)
-
-            lab.tick = tick
+            lab.tick = ticking(display, stop, give_up)
             began = time.monotonic()
             for lap in rounds(lab):
                 the_run.record(lap)
@@ -468,7 +442,6 @@ def _go(
                 if (stop or cadence.due(time.monotonic() - began)) and not lab.finished:
                     with cadence.saving():
                         the_run.checkpoint(lab.state_dict(), lap.progress.round)
-                    lap_saved = True
                 if stop and not lab.finished:
                     display.stop()
                     display.say(f"stopped at {lap.share:.0%}, saved; {again}")
@@ -521,7 +494,7 @@ def _finish(
     images = None
     try:
         if val != "none":
-            images = _load(recipe, val, job.teacher, labelled=True)
+            images = images_for(recipe, val, job.teacher, labelled=True)
     except InputError as error:  # the student is worth keeping all the same
         problem = error
     if images is not None:

@@ -126,7 +126,7 @@ def _compare(
     ask: Callable[[], None],
 ) -> dict[str, Any]:
     from synthkd.checks import check_student
-    from synthkd.data import load_images
+    from synthkd.commands.machine import images_for
     from synthkd.evaluation import compare
     from synthkd.specs import load_classifier
     from synthkd.student_checks import verdict
@@ -134,15 +134,7 @@ def _compare(
 
     table, trust = recipe.student, recipe.run.trust_code
     student = load_classifier(recipe.student, recipe.teacher, trust_code=trust)[0].to(device)
-    images = load_images(
-        recipe.data.val or "demo:unseen",
-        teacher.spec,
-        classes=teacher.classes,
-        labelled=True,
-        trust_code=trust,
-        names=teacher.names,
-        table=recipe.data,
-    )
+    images = images_for(recipe, recipe.data.val or "demo:unseen", teacher, labelled=True)
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}
     doubts = check_student(student, recipe.teacher.model_copy(update=told))

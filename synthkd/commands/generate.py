@@ -12,8 +12,17 @@ import torch
 from synthkd import files
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display, clock, counted
-from synthkd.commands.machine import Cadence, checked, peak_memory_mb, prepare, stopping, trusting
-from synthkd.data import load_images
+from synthkd.commands.machine import (
+    Cadence,
+    checked,
+    giving_up,
+    images_for,
+    peak_memory_mb,
+    prepare,
+    stopping,
+    ticking,
+    trusting,
+)
 from synthkd.distillation import Lab, invent, rounds
 from synthkd.errors import InputError, quoted
 from synthkd.estimate import estimate_writing
@@ -276,10 +285,7 @@ def _go(
     writing = started
     opened = {"recipe_sha256": files.sha256_of(out / RECIPE), "real": ""}
     if recipe.data.real:
-        real = load_images(
-            recipe.data.real, job.teacher.spec, classes=job.teacher.classes, labelled=False,
-            trust_code=recipe.run.trust_code, names=job.teacher.names, table=recipe.data,
-        )  # fmt: skip
+        real = images_for(recipe, recipe.data.real, job.teacher, labelled=False)
         display.findings(real.notes)
         job.lab.real = real.pixels
         job.real, job.level = len(real.pixels), max(job.level, 2)
@@ -300,7 +306,8 @@ def _go(
         with cadence.saving():
             save_state(data, out / CHECKPOINT, "checkpoint")
 
-    cadence, began = Cadence(recipe.run.checkpoint_seconds), time.monotonic()
+    cadence = Cadence(recipe.run.checkpoint_seconds, saved=state is not None)
+    began = time.monotonic()
     keeping = f" --save-generator {job.keep}" if job.keep else ""
     again = f"go on with: synthkd generate --resume {out}{keeping}" + trusting(recipe)
 
@@ -315,29 +322,9 @@ def _go(
             raise SystemExit(128 + stop.signal)
         began = time.monotonic()
 
-    given_up: list[bool] = []
-
-    def give_up() -> bool:
-        """Ends what is in hand: the checkpoint before it is whole."""
-        if cadence.busy:
-            return False
-        if given_up:  # this was called by the other thread, which is about to end the process
-            return True
-        given_up.append(True)
-        display.stop()
-        display.say(
-            f"stopped: {clock(cadence.unsaved)} of work are given up, "
-            f"{'all' if (out / CHECKPOINT).exists() else 'nothing'} before is saved; {again}"
-        )
-        return True
-
-    def tick(what: str, done: int, total: int) -> None:
-        display.tick(what, done, total)
-        if stop.overdue and give_up():
-            raise SystemExit(128 + stop.signal)
-
+    give_up = giving_up(cadence, display, again)
     with resumable(again), stopping(display.acknowledge, give_up) as stop:
-        job.lab.tick = tick
+        job.lab.tick = ticking(display, stop, give_up)
         if not job.trained:
             _train(job, display, lambda: pause(None))
             save(None)

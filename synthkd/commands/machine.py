@@ -18,9 +18,11 @@ import torch
 
 from synthkd import recipe as recipes
 from synthkd.checks import check_teacher, refuse
-from synthkd.commands.display import Display
+from synthkd.commands.display import Display, clock
+from synthkd.data import Images, load_images
 from synthkd.errors import InputError
 from synthkd.findings import Finding
+from synthkd.progress import Tick
 from synthkd.recipe import Recipe, RunTable
 from synthkd.teachers import Teacher
 
@@ -177,7 +179,8 @@ def stopping(
         yield stop
     finally:
         left = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if stop:  # else the timer is somebody else's, of whoever calls us as a library
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -190,10 +193,11 @@ class Cadence:
     """When a checkpoint is due: every so many seconds, and after every round that was long, since
     whoever stops in the next one gives that up; but never for more than a tenth of the time."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, saved: bool = False) -> None:
         self.seconds = seconds
         self._last, self._cost = time.monotonic(), 0.0
         self.busy = False  # a checkpoint is being written
+        self.saved = saved  # there is one
 
     def due(self, round_seconds: float) -> bool:
         """Whether to save now, after a round of so many seconds."""
@@ -218,5 +222,45 @@ class Cadence:
             self.busy = False
             if ahead:
                 signal.setitimer(signal.ITIMER_REAL, max(ahead, MERCY))
-        self._last = time.monotonic()
+        self.saved, self._last = True, time.monotonic()
         self._cost = self._last - started
+
+
+def giving_up(cadence: Cadence, display: Display, again: str) -> Callable[[], bool]:
+    """What ends the work in hand for good, for `stopping` and `ticking`: it says once what is lost,
+    and with `again` how to go on. False while a checkpoint is being written."""
+    told: list[bool] = []
+
+    def give_up() -> bool:
+        if cadence.busy:
+            return False
+        if not told:  # else by the other thread, and the process is about to end
+            told.append(True)
+            display.stop()
+            before = "all" if cadence.saved else "nothing"
+            display.say(
+                f"stopped in the middle: {clock(cadence.unsaved)} of work are given up, {before} "
+                f"before is saved; {again}"
+            )
+        return True
+
+    return give_up
+
+
+def ticking(display: Display, stop: Stop, give_up: Callable[[], bool]) -> Tick:
+    """Shows every step, and ends the work in hand where a wish to stop has waited for too long."""
+
+    def tick(part: str, done: int, total: int) -> None:
+        display.tick(part, done, total)
+        if stop.overdue and give_up():
+            raise SystemExit(128 + stop.signal)
+
+    return tick
+
+
+def images_for(recipe: Recipe, path: str, teacher: Teacher, *, labelled: bool) -> Images:
+    """The images of a data path, as this recipe reads them, fitted to its teacher."""
+    return load_images(
+        path, teacher.spec, classes=teacher.classes, labelled=labelled,
+        trust_code=recipe.run.trust_code, names=teacher.names, table=recipe.data,
+    )  # fmt: skip

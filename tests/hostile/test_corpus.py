@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import doors_data
-import doors_networks
-import doors_settings
+import cases_data
+import cases_networks
+import cases_settings
 import pytest
 from harness import Case, Place, Server, faults, serving
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 pytest.importorskip("onnx", reason="graphs want the extra onnx")
 pytest.importorskip("transformers", reason="folders of Hugging Face want the extra hf")
-ALL = [case for doors in (doors_settings, doors_networks, doors_data) for case in doors.CASES()]
+ALL = [case for doors in (cases_settings, cases_networks, cases_data) for case in doors.CASES()]
 CASES = ALL if os.environ.get("SYNTHKD_ALL_CASES") else ALL[::3]
 ARMED = [case for case in ALL if case.armed]
 
