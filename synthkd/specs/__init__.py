@@ -138,7 +138,7 @@ def _check_flags(table: TeacherTable, known: ImageSpec) -> None:
             asked, brought = (mark.join(f"{value:g}" for value in values) for values in (told, own))
             raise InputError(
                 f"{flag} {asked}: {quoted(table.spec)} brings its own input contract ({brought}): "
-                "leave it away"
+                "omit it"
             )
 
 
@@ -304,7 +304,7 @@ def _saved(
         raise InputError(f"--{role} {quoted(spec)}: no {STUDENT} in this directory")
     if weights:
         raise InputError(
-            f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
+            f"--{role} {quoted(spec)} brings its own weights: omit --{role}-weights"
         )
     card = read_card(saved)
     if _is_code(card.network) and not trust_code:
@@ -313,7 +313,7 @@ def _saved(
             "as its file says: give --trust-code if you trust it"
         )
     if table.args and dict(table.args) != dict(card.args):
-        raise InputError(f"--{role}-args: {quoted(spec)} brings its own: leave them away")
+        raise InputError(f"--{role}-args: {quoted(spec)} brings its own: omit them")
     if table.classes not in (None, card.classes):
         raise InputError(f"--classes {table.classes}: {quoted(spec)} has {card.classes} classes")
     told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})
@@ -370,7 +370,7 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
     if found is not None:
         if weights:
             raise InputError(
-                f"--{role} {quoted(spec)} brings its own weights: leave --{role}-weights away"
+                f"--{role} {quoted(spec)} brings its own weights: omit --{role}-weights"
             )
         return found
     if Path(spec).is_file():
