@@ -303,9 +303,7 @@ def _saved(
     if not saved.is_file():
         raise InputError(f"--{role} {quoted(spec)}: no {STUDENT} in this directory")
     if weights:
-        raise InputError(
-            f"--{role} {quoted(spec)} brings its own weights: omit --{role}-weights"
-        )
+        raise InputError(f"--{role} {quoted(spec)} brings its own weights: omit --{role}-weights")
     card = read_card(saved)
     if _is_code(card.network) and not trust_code:
         raise InputError(
