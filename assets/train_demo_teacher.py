@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from synthkd import __version__
-from synthkd.augment import bent, shifted
-from synthkd.data import load_images
-from synthkd.files import sha256_of, write_json
-from synthkd.images import ImageSpec, to_float
+from synthkd.core.files import sha256_of, write_json
+from synthkd.core.images import ImageSpec, to_float
+from synthkd.core.seeds import globally, source
+from synthkd.data.sources import load_images
+from synthkd.images.augment import bent, shifted
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.schedules import one_cycle
-from synthkd.seeds import globally, source
 from synthkd.specs import card_of
-from synthkd.students import save_student
+from synthkd.students.learner import save_student
 
 NETWORK, EPOCHS, BATCH, RATE, SEED = "resnet14", 60, 64, 0.1, 0
 

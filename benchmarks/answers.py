@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthkd.data import load_images
-from synthkd.images import to_float
-from synthkd.inspection import drawings
+from synthkd.checks.inspection import drawings
+from synthkd.core.images import to_float
+from synthkd.data.sources import load_images
 from synthkd.recipe import TeacherTable, read_toml
 from synthkd.specs import load_teacher
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 BATCH = 512
 
@@ -29,10 +29,10 @@ BATCH = 512
 def ways(teacher: Teacher) -> dict[str, Callable[[Tensor], Tensor]]:
     """The same answers by three roads."""
 
-    def plainly(low: bool) -> Callable[[Tensor], Tensor]:
+    def forward_network(low: bool) -> Callable[[Tensor], Tensor]:
         def answer(images: Tensor) -> Tensor:
             teacher.low_precision = low
-            return teacher.plainly(images)
+            return teacher.forward_network(images)
 
         return answer
 
@@ -40,7 +40,11 @@ def ways(teacher: Teacher) -> dict[str, Callable[[Tensor], Tensor]]:
         teacher.low_precision = True
         return teacher(images)
 
-    return {"float32": plainly(False), "bfloat16": plainly(True), "folded bfloat16": quick}
+    return {
+        "float32": forward_network(False),
+        "bfloat16": forward_network(True),
+        "folded bfloat16": quick,
+    }
 
 
 @torch.no_grad()
@@ -74,7 +78,7 @@ def main() -> None:
                 votes[name] = logits.argmax(1)
         for name, spent in best.items():
             alike = float((votes[name] == votes["float32"]).float().mean())
-            note = teacher.fast_reason if name.startswith("folded") else ""
+            note = teacher.folded_reason if name.startswith("folded") else ""
             print(
                 f"| {teacher.described} | {name} | {len(images) / spent:,.0f} "
                 f"| {best['float32'] / spent:.2f} | {100 * alike:.2f} | {note} |",

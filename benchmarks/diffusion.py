@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from synthkd.data import load_images
+from synthkd.data.sources import load_images
 
 Row = dict[str, Any]
 

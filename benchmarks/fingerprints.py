@@ -2,11 +2,12 @@
 
     python benchmarks/fingerprints.py OUT [--only NAME,NAME] [--against FILE.json]
 
-Eleven short jobs on the embedded teacher, each a process of its own with one thread, as a user would
-start it: the main pipeline with three seeds, five published ones, a hybrid of real and synthetic
-images, one from a data set on disk, one that is stopped and resumed. Writes OUT/fingerprints.json;
-what OUT has already is not run again. With `--against` it says which differ, and exits with 1 if
-any does. The sums depend on the machine and on torch: compare two versions of the code on one.
+Eleven short jobs on the embedded teacher, each a process of its own with one thread, as a user
+would start it: the main pipeline with three seeds, five published ones, a hybrid of real and
+synthetic images, one from a data set on disk, one that is stopped and resumed. Writes
+OUT/fingerprints.json; what OUT has already is not run again. With `--against` it says which
+differ, and exits with 1 if any does. The sums depend on the machine and on torch: compare two
+versions of the code on one.
 """
 
 import argparse
@@ -64,9 +65,17 @@ def data_set(out: Path) -> None:
     if not (out / "data" / "manifest.json").is_file():
         finish(
             synthkd(
-                "generate", "--count", "800", "--images-seen", "400", "--run.threads", "1",
-                "--quiet", "--out", str(out / "data"),
-            )  # fmt: skip
+                "generate",
+                "--count",
+                "800",
+                "--images-seen",
+                "400",
+                "--run.threads",
+                "1",
+                "--quiet",
+                "--out",
+                str(out / "data"),
+            )
         )
 
 
@@ -114,7 +123,9 @@ def main() -> None:
             started = time.perf_counter()
             found[name] = student_of(name, options.out)
             table.write_text(json.dumps(found, indent=1) + "\n")
-            print(f"{name:10} {found[name][:16]} {time.perf_counter() - started:6.1f} s", flush=True)
+            print(
+                f"{name:10} {found[name][:16]} {time.perf_counter() - started:6.1f} s", flush=True
+            )
     before = json.loads(options.against.read_text()) if options.against else {}
     differ = [name for name, value in found.items() if before.get(name, value) != value]
     print(f"{len(found)} students" + (f"; differ: {', '.join(differ)}" if before else ""))

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.class_names import known_names
-from synthkd.data import load_images
-from synthkd.evaluation import votes_of
-from synthkd.label_check import check_labels
+from synthkd.data.sources import load_images
+from synthkd.evaluation.compare import votes_of
+from synthkd.labels.check import check_labels
+from synthkd.labels.class_names import known_names
 from synthkd.recipe import Recipe, read_toml, validated
 from synthkd.specs import load_teacher
 

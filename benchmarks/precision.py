@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 
-from synthkd.distillation import Lab, rounds
-from synthkd.images import ImageSpec
+from synthkd.core.images import ImageSpec
+from synthkd.engine.loop import Lab, rounds
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 TERMS = {"one_hot": 0.5, "statistics": 5.0, "prototype": 0.1, "consistency": 0.1}
 ROUNDS = 3
@@ -30,7 +30,7 @@ def fresh(name: str, channels: int, size: int) -> Classifier:
     return Classifier(build_network(name, channels=channels, size=size, classes=10), spec, 10)
 
 
-def lap(
+def round_(
     teacher: Callable[[], Teacher], student: Callable[[], Classifier], bfloat16: bool, last: bool
 ) -> dict[str, float]:
     """Milliseconds of a generator step and a student step on 128 images: the best of some
@@ -77,7 +77,7 @@ def main() -> None:
     for name, (teacher, student) in pairs.items():
         results: dict[tuple[bool, bool], dict[str, float]] = {}
         for variant in variants:
-            results[variant] = lap(teacher, student, *variant)
+            results[variant] = round_(teacher, student, *variant)
         base = results[variants[0]]
         for (bfloat16, last), found in results.items():
             layout = "channels_last" if last else "NCHW"

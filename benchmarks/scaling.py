@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from synthkd.augment import mirrored
-from synthkd.data import load_images
-from synthkd.images import ImageSpec, fitted, to_float
+from synthkd.core.images import ImageSpec, fitted, to_float
+from synthkd.data.sources import load_images
+from synthkd.images.augment import mirrored
 from synthkd.networks import build_network
 from synthkd.schedules import one_cycle
 from synthkd.specs import read_weights

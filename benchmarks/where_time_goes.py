@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from synthkd import cli
 from synthkd.commands import distill
 from synthkd.commands.display import Display
-from synthkd.distillation import Lab, rounds
+from synthkd.engine.loop import Lab, rounds
 
 
 def operations(work: Any) -> float:
@@ -50,10 +50,10 @@ def costs(lab: Lab) -> dict[str, float]:
 
     def gradient() -> None:
         moved = images.clone().requires_grad_()
-        lab.teacher.plainly(moved).sum().backward()
+        lab.teacher.forward_network(moved).sum().backward()
 
     return {
-        "answer": operations(lambda: lab.teacher.plainly(images)) / 8,
+        "answer": operations(lambda: lab.teacher.forward_network(images)) / 8,
         "gradient": operations(gradient) / 8,
         "step": operations(lambda: student(images).sum().backward()) / 8,
     }
@@ -72,8 +72,8 @@ def main(minutes: str, flags: list[str]) -> None:
     trained = 0
     started = time.perf_counter()
     lab.limit(60 * float(minutes))
-    for lap in rounds(lab):
-        stage = next(s for s in lab.stages if s.name == lap.stage)
+    for round_ in rounds(lab):
+        stage = next(s for s in lab.stages if s.name == round_.stage)
         if stage.generator == "pixels":
             trained += stage.synthesis_steps * stage.synthesis_batch
     wall = time.perf_counter() - started

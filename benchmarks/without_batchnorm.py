@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from synthkd.data import load_images
-from synthkd.images import ImageSpec, to_float
+from synthkd.core.images import ImageSpec, to_float
+from synthkd.data.sources import load_images
 from synthkd.schedules import one_cycle
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -19,9 +19,9 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import ValidationError
 
 from synthkd import __version__, recipe
-from synthkd.errors import InputError, plain, quoted
-from synthkd.findings import EXIT_USELESS
-from synthkd.ignored import given_keys
+from synthkd.core.errors import InputError, plain, quoted
+from synthkd.core.findings import EXIT_USELESS
+from synthkd.recipe.unused import given_keys
 
 WORDS: dict[str, str] = {
     "generate": "Make a synthetic data set that a teacher agrees with.",
@@ -348,7 +348,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """Runs one command line and exits: 0 done, 2 bad input, 3 done with a result that is of no use,
     130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
-    _settle_output()
+    _prepare_output()
     try:
         app = _app()
         _check_empty(given)
@@ -385,7 +385,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         _fail(f"the standard output cannot be written: {said}")
 
 
-def _settle_output() -> None:
+def _prepare_output() -> None:
     """Makes the standard output and errors fit for whatever is printed: where they are closed it
     goes nowhere, where their encoding lacks a character something like it is shown."""
     # a file that is opened while 0, 1 or 2 is free would get what is printed by others

@@ -75,7 +75,7 @@ class Difficulty:
     below: int = 0  # rounds in a row under `low`
 
 
-def harder_or_easier(state: Difficulty, agreement: float, table: DifficultyTable) -> Difficulty:
+def step_difficulty(state: Difficulty, agreement: float, table: DifficultyTable) -> Difficulty:
     """The state after a round in which student and teacher agreed on a share `agreement` of
     held-out images.
 

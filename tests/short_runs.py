@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from synthkd import cli
-from synthkd.findings import EXIT_USELESS
+from synthkd.core.findings import EXIT_USELESS
 
 DONE = (0, EXIT_USELESS)  # exit codes of a command that did its work
 

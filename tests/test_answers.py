@@ -16,32 +16,32 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from synthkd import measures
-from synthkd.answers import KINDS, Answers, precision, probes, recognise, rounding, taken, to_logits
 from synthkd.cli import main
-from synthkd.data import Images, demo_digits
-from synthkd.errors import InputError
-from synthkd.evaluation import compare
-from synthkd.images import ImageSpec, to_float
-from synthkd.inheritance import inherited
-from synthkd.losses import (
-    View,
-    as_logits,
-    balance,
-    disagreement,
-    divergence,
-    log_odds,
-    of_decisions,
-    one_hot,
-    paired,
-    soft_decisions,
-)
-from synthkd.memory import Memory
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec, to_float
+from synthkd.core.logits import as_logits, log_odds, of_decisions, paired
+from synthkd.data.sources import Images, demo_digits
+from synthkd.evaluation.compare import compare
+from synthkd.losses.distillation import soft_decisions
+from synthkd.losses.synthesis import View, balance, disagreement, divergence, one_hot
 from synthkd.networks import build_network
+from synthkd.networks.answers import (
+    KINDS,
+    Answers,
+    precision,
+    probes,
+    recognise,
+    rounding,
+    taken,
+    to_logits,
+)
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.weight_init import inherited
 from synthkd.recipe import StudentTable, TeacherTable, TrainingTable
+from synthkd.replay.memory import Memory
 from synthkd.specs import BlackBox, load_classifier, load_teacher, new_student, read_card
-from synthkd.students import Learner, distillation_loss
-from synthkd.teachers import Teacher
+from synthkd.students.learner import Learner, distillation_loss
+from synthkd.teachers.frozen import Teacher
 
 FINDINGS = ((0, 2, 4, 6, 8), (5, 6, 7, 8, 9), (0, 6, 8, 9))  # even; above four; with a loop
 DEMO = load_teacher(TeacherTable())

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synthkd import arrays
-from synthkd.arrays import as_pixels, member, stack_in, stacked
-from synthkd.data import load_images
-from synthkd.errors import InputError
-from synthkd.findings import Finding
-from synthkd.images import ImageSpec
-from synthkd.pictures import laid_on
+from synthkd.core.errors import InputError
+from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
+from synthkd.data.sources import load_images
+from synthkd.images import arrays
+from synthkd.images.arrays import as_pixels, member, stack_in, stacked
+from synthkd.images.decode import laid_on
 from synthkd.recipe import DataTable
 
 GREY = ImageSpec(1, 8, 8, (0.5,), (0.5,))

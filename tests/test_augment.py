@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd.augment import augmented, bent, erased, jittered, mirrored, mixed_up, shifted
+from synthkd.images.augment import augmented, bent, erased, jittered, mirrored, mixed_up, shifted
 from synthkd.recipe import AugmentTable
 
 STRONG = AugmentTable(shift=0.25, flip=True, affine=1, jitter=1, erase=1)

@@ -22,15 +22,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from short_runs import main
 
-from synthkd import arena
-from synthkd.arena import Level, Point, mean_curve, spread, spread_out, standings, time_to
 from synthkd.commands import bench
 from synthkd.commands.display import Display
-from synthkd.data import load_images
-from synthkd.errors import InputError
-from synthkd.evaluation import compare
+from synthkd.core.errors import InputError
+from synthkd.data.sources import load_images
+from synthkd.evaluation.compare import compare
 from synthkd.recipe import StudentTable, TeacherTable, build
-from synthkd.runs import Run
+from synthkd.reports import bench as arena
+from synthkd.reports.bench import (
+    CurvePoint,
+    Point,
+    mean_curve,
+    mean_sd,
+    pipeline_results,
+    place_labels,
+    time_to,
+)
+from synthkd.runs.directory import Run
 from synthkd.specs import load_classifier, load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,13 +74,13 @@ BAD = '[[stage]]\nname = "joint"\ngenerator = "none"\nfresh = 0\n'  # nothing to
 
 
 def test_mean_and_deviation_are_those_of_a_sample() -> None:
-    found = spread([0.60, 0.62, 0.67])
+    found = mean_sd([0.60, 0.62, 0.67])
     assert found.mean == pytest.approx(0.63)
     assert found.sd == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
 
 
 def test_one_value_has_no_deviation() -> None:
-    assert spread([0.6]) == arena.Spread(0.6, None)
+    assert mean_sd([0.6]) == arena.Spread(0.6, None)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,12 @@ def test_one_value_has_no_deviation() -> None:
     ],
 )
 def test_time_to_an_accuracy_is_read_off_the_curve(accuracy: float, minutes: float | None) -> None:
-    curve = [Level(1, 0.2, 0), Level(2, 0.4, 0), Level(3, 0.3, 0), Level(4, 0.6, 0)]
+    curve = [
+        CurvePoint(1, 0.2, 0),
+        CurvePoint(2, 0.4, 0),
+        CurvePoint(3, 0.3, 0),
+        CurvePoint(4, 0.6, 0),
+    ]
     assert time_to(curve, accuracy) == (None if minutes is None else pytest.approx(minutes))
 
 
@@ -106,7 +119,7 @@ def test_the_mean_curve_interpolates_seeds_whose_points_lie_elsewhere() -> None:
 
 def test_the_mean_curve_of_one_seed_is_its_own_curve() -> None:
     curve = [Point(0.25, 1.0, 0.1), Point(1.0, 5.0, 0.5)]
-    assert mean_curve([curve]) == (Level(1.0, 0.1, 0.0), Level(5.0, 0.5, 0.0))
+    assert mean_curve([curve]) == (CurvePoint(1.0, 0.1, 0.0), CurvePoint(5.0, 0.5, 0.0))
 
 
 def finished(pipeline: str, seed: int, *accuracy: float, real: int = 0) -> dict[str, Any]:
@@ -146,7 +159,7 @@ SETTINGS = {
 
 
 def test_the_standing_of_a_pipeline_against_the_best_other_and_the_ceiling() -> None:
-    real, ours, slow = standings(RECORDS)
+    real, ours, slow = pipeline_results(RECORDS)
     assert [s.pipeline for s in (real, ours, slow)] == ["real", "ours", "slow"]
     assert (ours.n, ours.accuracy.mean) == (2, pytest.approx(0.65))
     assert ours.others["jpeg"].mean == 0.25
@@ -161,7 +174,7 @@ def test_the_standing_of_a_pipeline_against_the_best_other_and_the_ceiling() -> 
 
 
 def test_without_others_there_is_no_best_other_and_no_ceiling() -> None:
-    (alone,) = standings(RECORDS[1:2])
+    (alone,) = pipeline_results(RECORDS[1:2])
     assert (alone.rival, alone.rival_minutes, alone.over_real) == (None, None, None)
 
 
@@ -176,7 +189,7 @@ def test_the_csv_has_one_row_per_run_and_the_failed_one_its_error() -> None:
 
 
 def test_the_table_is_sorted_and_says_how_it_was_measured() -> None:
-    text = arena.to_markdown(SETTINGS, standings(RECORDS), RECORDS)
+    text = arena.to_markdown(SETTINGS, pipeline_results(RECORDS), RECORDS)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == ["| `real`", "| `ours`", "| `slow`"]
     assert rows[1][1:4] == ["65.00 ± 7.07", "2", "25.00 ± 0.00"]
@@ -187,7 +200,7 @@ def test_the_table_is_sorted_and_says_how_it_was_measured() -> None:
     assert "1,017 images of test.npz" in text
     assert "same code" not in text
     mixed = [*RECORDS[:-1], RECORDS[-1] | {"code": "0ther"}]
-    assert "same code: 0ther, c0de" in arena.to_markdown(SETTINGS, standings(mixed), mixed)
+    assert "same code: 0ther, c0de" in arena.to_markdown(SETTINGS, pipeline_results(mixed), mixed)
     assert "Failed: `broken`, seed 0: no stage" in text
 
 
@@ -198,7 +211,7 @@ def test_a_table_of_mixed_recipes_or_images_says_so() -> None:
             finished("mine", seed, 0.5) | {"recipe": whole | {"run": {"seed": seed}}} | change
             for seed, change in enumerate(changes)
         ]
-        return arena.to_markdown(SETTINGS, standings(records), records)
+        return arena.to_markdown(SETTINGS, pipeline_results(records), records)
 
     said = "Not all runs of `mine` are of one recipe and the same images."
     assert said not in table({}, {}, {})
@@ -214,21 +227,21 @@ def test_a_table_of_mixed_recipes_or_images_says_so() -> None:
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
 def test_labels_keep_their_order_their_distance_and_inside(values: list[float]) -> None:
-    places = spread_out(values, 4.0, -5.0, 105.0)
+    places = place_labels(values, 4.0, -5.0, 105.0)
     order = sorted(range(len(values)), key=lambda i: (values[i], -i))
     assert all(places[b] - places[a] >= 4 - 1e-6 for a, b in pairwise(order))
     assert -5 - 1e-6 <= min(places) <= max(places) <= 105 + 1e-6
 
 
 def test_labels_that_have_room_stay_where_they_are() -> None:
-    assert spread_out([50.0, 10.0, 20.0], 4.0, 0.0, 100.0) == [50.0, 10.0, 20.0]
+    assert place_labels([50.0, 10.0, 20.0], 4.0, 0.0, 100.0) == [50.0, 10.0, 20.0]
 
 
 @pytest.mark.parametrize("best", [0.7, 0.99])
 def test_the_plot_is_a_picture_of_the_expected_size_with_lines_in_it(best: float) -> None:
     names = ("a$b_{", "ours", "a name that is longer than any that a pipeline should have")
     records = [finished(name, 0, 0.1, 0.2, 0.3, best - i / 50) for i, name in enumerate(names)]
-    picture = Image.open(io.BytesIO(arena.draw(standings([*records, *RECORDS]), SETTINGS)))
+    picture = Image.open(io.BytesIO(arena.draw(pipeline_results([*records, *RECORDS]), SETTINGS)))
     assert picture.format == "PNG"
     assert picture.size == (1440, 960)
     colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}

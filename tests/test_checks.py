@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from test_shared_data import LOG_SOFTMAX, OTHERS
 
-from synthkd.checks import check_teacher
+from synthkd.checks.teacher import check_teacher
 from synthkd.cli import main
-from synthkd.findings import Finding
+from synthkd.core.findings import Finding
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.specs.code import executed
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 # The demo's trained network with something wrong around or inside it.
 FAULTS = """
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from safetensors.torch import load_file
-from synthkd import resources
+from synthkd.core import resources
 from synthkd.networks import build_network
 
 MEAN, STD = 0.3054, 0.3184
@@ -337,7 +337,7 @@ def test_anyway_goes_on_and_records_what_was_found(
 def test_a_run_is_resumed_only_if_the_teacher_is_sound_or_anyway(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from synthkd.runs import Run
+    from synthkd.runs.directory import Run
 
     code = tmp_path / "teacher.py"
     code.write_text(file.read_text())

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthkd import latency
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
+from synthkd.export.formats import Shipped, to_onnx
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.shipping import Shipped, to_onnx
 from synthkd.specs import load_teacher, new_student
-from synthkd.specs.choice import STRIDED, _body, against_teacher, best_student
-from synthkd.teachers import Teacher
+from synthkd.students import latency
+from synthkd.students.auto import STRIDED, _body, against_teacher, best_student
+from synthkd.teachers.frozen import Teacher
 
 onnx = pytest.mark.skipif(not latency.has_onnx(), reason="the extra onnx is not installed")
 
@@ -122,11 +122,11 @@ def test_looking_changes_neither_mode_nor_weights_nor_randomness(demo: Teacher):
 
 
 def test_our_networks_still_have_a_folded_copy_for_fast_answers(demo: Teacher):
-    from synthkd.teachers import quickened
+    from synthkd.teachers.frozen import folded_copy
 
     images = torch.rand(4, *demo.spec.shape)
     for of in (demo, teacher("wrn-16-1"), teacher("resnet8-w4")):
-        quick = quickened(of.classifier)(images)  # raises where torch.fx cannot follow
+        quick = folded_copy(of.classifier)(images)  # raises where torch.fx cannot follow
         torch.testing.assert_close(quick, of.classifier(images), atol=0.5, rtol=0.1)
 
 

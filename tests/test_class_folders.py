@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthkd.data import Images, count_images, load_images
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
+from synthkd.data.sources import Images, count_images, load_images
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from synthkd.class_names import arranged, known_names, matched, names_in, numbers_of, told_list
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
+from synthkd.labels.class_names import (
+    arranged,
+    known_names,
+    matched,
+    names_in,
+    numbers_of,
+    told_list,
+)
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
 

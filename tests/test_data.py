@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from synthkd.data import Images, count_images, demo_digits, load_images
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
+from synthkd.data.sources import Images, count_images, demo_digits, load_images
 
 GREY = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 COLOUR = ImageSpec(3, 8, 8, (0.5,) * 3, (0.5,) * 3)

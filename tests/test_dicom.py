@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synthkd.errors import InputError
-from synthkd.findings import Finding
-from synthkd.images import ImageSpec
-from synthkd.pictures import read_pictures
+from synthkd.core.errors import InputError
+from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
+from synthkd.images.decode import read_pictures
 
 pydicom = pytest.importorskip("pydicom")
-from synthkd.dicom import read_scan, windowed  # noqa: E402
+from synthkd.images.dicom import read_scan, windowed  # noqa: E402
 
 H, W = 9, 12
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd.denoising import drawn_steps, min_snr, noised, target
-from synthkd.distillation import Lab, rounds
-from synthkd.errors import InputError
-from synthkd.images import Batch
+from synthkd.core.errors import InputError
+from synthkd.core.images import Batch
+from synthkd.core.states import load_state, save_state
+from synthkd.engine.loop import Lab, rounds
 from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher, new_student
-from synthkd.states import load_state, save_state
-from synthkd.synthesis.diffusion import Diffusion, Trained
-from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.context import SynthesisContext
+from synthkd.synthesis.diffusion.diffusers_io import promise_of
+from synthkd.synthesis.diffusion.generator import Diffusion, Trained
+from synthkd.synthesis.diffusion.maths import add_noise, drawn_steps, min_snr, target
 from synthkd.synthesis.plan import plan
 from synthkd.synthesis.procedural import Procedural
-from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 STILL = AugmentTable(shift=0.0, flip=False)
 SMALL: dict[str, Any] = {"width": 8, "steps": 2, "batch": 16}
@@ -42,7 +42,9 @@ def diffusion(teacher: Teacher, start: str = "", **settings: Any) -> Diffusion:
     return Diffusion(Recipe.model_validate(tables), teacher)
 
 
-def scene(teacher: Teacher, terms: dict[str, float] | None = None, **more: Any) -> Scene:
+def context(
+    teacher: Teacher, terms: dict[str, float] | None = None, **more: Any
+) -> SynthesisContext:
     """A scene whose material is drawings, with the teacher's votes."""
     drawings = Procedural(Recipe(), teacher)
 
@@ -59,34 +61,36 @@ def scene(teacher: Teacher, terms: dict[str, float] | None = None, **more: Any) 
                                             "fresh": 12} | keys
     )  # fmt: skip
     more = {"material": material} | more
-    return Scene(teacher, teacher, stage, terms or {}, STILL, never, False, never, **more)
+    return SynthesisContext(
+        teacher, teacher, stage, terms or {}, STILL, never, False, never, **more
+    )
 
 
 def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: Teacher) -> None:
     """The loss of a first step, written out with the same draws."""
     made = diffusion(teacher, drop=0.5)
     before = copy.deepcopy(made.unet)
-    set_up = scene(teacher, fresh=0, synthesis_steps=1)
+    set_up = context(teacher, fresh=0, synthesis_steps=1)
     found = made.synthesize(set_up, seeded(7))
     rng = seeded(7)
     images, labels = set_up.material(8, rng)
-    clean = 2 * images - 1
-    noise = torch.randn(clean.shape, generator=rng)
+    x0 = 2 * images - 1
+    noise = torch.randn(x0.shape, generator=rng)
     steps = drawn_steps(8, 1.0, rng)
     hidden = torch.rand(8, generator=rng) < 0.5
     assert 0 < int(hidden.sum()) < 8
     told = torch.where(hidden, torch.tensor(10), labels)
-    kept = made._kept[steps]
-    guess = before.train()(noised(clean, noise, kept), steps, told).sample
-    error = (guess - target(clean, noise, kept, "v_prediction")).square().mean((1, 2, 3))
-    loss = (min_snr(kept, 5.0, "v_prediction") * error).mean()
+    alpha_bar = made._kept[steps]
+    guess = before.train()(add_noise(x0, noise, alpha_bar), steps, told).sample
+    error = (guess - target(x0, noise, alpha_bar, "v_prediction")).square().mean((1, 2, 3))
+    loss = (min_snr(alpha_bar, 5.0, "v_prediction") * error).mean()
     assert found.measures["denoising"] == pytest.approx(float(loss.detach()), rel=1e-5)
     assert (found.trained, len(found.batch.images)) == (8, 0)
 
 
 def test_it_learns_what_images_look_like(teacher: Teacher) -> None:
     made = diffusion(teacher, width=16, learning_rate=3e-3)
-    set_up = scene(teacher, fresh=0, synthesis_batch=32)
+    set_up = context(teacher, fresh=0, synthesis_batch=32)
     losses = [made.synthesize(set_up, seeded(i)).measures["denoising"] for i in range(60)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
@@ -99,27 +103,27 @@ def test_it_needs_something_to_learn_from(teacher: Teacher) -> None:
             InputError,
             match=r"stage x: .* nothing to learn from.*four times its synthesis_batch of 8",
         ):
-            made.synthesize(scene(teacher, fresh=fresh, material=lambda *_: None), seeded())
+            made.synthesize(context(teacher, fresh=fresh, material=lambda *_: None), seeded())
     assert all(torch.equal(v, before[k]) for k, v in made.unet.state_dict().items())
 
 
 def test_only_what_the_teacher_agrees_with_is_offered(teacher: Teacher) -> None:
     digest = digest_of(teacher.classifier)
     made = diffusion(teacher)
-    found = made.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded())
+    found = made.synthesize(context(teacher, synthesis_steps=0, fresh=40), seeded())
     images, labels = found.batch
     assert torch.equal(teacher(images).argmax(1), labels)
     assert found.measures["accepted"] == pytest.approx(len(images) / found.trained)
     assert found.trained >= 40
     everything = diffusion(teacher, accept="all")
-    found = everything.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded())
+    found = everything.synthesize(context(teacher, synthesis_steps=0, fresh=40), seeded())
     assert (len(found.batch.images), found.measures["accepted"]) == (40, 1.0)
     assert digest_of(teacher.classifier) == digest
 
 
 def test_what_time_forbids_is_not_offered(teacher: Teacher) -> None:
     made = diffusion(teacher, accept="all")
-    found = made.synthesize(scene(teacher, synthesis_steps=0, fresh=40, deadline=0.0), seeded())
+    found = made.synthesize(context(teacher, synthesis_steps=0, fresh=40, deadline=0.0), seeded())
     assert len(found.batch.images) == len(found.batch.labels) == found.trained == 16  # one batch
 
 
@@ -139,10 +143,10 @@ def test_a_student_of_a_generator_that_nobody_agrees_with_is_told_so(teacher: Te
 
 def test_a_sure_teacher_can_be_asked_for(teacher: Teacher) -> None:
     made = diffusion(teacher, confidence=0.5)
-    images = made.synthesize(scene(teacher, synthesis_steps=0, fresh=40), seeded()).batch.images
+    images = made.synthesize(context(teacher, synthesis_steps=0, fresh=40), seeded()).batch.images
     assert bool((teacher(images).softmax(1).amax(1) >= 0.5).all())
     none = diffusion(teacher, confidence=1.0)
-    found = none.synthesize(scene(teacher, synthesis_steps=0, fresh=10), seeded())
+    found = none.synthesize(context(teacher, synthesis_steps=0, fresh=10), seeded())
     assert found.measures["accepted"] < 0.2 and found.trained >= 40  # four attempts
 
 
@@ -152,7 +156,7 @@ def test_guidance_makes_the_teacher_agree(teacher: Teacher, terms: dict[str, flo
     shares = []
     for guidance in (0.0, 4.0):
         made = diffusion(teacher, guidance=guidance, steps=6)
-        images = made.sample(labels, scene(teacher, terms), seeded(5)).images
+        images = made.sample(labels, context(teacher, terms), seeded(5)).images
         shares.append(float((teacher(images).argmax(1) == labels).float().mean()))
     assert shares[0] < 0.4 and shares[1] > 0.8
 
@@ -166,7 +170,7 @@ def test_samples_in_bfloat16_are_nearly_those_in_float32(
         made.save(tmp_path / "model", 0)
         made = diffusion(teacher, start=str(tmp_path / "model"))
         assert not isinstance(made.denoiser, Trained)
-    labels, plain = torch.arange(10), scene(teacher)
+    labels, plain = torch.arange(10), context(teacher)
     exact, rough = (
         made.sample(labels, replace(plain, bfloat16=bfloat16), seeded(5)).images
         for bfloat16 in (False, True)
@@ -180,7 +184,7 @@ def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: Teacher) -> No
     closed = Teacher(teacher.classifier, access="logits")
     labels = torch.arange(10)
     one, other = (
-        diffusion(box, guidance=guidance).sample(labels, scene(box), seeded(5)).images
+        diffusion(box, guidance=guidance).sample(labels, context(box), seeded(5)).images
         for box, guidance in ((closed, 4.0), (teacher, 0.0))
     )
     assert torch.equal(one, other)
@@ -236,7 +240,7 @@ def test_the_curriculum_follows_the_stage_or_the_difficulty(
     teacher: Teacher, curriculum: str, more: dict[str, float], opened: float
 ) -> None:
     made = diffusion(teacher, curriculum=curriculum)
-    found = made.synthesize(scene(teacher, fresh=0, **more), seeded())
+    found = made.synthesize(context(teacher, fresh=0, **more), seeded())
     assert found.measures["open"] == pytest.approx(opened)
     assert found.measures["denoising"] > 0  # also where only the step without signal is open
 
@@ -246,16 +250,16 @@ def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
 ) -> None:
     whole, first = diffusion(teacher, solver="auto"), diffusion(teacher, solver="auto")
     for i in range(3):
-        whole.synthesize(scene(teacher), seeded(i))
+        whole.synthesize(context(teacher), seeded(i))
     for i in range(2):
-        first.synthesize(scene(teacher), seeded(i))
+        first.synthesize(context(teacher), seeded(i))
     save_state(first.state_dict(), tmp_path / "x", "checkpoint")
     second = diffusion(teacher, solver="auto")
     second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
-    one, two = (made.synthesize(scene(teacher), seeded(2)) for made in (first, second))
+    one, two = (made.synthesize(context(teacher), seeded(2)) for made in (first, second))
     three = diffusion(teacher, solver="auto")
     for i in range(3):
-        last = three.synthesize(scene(teacher), seeded(i))
+        last = three.synthesize(context(teacher), seeded(i))
     for found in (two, last):
         assert torch.equal(found.batch.images, one.batch.images)
         assert found.measures == one.measures
@@ -269,7 +273,7 @@ def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
 
 def test_auto_names_a_solver_once(teacher: Teacher) -> None:
     made = diffusion(teacher, solver="auto")
-    made.synthesize(scene(teacher), seeded())
+    made.synthesize(context(teacher), seeded())
     assert made.solver in ("ddim", "dpm", "ddpm")
     assert diffusion(teacher).solver == "ddim"
 
@@ -278,21 +282,21 @@ def test_a_saved_model_is_borrowed_with_its_classes_and_its_promise(
     teacher: Teacher, tmp_path: Path
 ) -> None:
     made = diffusion(teacher)
-    made.synthesize(scene(teacher), seeded())
+    made.synthesize(context(teacher), seeded())
     made.save(tmp_path / "model", 2)
     assert promise_of(str(tmp_path / "model"), teacher.digest) == 2
     borrowed = diffusion(teacher, start=str(tmp_path / "model"))
     assert borrowed.borrowed
     labels = torch.arange(10)
-    one, two = (d.sample(labels, scene(teacher), seeded(1)).images for d in (made, borrowed))
+    one, two = (d.sample(labels, context(teacher), seeded(1)).images for d in (made, borrowed))
     torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
-    found = borrowed.synthesize(scene(teacher), seeded())  # has nothing to learn
+    found = borrowed.synthesize(context(teacher), seeded())  # has nothing to learn
     assert "denoising" not in found.measures
 
 
 def test_other_sizes_are_denoised_at_a_working_size(teacher: Teacher) -> None:
     made = diffusion(teacher, size=8)
-    images = made.sample(torch.arange(3), scene(teacher), seeded()).images
+    images = made.sample(torch.arange(3), context(teacher), seeded()).images
     assert made.denoiser.shape == (1, 8, 8) and images.shape == (3, 1, 16, 16)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
@@ -302,4 +306,4 @@ def test_a_loss_that_is_not_finite_is_said(teacher: Teacher) -> None:
     with torch.no_grad():
         next(made.unet.parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match=r"diffusion\.learning_rate"):
-        made.synthesize(scene(teacher), seeded())
+        made.synthesize(context(teacher), seeded())

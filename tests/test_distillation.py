@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd.distillation import Lab, Round, rounds, settle
-from synthkd.images import Batch, ImageSpec, to_uint8
+from synthkd.core.images import Batch, ImageSpec, to_uint8
+from synthkd.core.seeds import generator_for, globally
+from synthkd.core.states import load_state, save_state
+from synthkd.engine.loop import Lab, Round, rounds, select_final_weights
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.schedules import share
-from synthkd.seeds import globally, source
 from synthkd.specs import load_teacher, new_student
-from synthkd.states import load_state, save_state
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.plan import plan
-from synthkd.synthesis.scene import Invented, Scene, even_labels
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 STAGES = [
     {
@@ -69,7 +69,7 @@ def real() -> Tensor:
 
 
 def lab_of(the_recipe: Recipe, teacher: Teacher, real: Tensor | None = None) -> Lab:
-    with globally(source(the_recipe.run.seed, "student")):
+    with globally(generator_for(the_recipe.run.seed, "student")):
         student = new_student(the_recipe.student, teacher)
     lab = Lab(the_recipe, plan(the_recipe, teacher).stages, teacher, student)
     if real is not None:
@@ -105,14 +105,14 @@ def told(laps: list[Round]) -> list[tuple[Any, ...]]:
     """All that a round tells, clocks apart."""
     return [
         (
-            lap.stage,
-            lap.share,
-            lap.measures,
-            lap.progress.images_seen,
-            lap.progress.synthetic_seen,
-            lap.progress.work,
+            round_.stage,
+            round_.share,
+            round_.measures,
+            round_.progress.images_seen,
+            round_.progress.synthetic_seen,
+            round_.progress.work,
         )
-        for lap in laps
+        for round_ in laps
     ]
 
 
@@ -148,7 +148,7 @@ def test_a_run_resumed_from_a_file_gives_the_student_of_an_unbroken_one(
 ):
     """Stopped after the first round of a stage, or one round before the end of all."""
     laps, expected, whole = unbroken
-    names = [lap.stage for lap in laps]
+    names = [round_.stage for round_ in laps]
     after = len(laps) - 1 if where == "joint's end" else names.index(where) + 1
     first = lab_of(recipe(), teacher)
     walk = rounds(first)
@@ -170,7 +170,7 @@ def test_a_run_resumed_from_a_file_gives_the_student_of_an_unbroken_one(
         assert torch.equal(
             getattr(second.memory.everything(), name), getattr(whole.memory.everything(), name)
         )
-    assert settle(second)[0] == settle(copy.deepcopy(whole))[0]
+    assert select_final_weights(second)[0] == select_final_weights(copy.deepcopy(whole))[0]
 
 
 def test_a_resumed_run_with_real_images_and_procedural_ones_is_the_same_too(
@@ -196,33 +196,35 @@ def test_a_resumed_run_with_real_images_and_procedural_ones_is_the_same_too(
 
 def test_the_stages_follow_each_other_and_the_share_rises_to_one(unbroken):
     laps = unbroken[0]
-    names = [lap.stage for lap in laps]
+    names = [round_.stage for round_ in laps]
     assert list(dict.fromkeys(names)) == ["pregenerate", "finetune", "joint"]
     assert names == sorted(names, key=["pregenerate", "finetune", "joint"].index)
-    shares = [lap.share for lap in laps]
+    shares = [round_.share for round_ in laps]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert [lap.progress.round for lap in laps] == list(range(1, len(laps) + 1))
+    assert [round_.progress.round for round_ in laps] == list(range(1, len(laps) + 1))
 
 
 def test_a_round_tells_the_measures_of_its_stage(unbroken):
-    found = {lap.stage: set(lap.measures) for lap in unbroken[0]}
+    found = {round_.stage: set(round_.measures) for round_ in unbroken[0]}
     made, taught = {"balance", "confidence", "obeyed"}, {"loss", "agreement", "difficulty"}
     assert found["pregenerate"] == made | {"term.one_hot", "term.statistics", "term.prototype"}
     assert found["finetune"] == taught
     terms = {"term.one_hot", "term.consistency", "term.disagreement", "term.realism", "critic"}
     assert found["joint"] == made | taught | terms
-    assert all(isinstance(v, float) for lap in unbroken[0] for v in lap.measures.values())
+    assert all(isinstance(v, float) for round_ in unbroken[0] for v in round_.measures.values())
 
 
 def test_a_round_shows_fresh_images_where_there_are_any(unbroken):
-    for lap in unbroken[0]:
-        if lap.stage == "finetune":
-            assert lap.samples is lap.labels is None
+    for round_ in unbroken[0]:
+        if round_.stage == "finetune":
+            assert round_.samples is round_.labels is None
         else:
-            assert lap.samples.dtype == torch.uint8
+            assert round_.samples.dtype == torch.uint8
             assert (
-                len(lap.samples) == len(lap.labels) == {"pregenerate": 32, "joint": 16}[lap.stage]
+                len(round_.samples)
+                == len(round_.labels)
+                == {"pregenerate": 32, "joint": 16}[round_.stage]
             )
 
 
@@ -314,7 +316,7 @@ def test_a_handful_of_real_images_is_enough(teacher, real):
     lab = lab_of(recipe(data={"mix_ratio": 0.0, "real": "given"}), teacher, real[:3])
     list(rounds(lab))
     assert lab.progress.images_seen == 256
-    assert settle(lab)[0]["held_out_images"] == 0
+    assert select_final_weights(lab)[0]["held_out_images"] == 0
 
 
 def test_a_teacher_is_never_asked_about_nothing(teacher, real):
@@ -330,7 +332,7 @@ def test_a_joint_stage_may_leave_statistics_out_after_one_with_them(teacher):
     assert "statistics" in the_recipe.stages[0].terms
     assert "statistics" not in the_recipe.stages[-1].terms
     lab = lab_of(the_recipe, teacher)
-    assert {lap.stage for lap in rounds(lab)} >= {"pregenerate", "joint"}
+    assert {round_.stage for round_ in rounds(lab)} >= {"pregenerate", "joint"}
 
 
 def test_a_generator_that_offers_nothing_leaves_the_replay(teacher):
@@ -348,16 +350,16 @@ def test_nobody_learns_from_held_out_images(teacher):
     laps = list(rounds(lab))
     kept = {image.numpy().tobytes() for image in lab.held_out.everything().pixels}
     assert not kept & {image.numpy().tobytes() for batch in seen for image in batch}
-    names = [lap.stage for lap in laps]
+    names = [round_.stage for round_ in laps]
     assert len(lab.held_out) == 2 * names.count("pregenerate") + names.count("joint")
 
 
 def test_with_nothing_replayed_every_image_is_of_this_round(teacher):
     lab = lab_of(recipe(augment=PLAIN, memory={"capacity": 80, "replayed": 0.0}), teacher)
     seen, joint = shown(lab), 0
-    for lap in rounds(lab):
-        if lap.stage == "joint":
-            fresh = {image.numpy().tobytes() for image in lap.samples}
+    for round_ in rounds(lab):
+        if round_.stage == "joint":
+            fresh = {image.numpy().tobytes() for image in round_.samples}
             assert all(image.numpy().tobytes() in fresh for batch in seen for image in batch)
             joint += len(seen)
         seen.clear()
@@ -379,10 +381,12 @@ def test_every_new_image_is_seen_once_before_any_is_seen_again(teacher):
 def test_with_all_replayed_images_of_earlier_rounds_come_back(teacher):
     lab = lab_of(recipe(augment=PLAIN, memory={"capacity": 80, "replayed": 1.0}), teacher)
     seen = shown(lab)
-    for lap in rounds(lab):
+    for round_ in rounds(lab):
         known = {image.numpy().tobytes() for image in lab.memory.everything().pixels}
         fresh = (
-            {image.numpy().tobytes() for image in lap.samples} if lap.samples is not None else set()
+            {image.numpy().tobytes() for image in round_.samples}
+            if round_.samples is not None
+            else set()
         )
         images = {image.numpy().tobytes() for batch in seen for image in batch}
         assert images <= known
@@ -398,7 +402,7 @@ def test_without_a_memory_the_student_learns_from_fresh_images(teacher):
     laps = list(rounds(lab))
     assert lab.progress.images_seen == 256
     assert len(lab.memory) == 0
-    assert all(lap.samples is not None for lap in laps)
+    assert all(round_.samples is not None for round_ in laps)
 
 
 def test_a_finished_data_set_takes_the_place_of_the_generator(teacher):
@@ -428,10 +432,10 @@ def test_a_teacher_without_batchnorm_can_teach():
 def test_a_budget_in_minutes_ends_on_time_within_a_round(teacher):
     lab = lab_of(recipe(budget={"minutes": 0.02}), teacher)
     laps = list(rounds(lab))
-    clock = [0.0, *(lap.progress.seconds for lap in laps)]
+    clock = [0.0, *(round_.progress.seconds for round_ in laps)]
     longest = max(b - a for a, b in pairwise(clock))
     assert 1.2 <= lab.progress.seconds <= 1.2 + 3 * longest  # every stage has one round at least
-    assert {lap.stage for lap in laps} == {"pregenerate", "finetune", "joint"}
+    assert {round_.stage for round_ in laps} == {"pregenerate", "finetune", "joint"}
 
 
 def test_in_a_timed_run_the_rate_falls_within_a_round(teacher):
@@ -457,7 +461,7 @@ def test_a_long_round_leaves_the_next_stage_its_time(teacher):
     stages = [endless, STAGES[1] | {"share": 0.6}]
     lab = lab_of(recipe(budget={"minutes": 0.03}, stage=stages), teacher)
     laps = list(rounds(lab))
-    refined = [lap.progress.seconds for lap in laps if lap.stage == "refine"]
+    refined = [round_.progress.seconds for round_ in laps if round_.stage == "refine"]
     assert len(refined) == 1 and refined[0] < 1.2
     assert lab.progress.images_seen > 0
 
@@ -466,7 +470,7 @@ def test_a_long_round_leaves_the_next_stage_its_time(teacher):
 def test_a_stage_in_which_nothing_happens_ends(teacher, budget):
     idle = STAGES[1] | {"student_steps": 0}
     lab = lab_of(recipe(budget=budget, stage=[STAGES[0], idle]), teacher)
-    names = [lap.stage for lap in rounds(lab)]
+    names = [round_.stage for round_ in rounds(lab)]
     assert names.count("finetune") == 1
 
 
@@ -493,18 +497,18 @@ class Listening:
     """A generator of noise that writes down the scenes it is put in."""
 
     def __init__(self, learner: Any) -> None:
-        self.scenes: list[Scene] = []
+        self.scenes: list[SynthesisContext] = []
         self.learner = learner
         self.resting: list[bool] = []
 
-    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
-        self.scenes.append(scene)
+    def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
+        self.scenes.append(context)
         student = self.learner.student
         self.resting.append(
             not student.training and not any(p.requires_grad for p in student.parameters())
         )
-        count = scene.stage.fresh
-        return Invented(
+        count = context.stage.fresh
+        return SyntheticBatch(
             Batch(torch.rand(count, 1, 16, 16, generator=rng), even_labels(count, 10, rng)), 16, {}
         )
 
@@ -515,12 +519,14 @@ def test_the_weight_of_disagreement_follows_the_difficulty_and_the_student_poses
     listening = lab.generators["gan"] = Listening(lab.learner)  # type: ignore[assignment]
     expected = []
     level = lab.difficulty.level
-    for lap in rounds(lab):
-        if lap.stage == "joint":
+    for round_ in rounds(lab):
+        if round_.stage == "joint":
             expected.append(level)
-        level = lap.measures.get("difficulty", level)
+        level = round_.measures.get("difficulty", level)
     found = [
-        scene.terms["disagreement"] for scene in listening.scenes if "disagreement" in scene.terms
+        context.terms["disagreement"]
+        for context in listening.scenes
+        if "disagreement" in context.terms
     ]
     assert found == pytest.approx(expected)
     assert len(set(found)) > 1  # it did move
@@ -547,7 +553,7 @@ def test_settle_keeps_the_weights_that_agree_better_with_the_teacher(teacher, be
     lab.learner.use(last)
     for key, value in average.items():
         lab.learner.average[key].copy_(value)
-    found, _ = settle(lab)
+    found, _ = select_final_weights(lab)
     assert found["weights"] == better
     assert found["held_out_agreement"] == found[f"held_out_agreement_{better}"] == 1
     assert found["held_out_images"] == 200
@@ -566,5 +572,5 @@ def test_settle_keeps_the_weights_that_agree_better_with_the_teacher(teacher, be
 def test_settle_without_an_average_keeps_the_last_weights(teacher):
     lab = knowing(teacher, ema=0.0)
     before = weights(lab)
-    assert settle(lab)[0]["weights"] == "last"
+    assert select_final_weights(lab)[0]["weights"] == "last"
     assert_same(weights(lab), before)

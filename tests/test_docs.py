@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from synthkd import cli, recipe
-from synthkd.resources import shipped
+from synthkd.core.resources import shipped
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.augment import augmented
-from synthkd.images import Batch
+from synthkd.core.images import Batch
+from synthkd.core.states import load_state, save_state
+from synthkd.images.augment import augmented
 from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.states import load_state, save_state
-from synthkd.synthesis import painting
+from synthkd.synthesis import decoding
+from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.episodes import Episodes
-from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 STILL = AugmentTable(shift=0.0, flip=False)  # the view that is judged is the image itself
 STAGE = Stage(
@@ -41,12 +41,12 @@ def episodes(teacher: Teacher, seed: int = 3, **settings: Any) -> Episodes:
     return Episodes(Recipe.model_validate({"generator": table}), teacher)
 
 
-def scene(teacher: Teacher, **stage: Any) -> Scene:
+def context(teacher: Teacher, **stage: Any) -> SynthesisContext:
     def nothing(count: int, rng: torch.Generator, *, without: str = "") -> Batch | None:
         return None
 
     changed = STAGE.model_copy(update=stage)
-    return Scene(teacher, teacher, changed, TERMS, STILL, nothing, False)
+    return SynthesisContext(teacher, teacher, changed, TERMS, STILL, nothing, False)
 
 
 def weights(one: nn.Module) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def by_hand(
     Weights before each step and after the last, gradients, images and losses of each step.
     """
     decoder = copy.deepcopy(start.decoder).train()
-    z, labels = painting.inputs(decoder, 20, teacher.classes, seeded(seed))
+    z, labels = decoding.inputs(decoder, 20, teacher.classes, seeded(seed))
     z.requires_grad_()
     moving = [*decoder.named_parameters(), *([("z", z)] if latent_rate else [])]
     first = {name: torch.zeros_like(p) for name, p in moving}
@@ -114,7 +114,7 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 1e-5)
 def test_an_episode_without_meta_learning_is_adam_from_where_the_last_one_ended(teacher):
     one = episodes(teacher)
     path, _, images, losses = by_hand(teacher, one, 7, 3)
-    made = one.synthesize(scene(teacher, synthesis_steps=3, offer="last"), seeded(7))
+    made = one.synthesize(context(teacher, synthesis_steps=3, offer="last"), seeded(7))
     for name, end in weights(one.decoder).items():
         assert apart(end - path[0][name], path[-1][name] - path[0][name]) < 0.02, name
     assert apart(made.batch.images, images[-1]) < 1e-3
@@ -126,7 +126,7 @@ def test_the_noise_moves_at_its_own_rate(teacher):
     moved, still = episodes(teacher, latent_rate=0.3), episodes(teacher)
     _, _, images, _ = by_hand(teacher, moved, 7, 2, latent_rate=0.3)
     found = [
-        one.synthesize(scene(teacher, offer="last"), seeded(7)).batch.images
+        one.synthesize(context(teacher, offer="last"), seeded(7)).batch.images
         for one in (moved, still)
     ]
     assert apart(found[0], images[-1]) < 1e-3
@@ -139,7 +139,7 @@ def test_maml_goes_by_the_sum_of_the_gradients_along_the_episode(teacher, steps)
     one = episodes(teacher, meta="maml")
     before = weights(one.decoder)
     _, gradients, _, _ = by_hand(teacher, one, 7, steps)
-    one.synthesize(scene(teacher, synthesis_steps=steps), seeded(7))
+    one.synthesize(context(teacher, synthesis_steps=steps), seeded(7))
     total = {name: sum(g[name] for g in gradients) for name in before}
     for name, p in one.decoder.named_parameters():
         assert apart(p.grad, total[name]) < 0.02, name
@@ -151,7 +151,7 @@ def test_reptile_goes_towards_where_the_episode_ended(teacher):
     one = episodes(teacher, meta="reptile")
     before = weights(one.decoder)
     path, _, _, _ = by_hand(teacher, one, 7, 2)
-    one.synthesize(scene(teacher), seeded(7))
+    one.synthesize(context(teacher), seeded(7))
     grads = {name: p.grad for name, p in one.decoder.named_parameters()}
     for name, gradient in grads.items():
         assert apart(gradient, 67 * (before[name] - path[-1][name])) < 0.02, name
@@ -161,12 +161,12 @@ def test_reptile_goes_towards_where_the_episode_ended(teacher):
 @pytest.mark.parametrize("meta", ["maml", "reptile"])
 def test_a_common_start_gets_better_for_batches_it_has_not_seen(teacher, meta):
     one = episodes(teacher, meta=meta, latent_rate=0.015)
-    the_scene = scene(teacher, synthesis_steps=3)
+    the_scene = context(teacher, synthesis_steps=3)
 
     def first_loss() -> float:
         fresh = copy.deepcopy(one)
-        fresh.jury, fresh.teacher = one.jury, one.teacher
-        made = fresh.synthesize(scene(teacher, synthesis_steps=1), seeded(1000))
+        fresh.objective, fresh.teacher = one.objective, one.teacher
+        made = fresh.synthesize(context(teacher, synthesis_steps=1), seeded(1000))
         return 0.5 * made.measures["term.one_hot"] + 0.1 * made.measures["term.statistics_norm"]
 
     start = first_loss()
@@ -178,7 +178,7 @@ def test_a_common_start_gets_better_for_batches_it_has_not_seen(teacher, meta):
 def test_the_running_statistics_are_those_of_the_episodes_end(teacher):
     one = episodes(teacher, meta="maml")
     before = one.decoder.norm1.norm.running_mean.clone()
-    one.synthesize(scene(teacher), seeded())
+    one.synthesize(context(teacher), seeded())
     assert not torch.equal(before, one.decoder.norm1.norm.running_mean)
     assert one.decoder.norm1.norm.num_batches_tracked == 2
 
@@ -189,7 +189,7 @@ def test_weights_are_drawn_anew_after_so_many_episodes(teacher):
     first = weights(one.decoder)
     change = []
     for seed in range(5):
-        one.synthesize(scene(teacher), seeded(seed))
+        one.synthesize(context(teacher), seeded(seed))
         now = weights(one.decoder)
         change.append(float((now["conv1.weight"] - first["conv1.weight"]).abs().max()) > 1e-2)
         first = now
@@ -200,7 +200,7 @@ def test_new_weights_come_with_a_new_meta_optimizer_and_the_same_class_vectors(t
     one = episodes(teacher, restart=1, meta="maml", source="noisy_layer")
     vectors = one.decoder.noisy.vectors.clone()
     for seed in range(3):
-        one.synthesize(scene(teacher), seeded(seed))
+        one.synthesize(context(teacher), seeded(seed))
     state = one.meta.state[one.decoder.conv1.weight]
     assert int(state["step"]) == 1
     assert torch.equal(vectors, one.decoder.noisy.vectors)
@@ -209,7 +209,7 @@ def test_new_weights_come_with_a_new_meta_optimizer_and_the_same_class_vectors(t
 def test_the_rate_falls_along_a_cosine_of_the_run(teacher):
     one = episodes(teacher, schedule="cosine")
     before = weights(one.decoder)
-    one.synthesize(replace(scene(teacher), share=1.0), seeded())
+    one.synthesize(replace(context(teacher), share=1.0), seeded())
     assert_close(before, weights(one.decoder), atol=1e-9)
 
 
@@ -218,25 +218,25 @@ def test_the_rate_falls_along_a_cosine_of_the_run(teacher):
 
 def test_the_best_steps_images_do_not_change_by_the_steps_after_it(teacher, monkeypatch):
     one = episodes(teacher, learning_rate=0.5)  # ruinous: the second step is the best
-    images, losses, paint, weigh = [], [], painting.painted, one.jury.weigh
+    images, losses, paint, __call__ = [], [], decoding.painted, one.objective.__call__
 
     def seen(*what: Any, **how: Any) -> Tensor:
         images.append(paint(*what, **how))
         return images[-1]
 
     def heard(*what: Any) -> Any:
-        verdict = weigh(*what)
+        verdict = __call__(*what)
         losses.append(float(verdict.loss.detach()))
         return verdict
 
-    monkeypatch.setattr(painting, "painted", seen)
-    monkeypatch.setattr(one.jury, "weigh", heard)
-    made = one.synthesize(scene(teacher, synthesis_steps=6), seeded(7)).batch
+    monkeypatch.setattr(decoding, "painted", seen)
+    monkeypatch.setattr(one.objective, "weigh", heard)
+    made = one.synthesize(context(teacher, synthesis_steps=6), seeded(7)).batch
     best = losses.index(min(losses))
     assert 0 < best < 5
     assert torch.equal(made.images, images[best])
     kept = made.images.clone()
-    one.synthesize(scene(teacher), seeded(8))
+    one.synthesize(context(teacher), seeded(8))
     assert torch.equal(made.images, kept)
     assert not made.images.requires_grad
 
@@ -245,24 +245,24 @@ def test_the_judged_view_is_shifted_and_mirrored_and_the_offered_image_is_not(te
     one = episodes(teacher)
     table = AugmentTable(shift=0.25, flip=True)
     rng = seeded(7)
-    z, labels = painting.inputs(one.decoder, 20, 10, rng)
+    z, labels = decoding.inputs(one.decoder, 20, 10, rng)
     with torch.no_grad():
         images = copy.deepcopy(one.decoder).train()(z, labels)
     expected = F.cross_entropy(teacher(augmented(images, table, 0.0, rng)), labels)
-    made = one.synthesize(replace(scene(teacher, synthesis_steps=1), augment=table), seeded(7))
+    made = one.synthesize(replace(context(teacher, synthesis_steps=1), augment=table), seeded(7))
     assert torch.equal(made.batch.images, images)
     assert made.measures["term.one_hot"] == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_new_images_come_from_where_the_episode_ended(teacher):
     one = episodes(teacher, meta="maml")
-    made = one.synthesize(scene(teacher, offer="new"), seeded(7)).batch
+    made = one.synthesize(context(teacher, offer="new"), seeded(7)).batch
     assert made.images.shape == (30, 1, 16, 16)
     assert made.labels.tolist() == [-1] * 30  # the decoder knows no class
 
 
 def test_without_steps_or_terms_new_images_are_offered_and_nothing_is_learned(teacher):
-    for the_scene in (scene(teacher, synthesis_steps=0), replace(scene(teacher), terms={})):
+    for the_scene in (context(teacher, synthesis_steps=0), replace(context(teacher), terms={})):
         one = episodes(teacher, meta="reptile")
         before = copy.deepcopy(one.decoder.state_dict())
         made = one.synthesize(the_scene, seeded(7))
@@ -273,26 +273,26 @@ def test_without_steps_or_terms_new_images_are_offered_and_nothing_is_learned(te
 
 
 def test_classes_are_asked_for_in_balance_or_not_at_all(teacher):
-    asked = episodes(teacher).synthesize(scene(teacher), seeded())
+    asked = episodes(teacher).synthesize(context(teacher), seeded())
     assert asked.batch.labels.bincount().tolist() == [2] * 10
     assert "obeyed" in asked.measures
-    votes = episodes(teacher, conditional=False).synthesize(scene(teacher), seeded())
+    votes = episodes(teacher, conditional=False).synthesize(context(teacher), seeded())
     assert votes.batch.labels.tolist() == [-1] * 20
     assert "obeyed" not in votes.measures
 
 
 def test_noisy_layers_are_new_for_every_episode_and_learn_at_the_noises_rate(teacher):
     one = episodes(teacher, source="noisy_layer", latent_rate=0.004)
-    z, _ = painting.inputs(one.decoder, 20, 10, seeded(7))
+    z, _ = decoding.inputs(one.decoder, 20, 10, seeded(7))
     assert z.shape == (2, 512, 8)
     losses = []
     for seed in range(2):
-        made = one.synthesize(scene(teacher, synthesis_steps=6, offer="last"), seeded(seed))
+        made = one.synthesize(context(teacher, synthesis_steps=6, offer="last"), seeded(seed))
         losses.append(made.measures["term.one_hot"])
         assert made.batch.labels.bincount().tolist() == [2] * 10
     (first, one_order), (second, other_order) = (
         (batch.images, batch.labels.argsort())
-        for batch in (one.synthesize(scene(teacher), seeded(seed)).batch for seed in (1, 2))
+        for batch in (one.synthesize(context(teacher), seeded(seed)).batch for seed in (1, 2))
     )
     assert not torch.allclose(first[one_order], second[other_order], atol=1e-3)
 
@@ -310,7 +310,7 @@ def test_noisy_layers_are_new_for_every_episode_and_learn_at_the_noises_rate(tea
 )
 def test_the_seed_decides_and_saved_episodes_go_on_the_same(teacher, tmp_path, settings):
     terms = {**TERMS, "contrast": 0.2, "disagreement": 0.5}
-    the_scene = replace(scene(teacher), terms=terms, student=lambda x: 0.5 * teacher(x))
+    the_scene = replace(context(teacher), terms=terms, student=lambda x: 0.5 * teacher(x))
     first = episodes(teacher, **settings)
     for seed in range(3):
         first.synthesize(the_scene, seeded(seed))
@@ -326,7 +326,7 @@ def test_the_seed_decides_and_saved_episodes_go_on_the_same(teacher, tmp_path, s
 def test_the_teacher_stays_as_it_was(teacher):
     one = episodes(teacher, meta="maml", latent_rate=0.01)
     for seed in range(2):
-        one.synthesize(scene(teacher), seeded(seed))
+        one.synthesize(context(teacher), seeded(seed))
     assert digest_of(teacher.classifier) == teacher.digest
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -334,8 +334,8 @@ def test_the_teacher_stays_as_it_was(teacher):
 def test_the_global_random_state_does_not_take_part(teacher):
     one, other = (episodes(teacher, restart=1, meta="reptile") for _ in range(2))
     torch.manual_seed(1)
-    first = [one.synthesize(scene(teacher), seeded(s)).batch.images for s in range(2)]
+    first = [one.synthesize(context(teacher), seeded(s)).batch.images for s in range(2)]
     torch.manual_seed(2)
-    second = [other.synthesize(scene(teacher), seeded(s)).batch.images for s in range(2)]
+    second = [other.synthesize(context(teacher), seeded(s)).batch.images for s in range(2)]
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])

@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from synthkd.distillation import Lab, rounds
-from synthkd.estimate import RoundCost, activations, estimate, measure, predict
-from synthkd.images import ImageSpec
+from synthkd.core.images import ImageSpec
+from synthkd.engine.estimate import RoundCost, activations, estimate, measure, predict
+from synthkd.engine.loop import Lab, rounds
+from synthkd.engine.progress import Budget
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
-from synthkd.progress import Budget
 from synthkd.recipe import Recipe, Stage, build
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis import plan as plans
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 DRAW = Stage(name="draw", generator="procedural", fresh=100, student_steps=0)
 STUDY = Stage(name="study", generator="none", student_steps=2)

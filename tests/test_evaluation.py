@@ -17,25 +17,25 @@ from scipy.linalg import sqrtm
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
-from synthkd import evaluation
 from synthkd.commands.evaluate import Grid, aligned, run
-from synthkd.data import Images, load_images
-from synthkd.errors import InputError
-from synthkd.evaluation import (
+from synthkd.core.errors import InputError
+from synthkd.core.images import to_float
+from synthkd.data.sources import Images, load_images
+from synthkd.data.store import Writer
+from synthkd.evaluation import compare as evaluation
+from synthkd.evaluation.compare import (
     classifier_extractor,
     compare,
     inception_extractor,
     score_images,
     seconds_per_image,
 )
-from synthkd.images import to_float
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.specs import card_of, load_teacher
-from synthkd.store import Writer
-from synthkd.students import save_student
-from synthkd.teachers import Teacher
+from synthkd.students.learner import save_student
+from synthkd.teachers.frozen import Teacher
 
 
 @pytest.fixture(scope="module")

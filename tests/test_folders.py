@@ -24,15 +24,21 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 from synthkd.networks.unet import new_unet
 from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.synthesis.diffusion import Diffusion, schedule_of
-from synthkd.synthesis.folders import is_folder, notes, open_folder, promise_of, save_folder
-from synthkd.synthesis.sampling import sampled, solver
-from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Teacher
+from synthkd.synthesis.context import SynthesisContext
+from synthkd.synthesis.diffusion.diffusers_io import (
+    describe,
+    is_diffusers_folder,
+    open_folder,
+    promise_of,
+    save_folder,
+)
+from synthkd.synthesis.diffusion.generator import Diffusion, schedule_of
+from synthkd.synthesis.diffusion.sampling import sampled, solver
+from synthkd.teachers.frozen import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,7 @@ def test_an_unconditional_model_of_others_is_sampled_at_the_teachers_size(
     images = sampled(model, [1, 2, 3], labels, steps=3, name="ddim")
     assert images.shape == (3, 1, 16, 16) and model.classes == 0
     assert promise_of(str(folder), teacher.digest) == 1
-    assert any("outside prior" in line for line in notes(str(folder), 10))
+    assert any("outside prior" in line for line in describe(str(folder), 10))
     pipeline = DDPMPipeline.from_pretrained(str(folder))
     theirs = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     theirs.set_timesteps(3)
@@ -135,14 +141,16 @@ def test_a_model_of_other_classes_is_asked_for_none(
         wanted = model.network(noisy, timestep=times, class_labels=none).sample[:, :4]
     torch.testing.assert_close(found, wanted)
     said = f"its {classes} classes are not the teacher's 10: none is asked for"
-    assert said in notes(str(folder), 10) and said not in notes(str(folder), classes)
+    assert said in describe(str(folder), 10) and said not in describe(str(folder), classes)
     tables = {"generator": {"start": str(folder)},
               "diffusion": {"steps": 2, "guidance": 2.0, "accept": "all"}}  # fmt: skip
     made = Diffusion(Recipe.model_validate(tables), teacher)
     stage = Stage(name="x", generator="diffusion", synthesis_steps=0, fresh=10)
     still = AugmentTable(shift=0.0, flip=False)
-    scene = Scene(teacher, teacher, stage, {}, still, lambda *_: None, False, lambda *_: None)
-    images, asked = made.synthesize(scene, torch.Generator().manual_seed(0)).batch
+    context = SynthesisContext(
+        teacher, teacher, stage, {}, still, lambda *_: None, False, lambda *_: None
+    )
+    images, asked = made.synthesize(context, torch.Generator().manual_seed(0)).batch
     assert images.shape == (10, 1, 16, 16) and sorted(asked.tolist()) == list(range(10))
 
 
@@ -215,7 +223,7 @@ def test_half_precision_is_read_as_float32_and_said(teacher: Teacher, tmp_path: 
     model = opened(tmp_path / "half", teacher)
     assert {p.dtype for p in model.network.parameters()} == {torch.float32}
     assert bool(sampled(model, [1], torch.tensor([-1]), steps=2).isfinite().all())
-    assert any("half precision" in line for line in notes(str(tmp_path / "half"), 10))
+    assert any("half precision" in line for line in describe(str(tmp_path / "half"), 10))
 
 
 def test_a_safety_checker_is_left_alone_and_said(teacher: Teacher, tmp_path: Path) -> None:
@@ -224,10 +232,10 @@ def test_a_safety_checker_is_left_alone_and_said(teacher: Teacher, tmp_path: Pat
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (folder / "model_index.json").write_text(json.dumps(index))
     opened(folder, teacher)
-    assert any("safety checker is not used" in line for line in notes(str(folder), 10))
+    assert any("safety checker is not used" in line for line in describe(str(folder), 10))
     index["safety_checker"] = []
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert not any("safety checker" in line for line in notes(str(folder), 10))
+    assert not any("safety checker" in line for line in describe(str(folder), 10))
 
 
 def spoil_index(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -385,10 +393,12 @@ def test_code_in_a_folder_fires_with_the_librarys_loader_and_never_with_ours(
 
 
 def test_what_is_a_folder(tmp_path: Path) -> None:
-    assert not is_folder("") and not is_folder(str(tmp_path))
+    assert not is_diffusers_folder("") and not is_diffusers_folder(str(tmp_path))
     (tmp_path / "run").mkdir()
     ours(tmp_path / "run" / "diffusion")
-    assert is_folder(str(tmp_path / "run")) and is_folder(str(tmp_path / "run" / "diffusion"))
+    assert is_diffusers_folder(str(tmp_path / "run")) and is_diffusers_folder(
+        str(tmp_path / "run" / "diffusion")
+    )
     assert promise_of(str(tmp_path / "run"), "abc") == 0
     assert promise_of(str(tmp_path / "run"), "of another teacher") == 1
     with pytest.raises(InputError, match=r"there is no model_index\.json"):

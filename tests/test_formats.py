@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher, zoo
-from synthkd.teachers import digest_of
+from synthkd.teachers.frozen import digest_of
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

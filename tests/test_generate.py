@@ -17,12 +17,12 @@ from PIL import Image
 from short_runs import DONE, main
 from torchvision.datasets import ImageFolder
 
-from synthkd.errors import InputError
-from synthkd.images import to_float
+from synthkd.core.errors import InputError
+from synthkd.core.images import to_float
+from synthkd.core.states import load_state, save_state
+from synthkd.data.store import open_store
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.states import load_state, save_state
-from synthkd.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd import resources
-from synthkd.errors import InputError
+from synthkd.core import resources
+from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher, read_weights
 from synthkd.specs.operators import OPERATORS, Node
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -154,7 +154,7 @@ def test_torchs_own_export_of_the_demo_comes_through(
     assert (teacher.classes, teacher.feature_size, teacher.notes) == (10, 64, ())
     teacher.low_precision = True
     teacher(torch.rand(2, 1, 16, 16))
-    assert teacher.fast_reason.startswith("a folded bfloat16 copy")
+    assert teacher.folded_reason.startswith("a folded bfloat16 copy")
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 16])
@@ -177,8 +177,8 @@ def test_operators_of_strangers_come_through(
 
 
 def test_our_own_export_and_its_int8_come_back(tmp_path: Path) -> None:
-    from synthkd import shipping
-    from synthkd.images import ImageSpec
+    from synthkd.core.images import ImageSpec
+    from synthkd.export import formats as shipping
     from synthkd.networks.classifier import Classifier
 
     student = shipping.Shipped(

@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from synthkd.cli import main
-from synthkd.ignored import given_keys, ignored
 from synthkd.recipe import build
+from synthkd.recipe.unused import given_keys, ignored
 
 
 def found(**given: object) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthkd.images import (
+from synthkd.core.images import (
     ImageSpec,
     class_sheet,
     fitted,

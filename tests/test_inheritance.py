@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthkd.images import ImageSpec
-from synthkd.inheritance import inherited
+from synthkd.core.images import ImageSpec
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.weight_init import inherited
 from synthkd.recipe import StudentTable
 from synthkd.specs import new_student
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 

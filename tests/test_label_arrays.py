@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthkd.errors import InputError
-from synthkd.label_arrays import pair_in, told_labels
+from synthkd.core.errors import InputError
+from synthkd.labels.arrays import pair_in, told_labels
 
 HOT = np.eye(4, dtype=np.uint8)[[3, 0, 2]]
 

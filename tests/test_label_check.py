@@ -17,16 +17,22 @@ from PIL import Image
 from short_runs import main
 from torch import Tensor
 
-from synthkd.class_names import arranged, numbered
 from synthkd.commands import bench, evaluate
-from synthkd.data import demo_digits, load_images
-from synthkd.errors import InputError
-from synthkd.evaluation import classifier_extractor, compare, score_images, settled, votes_of
-from synthkd.label_check import LabelCheck, check_labels
+from synthkd.core.errors import InputError
+from synthkd.data.sources import demo_digits, load_images
+from synthkd.evaluation.compare import (
+    classifier_extractor,
+    compare,
+    score_images,
+    settled,
+    votes_of,
+)
+from synthkd.labels.check import LabelCheck, check_labels
+from synthkd.labels.class_names import arranged, numbered
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TeacherTable, validated
 from synthkd.specs import load_teacher
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

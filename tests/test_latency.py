@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthkd import latency
-from synthkd.images import ImageSpec
+from synthkd.core.images import ImageSpec
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
+from synthkd.students import latency
 
 SPEC = ImageSpec(1, 16, 16, (0.3,), (0.3,))
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import limits, load_teacher
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 LARGER = "far larger than its weights|no network has that|lists 5,000 numbers"
 

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from synthkd import losses, recipe
-from synthkd.losses import (
-    TERMS,
-    View,
-    as_logits,
-    attention_transfer,
-    blended,
-    critic_hinge,
-    feature_match,
-    logit_l1,
-    soft_targets,
-)
+from synthkd.core.logits import as_logits
+from synthkd.losses.distillation import attention_transfer, feature_match, logit_l1, soft_targets
+from synthkd.losses.synthesis import TERMS, View, blended, critic_hinge
 from synthkd.networks import build_network
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synthkd.memory import Memory
+from synthkd.replay.memory import Memory
 
 SHAPE = (1, 2, 2)
 
@@ -238,7 +238,9 @@ def test_a_restored_memory_has_the_same_future(past, future, capacity):
         assert torch.equal(
             memory.everything().pixels, restored.everything().pixels
         )  # also in their slots
-        assert torch.equal(memory.births[: len(memory)], restored.births[: len(restored)])
+        assert torch.equal(
+            memory.insertion_index[: len(memory)], restored.insertion_index[: len(restored)]
+        )
     if len(memory):
         drawn = [
             one.draw(20, torch.Generator().manual_seed(1), boundary=0.5)

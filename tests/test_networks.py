@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
 from synthkd.networks import NAMES, build_network, is_named
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.critic import Critic

@@ -12,18 +12,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from synthkd import cli, recipe
-from synthkd.distillation import Lab, rounds
-from synthkd.errors import InputError
-from synthkd.findings import EXIT_USELESS
-from synthkd.images import to_float
+from synthkd.core.errors import InputError
+from synthkd.core.findings import EXIT_USELESS
+from synthkd.core.images import to_float
+from synthkd.data.store import open_store
+from synthkd.engine.loop import Lab, rounds
 from synthkd.networks import build_network
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import _source, load_classifier, load_teacher, new_student
-from synthkd.specs.choice import best_student
-from synthkd.store import open_store
-from synthkd.synthesis.diffusion import Diffusion
+from synthkd.students.auto import best_student
+from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.plan import plan
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 SIZE = (8, 24)
 
@@ -185,8 +185,8 @@ def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide
     small = built.model_copy(update=tables)
     torch.manual_seed(0)
     lab = Lab(small, plan(small, wide).stages, wide, new_student(small.student, wide))
-    for lap in rounds(lab):
-        assert all(math.isfinite(value) for value in lap.measures.values())
+    for round_ in rounds(lab):
+        assert all(math.isfinite(value) for value in round_.measures.values())
     assert lab.progress.images_seen == 100
     assert tuple(lab.memory.pixels.shape[1:]) == (1, *SIZE)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthkd.errors import InputError
-from synthkd.findings import Finding
-from synthkd.images import ImageSpec
-from synthkd.pictures import (
+from synthkd.core.errors import InputError
+from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
+from synthkd.images.decode import (
     block_means,
     is_picture,
     laid_on,

@@ -5,14 +5,14 @@ import tomllib
 import pytest
 import torch
 
-from synthkd.distillation import Lab, rounds
-from synthkd.losses import TERMS
+from synthkd.core.resources import shipped
+from synthkd.engine.loop import Lab, rounds
+from synthkd.losses.synthesis import TERMS
 from synthkd.recipe import Recipe, TeacherTable, build, to_toml, validated
-from synthkd.resources import shipped
 from synthkd.specs import load_teacher, new_student
-from synthkd.synthesis.judging import ADVERSARIAL
+from synthkd.synthesis.objective import ADVERSARIAL
 from synthkd.synthesis.plan import plan
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 NAMES = sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
 ADVERSARIES = {
@@ -88,8 +88,8 @@ def test_a_pipeline_runs_and_leaves_the_teacher_as_it_was(teacher, name):
     torch.manual_seed(0)
     lab = Lab(recipe, stages, teacher, new_student(recipe.student, teacher))
     lowest: dict[str, float] = {}
-    for lap in rounds(lab):
-        lowest |= {k: min(v, lowest.get(k, v)) for k, v in lap.measures.items()}
+    for round_ in rounds(lab):
+        lowest |= {k: min(v, lowest.get(k, v)) for k, v in round_.measures.items()}
     assert lab.finished
     assert lab.progress.images_seen == 160
     assert lowest["loss"] > 0

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from synthkd.images import Batch, ImageSpec
+from synthkd.core.images import Batch, ImageSpec
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import AugmentTable, PixelsTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
+from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.pixels import Pixels, frequencies, partners
-from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 TERMS = {"one_hot": 1.0, "statistics": 10.0, "smoothness": 1.0}
 
@@ -29,11 +29,11 @@ def never(count, rng):
     raise AssertionError
 
 
-def scene(teacher, *, steps=5, batch=20, offer="last", **more):
+def context(teacher, *, steps=5, batch=20, offer="last", **more):
     stage = Stage(
         name="refine", generator="pixels", synthesis_steps=steps, synthesis_batch=batch, offer=offer
     )
-    return Scene(teacher, teacher, stage, TERMS, AugmentTable(), never, False, **more)
+    return SynthesisContext(teacher, teacher, stage, TERMS, AugmentTable(), never, False, **more)
 
 
 def pixels(teacher, **table):
@@ -87,7 +87,9 @@ def test_a_step_in_colour_leaves_brightness_alone_and_one_in_brightness_the_colo
 
 def test_a_few_steps_win_the_teacher_over_and_leave_it_untouched(teacher):
     before = digest_of(teacher.classifier)
-    invented = pixels(teacher, start="noise").synthesize(scene(teacher, steps=25, batch=40), rng())
+    invented = pixels(teacher, start="noise").synthesize(
+        context(teacher, steps=25, batch=40), rng()
+    )
     votes = teacher(invented.batch.images).argmax(1)
     assert (votes == invented.batch.labels).float().mean() > 0.9
     assert invented.batch.labels.bincount().tolist() == [4] * 10
@@ -106,7 +108,7 @@ def test_each_starts_as_a_remembered_image_of_its_class(teacher):
 
     made = pixels(teacher, start="memory")
     labels = torch.arange(10).repeat(2)
-    start = made._start(labels, scene(teacher, remembered=remembered), rng())
+    start = made._start(labels, context(teacher, remembered=remembered), rng())
     assert torch.equal((start[:, 0, 0, 0] * 10).round().long(), labels)
 
 
@@ -124,28 +126,28 @@ def test_a_step_in_the_pixel_basis_is_a_step_of_what_the_network_sees(teacher):
     """Adam's first step has the size of its rate; DeepInversion moves normalised images."""
     made = pixels(teacher, start="noise", basis="pixels", learning_rate=0.1, decay=0.0, roll=0.0)
     grey = torch.full((4, *teacher.spec.shape), 0.5)
-    made._start = lambda labels, scene, rng: grey
-    images = made.synthesize(scene(teacher, steps=1, batch=4), rng()).batch.images
+    made._start = lambda labels, context, rng: grey
+    images = made.synthesize(context(teacher, steps=1, batch=4), rng()).batch.images
     moved = (images - grey).abs() / teacher.classifier.std
     assert moved.max().item() == pytest.approx(0.1, rel=1e-3)
 
 
 def test_without_memory_it_starts_from_drawings(teacher):
-    start = pixels(teacher, start="memory")._start(torch.zeros(6).long(), scene(teacher), rng())
+    start = pixels(teacher, start="memory")._start(torch.zeros(6).long(), context(teacher), rng())
     assert start.shape == (6, *teacher.spec.shape) and start.std() > 0.01
 
 
 def test_the_best_step_is_kept_also_when_later_ones_are_worse(teacher, monkeypatch):
     made = pixels(teacher, start="noise", basis="pixels", learning_rate=1.0, decay=0.0, roll=0.0)
-    seen, weigh = [], made.jury.weigh
+    seen, __call__ = [], made.objective.__call__
 
-    def watched(scene, images, labels, rng, validity=None):
-        verdict = weigh(scene, images, labels, rng, validity)
+    def watched(context, images, labels, rng, validity=None):
+        verdict = __call__(context, images, labels, rng, validity)
         seen.append((float(verdict.loss.detach()), images.detach().clone()))
         return verdict
 
-    monkeypatch.setattr(made.jury, "weigh", watched)
-    offered = made.synthesize(scene(teacher, steps=8, offer="best"), rng()).batch.images
+    monkeypatch.setattr(made.objective, "weigh", watched)
+    offered = made.synthesize(context(teacher, steps=8, offer="best"), rng()).batch.images
     losses = [loss for loss, _ in seen]
     best = losses.index(min(losses))
     assert best < len(seen) - 1, "the rate is to be so high that the last step is not the best"
@@ -154,21 +156,21 @@ def test_the_best_step_is_kept_also_when_later_ones_are_worse(teacher, monkeypat
 
 def test_nothing_is_begun_after_the_deadline(teacher):
     made = pixels(teacher, start="noise")
-    late = made.synthesize(scene(teacher, steps=30, deadline=0.0), rng())
-    once = made.synthesize(scene(teacher, steps=1), rng())
+    late = made.synthesize(context(teacher, steps=30, deadline=0.0), rng())
+    once = made.synthesize(context(teacher, steps=1), rng())
     assert torch.equal(late.batch.labels, once.batch.labels)
     assert torch.allclose(late.batch.images, once.batch.images, atol=1e-5)
 
 
 def test_equal_seeds_give_equal_images(teacher):
-    first, second = (pixels(teacher).synthesize(scene(teacher), rng(7)) for _ in range(2))
+    first, second = (pixels(teacher).synthesize(context(teacher), rng(7)) for _ in range(2))
     assert torch.equal(first.batch.images, second.batch.images)
 
 
 def test_without_classes_asked_for_the_votes_are_taken(teacher):
     made = Pixels(Recipe.model_validate({"generator": {"conditional": False}}), teacher)
-    found = made.synthesize(scene(teacher), rng())
+    found = made.synthesize(context(teacher), rng())
     assert found.batch.labels.tolist() == [-1] * 20
     assert "obeyed" not in found.measures
-    asked = pixels(teacher).synthesize(scene(teacher), rng())
+    asked = pixels(teacher).synthesize(context(teacher), rng())
     assert sorted(set(asked.batch.labels.tolist())) == list(range(10))

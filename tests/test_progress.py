@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthkd.progress import Budget, Progress, advance, budget_of, taught_share, whole_share
+from synthkd.engine.progress import Budget, Progress, advance, budget_of, taught_share, whole_share
 from synthkd.recipe import BudgetTable, Stage
 
 STAGES = (

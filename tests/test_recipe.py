@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from synthkd import recipe
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 
 PIPELINE = """
 [budget]

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from synthkd.distillation import Lab, rounds
-from synthkd.images import ImageSpec, to_float
+from synthkd.core.images import ImageSpec, to_float
+from synthkd.core.states import load_state, save_state
+from synthkd.engine.loop import Lab, rounds
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
-from synthkd.rehearsal import BATCH, LATENT, Rehearsal, encoder, surplus
+from synthkd.replay.generative import BATCH, LATENT, GenerativeReplay, encoder, kl_to_prior
 from synthkd.specs import new_student
-from synthkd.states import load_state, save_state
 from synthkd.synthesis.plan import plan
-from synthkd.teachers import Teacher, digest_of
+from synthkd.teachers.frozen import Teacher, digest_of
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.25,))
 
@@ -43,8 +43,8 @@ class Asked:
         return self.teacher(to_float(pixels))
 
 
-def made(teacher: Teacher, *, capacity: int = 500, seed: int = 0) -> Rehearsal:
-    return Rehearsal(capacity, teacher, Asked(teacher), seed=seed)
+def made(teacher: Teacher, *, capacity: int = 500, seed: int = 0) -> GenerativeReplay:
+    return GenerativeReplay(capacity, teacher, Asked(teacher), seed=seed)
 
 
 def stripes(count: int, seed: int) -> Tensor:
@@ -53,7 +53,7 @@ def stripes(count: int, seed: int) -> Tensor:
     return (255 * tones).round().to(torch.uint8).repeat_interleave(4, 3).expand(-1, -1, 8, -1)
 
 
-def learned(memory: Rehearsal, times: int, count: int = 32) -> Rehearsal:
+def learned(memory: GenerativeReplay, times: int, count: int = 32) -> GenerativeReplay:
     for seed in range(times):
         pixels = stripes(count, seed)
         memory.add(pixels, torch.full((count,), -1), Asked(memory.teacher)(pixels))
@@ -68,7 +68,7 @@ def test_the_surplus_is_the_divergence_of_torch():
     mean, spread = torch.randn(4, 7), torch.randn(4, 7)
     own, standard = Normal(mean, (spread / 2).exp()), Normal(0.0, 1.0)
     expected = kl_divergence(own, standard).sum(1).mean()
-    assert surplus(mean, spread).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert kl_to_prior(mean, spread).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (3, 33, 20)])
@@ -79,7 +79,7 @@ def test_images_of_any_size_are_encoded(shape):
 def test_what_is_drawn_comes_to_look_like_what_was_added(teacher):
     """In a stripe neighbours above each other are equal; fresh weights make no stripes."""
 
-    def roughness(memory: Rehearsal) -> float:
+    def roughness(memory: GenerativeReplay) -> float:
         pixels = memory.draw(64, rng()).pixels.float()
         inside = (pixels[..., 1:, :] - pixels[..., :-1, :]).abs().mean()
         return float(inside / pixels.std())
@@ -205,7 +205,7 @@ def test_a_run_rehearses_and_goes_on_after_a_break_as_if_there_had_been_none(tea
 
     unbroken = lab()
     laps = list(rounds(unbroken))
-    assert isinstance(unbroken.memory, Rehearsal)
+    assert isinstance(unbroken.memory, GenerativeReplay)
     assert unbroken.memory.steps == len(laps) == 5
     first, second = lab(), lab()
     walk = rounds(first)

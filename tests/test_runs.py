@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from synthkd.distillation import Round
-from synthkd.errors import InputError
-from synthkd.progress import Progress
+from synthkd.core.errors import InputError
+from synthkd.engine.loop import Round
+from synthkd.engine.progress import Progress
 from synthkd.recipe import build
-from synthkd.runs import Run, claim, environment, free_name
+from synthkd.runs.directory import Run, claim, environment, free_name
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def state(round_: int) -> dict[str, Any]:
     return {"progress": {"round": round_}, "weights": torch.full((3,), float(round_))}
 
 
-def lap(round_: int) -> Round:
+def round_(round_: int) -> Round:
     return Round(Progress(round=round_), "joint", 0.5, {"loss": 1.0 / round_}, None, None)
 
 
@@ -104,7 +104,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(run: Run) -> None:
 
 
 def test_without_a_readable_checkpoint_the_run_starts_over(run: Run) -> None:
-    run.record(lap(1))
+    run.record(round_(1))
     assert run.newest() is None
     assert recorded(run) == []
 
@@ -121,7 +121,7 @@ def test_a_new_checkpoint_outlives_damaged_ones_of_later_rounds(run: Run) -> Non
 
 def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
     for round_ in range(1, 6):
-        run.record(lap(round_))
+        run.record(round_(round_))
         if round_ == 3:
             run.checkpoint(state(3), 3)
     run.newest()
@@ -133,12 +133,12 @@ def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
 )
 def test_a_torn_last_line_of_the_metrics_is_dropped(run: Run, torn: bytes) -> None:
     for round_ in (1, 2):
-        run.record(lap(round_))
+        run.record(round_(round_))
     run.checkpoint(state(9), 9)
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(torn)
     run.newest()
-    run.record(lap(3))
+    run.record(round_(3))
     assert recorded(run) == [1, 2, 3]
 
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from synthkd.denoising import noised, output_of
 from synthkd.networks.unet import new_unet
-from synthkd.synthesis.sampling import SOLVERS, Guide, able_solvers, sampled, solver
+from synthkd.synthesis.diffusion.maths import add_noise, output_for_x0
+from synthkd.synthesis.diffusion.sampling import SOLVERS, Guide, able_solvers, sampled, solver
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -23,12 +23,12 @@ SCHEDULE = {
 class Grey:
     """What two denoisers of grey images have in common."""
 
-    kind = "v_prediction"
+    prediction_type = "v_prediction"
     schedule = SCHEDULE
     device = torch.device("cpu")
 
-    def decoded(self, clean: Tensor) -> Tensor:
-        return clean / 2 + 0.5
+    def decoded(self, x0: Tensor) -> Tensor:
+        return x0 / 2 + 0.5
 
 
 class Knows(Grey):
@@ -38,12 +38,12 @@ class Knows(Grey):
 
     def __init__(self) -> None:
         self.images = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(5)) - 0.5
-        self.kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
+        self.alpha_bar = DDIMScheduler(**SCHEDULE).alphas_cumprod
         self.calls = 0
 
     def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
         self.calls += 1
-        return output_of(noisy, self.images[labels], self.kept[step], self.kind)
+        return output_for_x0(noisy, self.images[labels], self.alpha_bar[step], self.prediction_type)
 
 
 class Net(Grey):
@@ -157,7 +157,7 @@ def test_without_a_scale_the_guide_is_not_asked() -> None:
 
 def test_guide_weights_follow_their_schedule() -> None:
     weights: dict[str, list[float]] = {
-        name: [Guide(brightness, 2.0, name).weight(kept) for kept in (0.0, 0.25, 1.0)]
+        name: [Guide(brightness, 2.0, name).weight(alpha_bar) for alpha_bar in (0.0, 0.25, 1.0)]
         for name in ("constant", "rising", "falling")
     }
     assert weights == {
@@ -176,22 +176,22 @@ def test_recurrence_takes_each_step_again_where_steps_do_not_look_back(
 
 def test_recurrent_noise_brings_an_image_back_to_the_step_before() -> None:
     """√s x + √(1 − s) ε with s = a_t / a_earlier turns x at `earlier` into x at t."""
-    from synthkd.synthesis.sampling import _noisier
+    from synthkd.synthesis.diffusion.sampling import _noisier
 
-    kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
+    alpha_bar = DDIMScheduler(**SCHEDULE).alphas_cumprod
     source = torch.Generator().manual_seed(0)
-    clean = torch.full((20000, 1, 1, 1), 0.7)
-    noise, fresh = (torch.randn(clean.shape, generator=source) for _ in range(2))
-    earlier = noised(clean, noise, kept[300].expand(20000))
-    found = _noisier(earlier, kept, 300, 600, fresh)
-    assert float(found.mean()) == pytest.approx(0.7 * float(kept[600]) ** 0.5, abs=0.03)
-    assert float(found.var()) == pytest.approx(1 - float(kept[600]), rel=0.03)
+    x0 = torch.full((20000, 1, 1, 1), 0.7)
+    noise, fresh = (torch.randn(x0.shape, generator=source) for _ in range(2))
+    earlier = add_noise(x0, noise, alpha_bar[300].expand(20000))
+    found = _noisier(earlier, alpha_bar, 300, 600, fresh)
+    assert float(found.mean()) == pytest.approx(0.7 * float(alpha_bar[600]) ** 0.5, abs=0.03)
+    assert float(found.var()) == pytest.approx(1 - float(alpha_bar[600]), rel=0.03)
 
 
 def test_the_librarys_own_pipeline_gives_the_same_images(tmp_path: Any) -> None:
     from diffusers import DiffusionPipeline
 
-    from synthkd.synthesis.folders import save_folder
+    from synthkd.synthesis.diffusion.diffusers_io import save_folder
 
     net = Net()
     save_folder(net.unet, SCHEDULE | {"timestep_spacing": "trailing"}, tmp_path / "d", {})

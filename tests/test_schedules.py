@@ -10,10 +10,10 @@ from synthkd.recipe import DifficultyTable, TrainingTable
 from synthkd.schedules import (
     Difficulty,
     ema_decay,
-    harder_or_easier,
     one_cycle,
     rate,
     share,
+    step_difficulty,
     steps,
 )
 
@@ -129,7 +129,7 @@ TABLE = DifficultyTable(
 def played(agreements: list[float], table: DifficultyTable = TABLE) -> list[Difficulty]:
     states = [Difficulty(table.start)]
     for agreement in agreements:
-        states.append(harder_or_easier(states[-1], agreement, table))
+        states.append(step_difficulty(states[-1], agreement, table))
     return states[1:]
 
 
@@ -159,7 +159,7 @@ def test_good_and_bad_rounds_are_counted_apart():
     table = TABLE.model_copy(update={"patience": 3})
     states = [Difficulty(0.4, agreement=1.0, above=2, below=0)]
     for agreement in (0.0, 0.0, 0.0, 0.0):  # smoothed 0.9, 0.81, 0.729, 0.6561
-        states.append(harder_or_easier(states[-1], agreement, table))
+        states.append(step_difficulty(states[-1], agreement, table))
     assert [(s.above, s.below) for s in states[1:]] == [(0, 0), (0, 0), (0, 0), (0, 1)]
     assert [s.level for s in states[1:]] == pytest.approx([0.8, 0.8, 0.8, 0.8])
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthkd.errors import InputError
-from synthkd.files import (
+from synthkd.core.errors import InputError
+from synthkd.core.files import (
     append_line,
     plain_tree,
     read_bytes,
@@ -24,8 +24,8 @@ from synthkd.files import (
     write_atomic,
     write_json,
 )
-from synthkd.seeds import derived, globally, source
-from synthkd.states import load_state, save_state
+from synthkd.core.seeds import derived, generator_for, globally
+from synthkd.core.states import load_state, save_state
 
 # --- seeds ---
 
@@ -61,17 +61,17 @@ def test_a_derived_seed_never_changes_between_versions():
 
 
 def test_the_same_names_give_the_same_numbers_whatever_ran_before():
-    first = torch.rand(5, generator=source(1, "x", 2))
-    torch.rand(3, generator=source(1, "x", 3))
+    first = torch.rand(5, generator=generator_for(1, "x", 2))
+    torch.rand(3, generator=generator_for(1, "x", 3))
     torch.rand(100)
-    assert torch.equal(first, torch.rand(5, generator=source(1, "x", 2)))
+    assert torch.equal(first, torch.rand(5, generator=generator_for(1, "x", 2)))
 
 
 def test_a_global_seed_lasts_as_long_as_its_block_even_when_it_fails():
     before = torch.get_rng_state()
-    with globally(source(1)):
+    with globally(generator_for(1)):
         first = torch.rand(3)
-    with pytest.raises(RuntimeError), globally(source(1)):
+    with pytest.raises(RuntimeError), globally(generator_for(1)):
         assert torch.equal(first, torch.rand(3))
         raise RuntimeError
     assert torch.equal(before, torch.get_rng_state())

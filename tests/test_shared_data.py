@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from synthkd.data import load_images
-from synthkd.images import to_float
+from synthkd.core.images import to_float
+from synthkd.data.sources import load_images
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -14,12 +14,10 @@ import torch
 from PIL import Image
 from short_runs import main
 
-from synthkd.files import sha256_of
-from synthkd.images import to_float, to_uint8
-from synthkd.inspection import drawings
-from synthkd.networks.classifier import Classifier
-from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.shipping import (
+from synthkd.checks.inspection import drawings
+from synthkd.core.files import sha256_of
+from synthkd.core.images import to_float, to_uint8
+from synthkd.export.formats import (
     PRIVACY,
     Parity,
     Scored,
@@ -29,6 +27,8 @@ from synthkd.shipping import (
     model_card,
     to_onnx,
 )
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -270,7 +270,7 @@ def test_the_lines_in_the_card_run_and_answer_as_predict_does(
 
 
 def test_integers_are_shown_with_their_truth(run: Path, exported: dict[str, Any]) -> None:
-    from synthkd.data import load_images
+    from synthkd.data.sources import load_images
 
     (small,) = [f for f in exported["files"] if f["truth"]]
     truth = small["truth"]
@@ -291,7 +291,7 @@ def test_integers_are_shown_with_their_truth(run: Path, exported: dict[str, Any]
 
 
 def test_a_run_keeps_some_of_its_images_with_the_teachers_votes(run: Path) -> None:
-    from synthkd.data import load_images
+    from synthkd.data.sources import load_images
     from synthkd.specs import load_teacher
 
     teacher = load_teacher(TeacherTable())
@@ -522,7 +522,7 @@ def test_suspicious_teachers_are_told_of(
 
 def test_auto_is_the_largest_within_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     from synthkd.specs import load_teacher
-    from synthkd.specs.choice import best_student
+    from synthkd.students.auto import best_student
 
     teacher = load_teacher(TeacherTable())
     free = best_student(StudentTable(spec="auto"), teacher)

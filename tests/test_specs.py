@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
 from synthkd.networks import NAMES, build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
@@ -24,8 +24,8 @@ from synthkd.specs import (
     new_student,
     read_weights,
 )  # fmt: skip
-from synthkd.students import save_student
-from synthkd.teachers import Teacher, digest_of
+from synthkd.students.learner import save_student
+from synthkd.teachers.frozen import Teacher, digest_of
 
 CONTRACT: dict[str, Any] = {"image_size": 16, "channels": 1, "mean": (0.4,), "std": (0.2,)}
 GREY = ImageSpec(1, 16, 16, (0.4,), (0.2,))

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from synthkd import store
-from synthkd.data import load_images
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
-from synthkd.store import Writer, open_store
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
+from synthkd.data import store
+from synthkd.data.sources import load_images
+from synthkd.data.store import Writer, open_store
 
 SPEC = ImageSpec(3, 8, 6, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 NAMES = ("cat", "dog", "sea lion")
@@ -423,8 +423,8 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from synthkd.commands.machine import peak_memory_mb
-from synthkd.images import ImageSpec
-from synthkd.store import Writer
+from synthkd.core.images import ImageSpec
+from synthkd.data.store import Writer
 
 def peak():
     return peak_memory_mb(torch.device("cpu"))  # not that of the process that started this one

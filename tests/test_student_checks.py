@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
-from synthkd.cli import main
-from synthkd.findings import EXIT_USELESS, Finding
-from synthkd.measures import class_balance
-from synthkd.student_checks import (
+from synthkd.checks.student import (
     check_accuracy,
     check_agreement,
     check_budget,
@@ -24,6 +21,9 @@ from synthkd.student_checks import (
     check_memory,
     verdict,
 )
+from synthkd.cli import main
+from synthkd.core.findings import EXIT_USELESS, Finding
+from synthkd.measures import class_balance
 
 NAMES = ("healthy", "sick", "torn", "broken")
 

@@ -8,23 +8,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
-from synthkd.losses import attention_transfer, feature_match, soft_targets
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
+from synthkd.core.states import load_state, save_state
+from synthkd.losses.distillation import attention_transfer, feature_match, soft_targets
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TrainingTable
 from synthkd.schedules import one_cycle
 from synthkd.specs import card_of, read_card, read_weights
-from synthkd.states import load_state, save_state
-from synthkd.students import (
+from synthkd.students.learner import (
     Learner,
     distillation_loss,
     load_optimizer,
     map_loss,
     save_student,
 )
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 

@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
-from synthkd.images import Batch, ImageSpec
-from synthkd.losses import TERMS, View, smoothness
+from synthkd.core.errors import InputError
+from synthkd.core.images import Batch, ImageSpec
+from synthkd.core.states import load_state, save_state
+from synthkd.losses.synthesis import TERMS, View, smoothness
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import DiffusionTable, Recipe, Stage, TeacherTable, build
 from synthkd.specs import load_teacher
-from synthkd.states import load_state, save_state
-from synthkd.synthesis import GENERATORS, painting
+from synthkd.synthesis import GENERATORS, decoding
+from synthkd.synthesis.context import SynthesisContext, even_labels
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.synthesis.plan import alone, plan, suited, table
 from synthkd.synthesis.procedural import Procedural
-from synthkd.synthesis.scene import Scene, even_labels
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -78,8 +78,10 @@ def light(count: int, rng: torch.Generator, *, without: str = "") -> Batch:
     return Batch(torch.full((count, 1, 16, 16), 0.9), torch.arange(count) % 10)
 
 
-def scene(teacher: Teacher, stage: Stage = STAGE, **changes: Any) -> Scene:
-    plain = Scene(teacher, nobody, stage, {"one_hot": 1.0}, RECIPE.augment, nothing, False)
+def context(teacher: Teacher, stage: Stage = STAGE, **changes: Any) -> SynthesisContext:
+    plain = SynthesisContext(
+        teacher, nobody, stage, {"one_hot": 1.0}, RECIPE.augment, nothing, False
+    )
     return replace(plain, **changes)
 
 
@@ -113,7 +115,7 @@ def test_the_classes_that_come_once_more_differ_from_draw_to_draw():
 
 
 def test_a_round_offers_what_the_stage_says(teacher):
-    invented = gan(teacher).synthesize(scene(teacher), seeded())
+    invented = gan(teacher).synthesize(context(teacher), seeded())
     assert invented.batch.images.shape == (30, 1, 16, 16)
     assert invented.batch.labels.bincount(minlength=10).tolist() == [3] * 10
     assert invented.trained == 40
@@ -126,7 +128,7 @@ def test_without_steps_it_offers_images_and_learns_nothing(teacher):
     one = gan(teacher)
     before = copy.deepcopy(one.decoder.state_dict())
     invented = one.synthesize(
-        scene(teacher, STAGE.model_copy(update={"synthesis_steps": 0})), seeded()
+        context(teacher, STAGE.model_copy(update={"synthesis_steps": 0})), seeded()
     )
     assert (len(invented.batch.images), invented.trained, invented.measures) == (30, 0, {})
     assert_same(before, one.decoder.state_dict())
@@ -135,7 +137,7 @@ def test_without_steps_it_offers_images_and_learns_nothing(teacher):
 def test_the_teacher_comes_to_see_what_was_asked_for(teacher):
     one = gan(teacher)
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "synthesis_batch": 40})
-    laps = [one.synthesize(scene(teacher, stage), seeded(i)).measures for i in range(45)]
+    laps = [one.synthesize(context(teacher, stage), seeded(i)).measures for i in range(45)]
     assert laps[-1]["term.one_hot"] < 0.7 * laps[0]["term.one_hot"]
     assert laps[-1]["obeyed"] > laps[0]["obeyed"] + 0.2
 
@@ -147,7 +149,7 @@ def test_every_term_alone_moves_the_decoder_towards_less_of_it(teacher, term):
     student.body.linear.bias.data *= 0.3
     one = gan(teacher, changed(learning_rate=0.01))
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "synthesis_batch": 40})
-    the_scene = scene(teacher, stage, terms={term: 1.0}, student=student)
+    the_scene = context(teacher, stage, terms={term: 1.0}, student=student)
     values = [one.synthesize(the_scene, seeded(i)).measures[f"term.{term}"] for i in range(10)]
     assert sum(values[-3:]) < sum(values[:3])
 
@@ -164,7 +166,7 @@ def test_the_student_is_asked_only_for_disagreement_and_gets_no_gradient(teacher
         return student(images)
 
     invented = gan(teacher).synthesize(
-        scene(teacher, student=answer, terms={"one_hot": 1.0, "disagreement": 1.0}), seeded()
+        context(teacher, student=answer, terms={"one_hot": 1.0, "disagreement": 1.0}), seeded()
     )
     assert asked == [True, True]
     assert invented.measures["term.disagreement"] <= 0
@@ -173,7 +175,7 @@ def test_the_student_is_asked_only_for_disagreement_and_gets_no_gradient(teacher
 
 def test_a_weight_of_zero_is_no_term(teacher):
     invented = gan(teacher).synthesize(
-        scene(teacher, terms={"one_hot": 1.0, "disagreement": 0.0}), seeded()
+        context(teacher, terms={"one_hot": 1.0, "disagreement": 0.0}), seeded()
     )
     assert "term.disagreement" not in invented.measures
 
@@ -183,7 +185,7 @@ def test_without_any_term_to_judge_by_the_decoder_rests(teacher, terms):
     """Realism has nothing to compare with while the memory is nearly empty."""
     one = gan(teacher)
     before = {k: v.clone() for k, v in one.decoder.named_parameters()}
-    invented = one.synthesize(scene(teacher, terms=terms), seeded())
+    invented = one.synthesize(context(teacher, terms=terms), seeded())
     assert len(invented.batch.images) == 30
     assert_same(before, dict(one.decoder.named_parameters()))
 
@@ -194,7 +196,7 @@ def test_the_critic_learns_from_the_reference_and_moves_the_decoder_towards_it(t
     before = copy.deepcopy(one.critic.state_dict())
     distances = []
     for i in range(60):
-        invented = one.synthesize(scene(teacher, stage, terms=terms, reference=light), seeded(i))
+        invented = one.synthesize(context(teacher, stage, terms=terms, reference=light), seeded(i))
         distances.append((invented.batch.images - 0.9).abs().mean().item())
     assert distances[-1] < 0.7 * distances[0]
     assert set(invented.measures) == {"term.realism", "obeyed", "critic"}
@@ -212,16 +214,16 @@ def test_the_generators_step_leaves_no_gradient_in_the_critic(teacher):
 
 def test_a_long_gradient_is_cut(teacher):
     one = gan(teacher, changed(clip=1e-3))
-    one.synthesize(scene(teacher, terms={"one_hot": 100.0}), seeded())
+    one.synthesize(context(teacher, terms={"one_hot": 100.0}), seeded())
     norm = torch.stack([p.grad.norm() for p in one.decoder.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_frozen_sample_is_one_of_eval_mode_so_images_do_not_depend_on_each_other(teacher):
     one = gan(teacher)
-    one.synthesize(scene(teacher), seeded())
+    one.synthesize(context(teacher), seeded())
     found = one.sample(12, seeded(5))
-    z, labels = painting.inputs(one.decoder, 12, 10, seeded(5))
+    z, labels = decoding.inputs(one.decoder, 12, 10, seeded(5))
     alone = torch.cat([one.decoder.eval()(z[i : i + 1], labels[i : i + 1]) for i in range(12)])
     assert torch.allclose(found.images, alone.detach(), atol=1e-5)
     assert torch.equal(found.labels, labels)
@@ -239,10 +241,10 @@ def test_sampling_changes_nothing(teacher, frozen):
 
 def test_settling_makes_the_running_statistics_plain_means_over_batches(teacher):
     one = gan(teacher)
-    one.settle(seeded(7), batches=4, size=50)
+    one.recalibrate_batchnorm(seeded(7), batches=4, size=50)
     rng, means = seeded(7), []
     for _ in range(4):
-        z, _ = painting.inputs(one.decoder, 50, 10, rng)
+        z, _ = decoding.inputs(one.decoder, 50, 10, rng)
         means.append(one.decoder.linear(z).view(50, 8, 4, 4).mean((0, 2, 3)))
     assert torch.allclose(
         one.decoder.norm0.norm.running_mean, torch.stack(means).mean(0), atol=1e-5
@@ -252,7 +254,7 @@ def test_settling_makes_the_running_statistics_plain_means_over_batches(teacher)
 
 
 def test_the_seed_decides_and_a_saved_gan_goes_on_the_same(teacher, tmp_path):
-    the_scene = scene(
+    the_scene = context(
         teacher,
         terms={"one_hot": 1.0, "statistics": 1.0, "consistency": 1.0, "realism": 0.1},
         reference=light,
@@ -278,7 +280,7 @@ def test_the_seed_decides_and_a_saved_gan_goes_on_the_same(teacher, tmp_path):
 )
 def test_a_saved_decoder_can_be_borrowed_with_its_form(teacher, tmp_path, form):
     one = gan(teacher, changed(**form))
-    one.synthesize(scene(teacher), seeded())
+    one.synthesize(context(teacher), seeded())
     save_decoder(one, tmp_path / "generator.safetensors")
     recipe = borrow(Recipe.model_validate({"generator": {"start": str(tmp_path)}}))
     assert (recipe.generator.latent, recipe.generator.width) == (8, 4)
@@ -300,7 +302,7 @@ def test_a_directory_without_a_generator_is_told(tmp_path):
         borrow(Recipe.model_validate({"generator": {"start": str(tmp_path)}}))
 
 
-def lap(one: Gan, the_scene: Scene, seed: int = 1) -> Any:
+def round_(one: Gan, the_scene: SynthesisContext, seed: int = 1) -> Any:
     return one.synthesize(the_scene, seeded(seed))
 
 
@@ -309,7 +311,7 @@ def test_an_unconditional_generator_asks_for_no_class_and_its_classes_are_votes(
     one = gan(teacher, changed(conditional=False))
     assert not any("scale" in name for name, _ in one.decoder.named_parameters())
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "offer": "last"})
-    invented = lap(one, scene(teacher, stage))
+    invented = round_(one, context(teacher, stage))
     assert invented.batch.labels.tolist() == [-1] * 20
     assert "obeyed" not in invented.measures
     taught = teacher(invented.batch.images)
@@ -324,7 +326,7 @@ def test_an_unconditional_critic_knows_one_class_alone(teacher):
     plain = recipe.discriminator.model_copy(update={"spectral_norm": False})
     one = gan(teacher, recipe.model_copy(update={"discriminator": plain}))
     before = one.critic.embedding.weight.detach().clone()
-    lap(one, scene(teacher, terms={"realism": 1.0}, reference=light))
+    round_(one, context(teacher, terms={"realism": 1.0}, reference=light))
     moved = (one.critic.embedding.weight - before).abs().amax(1) > 0
     assert moved.tolist() == [True] + [False] * 9
 
@@ -364,7 +366,7 @@ def test_the_noisy_layers_images_are_those_of_its_formula():
     torch.manual_seed(0)
     decoder = Decoder(latent=6, width=4, classes=0, shape=(1, 8, 8), named=3)
     assert decoder.noisy is not None
-    z, labels = painting.inputs(decoder, 8, 3, seeded())
+    z, labels = decoding.inputs(decoder, 8, 3, seeded())
     assert z.shape == (3, 512, 6)
     assert all(len(set(group.tolist())) == len(group) for group in labels.split(3))
     vectors = decoder.noisy.vectors[labels]
@@ -380,7 +382,7 @@ def test_the_noisy_layer_is_drawn_anew_for_every_batch_and_its_vectors_stay(teac
     first, second = one.sample(20, seeded(1)), one.sample(20, seeded(2))
     again = first.labels.argsort(), second.labels.argsort()
     assert not torch.allclose(first.images[again[0]], second.images[again[1]], atol=1e-3)
-    lap(one, scene(teacher))
+    round_(one, context(teacher))
     assert torch.equal(vectors, one.decoder.noisy.vectors)
     assert first.labels.bincount().tolist() == [2] * 10
 
@@ -391,7 +393,7 @@ def test_the_average_is_the_one_computed_by_hand(teacher):
     expected = one.decoder.state_dict()[name].clone()
     stage = STAGE.model_copy(update={"synthesis_steps": 1})
     for seed in range(3):
-        lap(one, scene(teacher, stage), seed)
+        round_(one, context(teacher, stage), seed)
         expected = 0.75 * expected + 0.25 * one.decoder.state_dict()[name]
     assert torch.allclose(one.average.state_dict()[name], expected, atol=1e-6)
     assert not torch.allclose(expected, one.decoder.state_dict()[name], atol=1e-5)
@@ -402,7 +404,9 @@ def test_half_of_the_fresh_images_are_the_averages(teacher):
     with torch.no_grad():
         for p in one.average.parameters():
             p.zero_()  # all its pixels are the sigmoid of nothing
-    images = lap(one, scene(teacher, STAGE.model_copy(update={"synthesis_steps": 0}))).batch.images
+    images = round_(
+        one, context(teacher, STAGE.model_copy(update={"synthesis_steps": 0}))
+    ).batch.images
     assert (images == 0.5).all((1, 2, 3)).sum() == 15
     assert [len(one._fresh(n, seeded(), False).images) for n in (0, 1, 3)] == [0, 1, 3]
     assert one.sample(8, seeded()).images.std() > 0
@@ -411,13 +415,13 @@ def test_half_of_the_fresh_images_are_the_averages(teacher):
 def painted_by(one: Gan) -> list[Tensor]:
     """The images of each step, seen by the teacher."""
     seen: list[Tensor] = []
-    ask = one.jury.teacher.observe
+    ask = one.objective.teacher.observe
 
     def look(images: Tensor, **how: bool) -> Any:
         seen.append(images.detach().clone())
         return ask(images, **how)
 
-    one.jury.teacher.observe = look  # type: ignore[method-assign]
+    one.objective.teacher.observe = look  # type: ignore[method-assign]
     return seen
 
 
@@ -425,7 +429,7 @@ def test_the_last_steps_images_can_be_offered(teacher):
     one = gan(copy.deepcopy(teacher))
     seen = painted_by(one)
     stage = STAGE.model_copy(update={"synthesis_steps": 3, "offer": "last"})
-    found = lap(one, scene(one.jury.teacher, stage)).batch
+    found = round_(one, context(one.objective.teacher, stage)).batch
     assert torch.equal(found.images, seen[-1])
     assert len(found.labels) == 20
 
@@ -434,7 +438,7 @@ def test_the_best_steps_images_can_be_offered_though_steps_follow(teacher):
     one = gan(copy.deepcopy(teacher), changed(learning_rate=1e-9))  # noise alone tells steps apart
     seen = painted_by(one)
     stage = STAGE.model_copy(update={"synthesis_steps": 4, "offer": "best"})
-    found = lap(one, scene(one.jury.teacher, stage, terms={"smoothness": 1.0}), 5).batch
+    found = round_(one, context(one.objective.teacher, stage, terms={"smoothness": 1.0}), 5).batch
     losses = [float(smoothness(View(x, found.labels, torch.empty(0)))) for x in seen]
     best = losses.index(min(losses))
     assert best < 3
@@ -445,7 +449,7 @@ def test_the_best_steps_images_can_be_offered_though_steps_follow(teacher):
 def test_after_the_deadline_no_second_step_is_begun(teacher, kind):
     one = GENERATORS[kind](RECIPE, teacher)
     seen = painted_by(one)
-    one.synthesize(scene(teacher, deadline=0.0), seeded())
+    one.synthesize(context(teacher, deadline=0.0), seeded())
     del teacher.observe  # what was put in its place
     assert len(seen) == 1
 
@@ -454,7 +458,7 @@ def test_the_rate_falls_along_a_cosine_of_the_run(teacher):
     one = gan(teacher, changed(schedule="cosine", learning_rate=0.1))
     rates = []
     for share in (0.0, 0.5, 1.0):
-        lap(one, scene(teacher, share=share))
+        round_(one, context(teacher, share=share))
         rates.append(one.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.05, 0.0])
 
@@ -463,7 +467,7 @@ def test_a_gan_with_every_setting_goes_on_the_same_after_a_checkpoint(teacher, t
     recipe = changed(
         conditional=False, output="standard", ema=0.9, statistics_ema=0.9, schedule="cosine"
     )
-    the_scene = scene(
+    the_scene = context(
         teacher,
         STAGE.model_copy(update={"offer": "best"}),
         terms={"one_hot": 1.0, "statistics_norm": 0.1, "contrast": 0.5, "realism": 0.1},
@@ -471,12 +475,12 @@ def test_a_gan_with_every_setting_goes_on_the_same_after_a_checkpoint(teacher, t
         share=0.3,
     )
     first = gan(teacher, recipe)
-    lap(first, the_scene)
+    round_(first, the_scene)
     save_state(first.state_dict(), tmp_path / "x", "gan")
     torch.manual_seed(99)
     second = Gan(recipe, teacher)
     second.load_state_dict(load_state(tmp_path / "x", "gan"))
-    found = [lap(one, the_scene, 2) for one in (first, second)]
+    found = [round_(one, the_scene, 2) for one in (first, second)]
     assert torch.equal(found[0].batch.images, found[1].batch.images)
     assert found[0].measures == found[1].measures
     assert torch.equal(first._fresh(6, seeded(), False)[0], second._fresh(6, seeded(), False)[0])
@@ -521,7 +525,7 @@ def test_drawings_follow_the_seed_alone(lenet):
 
 
 def test_a_round_of_drawings_is_as_large_as_the_stage_says_and_trains_nothing(lenet):
-    invented = Procedural(RECIPE, lenet).synthesize(scene(lenet), seeded())
+    invented = Procedural(RECIPE, lenet).synthesize(context(lenet), seeded())
     assert (len(invented.batch.images), invented.trained, invented.measures) == (30, 0, {})
     assert len(Procedural(RECIPE, lenet).sample(0, seeded()).images) == 0
 
@@ -537,7 +541,7 @@ def test_every_generator_follows_the_protocol(teacher, kind):
     recipe = RECIPE.model_copy(update={"diffusion": DiffusionTable.model_validate(table)})
     one = GENERATORS[kind](recipe, teacher)
     one.load_state_dict(one.state_dict())
-    made = one.synthesize(scene(teacher, material=light), seeded()).batch
+    made = one.synthesize(context(teacher, material=light), seeded()).batch
     count = 20 if kind == "pixels" else 30
     assert (made.images.shape, made.labels.shape) == ((count, 1, 16, 16), (count,))
 
@@ -622,7 +626,9 @@ def test_the_terms_that_a_plan_leaves_can_be_computed(teacher, lenet, headless):
                     update={"synthesis_steps": 1, "synthesis_batch": 8, "fresh": 2}
                 )
                 student: Callable[[Tensor], Tensor] = one
-                gan(one).synthesize(scene(one, short, terms=stage.terms, student=student), seeded())
+                gan(one).synthesize(
+                    context(one, short, terms=stage.terms, student=student), seeded()
+                )
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthkd.answers import recognise
-from synthkd.errors import InputError
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
 from synthkd.networks import build_network
+from synthkd.networks.answers import recognise
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
+from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.gan import Gan
-from synthkd.synthesis.scene import Scene
-from synthkd.teachers import Moments, Teacher, digest_of, maps_of, moments
+from synthkd.teachers.frozen import Moments, Teacher, digest_of, maps_of, moments
 
 SPEC = ImageSpec(3, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -132,8 +132,10 @@ def test_a_gan_step_moves_no_bit_of_the_teacher():
     recipe = Recipe.model_validate({"generator": {"width": 4, "latent": 8}, "stage": [stage]})
     gan = Gan(recipe, teacher)
     start = snapshot(gan.decoder)
-    scene = Scene(teacher, teacher, stage, terms, recipe.augment, lambda count, rng: None, False)
-    gan.synthesize(scene, torch.Generator().manual_seed(0))
+    context = SynthesisContext(
+        teacher, teacher, stage, terms, recipe.augment, lambda count, rng: None, False
+    )
+    gan.synthesize(context, torch.Generator().manual_seed(0))
     assert not torch.equal(start["conv1.weight"], gan.decoder.conv1.weight)  # the decoder did learn
     assert_same(before, teacher)
     assert digest_of(teacher.classifier) == digest
@@ -201,13 +203,15 @@ def test_the_folded_copy_answers_as_the_teacher_does(name):
     teacher = half(name, spec=spec)
     images = torch.rand(32, *spec.shape)
     exact = teacher.classifier(images)
-    assert (teacher.fast, teacher.fast_reason) == (False, "")
+    assert (teacher.fast, teacher.folded_reason) == (False, "")
     with torch.no_grad():
         found = teacher(images)
     assert teacher.fast
-    assert "same votes" in teacher.fast_reason
+    assert "same votes" in teacher.folded_reason
     if teacher.norms:
-        assert not torch.equal(found, teacher.plainly(images))  # another way of computing it
+        assert not torch.equal(
+            found, teacher.forward_network(images)
+        )  # another way of computing it
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() < 0.02 * exact.abs().max()
 
@@ -232,10 +236,10 @@ def test_who_wants_gradients_or_observations_asks_the_teacher_itself():
         assert teacher.fast
         seen = teacher.observe(images)
         assert len(seen.moments) == 7
-        assert torch.equal(seen.logits, teacher.plainly(images))
+        assert torch.equal(seen.logits, teacher.forward_network(images))
     wanted = images.clone().requires_grad_()
     logits = teacher(wanted)
-    assert torch.equal(logits, teacher.plainly(images))
+    assert torch.equal(logits, teacher.forward_network(images))
     logits.sum().backward()
     assert wanted.grad.abs().max() > 0
 
@@ -243,9 +247,9 @@ def test_who_wants_gradients_or_observations_asks_the_teacher_itself():
 def test_in_full_precision_no_copy_is_made(teacher):
     images = torch.rand(4, *SPEC.shape)
     with torch.no_grad():
-        assert torch.equal(teacher(images), teacher.plainly(images))
+        assert torch.equal(teacher(images), teacher.forward_network(images))
     assert not teacher.fast
-    assert teacher.fast_reason == ""
+    assert teacher.folded_reason == ""
 
 
 class Deciding(nn.Module):
@@ -274,9 +278,9 @@ def test_a_copy_that_cannot_be_made_or_answers_otherwise_is_not_used(body, words
     teacher.low_precision = True
     images = torch.rand(4, *SPEC.shape)
     with torch.no_grad():
-        assert torch.equal(teacher(images), teacher.plainly(images))
+        assert torch.equal(teacher(images), teacher.forward_network(images))
     assert not teacher.fast
-    assert words in teacher.fast_reason
+    assert words in teacher.folded_reason
     assert teacher.low_precision
 
 
@@ -309,7 +313,7 @@ def test_the_maps_of_a_resnet_are_the_outputs_of_its_groups(low_precision):
             h = group(h)
             assert torch.equal(maps[size, size], h)
     assert list(maps) == [(8, 8), (4, 4), (2, 2)]
-    assert torch.equal(logits, teacher.plainly(images))
+    assert torch.equal(logits, teacher.forward_network(images))
     assert not any(m.requires_grad for m in (logits, *maps.values()))
     assert hooks(teacher) == 0
 
@@ -534,7 +538,7 @@ def test_a_batch_is_cut_for_the_caches_but_a_black_box_is_asked_once(access, cal
     teacher = small(spec=ImageSpec(3, 64, 64, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
     teacher = Teacher(teacher.classifier, access=access)
     images, asked = torch.rand(70, 3, 64, 64), []
-    whole = teacher.plainly(images)
+    whole = teacher.forward_network(images)
     teacher.queries = 0
     teacher.classifier.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
     answers = teacher(images)

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier, load_teacher, read_weights
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 GREY: dict[str, Any] = {"image_size": 16, "channels": 1, "mean": (0.4,), "std": (0.2,)}
 State = dict[str, Tensor]

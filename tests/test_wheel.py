@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ASK = """
 import json, synthkd
 from synthkd.recipe import pipeline_path
-from synthkd.resources import shipped
+from synthkd.core.resources import shipped
 kinds = {}
 for kind in ("pipelines", "assets"):
     files = [p for p in shipped(kind).rglob("*") if p.is_file()]

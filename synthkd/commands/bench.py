@@ -22,21 +22,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from synthkd import arena, files, measures, resources
+from synthkd import measures
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.machine import checked, images_for, prepare
-from synthkd.data import Images
-from synthkd.errors import InputError, quoted
-from synthkd.evaluation import compare, settled, votes_of
-from synthkd.findings import EXIT_USELESS, Finding, as_data
-from synthkd.images import to_float
-from synthkd.losses import paired
+from synthkd.core import files, resources
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.findings import EXIT_USELESS, Finding, as_data
+from synthkd.core.images import to_float
+from synthkd.core.logits import paired
+from synthkd.data.sources import Images
+from synthkd.evaluation.compare import compare, settled, votes_of
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
-from synthkd.runs import Run, environment, free_name
+from synthkd.reports import bench as arena
+from synthkd.runs.directory import Run, environment, free_name
 from synthkd.specs import load_classifier, load_teacher
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 SNAPSHOTS = 12  # points of a curve, beside its end
 PROBE_SECONDS = 2.0
@@ -128,7 +130,7 @@ def run(
         return
     bench = _open(folder, recipe, device, _also(also or ()), display)
     with _alone(folder) as lock:
-        _settle(bench, common, list(chosen), sorted({e.seed for e in entries}))
+        _check_bench_settings(bench, common, list(chosen), sorted({e.seed for e in entries}))
         try:
             with _terminated():
                 failed = _walk(bench, entries, lock)
@@ -321,7 +323,7 @@ def _alone(folder: Path) -> Iterator[int]:
         yield handle
 
 
-def _settle(
+def _check_bench_settings(
     bench: Bench, common: Mapping[str, Any], pipelines: list[str], seeds: list[int]
 ) -> None:
     """Writes bench.json, or compares with what it says: only pipelines and seeds may be added."""

@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from synthkd.distillation import Round
-from synthkd.errors import plain
-from synthkd.estimate import Estimate
-from synthkd.findings import Finding
+from synthkd.core.errors import plain
+from synthkd.core.findings import Finding
+from synthkd.engine.estimate import Estimate
+from synthkd.engine.loop import Round
 from synthkd.synthesis import plan as plans
 
 WINDOW, LINE = 60.0, 20.0  # seconds: speeds are of the last so many; a line every so many
@@ -143,20 +143,20 @@ class Display:
             self._last_line = now
             self.say(f"{self._share(now):4.0%} {self._part}  {self._times(now)}")
 
-    def follow(self, lap: Round) -> None:
+    def follow(self, round_: Round) -> None:
         """Shows a round: live on a terminal, else a line every twenty seconds."""
         if self.quiet:
             return
         now = time.monotonic()
-        if self._lap is None or self._lap.stage != lap.stage:
+        if self._lap is None or self._lap.stage != round_.stage:
             self._window.clear()
-        self._lap, self._part = lap, ""
-        progress = lap.progress
-        self._window.append((now, lap.share, progress.images_seen, progress.invented))
+        self._lap, self._part = round_, ""
+        progress = round_.progress
+        self._window.append((now, round_.share, progress.images_seen, progress.invented))
         while len(self._window) > 2 and now - self._window[0][0] > WINDOW:
             self._window.popleft()
-        self._left, self._left_at = self._schedule.left(lap.stage, self._window), now
-        self._measures |= lap.measures
+        self._left, self._left_at = self._schedule.left(round_.stage, self._window), now
+        self._measures |= round_.measures
         if self.console.is_terminal:
             self._draw(now)
         elif now - self._last_line > LINE:
@@ -165,7 +165,7 @@ class Display:
                 f"{k.removeprefix('term.')} {v:.3g}" for k, v in self._measures.items()
             )
             share, times = self._share(now), self._times(now)
-            self.say(f"{share:4.0%} {lap.stage}  {self._speeds()}  {times}  {terms}")
+            self.say(f"{share:4.0%} {round_.stage}  {self._speeds()}  {times}  {terms}")
 
     def _draw(self, now: float) -> None:
         if self._live is None:

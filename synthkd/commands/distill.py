@@ -12,6 +12,14 @@ from typing import Any
 import torch
 
 from synthkd import recipe as recipes
+from synthkd.checks.student import (
+    balance_data,
+    check_agreement,
+    check_budget,
+    check_memory,
+    expect_budget,
+    verdict,
+)
 from synthkd.commands.display import Display, Schedule, counted
 from synthkd.commands.machine import (
     Cadence,
@@ -24,39 +32,31 @@ from synthkd.commands.machine import (
     ticking,
     trusting,
 )
-from synthkd.data import count_images, load_images
-from synthkd.distillation import ORIGINS, HeldOut, Lab, rounds, settle
-from synthkd.errors import InputError, quoted
-from synthkd.estimate import Estimate, estimate
-from synthkd.evaluation import YES_OR_NO, compare, seconds_per_image
-from synthkd.files import read_table, sha256_of
-from synthkd.findings import Finding, as_data
-from synthkd.ignored import ignored
-from synthkd.label_check import ABOUT_LABELS
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import read_table, sha256_of
+from synthkd.core.findings import Finding, as_data
+from synthkd.core.provenance import PROMISES, inherited_level
+from synthkd.core.seeds import generator_for, globally
+from synthkd.data.sources import count_images, load_images
+from synthkd.data.store import open_store
+from synthkd.engine.estimate import Estimate, estimate
+from synthkd.engine.loop import ORIGINS, HeldOut, Lab, rounds, select_final_weights
+from synthkd.engine.progress import no_tick, whole_share
+from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
+from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
-from synthkd.memory import Memory
-from synthkd.progress import no_tick, whole_share
-from synthkd.promises import PROMISES, passed_on
 from synthkd.recipe import Recipe
-from synthkd.runs import Run, claim, environment, free_name, held, resumable
-from synthkd.seeds import globally, source
+from synthkd.recipe.unused import ignored
+from synthkd.replay.memory import Memory
+from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.specs import card_of, is_saved, load_teacher, new_student, read_card
-from synthkd.specs.choice import against_teacher, best_student
-from synthkd.store import open_store
-from synthkd.student_checks import (
-    balance_data,
-    check_agreement,
-    check_budget,
-    check_memory,
-    expect_budget,
-    verdict,
-)
-from synthkd.students import save_student
+from synthkd.students.auto import against_teacher, best_student
+from synthkd.students.learner import save_student
 from synthkd.synthesis import plan as plans
-from synthkd.synthesis.diffusion import Diffusion
-from synthkd.synthesis.folders import promise_of
+from synthkd.synthesis.diffusion.diffusers_io import promise_of
+from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
 KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
@@ -198,7 +198,7 @@ class Job:
             )
             assert made.labels is not None
             # what says nothing gets no praise
-            level = max(level, passed_on(store.manifest, self.teacher.digest, unknown=3))
+            level = max(level, inherited_level(store.manifest, self.teacher.digest, unknown=3))
             opened["synthetic"] = {
                 "path": table.synthetic,
                 "digest": made.digest,
@@ -220,7 +220,7 @@ def _promise_of_student(recipe: Recipe, digest: str) -> int:
     manifest = Path(table.spec) / "manifest.json"
     if manifest.is_file():
         known = read_table(manifest, f"--student {quoted(table.spec)}")
-        return passed_on(known, digest, unknown=3)
+        return inherited_level(known, digest, unknown=3)
     if table.spec == "demo":  # the teacher's own weights, or those of one that saw labelled digits
         return 0 if recipe.teacher.spec == "demo" else 3
     brought = Path(table.spec).exists() or table.spec.startswith(("hf:", "onnx:"))
@@ -268,7 +268,7 @@ def _prepare(recipe: Recipe, display: Display, *, anyway: bool = False) -> Job:
         settled = {"spec": best.name, "max_params": None, "max_flops": None, "max_latency_ms": None}
         table = recipe.student.model_copy(update=settled)
         recipe = recipe.model_copy(update={"student": table})
-    with globally(source(recipe.run.seed, "student")):
+    with globally(generator_for(recipe.run.seed, "student")):
         student = new_student(recipe.student, teacher, trust_code=recipe.run.trust_code).to(device)
     if not choice:  # no time has been measured yet
         doubts = against_teacher(student, teacher)
@@ -430,21 +430,21 @@ def _go(
         with resumable(again), stopping(display.acknowledge, give_up) as stop:
             lab.tick = ticking(display, stop, give_up)
             began = time.monotonic()
-            for lap in rounds(lab):
-                the_run.record(lap)
-                before, part = part, int(lap.share * parts)
+            for round_ in rounds(lab):
+                the_run.record(round_)
+                before, part = part, int(round_.share * parts)
                 if before < part < parts and lab.learner:
                     weights = lab.learner.average or lab.learner.student.state_dict()
                     seconds = spent_before + time.perf_counter() - started
-                    the_run.snapshot(part, weights, lap, seconds)
-                display.follow(lap)
-                the_run.samples(lap, classes)
+                    the_run.snapshot(part, weights, round_, seconds)
+                display.follow(round_)
+                the_run.samples(round_, classes)
                 if (stop or cadence.due(time.monotonic() - began)) and not lab.finished:
                     with cadence.saving():
-                        the_run.checkpoint(lab.state_dict(), lap.progress.round)
+                        the_run.checkpoint(lab.state_dict(), round_.progress.round)
                 if stop and not lab.finished:
                     display.stop()
-                    display.say(f"stopped at {lap.share:.0%}, saved; {again}")
+                    display.say(f"stopped at {round_.share:.0%}, saved; {again}")
                     raise SystemExit(128 + stop.signal)
                 began = time.monotonic()
     finally:
@@ -475,7 +475,7 @@ def _finish(
     lab, recipe = job.lab, job.recipe
     asked = job.teacher.queries  # by the run; the scores come after it
     evaluating = time.perf_counter()
-    choice, held_out = settle(lab)
+    choice, held_out = select_final_weights(lab)
     assert lab.learner is not None
     student = lab.learner.student.eval()
     path = the_run.path / "student.safetensors"
@@ -595,7 +595,7 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
     if memory is lab.held_out and lab.recipe.data.mix_ratio == 0:
         return
     kept = memory.everything()
-    rng = source(lab.recipe.run.seed, "calibration")
+    rng = generator_for(lab.recipe.run.seed, "calibration")
     fitting = KEPT_BYTES // math.prod(lab.teacher.spec.shape)
     order, seen = torch.randperm(len(kept.pixels), generator=rng), Counter[int]()
     ranks = []  # of each image among those of its class

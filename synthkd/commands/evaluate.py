@@ -7,17 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from synthkd.errors import InputError, plain, quoted
-from synthkd.files import write_json
-from synthkd.findings import Finding, as_data
+from synthkd.core.errors import InputError, plain, quoted
+from synthkd.core.files import write_json
+from synthkd.core.findings import Finding, as_data
 from synthkd.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from synthkd.evaluation import Comparison, Extractor, ImageScores, ToldRow
-    from synthkd.images import ImageSpec
-    from synthkd.teachers import Teacher
+    from synthkd.core.images import ImageSpec
+    from synthkd.evaluation.compare import Comparison, Extractor, ImageScores, ToldRow
+    from synthkd.teachers.frozen import Teacher
 
 MOST_ROWS = 20  # classes shown; evaluation.json has them all
 
@@ -125,12 +125,12 @@ def _compare(
     text: list[Block],
     ask: Callable[[], None],
 ) -> dict[str, Any]:
-    from synthkd.checks import check_student
+    from synthkd.checks.student import verdict
+    from synthkd.checks.teacher import check_student
     from synthkd.commands.machine import images_for
-    from synthkd.evaluation import compare
+    from synthkd.evaluation.compare import compare
     from synthkd.specs import load_classifier
-    from synthkd.student_checks import verdict
-    from synthkd.teachers import digest_of
+    from synthkd.teachers.frozen import digest_of
 
     table, trust = recipe.student, recipe.run.trust_code
     student = load_classifier(recipe.student, recipe.teacher, trust_code=trust)[0].to(device)
@@ -171,8 +171,8 @@ def _score(
     text: list[Block],
     ask: Callable[[], None],
 ) -> dict[str, Any]:
-    from synthkd.data import load_images
-    from synthkd.evaluation import score_images
+    from synthkd.data.sources import load_images
+    from synthkd.evaluation.compare import score_images
 
     table = recipe.evaluation
     extractor = _extractor(recipe, teacher, device)
@@ -219,7 +219,7 @@ def _score(
 
 
 def _extractor(recipe: Recipe, teacher: "Teacher | None", device: "torch.device") -> "Extractor":
-    from synthkd.evaluation import classifier_extractor, inception_extractor
+    from synthkd.evaluation.compare import classifier_extractor, inception_extractor
     from synthkd.specs import load_teacher
 
     name, weights = recipe.evaluation.extractor, recipe.evaluation.extractor_weights

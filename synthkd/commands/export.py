@@ -13,19 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd import files, latency, shipping
+from synthkd.checks.inspection import drawings
 from synthkd.commands.display import Display
-from synthkd.data import Images, load_images
-from synthkd.errors import InputError, plain, quoted
-from synthkd.findings import Finding, as_data
-from synthkd.images import to_float, to_uint8
-from synthkd.inspection import drawings
-from synthkd.latency import Answer
+from synthkd.core import files
+from synthkd.core.errors import InputError, plain, quoted
+from synthkd.core.findings import Finding, as_data
+from synthkd.core.images import to_float, to_uint8
+from synthkd.core.seeds import generator_for
+from synthkd.data.sources import Images, load_images
+from synthkd.export import formats as shipping
+from synthkd.export.formats import Exported, Shipped
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.runs import CALIBRATION, claim, free_name
-from synthkd.seeds import source
-from synthkd.shipping import Exported, Shipped
+from synthkd.runs.directory import CALIBRATION, claim, free_name
 from synthkd.specs import load_classifier
+from synthkd.students import latency
+from synthkd.students.latency import Answer
 
 COMPARED, FEWEST = 1000, 128  # images; of large ones fewer, down to so many,
 PIXELS = 2**23  # as make up so many pixels
@@ -212,7 +214,7 @@ def _pictures(path: Path, network: Shipped) -> Pictures:
     spec = network.student.spec
     count = min(COMPARED, max(FEWEST, PIXELS // (spec.height * spec.width)))
     fewer = min(CALIBRATED, count // 2)
-    made = to_uint8(drawings(spec, count + fewer, source(0, "export")))
+    made = to_uint8(drawings(spec, count + fewer, generator_for(0, "export")))
     place = path / CALIBRATION
     own = torch.empty(0)
     if place.is_file():

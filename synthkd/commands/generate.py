@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from synthkd import files
 from synthkd import recipe as recipes
+from synthkd.checks.student import check_dataset, verdict
 from synthkd.commands.display import Display, clock, counted
 from synthkd.commands.machine import (
     Cadence,
@@ -23,25 +23,25 @@ from synthkd.commands.machine import (
     ticking,
     trusting,
 )
-from synthkd.distillation import Lab, invent, rounds
-from synthkd.errors import InputError, quoted
-from synthkd.estimate import estimate_writing
-from synthkd.findings import Finding, as_data
-from synthkd.ignored import ignored
-from synthkd.images import Batch, to_uint8
-from synthkd.promises import PROMISES
+from synthkd.core import files
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.findings import Finding, as_data
+from synthkd.core.images import Batch, to_uint8
+from synthkd.core.provenance import PROMISES
+from synthkd.core.seeds import generator_for
+from synthkd.core.states import load_state, save_state
+from synthkd.data.store import MANIFEST, Writer
+from synthkd.engine.estimate import estimate_writing
+from synthkd.engine.loop import Lab, rounds, synthesize
 from synthkd.recipe import Recipe, Stage
-from synthkd.runs import claim, environment, free_name, held, resumable
-from synthkd.seeds import source
+from synthkd.recipe.unused import ignored
+from synthkd.runs.directory import claim, environment, free_name, held, resumable
 from synthkd.specs import load_teacher
-from synthkd.states import load_state, save_state
-from synthkd.store import MANIFEST, Writer
-from synthkd.student_checks import check_dataset, verdict
 from synthkd.synthesis import plan as plans
-from synthkd.synthesis.diffusion import Diffusion
-from synthkd.synthesis.folders import is_folder, promise_of
+from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder, promise_of
+from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
@@ -199,7 +199,7 @@ class Job:
         stage = self.stages[-1]
         if self.learns:
             stage = stage.model_copy(update={"synthesis_steps": 0, "fresh": BATCH})
-        return invent(self.lab, stage, rng).batch
+        return synthesize(self.lab, stage, rng).batch
 
     _CURSOR = ("seconds", "training", "trained", "quota", "batch", "drawn", "agreed", "writing")
 
@@ -233,7 +233,7 @@ def _prepare(
         )
     # a loaded generator is not trained on
     start = recipe.generator.start
-    trained = bool(start) and (stages[-1].generator != "diffusion" or is_folder(start))
+    trained = bool(start) and (stages[-1].generator != "diffusion" or is_diffusers_folder(start))
     for stage in () if trained else stages:
         if stage.generator in plans.JUDGED and stage.synthesis_steps and not stage.terms:
             raise InputError(
@@ -265,8 +265,8 @@ def _prepare(
         job.keep = keep
     if trained and isinstance(job.generator, Gan):
         job.generator.take_over(recipe.generator.start)
-        job.generator.settle(
-            source(recipe.run.seed, "settle")
+        job.generator.recalibrate_batchnorm(
+            generator_for(recipe.run.seed, "settle")
         )  # a run leaves its moving statistics
     job.training = {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0}
     job.trained = trained or not (job.learns or len(stages) > 1)
@@ -438,13 +438,13 @@ def _train(job: Job, display: Display, pause: Callable[[], None]) -> None:
     """The stages before the images are written; for a generator that learns, all of them."""
     lab = job.lab
     try:
-        for lap in rounds(lab):
-            display.follow(lap)
-            stage = next(s for s in job.stages if s.name == lap.stage)
+        for round_ in rounds(lab):
+            display.follow(round_)
+            stage = next(s for s in job.stages if s.name == round_.stage)
             job.training |= {
                 "images": job.training["images"] + stage.synthesis_batch * stage.synthesis_steps,
-                "seconds": round(lap.progress.seconds, 2),
-                "last": lap.measures,
+                "seconds": round(round_.progress.seconds, 2),
+                "last": round_.measures,
             }
             if not job.learns and lab.stage == job.stages[-1]:
                 break
@@ -453,7 +453,7 @@ def _train(job: Job, display: Display, pause: Callable[[], None]) -> None:
     finally:
         display.stop()
     if isinstance(job.generator, Gan):
-        job.generator.settle(source(job.recipe.run.seed, "settle"))
+        job.generator.recalibrate_batchnorm(generator_for(job.recipe.run.seed, "settle"))
     job.trained = True
 
 
@@ -470,7 +470,7 @@ def _fill(writer: Writer, job: Job, display: Display, pause: Callable[[], None])
     begun = shown = time.monotonic()
     missing, before = list(job.quota), job.drawn
     while sum(job.quota) and job.drawn < limit:
-        made = job.offer(source(job.recipe.run.seed, "image", job.batch))
+        made = job.offer(generator_for(job.recipe.run.seed, "image", job.batch))
         pixels = to_uint8(made.images).cpu()
         logits = job.lab.label(pixels, exact=True)  # what is written shall hold anywhere
         votes = logits.argmax(1)

@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from synthkd import inspection
-from synthkd.checks import check_teacher
+from synthkd.checks import inspection
+from synthkd.checks.teacher import check_teacher
 from synthkd.commands.display import Display
 from synthkd.commands.machine import peak_memory_mb, prepare
-from synthkd.estimate import memory_of
-from synthkd.findings import as_data
+from synthkd.core.findings import as_data
+from synthkd.engine.estimate import memory_of
 from synthkd.recipe import Recipe
 from synthkd.specs import load_teacher
 from synthkd.synthesis import plan as plans
@@ -57,7 +57,7 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(device),
         "expected_memory_mb": round(expected / 1e6, 1),
         "precision": recipe.run.precision,
-        "fast_answers": teacher.fast_reason or "by the network itself",
+        "fast_answers": teacher.folded_reason or "by the network itself",
         "notes": as_data(teacher.notes),
         "plan": list(the_plan.reasons),
         "stages": [stage.model_dump() for stage in the_plan.stages],

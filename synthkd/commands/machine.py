@@ -17,14 +17,14 @@ from types import FrameType
 import torch
 
 from synthkd import recipe as recipes
-from synthkd.checks import check_teacher, refuse
+from synthkd.checks.teacher import check_teacher, refuse
 from synthkd.commands.display import Display, clock
-from synthkd.data import Images, load_images
-from synthkd.errors import InputError
-from synthkd.findings import Finding
-from synthkd.progress import Tick
+from synthkd.core.errors import InputError
+from synthkd.core.findings import Finding
+from synthkd.data.sources import Images, load_images
+from synthkd.engine.progress import Tick
 from synthkd.recipe import Recipe, RunTable
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
 LAST = 5.0  # seconds after which one that does not end is left by force,

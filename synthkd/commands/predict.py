@@ -14,13 +14,13 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from synthkd import files
 from synthkd.commands.display import Display
-from synthkd.errors import InputError, plain, quoted
-from synthkd.findings import Finding
-from synthkd.images import in_cache, to_float
+from synthkd.core import files
+from synthkd.core.errors import InputError, plain, quoted
+from synthkd.core.findings import Finding
+from synthkd.core.images import in_cache, to_float
+from synthkd.images.decode import is_picture, read_pictures
 from synthkd.networks.classifier import Classifier
-from synthkd.pictures import is_picture, read_pictures
 from synthkd.recipe import DataTable, StudentTable, TeacherTable, validated
 from synthkd.specs import load_classifier
 

@@ -5,12 +5,11 @@ import re
 
 from torch import nn
 
-from synthkd.errors import InputError, quoted
+from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.networks.lenet import LeNet5
 from synthkd.networks.mobilenet import MobileNet
 from synthkd.networks.resnet import ResNet
 from synthkd.networks.wide import WideResNet
-from synthkd.recipe import suggest
 
 _DEPTHS = (8, 14, 20, 32, 44, 56)
 _WIDE = ("wrn-16-1", "wrn-16-2", "wrn-28-1", "wrn-40-1", "wrn-40-2")

@@ -7,10 +7,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from synthkd.answers import Answers, reading, taken, to_logits
-from synthkd.errors import InputError
-from synthkd.findings import Finding
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError
+from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
+from synthkd.networks.answers import Answers, reading, taken, to_logits
 
 
 class Classifier(nn.Module):

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 
 
 class LeNet5(nn.Module):

@@ -27,17 +27,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthkd import resources
-from synthkd.answers import KINDS, Answers, recognise
-from synthkd.class_names import names_in, told_list
-from synthkd.errors import InputError, quoted
-from synthkd.files import sha256_of
-from synthkd.findings import Finding
-from synthkd.images import ImageSpec
-from synthkd.inheritance import inherited
+from synthkd.core import resources
+from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.files import sha256_of
+from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
+from synthkd.labels.class_names import names_in, told_list
 from synthkd.networks import NAMES, build_network, is_known, is_named
+from synthkd.networks.answers import KINDS, Answers, recognise
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call, suggest
+from synthkd.networks.weight_init import inherited
+from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
 from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import (
@@ -50,7 +50,7 @@ from synthkd.specs.code import (
 )
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "is_saved", "load_classifier", "load_teacher",

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from safetensors import SafetensorError, safe_open
 
-from synthkd.errors import InputError, quoted
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.images import ImageSpec
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import MOST_CLASSES
 

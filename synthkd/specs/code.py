@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from synthkd.errors import InputError, quoted
-from synthkd.files import sha256_of
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import sha256_of
 
 SOURCE_BYTES = 1 << 20  # of a file of Python, looked at for names
 NONE: Mapping[str, Any] = {}

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from synthkd.errors import InputError, quoted
-from synthkd.findings import Finding
-from synthkd.images import ImageSpec
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
 from synthkd.recipe import TeacherTable
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import InputError, quoted
-from synthkd.files import sha256_of
-from synthkd.findings import Finding
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import sha256_of
+from synthkd.core.findings import Finding
 from synthkd.recipe import MOST_SIDE, TeacherTable
 from synthkd.specs.contract import Known, Source, sides
 from synthkd.specs.networks import Network, Unknown, names_outside

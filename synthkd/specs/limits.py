@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from synthkd.errors import InputError, quoted
+from synthkd.core.errors import InputError, quoted
 
 GROWTH = 2
 MORE_NUMBERS = 16 << 20  # e.g. of a head for other classes

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from synthkd.errors import InputError, quoted
+from synthkd.core.errors import InputError, quoted
 
 MOST_GROWTH = 4  # times its size on the disk a file may take unpacked
 ALLOWANCE = 64 << 20  # bytes that it may take in any case

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synthkd.errors import InputError, quoted
-from synthkd.findings import Finding
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.findings import Finding
 from synthkd.specs import pickles
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")  # where weights mostly are

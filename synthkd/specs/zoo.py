@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import InputError, quoted
-from synthkd.files import read_table
-from synthkd.findings import Finding
-from synthkd.recipe import TeacherTable, suggest
+from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.files import read_table
+from synthkd.core.findings import Finding
+from synthkd.recipe import TeacherTable
 from synthkd.specs import limits
 from synthkd.specs.contract import Known, Source
 from synthkd.specs.weights import Checkpoint, fill, read_checkpoint

@@ -5,19 +5,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from synthkd.recipe import Recipe
-from synthkd.synthesis.diffusion import Diffusion
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.episodes import Episodes
 from synthkd.synthesis.gan import Gan
 from synthkd.synthesis.pixels import Pixels
 from synthkd.synthesis.procedural import Procedural
-from synthkd.synthesis.scene import Invented, Scene
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 
 class Generator(Protocol):
     """Invents images for a teacher. One verb, and its state."""
 
-    def synthesize(self, scene: Scene, rng: Any) -> Invented:
+    def synthesize(self, context: SynthesisContext, rng: Any) -> SyntheticBatch:
         """Improves itself by the scene's steps, then offers images; all randomness comes from
         `rng`."""
 

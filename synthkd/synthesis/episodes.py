@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from synthkd.augment import augmented
-from synthkd.images import Batch
+from synthkd.core.images import Batch
+from synthkd.core.seeds import globally
+from synthkd.images.augment import augmented
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import Recipe
-from synthkd.seeds import globally
-from synthkd.students import load_optimizer
-from synthkd.synthesis import painting
-from synthkd.synthesis.judging import Jury, weights
-from synthkd.synthesis.scene import Invented, Scene
-from synthkd.teachers import Teacher
+from synthkd.students.learner import load_optimizer
+from synthkd.synthesis import decoding
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.synthesis.objective import SynthesisObjective, weights
+from synthkd.teachers.frozen import Teacher
 
 REPTILE = 67.0  # the factor in the public code of Fast, which gives no reason for it
 
@@ -52,22 +52,22 @@ class Episodes:
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.recipe, self.teacher, self.table = recipe, teacher, recipe.generator
-        self.jury = Jury(recipe, teacher)
-        self.decoder = painting.new_decoder(recipe, teacher, told=False)
+        self.objective = SynthesisObjective(recipe, teacher)
+        self.decoder = decoding.new_decoder(recipe, teacher, told=False)
         self.meta = self._new_meta()
         self.episodes = 0
 
-    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+    def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
         """An episode, then the images of its best step, its last step, or `stage.fresh` new ones
         from where it ended, as `stage.offer` says."""
-        stage, table = scene.stage, self.table
+        stage, table = context.stage, self.table
         if table.restart and self.episodes and self.episodes % table.restart == 0:
             self._restart(rng)
         count, steps = stage.synthesis_batch, 0
-        z, drawn = painting.inputs(self.decoder, count, self.teacher.classes, rng)
+        z, drawn = decoding.inputs(self.decoder, count, self.teacher.classes, rng)
         labels = drawn if table.conditional else torch.full_like(drawn, -1)
         worker = self.decoder if table.meta == "none" else copy.deepcopy(self.decoder)
-        rate = painting.rate(table, scene.share)
+        rate = decoding.rate(table, context.share)
         groups: list[dict[str, Any]] = [{"params": list(worker.parameters()), "lr": rate}]
         if table.latent_rate:
             groups.append({"params": [z.requires_grad_()], "lr": table.latent_rate})
@@ -75,13 +75,13 @@ class Episodes:
         self.meta.zero_grad(set_to_none=True)
         worker.train()
         best, offered, measures = float("inf"), None, {}
-        for _ in range(stage.synthesis_steps if weights(scene.terms, judged=False) else 0):
-            if steps and time.perf_counter() > scene.deadline:
+        for _ in range(stage.synthesis_steps if weights(context.terms, judged=False) else 0):
+            if steps and time.perf_counter() > context.deadline:
                 break
-            scene.tick(steps, stage.synthesis_steps)
-            images = painting.painted(worker, z, drawn, bfloat16=scene.bfloat16)
-            view = augmented(images, scene.augment, 0.0, rng)
-            verdict = self.jury.weigh(scene, view, labels, rng)
+            context.tick(steps, stage.synthesis_steps)
+            images = decoding.painted(worker, z, drawn, bfloat16=context.bfloat16)
+            view = augmented(images, context.augment, 0.0, rng)
+            verdict = self.objective(context, view, labels, rng)
             if stage.offer == "last" or float(verdict.loss.detach()) < best:
                 best, offered = float(verdict.loss.detach()), images.detach().clone()
             optimizer.zero_grad(set_to_none=True)
@@ -92,20 +92,20 @@ class Episodes:
                 _add_gradients(self.decoder, worker)
             optimizer.step()
             steps, measures = steps + 1, verdict.measures(labels)
-        self.jury.close()
+        self.objective.close()
         self.episodes += 1
         if steps and worker is not self.decoder:
             self._learn(worker, rate * steps)
         if stage.offer == "new" or offered is None:
-            images, drawn = painting.sampled(
-                worker, stage.fresh, self.teacher.classes, rng, bfloat16=scene.bfloat16,
+            images, drawn = decoding.sampled(
+                worker, stage.fresh, self.teacher.classes, rng, bfloat16=context.bfloat16,
                 frozen=False,
             )  # fmt: skip
             asked = worker.named and table.conditional
             batch = Batch(images, drawn if asked else torch.full_like(drawn, -1))
         else:
             batch = Batch(offered, labels)
-        return Invented(batch, stage.synthesis_steps * count, measures)
+        return SyntheticBatch(batch, stage.synthesis_steps * count, measures)
 
     def _learn(self, worker: Decoder, rate: float) -> None:
         """The meta step: θ from the sum of gradients that is already there, or from θ'."""
@@ -127,7 +127,7 @@ class Episodes:
 
     def _restart(self, rng: torch.Generator) -> None:
         with globally(rng):
-            new = painting.new_decoder(self.recipe, self.teacher, told=False)
+            new = decoding.new_decoder(self.recipe, self.teacher, told=False)
         if new.noisy is not None and self.decoder.noisy is not None:
             new.noisy.vectors.copy_(self.decoder.noisy.vectors)
         self.decoder.load_state_dict(new.state_dict())
@@ -139,7 +139,7 @@ class Episodes:
             "decoder": self.decoder.state_dict(),
             "meta": self.meta.state_dict(),
             "episodes": self.episodes,
-            "jury": self.jury.state_dict(),
+            "jury": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ class Episodes:
         self.decoder.load_state_dict(state["decoder"])
         load_optimizer(self.meta, state["meta"])
         self.episodes = int(state["episodes"])
-        self.jury.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["jury"])
 
 
 def _add_gradients(start: nn.Module, worker: nn.Module) -> None:

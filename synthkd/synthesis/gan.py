@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import InputError, quoted
-from synthkd.images import Batch
-from synthkd.losses import critic_hinge
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.images import Batch
+from synthkd.core.states import load_state, save_state
+from synthkd.losses.synthesis import critic_hinge
 from synthkd.networks.critic import Critic
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import Recipe
-from synthkd.states import load_state, save_state
-from synthkd.students import load_optimizer
-from synthkd.synthesis import painting
-from synthkd.synthesis.folders import is_folder
-from synthkd.synthesis.judging import Jury, weights
-from synthkd.synthesis.scene import Invented, Scene
-from synthkd.teachers import Teacher
+from synthkd.students.learner import load_optimizer
+from synthkd.synthesis import decoding
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder
+from synthkd.synthesis.objective import SynthesisObjective, weights
+from synthkd.teachers.frozen import Teacher
 
 
 class Step(NamedTuple):
@@ -46,7 +46,7 @@ class Gan:
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
         self.device = teacher.classifier.mean.device
-        self.decoder: Decoder = painting.new_decoder(recipe, teacher, told=table.conditional)
+        self.decoder: Decoder = decoding.new_decoder(recipe, teacher, told=table.conditional)
         self.average = copy.deepcopy(self.decoder).requires_grad_(False) if table.ema else None
         self.critic: Critic = Critic(
             channels=teacher.spec.channels, classes=teacher.classes,
@@ -58,50 +58,50 @@ class Gan:
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=critic.learning_rate, betas=(0.0, 0.9)
         )
-        self.jury = Jury(recipe, teacher)
+        self.objective = SynthesisObjective(recipe, teacher)
 
-    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+    def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images each, then what
         `stage.offer` says: `stage.fresh` new images, or those of the last step or of the step with
         the smallest loss, where a step was taken."""
-        stage, kept, steps = scene.stage, None, 0
+        stage, kept, steps = context.stage, None, 0
         measures: dict[str, float] = {}
         for group in self.optimizer.param_groups:
-            group["lr"] = painting.rate(self.table, scene.share)
+            group["lr"] = decoding.rate(self.table, context.share)
         for _ in range(stage.synthesis_steps):
-            if steps and time.perf_counter() > scene.deadline:
+            if steps and time.perf_counter() > context.deadline:
                 break
-            scene.tick(steps, stage.synthesis_steps)
-            step = self._step(scene, rng)
+            context.tick(steps, stage.synthesis_steps)
+            step = self._step(context, rng)
             if step is None:
                 break
             steps, measures = steps + 1, step.measures
             if stage.offer == "last" or kept is None or step.loss < kept.loss:
                 kept = step
         if stage.offer == "new" or kept is None:
-            batch = self._fresh(stage.fresh, rng, scene.bfloat16)
+            batch = self._fresh(stage.fresh, rng, context.bfloat16)
         else:
             batch = kept.batch
-        return Invented(batch, stage.synthesis_steps * stage.synthesis_batch, measures)
+        return SyntheticBatch(batch, stage.synthesis_steps * stage.synthesis_batch, measures)
 
-    def _step(self, scene: Scene, rng: torch.Generator) -> Step | None:
+    def _step(self, context: SynthesisContext, rng: torch.Generator) -> Step | None:
         """Judges a batch and moves the decoder; None where there is nothing to judge by, or not
         yet."""
-        z, drawn = painting.inputs(self.decoder, scene.stage.synthesis_batch, self.classes, rng)
+        z, drawn = decoding.inputs(self.decoder, context.stage.synthesis_batch, self.classes, rng)
         labels = self._asked(drawn)
-        reference = scene.reference(len(drawn), rng) if scene.terms.get("realism") else None
-        if not weights(scene.terms, judged=reference is not None):
+        reference = context.reference(len(drawn), rng) if context.terms.get("realism") else None
+        if not weights(context.terms, judged=reference is not None):
             return None
         self.decoder.train()
-        images = painting.painted(self.decoder, z, drawn, bfloat16=scene.bfloat16)
+        images = decoding.painted(self.decoder, z, drawn, bfloat16=context.bfloat16)
         validity = self._frozen_critic(images, labels) if reference is not None else None
-        verdict = self.jury.weigh(scene, images, labels, rng, validity)
+        verdict = self.objective(context, images, labels, rng, validity)
         self.optimizer.zero_grad(set_to_none=True)
         verdict.loss.backward()  # type: ignore[no-untyped-call]
         if self.table.clip:
             nn.utils.clip_grad_norm_(self.decoder.parameters(), self.table.clip)
         self.optimizer.step()
-        self.jury.close()
+        self.objective.close()
         self._average()
         measures = verdict.measures(labels)
         seen = Batch(images.detach(), labels)
@@ -148,7 +148,7 @@ class Gan:
         if self.average is None or count < 2:
             return self.sample(count, rng, bfloat16=bfloat16, frozen=False)
         parts = [
-            painting.sampled(decoder, n, self.classes, rng, bfloat16=bfloat16, frozen=False)
+            decoding.sampled(decoder, n, self.classes, rng, bfloat16=bfloat16, frozen=False)
             for decoder, n in ((self.decoder, count - count // 2), (self.average, count // 2))
         ]
         order = torch.randperm(count, generator=rng).to(self.device)
@@ -160,15 +160,17 @@ class Gan:
     ) -> Batch:
         """`count` images of the decoder. `frozen` normalises by running statistics, so images do
         not depend on each other."""
-        images, labels = painting.sampled(
+        images, labels = decoding.sampled(
             self.decoder, count, self.classes, rng, bfloat16=bfloat16, frozen=frozen
         )
         return Batch(images, self._asked(labels))
 
-    def settle(self, rng: torch.Generator, *, batches: int = 20, size: int = 256) -> None:
+    def recalibrate_batchnorm(
+        self, rng: torch.Generator, *, batches: int = 20, size: int = 256
+    ) -> None:
         """Re-estimates the running statistics as plain means over some batches, before sampling for
         good."""
-        painting.settle(self.decoder, self.classes, rng, batches=batches, size=size)
+        decoding.recalibrate_batchnorm(self.decoder, self.classes, rng, batches=batches, size=size)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizers, and what the jury remembers."""
@@ -178,7 +180,7 @@ class Gan:
             "critic": self.critic.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-            "jury": self.jury.state_dict(),
+            "jury": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,7 +191,7 @@ class Gan:
         self.critic.load_state_dict(state["critic"])
         load_optimizer(self.optimizer, state["optimizer"])
         load_optimizer(self.critic_optimizer, state["critic_optimizer"])
-        self.jury.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["jury"])
 
     def take_over(self, run: str) -> None:
         """Loads the decoder that an earlier run trained."""
@@ -217,7 +219,7 @@ def save_decoder(gan: Gan, path: Path) -> None:
 
 def borrow(recipe: Recipe) -> Recipe:
     """The recipe with the form of the generator that `--generator-from` names, if it names one."""
-    if not recipe.generator.start or is_folder(recipe.generator.start):
+    if not recipe.generator.start or is_diffusers_folder(recipe.generator.start):
         return recipe
     _, about = _read_generator(recipe.generator.start)
     form = {key: about[key] for key in FORM if key in about}

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.images import Batch
+from synthkd.core.images import Batch
 from synthkd.recipe import Recipe
-from synthkd.synthesis.judging import Jury
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
+from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.synthesis.procedural import Procedural
-from synthkd.synthesis.scene import Invented, Scene, even_labels
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is cut instead
 
@@ -34,17 +34,17 @@ class Pixels:
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
         self.device = teacher.classifier.mean.device
-        self.jury = Jury(recipe, teacher)
+        self.objective = SynthesisObjective(recipe, teacher)
         self.drawings = Procedural(recipe, teacher)
         self.scale = frequencies(*self.shape[1:]).to(self.device)
         self.inks = colours(self.shape[0]).to(self.device)
 
-    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+    def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
         offered."""
-        table, stage = self.table, scene.stage
+        table, stage = self.table, context.stage
         labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
-        start = self._start(labels, scene, rng)
+        start = self._start(labels, context, rng)
         if self.teacher.independent:
             labels = self._without(labels, start, rng)
         moved = self._encode(start).requires_grad_()
@@ -55,12 +55,12 @@ class Pixels:
         )
         best, offered, measures = float("inf"), None, {}
         for step in range(stage.synthesis_steps):
-            if step and time.perf_counter() > scene.deadline:
+            if step and time.perf_counter() > context.deadline:
                 break
-            scene.tick(step, stage.synthesis_steps)
+            context.tick(step, stage.synthesis_steps)
             images = self._decode(moved)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
-            verdict = self.jury.weigh(scene, self._view(images, scene, rng), labels, rng)
+            verdict = self.objective(context, self._view(images, context, rng), labels, rng)
             loss = float(verdict.loss.detach())
             if stage.offer == "best" and loss < best:
                 best, offered = loss, images.detach().clone()
@@ -73,11 +73,11 @@ class Pixels:
             if table.basis == "pixels":
                 moved.data = self._encode(self._decode(moved.data).clamp(0, 1))
             measures = verdict.measures(labels)
-        self.jury.close()
+        self.objective.close()
         with torch.no_grad():
             images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
         labels = torch.where(labels < self.classes, labels, -1)
-        return Invented(
+        return SyntheticBatch(
             Batch(images, labels), stage.synthesis_steps * stage.synthesis_batch, measures
         )
 
@@ -89,11 +89,11 @@ class Pixels:
         chance = torch.rand(len(labels), generator=rng).to(labels.device)
         return torch.where(chance < seen[labels], labels + self.classes, labels)
 
-    def _start(self, labels: Tensor, scene: Scene, rng: torch.Generator) -> Tensor:
+    def _start(self, labels: Tensor, context: SynthesisContext, rng: torch.Generator) -> Tensor:
         """Images [B, C, H, W] to begin with. Remembered ones are dealt out by class."""
         count = len(labels)
         if self.table.start == "memory":
-            known = scene.remembered(count, rng)
+            known = context.remembered(count, rng)
             if known is not None:
                 return known.images[partners(labels, known.labels)]
         if self.table.start == "noise":
@@ -102,11 +102,11 @@ class Pixels:
             return (noise * std + mean).clamp(0, 1)
         return self.drawings.sample(count, rng).images
 
-    def _view(self, images: Tensor, scene: Scene, rng: torch.Generator) -> Tensor:
+    def _view(self, images: Tensor, context: SynthesisContext, rng: torch.Generator) -> Tensor:
         """The whole batch shifted around the edges, and perhaps mirrored: one draw per step."""
         reach = [round(self.table.roll * side) for side in self.shape[1:]]
         by = [int(torch.randint(-r, r + 1, (), generator=rng)) for r in reach]
-        mirrored = scene.augment.flip and float(torch.rand((), generator=rng)) < 0.5
+        mirrored = context.augment.flip and float(torch.rand((), generator=rng)) < 0.5
         view = images.roll(by, (2, 3))
         return view.flip(3) if mirrored else view
 
@@ -128,11 +128,11 @@ class Pixels:
 
     def state_dict(self) -> dict[str, Any]:
         """What the terms remember, and the drawings' parents."""
-        return {"jury": self.jury.state_dict(), "drawings": self.drawings.state_dict()}
+        return {"jury": self.objective.state_dict(), "drawings": self.drawings.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.jury.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["jury"])
         self.drawings.load_state_dict(state["drawings"])
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synthkd.errors import InputError
+from synthkd.core.errors import InputError
 from synthkd.recipe import Recipe, Stage
-from synthkd.synthesis.folders import is_folder, notes
-from synthkd.synthesis.judging import ADVERSARIAL, FEATURES
-from synthkd.teachers import Teacher
+from synthkd.synthesis.diffusion.diffusers_io import describe, is_diffusers_folder
+from synthkd.synthesis.objective import ADVERSARIAL, FEATURES
+from synthkd.teachers.frozen import Teacher
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
                 reasons.append(f"{why}: procedural images, kept in balance by the teacher's votes")
                 if not stage.student_steps:  # a drawing costs next to nothing
                     stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
-        if kind == "diffusion" and is_folder(recipe.generator.start) and not stage.fresh:
+        if kind == "diffusion" and is_diffusers_folder(recipe.generator.start) and not stage.fresh:
             if not stage.student_steps:
                 continue  # a borrowed model has nothing to learn
             kind = "none"
@@ -131,7 +131,7 @@ def _chosen(recipe: Recipe, teacher: Teacher) -> str:
     """The generator of a stage that leaves it open."""
     if recipe.generator.kind != "auto":
         return recipe.generator.kind
-    if is_folder(recipe.generator.start):
+    if is_diffusers_folder(recipe.generator.start):
         return "diffusion"
     if recipe.generator.start:
         return "gan"
@@ -149,8 +149,8 @@ def _needs_gradients(stage: Stage, kind: str, teacher: Teacher) -> None:
 
 def _of_diffusion(recipe: Recipe, teacher: Teacher) -> list[str]:
     """What should be known before a diffusion model is used."""
-    if is_folder(recipe.generator.start):
-        return notes(recipe.generator.start, teacher.classes)
+    if is_diffusers_folder(recipe.generator.start):
+        return describe(recipe.generator.start, teacher.classes)
     if recipe.data.real and recipe.data.mix_ratio < 1:
         return ["the diffusion model learns from the real images that are allowed"]
     return [

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.errors import InputError, quoted
-from synthkd.images import Batch
-from synthkd.recipe import Recipe, suggest
+from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.images import Batch
+from synthkd.recipe import Recipe
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.drawings.strokes import draw_strokes, mutated, stroke_parameters
-from synthkd.synthesis.scene import Invented, Scene, even_labels
-from synthkd.teachers import Teacher
+from synthkd.teachers.frozen import Teacher
 
 PARENTS = 256  # drawings per class that others are made from
 SURE = 0.9  # how sure the teacher must be of a parent
@@ -45,10 +45,10 @@ class Procedural:
         )
         self.found = torch.zeros(teacher.classes, dtype=torch.int64)  # parents ever, per class
 
-    def synthesize(self, scene: Scene, rng: torch.Generator) -> Invented:
+    def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
         """`stage.fresh` drawings; `stage.synthesis_steps` is without meaning here."""
-        judge = scene.teacher if self.evolve else None
-        return Invented(self._draw(scene.stage.fresh, rng, judge), 0, {})
+        judge = context.teacher if self.evolve else None
+        return SyntheticBatch(self._draw(context.stage.fresh, rng, judge), 0, {})
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         """`count` drawings in random order; no class is asked for, so every label is −1."""

@@ -1,0 +1,156 @@
+"""Images as tensors and as files. B batch, N images, C channels, H height, W width, K classes.
+
+Outside a network an image is float32 [B, C, H, W] in 0..1; in memory and on disk it is uint8 [N, C,
+H, W].
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from synthkd.core.errors import InputError
+from synthkd.core.files import write_atomic
+
+IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The input contract of a classifier: what it wants after 0..1 pixels are normalised."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        return self.channels, self.height, self.width
+
+
+class Batch(NamedTuple):
+    """Images with the class each was asked to be (−1: unknown)."""
+
+    images: Tensor  # [B, C, H, W] float32 in 0..1
+    labels: Tensor  # [B] int64
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixels in 0..1 rounded to 0..255.
+
+    >>> to_uint8(torch.tensor([0.0, 0.5, 1.0])).tolist()
+    [0, 128, 255]
+    """
+    return images.detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Pixels 0..255 as float32 in 0..1.
+
+    >>> to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    return pixels.float().div_(255)
+
+
+def in_cache(images: Tensor) -> tuple[Tensor, ...]:
+    """Images [B, C, H, W] in parts that a CPU answers fastest: of some 131,000 pixels, so that the
+    maps of a small network stay in its caches. Elsewhere all in one.
+
+    >>> [len(part) for part in in_cache(torch.empty(300, 3, 32, 32))]
+    [128, 128, 44]
+    """
+    if images.device.type != "cpu":
+        return (images,)
+    return torch.split(images, max(8, IN_CACHE // (images.shape[2] * images.shape[3])))
+
+
+def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """uint8 images [N, C', H', W'] with the channels and the size that `spec` asks for.
+
+    Grey becomes colour by copying, colour becomes grey by the ITU-R 601 luma; the size is changed
+    bilinearly in bytes, as Pillow does it (none off by more than 1, nearly all alike), for that is
+    what most teachers learned from.
+    """
+    given = pixels.shape[1]
+    if given != spec.channels:
+        if given == 1:
+            pixels = pixels.expand(-1, spec.channels, -1, -1)
+        elif spec.channels == 1 and given >= 3:
+            luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+            pixels = to_uint8((pixels[:, :3].float() * luma).sum(1, keepdim=True) / 255)
+        elif (given, spec.channels) == (4, 3):  # the fourth is opacity
+            pixels = pixels[:, :3]
+        else:
+            raise InputError(
+                f"images of {given} channels cannot serve a network that takes {spec.channels}"
+            )
+    if pixels.shape[2:] != (spec.height, spec.width):
+        pixels = F.interpolate(
+            pixels, (spec.height, spec.width), mode="bilinear", align_corners=False, antialias=True
+        )
+    return pixels.contiguous()
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [B, C, H, W] of another size, bilinearly, with antialiasing when they shrink;
+    gradients pass."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def recoloured(images: Tensor, channels: int) -> Tensor:
+    """Images [B, C, H, W] with another number of channels, 1 or 3: grey by the luma of ITU-R 601,
+    colour by copying; gradients pass."""
+    given = images.shape[1]
+    if given == channels:
+        return images
+    if given == 1:
+        return images.expand(-1, channels, -1, -1)
+    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images * luma).sum(1, keepdim=True)
+
+
+def grid(pixels: Tensor, columns: int, *, zoom: int = 1, gap: int = 2) -> Image.Image:
+    """uint8 images [N, C, H, W] as one picture, row by row, on white."""
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8
+    )
+    for i, image in enumerate(pixels.cpu().numpy()):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = (
+            image[:3].transpose(1, 2, 0) if channels >= 3 else image[:1].transpose(1, 2, 0)
+        )
+    picture = Image.fromarray(sheet)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def class_sheet(
+    pixels: Tensor, labels: Tensor, classes: int, *, columns: int = 10, zoom: int = 2
+) -> Image.Image:
+    """A contact sheet: a row per class with its first images, blank where there are too few."""
+    shown = min(classes, 40)
+    rows = torch.full((shown * columns, *pixels.shape[1:]), 255, dtype=torch.uint8)
+    for label in range(shown):
+        found = (labels == label).nonzero().flatten()[:columns]
+        rows[label * columns : label * columns + len(found)] = pixels[found]
+    return grid(rows, columns, zoom=zoom)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG at once or not at all."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_atomic(path, content.getvalue(), sync=False)

@@ -1,0 +1,102 @@
+"""Answers as logits: what classifiers return, votes and decisions. B batch, K classes."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEAST = 1e-30  # probability, so that its logarithm and the gradient of that stay finite
+
+
+def as_logits(answer: Tensor, kind: str, *, total: float = 1.0, step: float = 0.0) -> Tensor:
+    """What a classifier returned, as logits [B, K].
+
+    Logits and log-probabilities stay (softmax of log p is p). Probabilities, percentages and top-k
+    lists become log p, p = answer / `total`; probabilities of each class alone become their
+    log-odds, log p − log(1 − p). One logit z for two classes becomes (−z/2, z/2), and so does one
+    probability by its log-odds.
+
+    What was rounded to multiples of `step` has lost its small values. Of a row, the classes at 0
+    share evenly what the others leave, 1 − Σ p, at least step / 2 in all; each has at the most
+    step / 2, in a top-k list at the most what the last of the list has. Log-odds end at
+    p = step / 4 and 1 − step / 4.
+
+    `answer` is [B, K], or for kinds that begin with "binary" [B] or [B, 1].
+
+    >>> as_logits(torch.tensor([[1.0, 0.0]]), "probabilities").softmax(1).round(decimals=3).tolist()
+    [[1.0, 0.0]]
+    >>> as_logits(torch.tensor([0.5]), "binary-probability").softmax(1).tolist()
+    [[0.5, 0.5]]
+    """
+    answer = answer.float()
+    if kind in ("logits", "multilabel-logits"):
+        return answer
+    if kind == "log-probabilities":
+        return answer.clamp_min(math.log(LEAST))
+    if kind == "binary-logit":
+        half = answer.reshape(len(answer), 1) / 2
+        return torch.cat([-half, half], 1)
+    if kind.startswith("binary-"):
+        half = log_odds(answer.reshape(len(answer), 1) / total, step) / 2
+        return torch.cat([-half, half], 1)
+    if kind.startswith("multilabel-"):
+        return log_odds(answer / total, step)
+    p = answer / total
+    if not step and kind != "top-k":
+        return p.clamp_min(LEAST).log()
+    none = p < max(step / 2, LEAST)  # [B, K]
+    sizes = none.sum(1, keepdim=True).clamp_min(1)
+    kept = p.masked_fill(none, 0.0)
+    rest = (1 - kept.sum(1, keepdim=True)).detach().clamp_min(min(step / 2, 0.1) or 1e-7)
+    least = kept.masked_fill(none, 1.0).amin(1, keepdim=True).detach()
+    most = least if kind == "top-k" else torch.full_like(least, step / 2)
+    share = torch.minimum(rest / sizes, most)  # [B, 1]
+    return torch.where(none, share, p.clamp_min(LEAST)).log()
+
+
+def log_odds(p: Tensor, step: float = 0.0) -> Tensor:
+    """The logit of a probability, log p − log(1 − p), of any shape. It ends where p comes within
+    `step` / 4 of 0 or 1, or within what float32 can tell.
+
+    >>> log_odds(torch.tensor([0.5, 0.0, 1.0]), 0.4).round(decimals=3).tolist()
+    [0.0, -2.944000005722046, 2.944000005722046]
+    """
+    least = max(2.0**-24, min(step / 4, 0.05))
+    p = p.float().clamp(least, 1 - least)
+    return p.log() - torch.log1p(-p)
+
+
+def of_votes(votes: Tensor, classes: int, *, doubt: float = 0.1) -> Tensor:
+    """Logits [B, K] that stand for classes [B] alone: log of (1 − doubt) for the class, and of
+    doubt / K for every one.
+
+    Label smoothing (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567): a hard label taught at
+    temperature 1.
+
+    >>> of_votes(torch.tensor([1]), 2, doubt=0.5).softmax(1).round(decimals=3).tolist()
+    [[0.25, 0.75]]
+    """
+    sure = F.one_hot(votes.long(), classes).float()
+    return ((1 - doubt) * sure + doubt / classes).log()
+
+
+def of_decisions(decisions: Tensor, *, doubt: float = 0.1) -> Tensor:
+    """Logits [B, K] that stand for a yes or no [B, K] to every class alone: the log-odds of
+    1 − doubt / 2 and of doubt / 2. What `of_votes` is where the classes exclude each other.
+
+    >>> of_decisions(torch.tensor([[True, False]])).sigmoid().round(decimals=3).tolist()
+    [[0.949999988079071, 0.05000000074505806]]
+    """
+    size = math.log((1 - doubt / 2) / (doubt / 2))
+    return torch.where(decisions, size, -size)
+
+
+def paired(logits: Tensor) -> Tensor:
+    """Logits of independent classes [B, K] as B · K questions of two answers each, no and yes,
+    [B · K, 2]: their softmax is the sigmoid of each, their vote its decision.
+
+    >>> paired(torch.tensor([[2.0, -1.0]])).tolist()
+    [[0.0, 2.0], [0.0, -1.0]]
+    """
+    return torch.stack([torch.zeros_like(logits), logits], -1).flatten(0, 1)

@@ -1,0 +1,40 @@
+"""Random numbers from named seeds: the same names give the same numbers, whatever ran before.
+
+Nothing of a random state is ever saved: a round reseeds from (seed, round), so resuming needs no
+state.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derived(seed: int, *path: int | str) -> int:
+    """A 63-bit seed made from a seed and a path of names and numbers, e.g. (3, "round", 17).
+
+    >>> derived(3, "round", 17) == derived(3, "round", 17)
+    True
+    >>> derived(3, "round", 17) == derived(3, "round", 18)
+    False
+    """
+    text = "/".join(str(part) for part in (seed, *path))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator_for(seed: int, *path: int | str) -> torch.Generator:
+    """A generator of random numbers for one purpose."""
+    return torch.Generator().manual_seed(derived(seed, *path))
+
+
+@contextmanager
+def globally(rng: torch.Generator) -> Iterator[None]:
+    """Seeds torch's global random state from `rng` for a while, and puts the old state back.
+
+    For code that takes no generator: initial weights and kornia.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
+        yield

@@ -1,0 +1,1 @@
+"""Image sets: where those that exist are read from, and the store of synthetic ones."""

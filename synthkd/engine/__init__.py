@@ -1,0 +1,1 @@
+"""The run itself: from a recipe to a lab, and round by round to a student."""

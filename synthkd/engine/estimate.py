@@ -1,0 +1,388 @@
+"""What a run will take, before it begins: seconds, images and memory, from speeds measured here.
+
+`measure` tries every part of a round for a moment, with few images, on copies: nothing of the run
+is changed by it. `predict` is arithmetic on what was measured. B images, C H W their size.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.core.images import to_float
+from synthkd.engine.loop import HELD_OUT, Lab, synthesize
+from synthkd.engine.progress import Budget
+from synthkd.images.augment import augmented
+from synthkd.recipe import Stage
+from synthkd.teachers.frozen import Teacher
+
+TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
+TRIAL = 0.3  # seconds of a trial with a larger batch
+WHOLE = 8.0  # seconds that one trial of a whole batch may take: what takes so long is in a long run
+HELD_PIXELS = 2**24  # of the noise that stands for remembered images
+LOOKED_BACK = 128  # held-out images that the student answers after every round
+SAVED = 3e8  # bytes a second, at which a checkpoint is written and read back
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """What one round of a stage takes, and gives."""
+
+    synthesis: float  # seconds
+    labelling: float  # seconds: answers to fresh images
+    student: float  # seconds: views, the teacher's answers to them, steps
+    invented: float = 0.0  # images offered to the memory
+    trained: float = 0.0  # images of the generator's training that the budget counts
+    seen: float = 0.0  # images that the student learns from
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole round."""
+        return self.synthesis + self.labelling + self.student
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage will take."""
+
+    name: str
+    rounds: float
+    round_seconds: float
+    seconds: float
+    invented: float  # images
+    seen: float  # images
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, from its first round to its last; `after` are the seconds for choosing
+    weights, and `memory` the most bytes at once."""
+
+    stages: tuple[StageEstimate, ...]
+    after: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(stage.seconds for stage in self.stages) + self.after
+
+    @property
+    def seen(self) -> float:
+        """Images that the student learns from."""
+        return sum(stage.seen for stage in self.stages)
+
+
+def predict(
+    stages: Sequence[Stage], budget: Budget, costs: Mapping[str, RoundCost]
+) -> tuple[StageEstimate, ...]:
+    """Rounds, seconds and images of every stage.
+
+    A stage ends when its quota is used up, and a round is never cut: of a budget in images
+
+        rounds = ⌈ quota / images that count in a round ⌉
+
+    and of one in minutes the quota divided by what a round takes, at least one.
+
+    >>> from synthkd.engine.progress import Budget
+    >>> cost = {"a": RoundCost(1.0, 0.5, 0.5, invented=256, seen=1280)}
+    >>> predict([Stage(name="a")], Budget(False, (2560.0,), 2560.0), cost)[0].seconds
+    4.0
+    >>> predict([Stage(name="a")], Budget(True, (60.0,), 60.0), cost)[0].seen
+    38400.0
+    """
+    found = []
+    for stage, quota in zip(stages, budget.quotas, strict=True):
+        cost = costs[stage.name]
+        each = max(cost.seconds, 1e-9)
+        if budget.timed:
+            rounds = max(1.0, quota / each)
+        else:
+            counts = cost.seen if stage.student_steps else max(cost.trained, cost.invented)
+            whole = -(-quota // counts) if counts else 1.0
+            # the last round of a teaching stage takes what is left of its quota
+            rounds = min(whole, quota / counts + 0.0) if stage.student_steps and counts else whole
+        seen = rounds * cost.seen
+        found.append(
+            StageEstimate(
+                stage.name, rounds, each, rounds * each, rounds * cost.invented,
+                seen if budget.timed else min(seen, quota) if stage.student_steps else 0.0,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def estimate_writing(lab: Lab, offering: Stage, count: int, *, before: int) -> Estimate:
+    """What a data set of `count` images will take: the first `before` stages, then rounds of the
+    stage `offering`, if the teacher agrees with every image."""
+    costs, _ = measure(lab, [*lab.stages, offering.model_copy(update={"name": "write"})])
+    cost = costs["write"]
+    rounds = -(-count // max(1.0, cost.invented))
+    writing = StageEstimate(
+        "write", rounds, cost.seconds, rounds * cost.seconds, rounds * cost.invented, 0.0
+    )
+    earlier = predict(lab.stages, lab.budget, costs)[:before]
+    return Estimate((*earlier, writing), 0.0, _memory(lab, 0.0))
+
+
+def estimate(lab: Lab) -> Estimate:
+    """What the run of a fresh `lab` will take on this machine, by trying its parts."""
+    costs, answer = measure(lab)
+    stages = predict(lab.stages, lab.budget, costs)
+    invented = sum(stage.invented for stage in stages)
+    kept = min(float(lab.recipe.memory.capacity), invented)
+    one = float(torch.Size(lab.teacher.spec.shape).numel()) + 2 * lab.teacher.classes
+    saving = 0.0
+    if lab.learner is not None:
+        every = lab.recipe.run.checkpoint_seconds
+        saving = sum(s.seconds for s in stages) / every * kept / 2 * one / SAVED
+    held = min(HELD_OUT, invented / 16)
+    weights = 2 if lab.learner is not None and lab.learner.average is not None else 1
+    return Estimate(stages, weights * held * answer + saving, _memory(lab, kept * one))
+
+
+def _memory(lab: Lab, remembered: float) -> float:
+    student = lab.learner.student if lab.learner is not None else None
+    return memory_of(
+        lab.teacher, lab.stages, student, batch=lab.recipe.training.batch, remembered=remembered,
+        bfloat16=lab.bfloat16,
+    )  # fmt: skip
+
+
+def memory_of(
+    teacher: Teacher, stages: Sequence[Stage], student: nn.Module | None, *, batch: int,
+    remembered: float, bfloat16: bool,
+) -> float:  # fmt: skip
+    """Bytes: what this process holds now, what a batch keeps for its gradients, and what is
+    `remembered`, three times, as a checkpoint is written from a copy and read back."""
+    width = 2 if bfloat16 else 4
+    learned = refined = 0.0
+    if student is not None:
+        learned = width * batch * activations(student, teacher.spec.shape)
+    if teacher.access == "full" and any(s.terms for s in stages):
+        count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
+        refined = width * count * activations(teacher.classifier, teacher.spec.shape)
+    return resident() + max(learned, refined) + 3 * remembered
+
+
+def resident() -> float:
+    """Bytes that this process holds now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            pages = int(file.read().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    import resource
+
+    return float(pages * resource.getpagesize())
+
+
+@torch.no_grad()
+def activations(network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Numbers that the layers of a network return for one image [C, H, W].
+
+    >>> activations(torch.nn.Conv2d(1, 2, 3), (1, 8, 8))
+    72.0
+    """
+    seen: list[int] = []
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen.append(output.numel())
+
+    leaves = [m for m in network.modules() if not list(m.children())]
+    handles = []
+    for module in leaves:
+        try:
+            handles.append(module.register_forward_hook(note))
+        except RuntimeError:  # a module of TorchScript
+            continue
+    mode = network.training
+    network.eval()
+    try:
+        network(torch.zeros(1, *shape, device=next(_tensors(network)).device))
+    except StopIteration:  # nothing to tell a device by: nothing that keeps activations
+        return 0.0
+    finally:
+        network.train(mode)
+        for handle in handles:
+            handle.remove()
+    return float(sum(seen))
+
+
+def _tensors(network: nn.Module) -> Any:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, RoundCost], float]:
+    """What a round of every stage takes, by stage (of others than the run's where `stages` are
+    given), and the seconds of one answer of the student.
+
+    Tried with copies of student and generators and with noise in the place of remembered images;
+    of the run nothing changes. A black box is asked about few images, and is counted as asked.
+    """
+    teacher, recipe = lab.teacher, lab.recipe
+    before = teacher.queries
+    few = max(4, min(recipe.training.batch, TRIED // (teacher.spec.height * teacher.spec.width)))
+    if teacher.access != "full":
+        few = 4
+    patient = teacher.access == "full"
+    student = copy.deepcopy(lab.learner.student) if lab.learner is not None else None
+    wide = max((s.synthesis_batch for s in stages or lab.stages if s.synthesis_steps), default=0)
+    held = 8 * few
+    if patient:  # enough for a large batch to begin with, where that is not too much
+        held = max(held, min(4 * wide, HELD_PIXELS // (teacher.spec.height * teacher.spec.width)))
+    small = recipe.model_copy(
+        update={
+            "memory": recipe.memory.model_copy(
+                update={"capacity": held if recipe.memory.capacity else 0, "form": "images"}
+            )
+        }
+    )
+    tried = Lab(small, lab.stages, teacher, student, device=lab.device, bfloat16=lab.bfloat16)
+    rng = torch.Generator().manual_seed(0)
+    shape = teacher.spec.shape
+    most = recipe.training.batch if patient else few
+    noise = torch.randint(256, (8 * few, *shape), dtype=torch.uint8, generator=rng)
+    pixels = noise.repeat(-(-max(held, most) // len(noise)), 1, 1, 1)
+    labels = torch.arange(held) % teacher.classes
+    tried.memory.add(pixels[:held], labels, torch.randn(held, teacher.classes, generator=rng))
+    if lab.real is not None:
+        tried.real = lab.real[: 8 * few]
+    repeats = 3 if patient else 1
+    teacher.teach(to_float(pixels[:few].to(lab.device)))  # what is prepared once: a copy, caches
+
+    def label_some(count: int, repeats: int) -> float:
+        views = to_float(pixels[:count].to(lab.device))
+        return _timed(lambda: teacher.teach(views), repeats, lab.device) / count
+
+    label = _in_large(label_some, few, most, repeats)
+    step = answer = 0.0
+    if tried.learner is not None:
+        learner = tried.learner
+        views = to_float(pixels[:few].to(lab.device))
+        taught, maps = teacher.teach(views, maps=learner.looks)
+
+        def learn_some(count: int, repeats: int) -> float:
+            many = -(-count // few)
+            views, told = to_float(pixels[:count].to(lab.device)), taught.repeat(many, 1)[:count]
+            maps_told = _repeated(maps, many, count)
+
+            def learn() -> None:
+                view = augmented(views, recipe.augment, 0.0, rng)
+                learner.step(view, told, 0.5, maps_told)
+
+            if repeats > 1:
+                learn()
+            return _timed(learn, repeats, lab.device) / count
+
+        step = _in_large(learn_some, few, most, repeats)
+        answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
+    costs = {
+        stage.name: _round(tried, stage, few, label, step, answer, recipe.training.batch, rng)
+        for stage in stages or lab.stages
+    }
+    if teacher.access == "full":
+        teacher.queries = before  # asked about nothing of the run
+    return costs, answer
+
+
+def _round(
+    lab: Lab, stage: Stage, few: int, label: float, step: float, answer: float, batch: int,
+    rng: torch.Generator,
+) -> RoundCost:  # fmt: skip
+    """One round of a stage, from what its parts take for an image."""
+    student = (stage.student_steps * batch * (step + label)) if step else 0.0
+    if stage.student_steps:
+        student += LOOKED_BACK * answer
+    seen = float(stage.student_steps * batch) if step else 0.0
+    if stage.generator == "none":
+        return RoundCost(0.0, 0.0, student, seen=seen)
+    many, fresh = min(stage.synthesis_batch, few), min(stage.fresh, max(1, few // 2))
+
+    def turn(steps: int) -> tuple[float, float, int]:
+        tried = stage.model_copy(
+            update={"synthesis_steps": steps, "synthesis_batch": many, "fresh": fresh}
+        )
+        started = time.perf_counter()
+        made = synthesize(lab, tried, rng)
+        _synchronised(lab.device)
+        return time.perf_counter() - started, float(made.trained), len(made.batch.images)
+
+    steps = stage.synthesis_steps
+    turn(min(steps, 1))
+    first = [turn(min(steps, 1)) for _ in range(2)]
+    if steps > 1 and lab.teacher.access == "full":  # large batches are slower for their size
+        taken = min(t for t, _, _ in first)
+        larger = min(stage.synthesis_batch, int(many * TRIAL / max(taken, 1e-6)))
+        if larger > many:
+            many = larger
+            first = [turn(1)]
+    once, trained, offered = sum(t for t, _, _ in first) / len(first), first[0][1], first[0][2]
+    whole = 0.0  # seconds of a step of the whole batch, where that is not too long
+    if steps > 1 and lab.teacher.access == "full" and many < stage.synthesis_batch:
+        part, many = many, stage.synthesis_batch
+        if once * many / part < WHOLE:
+            whole = turn(1)[0]
+        many = part
+    wide = stage.synthesis_batch / many
+    more = stage.fresh / fresh if fresh else 0.0
+    if steps > 1:
+        longer, trained_more, _ = turn(3)
+        each, trains = max(0.0, longer - once) / 2, (trained_more - trained) / 2
+    else:
+        each, trains = (once, trained) if steps else (0.0, 0.0)
+    scale = wide if offered == many and offered != fresh else more
+    rest = max(0.0, once - each) * max(scale, wide if steps > 1 else 0.0, 1.0)
+    if steps <= 1:  # a single step, or drawings: all of it grows with what is made
+        synthesis = once * max(scale, wide if trains else 0.0, 1.0)
+    else:
+        synthesis = steps * each * wide + rest
+        if whole:  # as the parts predict it: once; what a large batch costs more is in every step
+            synthesis *= max(1.0, whole / (once * wide))
+    invented = offered * scale
+    counted = (trained - trains) * scale + steps * trains * wide if steps > 1 else trained * wide
+    return RoundCost(synthesis, invented * label, student, invented, counted, seen)
+
+
+def _in_large(trial: Callable[[int, int], float], few: int, most: int, repeats: int) -> float:
+    """Seconds for an image by a `trial` of so many images, so many times: with as many of them, up
+    to `most`, as take about TRIAL seconds, since large batches are slower for their size, where
+    caches are full; and once with all of them where that takes less than WHOLE."""
+    each = trial(few, repeats)
+    larger = min(most, int(TRIAL / max(each, 1e-9)))
+    if larger > few:
+        each = trial(larger, repeats)
+    if max(few, larger) < most and each * most < WHOLE and repeats > 1:
+        each = trial(most, 1)
+    return each
+
+
+def _repeated(maps: Any, times: int, count: int) -> Any:
+    """Maps of a batch for one of `count` images, made of them again and again."""
+    if isinstance(maps, Tensor):
+        return maps.repeat(times, *([1] * (maps.ndim - 1)))[:count]
+    if isinstance(maps, Mapping):
+        return {key: _repeated(value, times, count) for key, value in maps.items()}
+    if isinstance(maps, list | tuple):
+        return type(maps)(_repeated(value, times, count) for value in maps)
+    return maps
+
+
+def _timed(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """The mean, for what delays a trial now and then will delay the run as well."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _synchronised(device)
+    return (time.perf_counter() - started) / repeats
+
+
+def _synchronised(device: torch.device) -> None:
+    if device.type == "cuda":  # where work is only begun
+        torch.cuda.synchronize(device)

@@ -1,0 +1,481 @@
+"""The loop: invent, remember, replay, teach. No files, no printing.
+
+`Lab` holds all that changes during a run; `rounds` moves it on and yields plain `Round` values.
+B batch, N images, C channels, H height, W width, K classes.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from synthkd import schedules
+from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.images import Batch, to_float, to_uint8
+from synthkd.core.seeds import generator_for, globally
+from synthkd.engine.progress import (
+    Progress,
+    Tick,
+    advance,
+    budget_of,
+    no_tick,
+    stage_share,
+    taught_share,
+    whole_share,
+)
+from synthkd.images.augment import augmented, mixed_up
+from synthkd.measures import decided, relative_entropy
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe, Stage
+from synthkd.replay.generative import GenerativeReplay
+from synthkd.replay.memory import Memory
+from synthkd.students.learner import Learner
+from synthkd.synthesis import GENERATORS, Generator
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.teachers.frozen import Teacher
+
+HELD_OUT = 1024  # synthetic images that nobody learns from
+ORIGINS = ("data", *GENERATORS)  # numbers for the memory
+PARTS = ("synthesis", "labelling", "student")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one lap: plain values for whoever records them."""
+
+    progress: Progress
+    stage: str
+    share: float  # of the run, 0..1
+    measures: dict[str, float]
+    samples: Tensor | None  # [n, C, H, W] uint8, a few fresh images
+    labels: Tensor | None  # [n] the classes asked for, or seen where none was
+
+
+class Lab:
+    """Teacher, student, generators, memory, difficulty, cursor. Saved and restored whole."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Sequence[Stage],
+        teacher: Teacher,
+        student: Classifier | None,
+        *,
+        device: torch.device | None = None,
+        bfloat16: bool = False,
+    ) -> None:
+        self.recipe, self.stages, self.teacher = recipe, tuple(stages), teacher
+        self.device = device or torch.device("cpu")
+        self.bfloat16 = bfloat16
+        teacher.low_precision = bfloat16
+        self.learner = (
+            Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
+        )
+        shape, classes = teacher.spec.shape, teacher.classes
+        capacity = recipe.memory.capacity
+        self.memory: Memory | GenerativeReplay = (
+            GenerativeReplay(capacity, teacher, self.label, seed=recipe.run.seed)
+            if recipe.memory.form == "autoencoder"
+            else Memory(capacity, shape, classes)
+        )
+        self.shares = _shares(recipe.memory.shares)
+        self.held_out = Memory(HELD_OUT, shape, classes)
+        self.generators: dict[str, Generator] = {}
+        for kind in dict.fromkeys(s.generator for s in self.stages if s.generator != "none"):
+            with globally(generator_for(recipe.run.seed, "generator", kind)):
+                self.generators[kind] = GENERATORS[kind](recipe, teacher)
+        self.difficulty = schedules.Difficulty(recipe.difficulty.start)
+        self.progress = Progress()
+        self.budget = budget_of(recipe.budget, self.stages)
+        self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.real: Tensor | None = None
+        self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
+
+    def limit(self, seconds: float) -> None:
+        """Gives the run this wall clock in all, of which `progress.seconds` are spent already."""
+        table = self.recipe.budget.model_copy(update={"minutes": max(seconds, 1e-3) / 60})
+        self.budget = budget_of(table, self.stages)
+        self.deadline = time.perf_counter() + seconds - self.progress.seconds
+
+    def use_real(self, real: Tensor) -> None:
+        """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is
+        held out."""
+        self.real = real
+        if self.recipe.data.mix_ratio == 0:
+            order = torch.randperm(
+                len(real), generator=generator_for(self.recipe.run.seed, "held-out")
+            )
+            count = min(HELD_OUT, len(real) // 20)
+            self.hold_out(real[order[:count]])
+            self.real = real[order[count:]]
+
+    def hold_out(self, pixels: Tensor) -> None:
+        """Keeps uint8 images [N, C, H, W] for measuring agreement; nobody learns from them."""
+        self.held_out.add(pixels, torch.full((len(pixels),), -1), self.label(pixels))
+
+    @torch.no_grad()
+    def label(self, pixels: Tensor, *, exact: bool = False) -> Tensor:
+        """The teacher's logits [N, K] for uint8 images [N, C, H, W]; `exact` means in float32."""
+        if not len(pixels):
+            return torch.empty(0, self.teacher.classes)
+        low = self.teacher.low_precision
+        self.teacher.low_precision = low and not exact
+        parts: list[Tensor] = []
+        try:
+            for part in torch.split(pixels, 512):
+                self.tick("labelling", 512 * len(parts), len(pixels))
+                parts.append(self.teacher(to_float(part.to(self.device))).cpu())
+        finally:
+            self.teacher.low_precision = low
+        return torch.cat(parts)
+
+    def fill(self, pixels: Tensor, labels: Tensor) -> None:
+        """Puts a finished synthetic data set into the memory: a twentieth of it is held out."""
+        order = torch.randperm(len(pixels), generator=generator_for(self.recipe.run.seed, "fill"))
+        kept = order[min(HELD_OUT, len(pixels) // 20) :]
+        self.hold_out(pixels[order[: len(order) - len(kept)]])
+        self.memory = Memory(len(kept), self.teacher.spec.shape, self.teacher.classes)
+        self.memory.add(pixels[kept], labels[kept], self.label(pixels[kept]))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.progress.stage >= len(self.stages)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that runs now."""
+        return self.stages[self.progress.stage]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes. Resuming is loading it, nothing else."""
+        return {
+            "learner": self.learner.state_dict() if self.learner else None,
+            "generators": {kind: g.state_dict() for kind, g in self.generators.items()},
+            "memory": self.memory.state_dict(),
+            "held_out": self.held_out.state_dict(),
+            "difficulty": asdict(self.difficulty),
+            "progress": asdict(self.progress),
+            "seconds": dict(self.seconds),
+            "queries": self.teacher.queries,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state of a run with the same recipe."""
+        if self.learner:
+            self.learner.load_state_dict(state["learner"])
+        for kind, generator in self.generators.items():
+            generator.load_state_dict(state["generators"][kind])
+        filled = len(state["memory"].get("pixels", ()))  # by a finished data set
+        if filled > self.memory.capacity or (filled and isinstance(self.memory, GenerativeReplay)):
+            self.memory = Memory(filled, self.teacher.spec.shape, self.teacher.classes)
+        self.memory.load_state_dict(state["memory"])
+        self.held_out.load_state_dict(state["held_out"])
+        self.difficulty = schedules.Difficulty(**state["difficulty"])
+        self.progress = Progress(**state["progress"])
+        self.seconds = dict(state["seconds"])
+        self.teacher.queries = int(state["queries"])
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the wall clock of a block to `seconds[part]`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[part] += time.perf_counter() - started
+
+
+def rounds(lab: Lab) -> Iterator[Round]:
+    """Invent, remember, replay, teach: one Round per lap until the budget is spent."""
+    before = time.perf_counter()
+    while not lab.finished:
+        stage = lab.stage
+        rng = generator_for(lab.recipe.run.seed, "round", lab.progress.round)
+
+        with lab.timed("synthesis"):
+            invented = synthesize(lab, stage, rng, until=_stage_end(lab))
+        fresh, measures, classes = _remember(lab, invented, stage.generator)
+        seen, synthetic = 0, 0
+        if stage.student_steps and lab.learner:
+            seen, synthetic, taught = _teach(lab, stage, fresh, before, rng)
+            measures |= taught
+            with lab.timed("student"):
+                measures |= _update_difficulty(lab, rng)
+
+        now = time.perf_counter()
+        lab.progress = advance(
+            lab.progress, stage, lab.budget, seconds=now - before, seen=seen, synthetic=synthetic,
+            invented=len(invented.batch.images), trained=invented.trained,
+        )  # fmt: skip
+        before = now
+        samples = to_uint8(invented.batch.images[:64]).cpu() if len(invented.batch.images) else None
+        yield Round(
+            lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
+            samples, classes[:64] if samples is not None else None,
+        )  # fmt: skip
+
+
+def _stage_end(lab: Lab) -> float:
+    """When a generator must stop in a timed run, by time.perf_counter: at the end of its stage,
+    give or take a tenth, so that one long round leaves the next stage its time."""
+    if not lab.budget.timed:
+        return lab.deadline
+    quota = lab.budget.quotas[lab.progress.stage]
+    left = max(quota - lab.progress.work, 0.1 * quota)
+    return min(lab.deadline, time.perf_counter() + left)
+
+
+def synthesize(
+    lab: Lab, stage: Stage, rng: torch.Generator, *, until: float = float("inf")
+) -> SyntheticBatch:
+    """The generator's turn; no step of it begins after `until`. The adversarial weight follows the
+    difficulty."""
+    if stage.generator == "none":
+        nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
+        return SyntheticBatch(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
+    terms = dict(stage.terms)
+    if "disagreement" in terms:
+        terms["disagreement"] *= lab.difficulty.level
+    with frozen_student(lab.learner) as student:
+        context = SynthesisContext(
+            lab.teacher, student, stage, terms, lab.recipe.augment,
+            partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
+            partial(_material, lab, stage.generator), whole_share(lab.progress, lab.budget),
+            stage_share(lab.progress, lab.budget), lab.difficulty.level, until,
+            partial(lab.tick, stage.generator),
+        )  # fmt: skip
+        return lab.generators[stage.generator].synthesize(context, rng)
+
+
+@contextmanager
+def frozen_student(learner: Learner | None) -> Iterator[Any]:
+    """The student in eval mode and without gradients to its weights, as an opponent of the
+    generator."""
+    if learner is None:
+        yield lambda images: images.new_zeros(())
+        return
+    student = learner.student
+    mode = student.training
+    student.eval().requires_grad_(False)
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=learner.bfloat16):
+            return student(images).float()  # type: ignore[no-any-return]
+
+    try:
+        yield answer
+    finally:
+        student.train(mode).requires_grad_(True)
+
+
+def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
+    """What the critic compares with: real images where they are allowed, else the memory."""
+    return _material(lab, "", count, rng)
+
+
+def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
+    """Real images where they are allowed, else from the memory as `_remembered` has it."""
+    if lab.real is None or lab.recipe.data.mix_ratio == 1:
+        return _remembered(lab, without, count, rng)
+    pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
+    labels = lab.label(pixels).argmax(1)
+    return Batch(to_float(pixels.to(lab.device)), labels.to(lab.device))
+
+
+def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
+    """Images from the memory; those of the generator `without` only if there are no others."""
+    if len(lab.memory) < 4 * count:
+        return None
+    shares = {ORIGINS.index(without): 0.0} if without else {}
+    drawn = lab.memory.draw(count, rng, shares=shares)
+    return Batch(to_float(drawn.pixels.to(lab.device)), drawn.votes.to(lab.device))
+
+
+def _shares(shares: Mapping[str, float]) -> dict[int, float]:
+    """The recipe's shares of the replay, by the memory's numbers for the generators."""
+    for name in shares:
+        if name not in GENERATORS:
+            raise InputError(
+                f"memory.shares: no generator {quoted(name)}{suggest(name, GENERATORS)}"
+            )
+    if sum(shares.values()) > 1 + 1e-9 or min(shares.values(), default=0) < 0:
+        raise InputError("memory.shares: shares lie in 0..1 and their sum is at most 1")
+    return {ORIGINS.index(name): share for name, share in shares.items()}
+
+
+def _remember(
+    lab: Lab, invented: SyntheticBatch, generator: str
+) -> tuple[Tensor, dict[str, float], Tensor]:
+    """Labels fresh images and stores them; one in sixteen is held out.
+
+    Returns those to learn from, what was measured, and the class of each fresh image.
+    """
+    images, labels = invented.batch
+    measures = dict(invented.measures)
+    if len(images) == 0:
+        return to_uint8(images).cpu(), measures, labels
+    pixels, labels = to_uint8(images).cpu(), labels.cpu()
+    with lab.timed("labelling"):
+        logits = lab.label(pixels)
+    votes = logits.argmax(1)
+    measures["balance"] = relative_entropy(torch.bincount(votes, minlength=lab.teacher.classes))
+    measures["confidence"] = float(lab.teacher.probabilities(logits).amax(1).mean())
+    # without a memory only the first rounds give any away: later batches reach the student whole
+    full = lab.recipe.memory.capacity == 0 and len(lab.held_out) == HELD_OUT
+    cut = 0 if full else len(pixels) // 16
+    lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut])
+    origin = ORIGINS.index(generator)
+    lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], origin)
+    return pixels[cut:], measures, torch.where(labels < 0, votes, labels)
+
+
+def _teach(
+    lab: Lab, stage: Stage, fresh: Tensor, began: float, rng: torch.Generator
+) -> tuple[int, int, dict[str, float]]:
+    """The student's turn: hybrid batches, the same view for teacher and student. The round `began`
+    at a time of time.perf_counter: in a timed run the learning rate falls by the clock."""
+    assert lab.learner is not None
+    recipe = lab.recipe
+    seen = synthetic = 0
+    loss = torch.zeros(())
+    order, used = torch.randperm(len(fresh), generator=rng), 0  # each once before any comes again
+    left = (
+        float("inf")
+        if lab.budget.timed
+        else lab.budget.quotas[lab.progress.stage] - lab.progress.work
+    )
+    for step in range(stage.student_steps):
+        if seen >= left or time.perf_counter() > lab.deadline:
+            break
+        lab.tick("student", step, stage.student_steps)
+        count = recipe.training.batch
+        if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
+            count = int(left - seen)
+        made = schedules.share(lab.progress.images_seen + seen, count, recipe.data.mix_ratio)
+        new = made - _replayed(lab, made, len(fresh))
+        if new and not len(fresh):
+            raise InputError(
+                f"stage {stage.name}: there is nothing to learn from: the teacher has accepted no "
+                "image so far"
+            )
+        turn = fresh[order[torch.arange(used, used + new) % max(1, len(order))]]
+        used += new
+        pixels = _hybrid(lab, turn, made - new, count - made, rng)  # [B, C, H, W]
+        with lab.timed("student"):
+            images = to_float(pixels.to(lab.device)).contiguous(memory_format=torch.channels_last)
+            images = augmented(images, recipe.augment, lab.difficulty.level, rng)
+            if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
+                images = mixed_up(images, rng)
+        with lab.timed("labelling"):
+            taught, maps = lab.teacher.teach(images, maps=lab.learner.looks)  # [B, K]
+        with lab.timed("student"):
+            passed = time.perf_counter() - began if lab.budget.timed else seen
+            spent = replace(lab.progress, taught=lab.progress.taught + passed)
+            loss = lab.learner.step(images, taught, taught_share(spent, lab.budget), maps)
+        seen, synthetic = seen + count, synthetic + made
+    if seen and not loss.isfinite():
+        raise InputError(
+            f"the student's loss is no longer finite after {lab.learner.steps} steps: "
+            f"lower --training.learning_rate (now {recipe.training.learning_rate:g})"
+        )
+    return seen, synthetic, {"loss": float(loss)}
+
+
+def _replayed(lab: Lab, made: int, fresh: int) -> int:
+    """How many of a batch's `made` synthetic images come from the memory, if `fresh` are new."""
+    if len(lab.memory) == 0:
+        return 0
+    return round(lab.recipe.memory.replayed * made) if fresh else made
+
+
+def _hybrid(lab: Lab, fresh: Tensor, replayed: int, real: int, rng: torch.Generator) -> Tensor:
+    """uint8 images of one batch: `fresh` [N, C, H, W], so many replayed and so many real ones."""
+    parts = [fresh]
+    if replayed:
+        near = lab.recipe.memory.boundary * lab.difficulty.level
+        parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).pixels)
+    if real:
+        assert lab.real is not None
+        parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])
+    return torch.cat(parts)
+
+
+def _update_difficulty(lab: Lab, rng: torch.Generator) -> dict[str, float]:
+    """Agreement on held-out images after the round; it moves the difficulty."""
+    if len(lab.held_out) == 0:
+        return {"difficulty": lab.difficulty.level}
+    assert lab.learner is not None
+    drawn = lab.held_out.draw(min(128, len(lab.held_out)), rng)
+    answers = lab.learner.answer(to_float(drawn.pixels.to(lab.device))).cpu()
+    own, taught = (
+        decided(logits, independent=lab.teacher.independent) for logits in (answers, drawn.logits)
+    )
+    agreement = float((own == taught).float().mean())
+    lab.difficulty = schedules.step_difficulty(lab.difficulty, agreement, lab.recipe.difficulty)
+    return {"agreement": agreement, "difficulty": lab.difficulty.level}
+
+
+class HeldOut(NamedTuple):
+    """What student and teacher vote on the images that nobody learned from."""
+
+    learned: Tensor  # [N] int64, the student's votes; of independent classes, N yes or no
+    taught: Tensor  # [N] int64, the teacher's
+
+    @property
+    def agreement(self) -> float:
+        """The share of equal votes, 0..1; 0 without images."""
+        return float((self.learned == self.taught).float().mean()) if len(self.taught) else 0.0
+
+
+def select_final_weights(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
+    """Decides between last and averaged weights by agreement on all held-out images; loads the
+    better.
+
+    No test data takes part. Returns both agreements and the choice, and the votes of the weights
+    that were chosen.
+    """
+    learner = lab.learner
+    assert learner is not None
+    last = held_out_votes(lab)
+    count = len(lab.held_out)
+    if learner.average is None:
+        chosen = {"weights": "last", "held_out_agreement": last.agreement, "held_out_images": count}
+        return chosen, last
+    weights = {k: v.clone() for k, v in learner.student.state_dict().items()}
+    learner.use(learner.average)
+    averaged = held_out_votes(lab)
+    better = averaged.agreement >= last.agreement
+    if not better:
+        learner.use(weights)
+    return {
+        "weights": "averaged" if better else "last",
+        "held_out_agreement": max(averaged.agreement, last.agreement),
+        "held_out_agreement_last": last.agreement,
+        "held_out_agreement_averaged": averaged.agreement,
+        "held_out_images": count,
+    }, averaged if better else last
+
+
+def held_out_votes(lab: Lab) -> HeldOut:
+    """What student and teacher vote on all held-out images."""
+    assert lab.learner is not None
+    kept = lab.held_out.everything()
+    votes = [
+        decided(answer, independent=lab.teacher.independent)
+        for answer in (
+            lab.learner.answer(to_float(p.to(lab.device))).cpu()
+            for p in torch.split(kept.pixels, 512)
+            if len(p)
+        )
+    ]
+    taught = decided(kept.logits, independent=lab.teacher.independent)
+    return HeldOut(torch.cat(votes) if votes else taught, taught)

@@ -1,0 +1,114 @@
+"""Augmentation on the device, differentiable. B batch, C channels, H height, W width.
+
+Shift and mirror are ours (an index_select each, several times cheaper than a resampling); rotation,
+scale and shear are kornia's. All randomness comes from the `rng` that is given.
+"""
+
+import torch
+from torch import Tensor
+
+from synthkd.core.seeds import globally
+from synthkd.recipe import AugmentTable
+
+
+def shifted(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Every image moved by up to `share` of its size in both directions; what enters is its edge,
+    repeated.
+
+    Images [B, C, H, W] stay in their shape. One draw per image.
+    """
+    batch, channels, height, width = images.shape
+    reach_y, reach_x = round(share * height), round(share * width)
+    if reach_y == reach_x == 0:
+        return images
+    rows = torch.arange(height)[None, :] + torch.randint(
+        -reach_y, reach_y + 1, (batch, 1), generator=rng
+    )
+    cols = torch.arange(width)[None, :] + torch.randint(
+        -reach_x, reach_x + 1, (batch, 1), generator=rng
+    )
+    rows, cols = rows.clamp_(0, height - 1), cols.clamp_(0, width - 1)
+    index = (torch.arange(batch)[:, None, None] * height + rows[:, :, None]) * width + cols[
+        :, None, :
+    ]
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)  # [B·H·W, C], free for channels_last
+    moved = pixels.index_select(0, index.flatten().to(images.device))
+    return moved.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Half of the images, drawn at random, with left and right exchanged."""
+    chosen = torch.rand(len(images), 1, 1, 1, generator=rng).to(images.device) < 0.5
+    return torch.where(chosen, images.flip(3), images)
+
+
+def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+    """Contrast changed by up to ± `strength`, brightness by up to half of it, one draw per image,
+    kept in 0..1."""
+    draw = torch.rand(2, len(images), 1, 1, 1, generator=rng).mul_(2).sub_(1).to(images.device)
+    middle = images.mean((1, 2, 3), keepdim=True)
+    return ((images - middle) * (1 + strength * draw[0]) + middle + 0.5 * strength * draw[1]).clamp(
+        0, 1
+    )
+
+
+def erased(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
+    """A rectangle of a fifth to a half of each side painted in the image's mean, with this
+    probability."""
+    batch, _, height, width = images.shape
+    draw = torch.rand(5, batch, 1, generator=rng)
+    tall, wide = (0.2 + 0.3 * draw[0]) * height, (0.2 + 0.3 * draw[1]) * width
+    top, left = draw[2] * (height - tall), draw[3] * (width - wide)
+    y, x = torch.arange(height)[None, :], torch.arange(width)[None, :]
+    inside_y = (y >= top) & (y < top + tall) & (draw[4] < probability)
+    inside_x = (x >= left) & (x < left + wide)
+    hole = (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.device)
+    return torch.where(hole, images.mean((2, 3), keepdim=True), images)
+
+
+def bent(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+    """Rotation by up to 30 degrees, scale 1 ± 0.25 and shear by up to 15 degrees, times
+    `strength`."""
+    import kornia.augmentation as K
+
+    warp = K.RandomAffine(
+        degrees=30 * strength,
+        scale=(1 - 0.25 * strength, 1 + 0.25 * strength),
+        shear=15 * strength,
+        padding_mode="border",
+        p=1.0,
+    )
+    with globally(rng):
+        warped: Tensor = warp(images)
+    return warped
+
+
+def augmented(
+    images: Tensor, table: AugmentTable, difficulty: float, rng: torch.Generator
+) -> Tensor:
+    """The view that teacher and student both see: images [B, C, H, W] in 0..1, a fresh draw for
+    each.
+
+    Shift and mirror are always on; bending, jitter and erasing grow with the difficulty, 0..1.
+    """
+    out = shifted(images, table.shift, rng)
+    if table.flip:
+        out = mirrored(out, rng)
+    if table.affine * difficulty > 0:
+        out = bent(out, table.affine * difficulty, rng)
+    if table.jitter * difficulty > 0:
+        out = jittered(out, table.jitter * difficulty, rng)
+    if table.erase * difficulty > 0:
+        out = erased(out, table.erase * difficulty, rng)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def mixed_up(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Mixup (Zhang et al. 2018): each image blended with another of the batch, weight uniform in
+    0..1.
+
+    The teacher labels the blend itself, so no labels are mixed.
+    """
+    weight = torch.rand(len(images), 1, 1, 1, generator=rng).to(images.device)
+    other = images[torch.randperm(len(images), generator=rng).to(images.device)]
+    return torch.lerp(other, images, weight)

@@ -1,0 +1,1 @@
+"""Losses as pure functions: what a student minimises, and what synthetic images are made by."""

@@ -1,0 +1,923 @@
+"""Every setting of a run, checked when built.
+
+This file alone defines the TOML keys, the flags, the help and the table of docs/settings.md.
+A `Table` is one TOML table; a field's description is its help; `ge`, `le` and friends are its
+range; `Flag` gives a daily setting a short flag beside its dotted name. Knows only pydantic.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from synthkd.core.errors import quoted, suggest
+
+MOST_CLASSES = 1_000_000
+MOST = 10**12  # of what is counted one after the other
+MOST_AT_ONCE = 65536  # images of a batch
+MOST_MINUTES = 10_000_000.0  # nineteen years
+MOST_SIDE = 1024  # pixels, of an image for a network
+
+
+@dataclass(frozen=True)
+class Flag:
+    """The short flag of a daily setting, e.g. `--teacher` for `teacher.spec`."""
+
+    name: str
+
+
+def _split(value: object) -> object:
+    """Flags write lists with commas: `0.5,0.5` and `0.5` are both lists of numbers."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+    return tuple(value) if isinstance(value, list) else value  # strict pydantic wants a tuple here
+
+
+def _parted(value: object) -> object:
+    """Flags write named numbers as `pixels=0.6,gan=0.2`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    return {name.strip(): number.strip() for name, _, number in pairs}
+
+
+def _sides(value: object) -> object:
+    """Flags write a size as `32`, or as `8x32` or `8,32`: height, then width."""
+    parts: object = value
+    if isinstance(value, str):
+        parts = re.split(r"\s*[x,]\s*", value.strip())
+    if isinstance(parts, int) and not isinstance(parts, bool):
+        parts = [parts]
+    if isinstance(parts, list | tuple) and len(parts) in (1, 2):
+        texts = [str(part) for part in parts]
+        if all(re.fullmatch(r"[0-9]{1,4}", text) for text in texts):
+            sides = [int(text) for text in texts]
+            if all(8 <= side <= MOST_SIDE for side in sides):
+                return sides[0] if sides[0] == sides[-1] else tuple(sides)
+    shown = "x".join(str(part) for part in parts) if isinstance(parts, list | tuple) else value
+    raise ValueError(
+        f"one side, or HEIGHTxWIDTH, each of 8 to {MOST_SIDE:,} pixels; got {quoted(shown)}"
+    )
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
+        known = "known devices: auto, cpu, cuda, cuda:N"
+        raise ValueError(f"{known}; mps is not supported: use cpu" if name == "mps" else known)
+    return name
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Shares = Annotated[dict[str, float], BeforeValidator(_parted)]
+Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
+Arguments = Annotated[dict[str, str], BeforeValidator(_parted)]
+
+
+class Table(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TeacherTable(Table):
+    """The network to learn from."""
+
+    spec: Annotated[
+        str,
+        Field(
+            description="teacher: demo, a run directory, a named network, torchvision:NAME, "
+            "timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, package.module:callable, or file.py:callable "
+            "(the last three with --trust-code unless installed)"
+        ),
+        Flag("--teacher"),
+    ] = "demo"
+    weights: Annotated[
+        str,
+        Field(
+            description="file of weights for the teacher, of safetensors or torch.save, whatever "
+            "its suffix; hub: those that torchvision or timm offers, over the network"
+        ),
+        Flag("--teacher-weights"),
+    ] = ""
+    weights_key: Annotated[
+        str,
+        Field(
+            description="which of several sets of weights in its file, by the key or prefix before "
+            "their names, e.g. model_ema (default: raw ones before averages)"
+        ),
+    ] = ""
+    output: Annotated[
+        str,
+        Field(
+            description="which of several outputs of an ONNX graph holds the scores of classes, by "
+            "name (default: recognised by name and shape)"
+        ),
+    ] = ""
+    image_size: Annotated[
+        Sides | None,
+        Field(
+            description="height and width of its input, 8 to 1024 pixels: one number for both, or "
+            "HEIGHTxWIDTH, e.g. 32x100"
+        ),
+        Flag("--image-size"),
+    ] = None
+    channels: Annotated[
+        int | None, Field(description="channels of its input", ge=1, le=4), Flag("--channels")
+    ] = None
+    mean: Annotated[
+        Numbers | None,
+        Field(description="mean it subtracts, per channel, for pixels in 0..1"),
+        Flag("--teacher-mean"),
+    ] = None
+    std: Annotated[
+        Numbers | None,
+        Field(description="deviation it divides by, per channel"),
+        Flag("--teacher-std"),
+    ] = None
+    classes: Annotated[
+        int | None,
+        Field(
+            description="number of classes (default: asked of the network)", ge=2, le=MOST_CLASSES
+        ),
+        Flag("--classes"),
+    ] = None
+    class_names: Annotated[
+        str,
+        Field(
+            description="names of its classes in its own order, with commas or one a line in a "
+            "text file (default: what it tells itself)"
+        ),
+        Flag("--class-names"),
+    ] = ""
+    args: Annotated[
+        Arguments,
+        Field(description="keyword arguments for its callable, e.g. depth=20,width=16"),
+        Flag("--teacher-args"),
+    ] = {}
+    access: Annotated[
+        Literal["full", "logits", "labels"],
+        Field(
+            description="what may be used of it: everything; its answers, without gradients; or "
+            "the class it names alone"
+        ),
+        Flag("--teacher-access"),
+    ] = "full"
+    answers: Annotated[
+        Literal[
+            "auto", "logits", "probabilities", "log-probabilities", "percentages", "top-k",
+            "binary-logit", "binary-probability", "binary-percentage", "multilabel-logits",
+            "multilabel-probabilities", "multilabel-percentages", "labels",
+        ],
+        Field(
+            description="what it answers (auto: recognised by asking it): scores of classes of "
+            "which one applies; one score for two classes (binary-); a score a class, independent "
+            "of the others (multilabel-); or class numbers"
+        ),
+        Flag("--teacher-answers"),
+    ] = "auto"  # fmt: skip
+    features: Annotated[
+        str,
+        Field(
+            description="module whose output is taken for its features, by name (default: what its "
+            "last linear layer takes in); maps and tokens are averaged"
+        ),
+    ] = ""
+
+
+class StudentTable(Table):
+    """The small network that learns."""
+
+    spec: Annotated[
+        str,
+        Field(
+            description="student: a named network, any other SPEC of --teacher, or auto: the "
+            "largest under --max-params, --max-flops and --max-latency-ms: of ours, and for "
+            "images from 64 pixels on of small ones of timm and torchvision"
+        ),
+        Flag("--student"),
+    ] = "resnet8-w12"
+    weights: Annotated[
+        str,
+        Field(description="file of weights that the student starts from"),
+        Flag("--student-weights"),
+    ] = ""
+    start: Annotated[
+        Literal["new", "teacher"],
+        Field(
+            description="first weights: drawn at random, or the teacher's: its layers of the same "
+            "name, and of wider ones the channels that matter most, as far as the shapes allow"
+        ),
+    ] = "new"
+    args: Annotated[
+        Arguments,
+        Field(description="keyword arguments for its callable"),
+        Flag("--student-args"),
+    ] = {}
+    max_params: Annotated[
+        int | None,
+        Field(description="auto: largest number of weights", ge=1, le=MOST),
+        Flag("--max-params"),
+    ] = None
+    max_flops: Annotated[
+        float | None,
+        Field(description="auto: most floating-point operations per image", gt=0),
+        Flag("--max-flops"),
+    ] = None
+    max_latency_ms: Annotated[
+        float | None,
+        Field(
+            description="auto: most milliseconds of one image alone, by the exported file on this "
+            "machine",
+            gt=0,
+        ),
+        Flag("--max-latency-ms"),
+    ] = None
+
+
+class DataTable(Table):
+    """Images that exist already. All are optional; a data-free run opens none of them."""
+
+    mix_ratio: Annotated[
+        float,
+        Field(description="share of synthetic images in every batch", ge=0, le=1),
+        Flag("--mix-ratio"),
+    ] = 1.0
+    real: Annotated[
+        str,
+        Field(
+            description="real images for training, labels not needed: a folder, "
+            "an .npz with x (and y), "
+            "or file.py:callable[:argument]; distill: read only below mix ratio 1"
+        ),
+        Flag("--real-data"),
+    ] = ""
+    val: Annotated[
+        str,
+        Field(
+            description="labelled images for the final score; they never influence the run "
+            "(demo teacher: the digits nobody saw; none: no score)"
+        ),
+        Flag("--val-data"),
+    ] = ""
+    class_order: Annotated[
+        str,
+        Field(
+            description="which class of the teacher each class of the images is: auto, names, "
+            "numeric, alphabetical, one-based, background-first, or for each in turn the teacher's "
+            "number or name, with commas or one a line in a text file"
+        ),
+        Flag("--class-order"),
+    ] = "auto"
+    range: Annotated[
+        Numbers,
+        Field(
+            description="values that are black and white, BLACK,WHITE, in images of more than 8 "
+            "bits and in arrays (default: judged by all values of a set)"
+        ),
+    ] = ()
+    background: Annotated[
+        Literal["auto", "white", "black"],
+        Field(
+            description="ground under transparent images; auto: the one that what is drawn on it "
+            "stands out from"
+        ),
+    ] = "auto"
+    resize: Annotated[
+        Literal["stretch", "crop", "pad"],
+        Field(
+            description="images of another proportion than the teacher's: the whole stretched, "
+            "the middle cut out, or a ground put around"
+        ),
+    ] = "stretch"
+    synthetic: Annotated[
+        str,
+        Field(description="a data set made by `synthkd generate`, used instead of a generator"),
+        Flag("--synthetic"),
+    ] = ""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.range and (len(self.range) != 2 or self.range[0] == self.range[1]):
+            raise ValueError("range wants two different numbers, the values of black and of white")
+        return self
+
+
+class BudgetTable(Table):
+    """How long a run lasts: minutes, or images shown to the student."""
+
+    minutes: Annotated[
+        float | None,
+        Field(
+            description="wall clock of the run, in minutes (generate: of the training)",
+            gt=0,
+            le=MOST_MINUTES,
+        ),
+        Flag("--minutes"),
+    ] = None
+    images: Annotated[
+        int | None,
+        Field(
+            description="images shown to the student (generate: to the generator)", ge=1, le=MOST
+        ),
+        Flag("--images-seen"),
+    ] = None
+
+
+class RunTable(Table):
+    """Where and how a run computes."""
+
+    out: Annotated[
+        str, Field(description="directory to write; must be empty or new"), Flag("--out")
+    ] = ""
+    seed: Annotated[
+        int, Field(description="seed of everything random", ge=0, lt=2**31), Flag("--seed")
+    ] = 0
+    stages: Annotated[
+        Words, Field(description="names of the stages to run, comma-separated (default: all)")
+    ] = ()
+    device: Annotated[
+        str, Field(description="auto, cpu, cuda or cuda:N"), AfterValidator(_device)
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(
+            description="arithmetic of the networks; auto: bfloat16 where the machine is fast at it"
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int, Field(description="CPU threads (0: as many as there are cores)", ge=0, le=1024)
+    ] = 0
+    checkpoint_seconds: Annotated[float, Field(description="seconds between checkpoints", gt=0)] = (
+        60.0
+    )
+    snapshots: Annotated[
+        int, Field(description="how often the student's weights are kept on the way", ge=0, le=MOST)
+    ] = 0
+    trust_code: Annotated[
+        bool,
+        Field(
+            description="allow what runs code: file.py: specs, .pt2 and TorchScript files, and "
+            "installed callables that a file names"
+        ),
+        Flag("--trust-code"),
+    ] = False
+    anyway: Annotated[
+        bool,
+        Field(description="go on although a check found something serious with the teacher"),
+        Flag("--anyway"),
+    ] = False
+
+
+class GeneratorTable(Table):
+    """Who invents images; and the decoder of `gan` and `episodes` (catalogue A1, A3, A8)."""
+
+    kind: Annotated[
+        Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion"],
+        Field(
+            description='who invents in the stages that leave it open (generator = "auto"); '
+            "auto: chosen by looking at the teacher"
+        ),
+        Flag("--generator"),
+    ] = "auto"
+    start: Annotated[
+        str,
+        Field(
+            description="trained generator to use instead of training a new one: a run's, a "
+            "diffusers folder, or hub:OWNER/NAME (over the network)"
+        ),
+        Flag("--generator-from"),
+    ] = ""
+    latent: Annotated[int, Field(description="length of the noise vector", ge=1, le=4096)] = 128
+    width: Annotated[int, Field(description="channels of its last layer", ge=4, le=512)] = 32
+    conditional: Annotated[
+        bool, Field(description="ask for classes (false: an image's class is the teacher's vote)")
+    ] = True
+    source: Annotated[
+        Literal["noise", "noisy_layer"],
+        Field(
+            description="where variety comes from: a noise vector, or a first layer whose random "
+            "weights are drawn anew for every batch (NAYER)"
+        ),
+    ] = "noise"
+    output: Annotated[
+        Literal["sigmoid", "standard"],
+        Field(
+            description="how pixels are made: a sigmoid, or tanh brought to the mean and deviation "
+            "that the teacher normalises by (DAFL)"
+        ),
+    ] = "sigmoid"
+    ema: Annotated[
+        float,
+        Field(
+            description="decay of an averaged copy that offers half of gan's new samples (MAD; "
+            "0: none)",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    statistics_ema: Annotated[
+        float,
+        Field(
+            description="share of a running average in the statistics that are compared "
+            "(0: the batch alone)",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    latent_rate: Annotated[
+        float,
+        Field(description="Adam's rate for the noise itself, in episodes (0: fixed)", ge=0, le=1),
+    ] = 0.0
+    meta: Annotated[
+        Literal["none", "maml", "reptile"],
+        Field(
+            description="in episodes: how the weights that every episode starts from learn "
+            "(none: the episodes go on from each other)"
+        ),
+    ] = "none"
+    restart: Annotated[
+        int,
+        Field(
+            description="episodes after which its weights are drawn anew (0: never)", ge=0, le=MOST
+        ),
+    ] = 0
+    schedule: Annotated[
+        Literal["constant", "cosine"], Field(description="how the rate falls over the run")
+    ] = "constant"
+    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 2e-3
+    beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
+    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
+        5.0
+    )
+
+
+class ProceduralTable(Table):
+    """Images drawn by a formula (catalogue A9)."""
+
+    kinds: Annotated[
+        Words,
+        Field(
+            description="noise, spectrum, leaves, shaders, strokes, fractals, polygons; auto: "
+            "strokes for a teacher of one channel whose images are mostly black or mostly white, "
+            "else all but noise and strokes"
+        ),
+    ] = ("auto",)
+    evolve: Annotated[
+        float,
+        Field(
+            description="share of the drawings that are changed copies of remembered ones "
+            "(strokes only)",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
+
+
+class PixelsTable(Table):
+    """Pixels improved directly by gradients through the teacher (catalogue A4)."""
+
+    start: Annotated[
+        Literal["noise", "drawings", "memory"],
+        Field(description="what they start from: Gaussian noise, drawings, remembered images"),
+    ] = "memory"
+    basis: Annotated[
+        Literal["pixels", "fourier"],
+        Field(description="what is moved: pixels, or their spectrum scaled by 1/frequency"),
+    ] = "fourier"
+    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 0.05
+    beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(description="Adam's second decay", ge=0, lt=1)] = 0.9
+    decay: Annotated[
+        float,
+        Field(description="share by which the rate falls, step by step, until the end", ge=0, le=1),
+    ] = 0.9
+    roll: Annotated[
+        float,
+        Field(description="random shift between steps, as a share of the image", ge=0, le=0.5),
+    ] = 0.125
+
+
+class DiffusionTable(Table):
+    """The denoiser of the generator `diffusion`, and how it is sampled (catalogue A5, A6, A7)."""
+
+    size: Annotated[
+        int,
+        Field(
+            description="side of the square at which it works, in pixels, a multiple of 4 "
+            "(0: the shape of the teacher's images, at most 64)",
+            ge=0,
+            le=256,
+            multiple_of=4,
+        ),
+    ] = 0
+    width: Annotated[
+        int, Field(description="channels of its first level", ge=8, le=512, multiple_of=8)
+    ] = 32
+    prediction: Annotated[
+        Literal["v", "epsilon"], Field(description="what it predicts: v, or the noise")
+    ] = "v"
+    noise: Annotated[
+        Literal["cosine", "linear"], Field(description="how noise grows over the 1000 steps")
+    ] = "cosine"
+    snr: Annotated[
+        float,
+        Field(
+            description="largest weight of a step, as a signal-to-noise ratio (0: all alike)", ge=0
+        ),
+    ] = 5.0
+    drop: Annotated[
+        float, Field(description="share of a batch that is not told its class", ge=0, le=1)
+    ] = 0.1
+    learning_rate: Annotated[float, Field(description="AdamW's rate", gt=0, le=1)] = 1e-3
+    ema: Annotated[
+        float, Field(description="longest decay of the averaged weights", ge=0, lt=1)
+    ] = 0.999
+    curriculum: Annotated[
+        Literal["none", "linear", "difficulty"],
+        Field(
+            description="how training opens from coarse, noisy steps to fine ones: all at once, "
+            "over the stage, or with the run's difficulty"
+        ),
+    ] = "none"
+    opened_after: Annotated[
+        float, Field(description="share of the stage after which linear has opened all", gt=0, le=1)
+    ] = 0.5
+    steps: Annotated[int, Field(description="denoising steps of a sample", ge=1, le=1000)] = 8
+    solver: Annotated[
+        Literal["auto", "ddim", "dpm", "ddpm"],
+        Field(description="how it steps; auto: the one whose images the teacher agrees with most"),
+    ] = "ddim"
+    scale: Annotated[
+        float,
+        Field(
+            description="classifier-free guidance (1: none, and half the price; 0: as if no class "
+            "were known; borrowed models that always know one: 1)",
+            ge=0,
+            le=100,
+        ),
+    ] = 1.0
+    guidance: Annotated[
+        float,
+        Field(
+            description="how far the teacher's gradient may move a step's clean image, by the "
+            "stage's terms or, without any, towards the class (0: it steers nothing)",
+            ge=0,
+        ),
+    ] = 0.0
+    guide_schedule: Annotated[
+        Literal["constant", "rising", "falling"],
+        Field(description="its course while the image clears"),
+    ] = "constant"
+    guide_clip: Annotated[
+        float, Field(description="largest norm of the gradient, per image (0: no limit)", ge=0)
+    ] = 1.0
+    through: Annotated[
+        Literal["image", "denoiser"],
+        Field(description="what the gradient passes: the clean image alone, or the denoiser too"),
+    ] = "image"
+    recurrence: Annotated[
+        int,
+        Field(
+            description="how often a step is taken, with fresh noise between (not dpm)",
+            ge=1,
+            le=100,
+        ),
+    ] = 1
+    accept: Annotated[
+        Literal["agreed", "all"],
+        Field(description="which samples are kept: those in which the teacher sees the class"),
+    ] = "agreed"
+    confidence: Annotated[
+        float,
+        Field(description="least probability of that class, to be kept (agreed)", ge=0, le=1),
+    ] = 0.0
+    batch: Annotated[int, Field(description="images denoised at once", ge=1, le=MOST_AT_ONCE)] = 64
+    prompt: Annotated[
+        str, Field(description="what a borrowed text model is told; {} is the class's name")
+    ] = "a photo of a {}"
+
+
+class DiscriminatorTable(Table):
+    """The critic behind the term `realism` (catalogue A2)."""
+
+    width: Annotated[int, Field(description="channels of its first layer", ge=4, le=512)] = 16
+    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 4e-4
+    spectral_norm: Annotated[
+        bool, Field(description="bound every layer's largest singular value by 1")
+    ] = True
+
+
+class MemoryTable(Table):
+    """Synthetic images that the student may see again (catalogue D2)."""
+
+    capacity: Annotated[
+        int, Field(description="images remembered (0: no memory, fresh images only)", ge=0, le=MOST)
+    ] = 20_000
+    replayed: Annotated[
+        float,
+        Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1),
+    ] = 0.75
+    shares: Annotated[
+        Shares,
+        Field(
+            description="share of the replay by generator, e.g. pixels=0.6; the others divide "
+            "the rest (none given: all images are equal)"
+        ),
+    ] = {}
+    form: Annotated[
+        Literal["images", "autoencoder"],
+        Field(
+            description="what is remembered: images, or a variational autoencoder that learns to "
+            "make them again (PRE-DFKD)"
+        ),
+    ] = "images"
+    boundary: Annotated[
+        float,
+        Field(
+            description="share of the replay drawn near the teacher's boundary, at difficulty 1",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.5
+
+
+class DifficultyTable(Table):
+    """The difficulty scheduler (catalogue D1): agreement on held-out synthetic images drives it."""
+
+    enabled: Annotated[
+        bool, Field(description="move the difficulty (false: it stays at start)")
+    ] = True
+    start: Annotated[float, Field(description="difficulty at the beginning", ge=0, le=1)] = 0.3
+    low: Annotated[float, Field(description="agreement under which it gets easier", ge=0, le=1)] = (
+        0.7
+    )
+    high: Annotated[float, Field(description="agreement over which it gets harder", ge=0, le=1)] = (
+        0.85
+    )
+    down: Annotated[float, Field(description="factor when it gets easier", gt=0, lt=1)] = 0.8
+    up: Annotated[float, Field(description="factor when it gets harder", gt=1, le=10)] = 1.2
+    floor: Annotated[float, Field(description="smallest difficulty", ge=0, le=1)] = 0.1
+    ceiling: Annotated[float, Field(description="largest difficulty", ge=0, le=1)] = 0.9
+    patience: Annotated[
+        int, Field(description="rounds in a row beyond a threshold before it moves", ge=1, le=MOST)
+    ] = 2
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.high:
+            raise ValueError(f"low must not exceed high; got {self.low} and {self.high}")
+        if not self.floor <= self.start <= self.ceiling:
+            raise ValueError(
+                "floor <= start <= ceiling must hold; "
+                f"got {self.floor}, {self.start}, {self.ceiling}"
+            )
+        return self
+
+
+class AugmentTable(Table):
+    """What happens to an image before teacher and student see it (both see the same view)."""
+
+    shift: Annotated[
+        float, Field(description="random shift, as a share of the image", ge=0, le=0.5)
+    ] = 0.125
+    flip: Annotated[bool, Field(description="mirror half of the images")] = False
+    affine: Annotated[
+        float,
+        Field(description="rotation (x 30 degrees), scale and shear at difficulty 1", ge=0, le=1),
+    ] = 0.5
+    jitter: Annotated[
+        float, Field(description="brightness and contrast change at difficulty 1", ge=0, le=1)
+    ] = 0.3
+    erase: Annotated[
+        float, Field(description="probability of an erased rectangle at difficulty 1", ge=0, le=1)
+    ] = 0.5
+    mixup: Annotated[
+        float, Field(description="probability that a batch is blended with itself", ge=0, le=1)
+    ] = 0.5
+
+
+class TrainingTable(Table):
+    """How the student learns."""
+
+    batch: Annotated[int, Field(description="images per student step", ge=2, le=65536)] = 128
+    loss: Annotated[
+        Literal["kl", "l1"],
+        Field(description="distance to the teacher: KL of softened answers, or L1 of logits"),
+    ] = "kl"
+    optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = (
+        "sgd"
+    )
+    learning_rate: Annotated[float, Field(description="peak learning rate", gt=0)] = 0.1
+    unnormalised: Annotated[
+        float,
+        Field(
+            description="factor of the rate for a student without normalisation layers", gt=0, le=1
+        ),
+    ] = 1.0
+    schedule: Annotated[
+        Literal["one_cycle", "constant", "steps"],
+        Field(description="course of the rate; steps: a tenth from each milestone on"),
+    ] = "one_cycle"
+    milestones: Annotated[
+        Numbers, Field(description="milestones of the schedule steps, as shares of the run")
+    ] = (0.4, 0.8)
+    momentum: Annotated[float, Field(description="momentum of sgd", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(description="L2 penalty on weights", ge=0)] = 5e-4
+    warmup: Annotated[
+        float, Field(description="share of the run in which the rate rises (one_cycle)", ge=0, lt=1)
+    ] = 0.1
+    temperature: Annotated[
+        float, Field(description="softening of the logits (kl)", gt=0, le=100)
+    ] = 4.0
+    attention: Annotated[
+        float,
+        Field(
+            description="weight of attention transfer: student and teacher look at the same places",
+            ge=0,
+        ),
+    ] = 0.0
+    features: Annotated[
+        float,
+        Field(description="weight of matching the teacher's maps, where shapes allow", ge=0),
+    ] = 0.0
+    clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
+        5.0
+    )
+    ema: Annotated[
+        float, Field(description="decay of the averaged student (0: none)", ge=0, lt=1)
+    ] = 0.999
+
+    @model_validator(mode="after")
+    def _within_the_run(self) -> Self:
+        if not all(0 <= milestone <= 1 for milestone in self.milestones):
+            raise ValueError(f"milestones are shares of the run, 0..1; got {self.milestones}")
+        return self
+
+
+class DatasetTable(Table):
+    """What `synthkd generate` writes."""
+
+    count: Annotated[int, Field(description="images to write", ge=1, le=MOST), Flag("--count")] = (
+        1_000
+    )
+    shard: Annotated[int, Field(description="images per shard file", ge=1, le=MOST)] = 8_192
+    folders: Annotated[
+        bool, Field(description="also write class folders of PNG files, as ImageFolder wants them")
+    ] = True
+
+
+class EvaluationTable(Table):
+    """What `synthkd evaluate` compares."""
+
+    images: Annotated[
+        str,
+        Field(description="images to score: a synthetic data set or any data path"),
+        Flag("--images"),
+    ] = ""
+    reference: Annotated[
+        str, Field(description="real images to compare them with (FID, KID)"), Flag("--reference")
+    ] = ""
+    extractor: Annotated[
+        str,
+        Field(description="features for FID and KID: teacher, inception, or another SPEC"),
+        Flag("--extractor"),
+    ] = "teacher"
+    extractor_weights: Annotated[
+        str,
+        Field(
+            description="weights of the extractor; "
+            "for inception: a local copy of torch-fidelity's file"
+        ),
+        Flag("--extractor-weights"),
+    ] = ""
+    batch: Annotated[int, Field(description="images per forward pass", ge=1, le=MOST_AT_ONCE)] = 256
+
+
+TERMS: dict[str, str] = {
+    "one_hot": "B1 cross-entropy to the class asked for",
+    "statistics": "B2 relative distance to the teacher's BatchNorm statistics",
+    "statistics_norm": "B2 as published: the length of the gaps to those statistics, summed",
+    "prototype": "B3 features near the class's row of the last layer",
+    "consistency": "B3 two views of an image have the same features",
+    "disagreement": "B4 the student's disagreement, where both still vote alike (maximised)",
+    "logit_gap": "B4 as in DFAD: the gap between the two networks' logits (maximised)",
+    "divergence": "B4 as in ZSKT: KL from teacher to student, everywhere (maximised)",
+    "jensen_shannon": "B4 as in DeepInversion: 1 - a Jensen-Shannon divergence of the two networks",
+    "realism": "B5 a critic cannot tell the image from reference images",
+    "balance": "B6 classes equally frequent over the batch",
+    "smoothness": "B7 total variation of the pixels",
+    "variation": "B7 as published: norms of four differences of the normalised images",
+    "magnitude": "B7 length of a normalised image",
+    "contrast": "B8 as in CMI: an image's two views are alike, all other images differ",
+    "spread": "B8 images of one class have different features",
+    "activation": "B9 strong features",
+}
+
+
+class Stage(Table):
+    """One stage of a run: `[[stage]]` in TOML, `--stage.NAME.key VALUE` on the command line."""
+
+    name: Annotated[str, Field(description="its name", pattern=r"^[a-z][a-z0-9_-]*$")]
+    generator: Annotated[
+        Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion", "none"],
+        Field(description="who invents images; auto: as generator.kind says"),
+    ] = "auto"
+    share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
+    synthesis_steps: Annotated[
+        int, Field(description="generator steps per round", ge=0, le=MOST)
+    ] = 1
+    synthesis_batch: Annotated[
+        int, Field(description="images per generator step", ge=2, le=MOST_AT_ONCE)
+    ] = 128
+    offer: Annotated[
+        Literal["new", "last", "best"],
+        Field(
+            description="what a round adds: fresh samples, or the very images of the generator's "
+            "last or best step"
+        ),
+    ] = "new"
+    fresh: Annotated[
+        int, Field(description="fresh images added to the memory per round", ge=0, le=MOST)
+    ] = 128
+    student_steps: Annotated[int, Field(description="student steps per round", ge=0, le=MOST)] = 10
+    terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
+
+    @model_validator(mode="after")
+    def _known_terms(self) -> Self:
+        for term in self.terms:
+            if term not in TERMS:
+                raise ValueError(f"unknown term {quoted(term)}{suggest(term, TERMS)}")
+        return self
+
+
+class Recipe(Table):
+    """One complete, frozen description of a run."""
+
+    pipeline: Annotated[
+        str,
+        Field(description="stages and defaults to start from: a shipped name or a .toml file"),
+        Flag("--pipeline"),
+    ] = "synthkd"
+    teacher: TeacherTable = TeacherTable()
+    student: StudentTable = StudentTable()
+    data: DataTable = DataTable()
+    budget: BudgetTable = BudgetTable()
+    run: RunTable = RunTable()
+    generator: GeneratorTable = GeneratorTable()
+    procedural: ProceduralTable = ProceduralTable()
+    pixels: PixelsTable = PixelsTable()
+    diffusion: DiffusionTable = DiffusionTable()
+    discriminator: DiscriminatorTable = DiscriminatorTable()
+    memory: MemoryTable = MemoryTable()
+    difficulty: DifficultyTable = DifficultyTable()
+    augment: AugmentTable = AugmentTable()
+    training: TrainingTable = TrainingTable()
+    dataset: DatasetTable = DatasetTable()
+    evaluation: EvaluationTable = EvaluationTable()
+    stage: tuple[Stage, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.budget.minutes is not None and self.budget.images is not None:
+            raise ValueError("give --minutes or --images-seen, not both")
+        names = [stage.name for stage in self.stage]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ; got {', '.join(names)}")
+        for name in self.run.stages:
+            if name not in names:
+                raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
+        if self.data.mix_ratio < 1 and not self.data.real:
+            raise ValueError(
+                f"mix ratio {self.data.mix_ratio:g} wants real images: give --real-data PATH, "
+                "or leave --mix-ratio at 1.0 for a data-free run"
+            )
+        limits = ("max_params", "max_flops", "max_latency_ms")
+        if self.student.spec != "auto" and any(getattr(self.student, n) for n in limits):
+            raise ValueError(
+                "--max-params, --max-flops and --max-latency-ms are for --student auto"
+            )
+        for name in ("mean", "std"):
+            values, channels = getattr(self.teacher, name), self.teacher.channels
+            if values == ():
+                raise ValueError(f"--teacher-{name} is empty")
+            if values and channels and len(values) not in (1, channels):
+                raise ValueError(
+                    f"--teacher-{name} has {len(values)} numbers for {channels} channels"
+                )
+        if self.teacher.std is not None and any(s <= 0 for s in self.teacher.std):
+            raise ValueError("--teacher-std must be positive")
+        return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that run, in their order."""
+        return tuple(s for s in self.stage if not self.run.stages or s.name in self.run.stages)

@@ -1,0 +1,40 @@
+"""A file may not choose which code is called."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from synthkd.core.errors import InputError, quoted
+
+_ZOOS = ("torchvision", "timm", "hf", "onnx")
+NAMES_CODE = (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor"))
+
+
+def is_installed_call(spec: str) -> bool:
+    """Whether a SPEC is a `package.module:callable` of the installed environment.
+
+    >>> [is_installed_call(s) for s in ("nets.small:make", "timm:vit", "net.py:make", "demo")]
+    [True, False, False, False]
+    """
+    found = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec)
+    return bool(found) and spec.partition(":")[0] not in _ZOOS and ".py:" not in spec
+
+
+def names_code(data: Mapping[str, Any]) -> str:
+    """The first setting of plain data that calls something installed, or nothing."""
+    for table, key in NAMES_CODE:
+        spec = str(data.get(table, {}).get(key, ""))
+        if is_installed_call(spec):
+            return spec
+    return ""
+
+
+def refuse_code(data: Mapping[str, Any], *, trust_code: bool) -> None:
+    """A file may not choose what is called: with arguments of its own, everything installed is a
+    weapon. The user may, by a flag or by --trust-code."""
+    spec = names_code(data)
+    if spec and not trust_code:
+        raise InputError(
+            f"{quoted(spec)} stands in a file and would be called: give --trust-code if you trust "
+            "it, or name it by a flag"
+        )

@@ -1,0 +1,82 @@
+"""Settings that were given and do nothing in this run: each is named, so nobody relies on it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from synthkd.core.findings import Finding
+from synthkd.recipe import Recipe, Stage
+
+# by table: the generators that read it
+_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "pixels": ("pixels",),
+    "procedural": ("procedural", "pixels"),
+    "diffusion": ("diffusion",),
+    "discriminator": ("gan",),
+    "generator": ("gan", "episodes", "diffusion", "pixels"),
+}
+
+
+def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
+    """The dotted keys that a user's own settings name: of a config file, of flags.
+
+    >>> sorted(given_keys({"run": {"seed": 1}}, {"pipeline": "gan"}))
+    ['pipeline', 'run.seed']
+    """
+    found = set()
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                found |= {f"{key}.{leaf}" for leaf in value}
+            else:
+                found.add(key)
+    return frozenset(found)
+
+
+def ignored(
+    recipe: Recipe, stages: Sequence[Stage], given: Collection[str], *, most_remembered: int = 0
+) -> list[Finding]:
+    """A finding for each of the `given` keys that changes nothing, by the recipe and the stages
+    that will run. `most_remembered` is a limit of the command on the memory (0: none)."""
+    generators = {stage.generator for stage in stages}
+    data, training = recipe.data, recipe.training
+    idle = [
+        ("data.real", data.mix_ratio == 1 and not most_remembered,
+         "--real-data is not used at --mix-ratio 1.0", "give --mix-ratio 0.5 to mix, or omit it"),
+        ("data.synthetic", data.mix_ratio == 0,
+         "--synthetic is not used at --mix-ratio 0", "give a larger --mix-ratio, or omit it"),
+        ("memory.capacity", 0 < most_remembered < recipe.memory.capacity,
+         f"memory.capacity {recipe.memory.capacity:,}: generate remembers at most "
+         f"{most_remembered:,} images", "omit it"),
+        ("training.momentum", training.optimizer != "sgd",
+         f"training.momentum is for sgd, and the optimizer is {training.optimizer}", "omit it"),
+        ("training.temperature", training.loss == "l1",
+         "training.temperature is not used by the loss l1", "omit it"),
+        ("training.milestones", training.schedule != "steps",
+         f"training.milestones are for the schedule steps, and it is {training.schedule}",
+         "omit them"),
+    ]  # fmt: skip
+    found = [
+        Finding("ignored-setting", seen, remedy)
+        for key, unused, seen, remedy in idle
+        if key in given and unused
+    ]
+    for key in sorted(given):
+        table, _, leaf = key.partition(".")
+        readers = _READ_BY.get(table, ())
+        if readers and not generators & set(readers) and key != "generator.start":
+            found.append(
+                Finding(
+                    "ignored-setting",
+                    f"{key} is for the generator{'s' if len(readers) > 1 else ''} "
+                    f"{', '.join(readers)}, and no stage of this run has one",
+                    "omit it, or choose another --pipeline",
+                )
+            )
+        if table == "difficulty" and leaf != "enabled" and not recipe.difficulty.enabled:
+            found.append(
+                Finding(
+                    "ignored-setting", f"{key} is not used while difficulty.enabled is false",
+                    "give --difficulty.enabled true, or omit it",
+                )
+            )  # fmt: skip
+    return found

@@ -1,0 +1,163 @@
+"""A memory without images: an autoencoder that learns to make them again (catalogue D2, PRE-DFKD).
+
+N images, B batch, C channels, H height, W width, K classes, Z latent.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthkd.core.images import to_float, to_uint8
+from synthkd.core.seeds import generator_for, globally
+from synthkd.networks.decoder import Decoder
+from synthkd.students.learner import load_optimizer
+from synthkd.teachers.frozen import Teacher
+
+LATENT, WIDTH = 128, 32
+BATCH = 128  # newcomers of a step
+SURPLUS = 1e-5  # weight of the term of that name
+Label = Callable[[Tensor], Tensor]  # uint8 images [N, C, H, W] to the teacher's logits [N, K]
+
+
+def encoder(shape: tuple[int, int, int]) -> nn.Sequential:
+    """Images [B, C, H, W] to [B, 2Z]: mean and logarithm of the variance of their z."""
+    widths = (shape[0], WIDTH, 2 * WIDTH, 2 * WIDTH)
+    halvings = [
+        (nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2))
+        for a, b in pairwise(widths)
+    ]
+    size = -(-shape[1] // 8) * -(-shape[2] // 8)
+    last = nn.Linear(2 * WIDTH * size, 2 * LATENT)
+    return nn.Sequential(*chain(*halvings), nn.Flatten(), last)
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Images made from nothing; the teacher is asked only when its view is."""
+
+    pixels: Tensor  # [N, C, H, W] uint8
+    label: Label
+
+    @property
+    def votes(self) -> Tensor:
+        """[N] the class the teacher sees."""
+        return self.label(self.pixels).argmax(1)
+
+
+def kl_to_prior(mean: Tensor, spread: Tensor) -> Tensor:
+    """KL( N(μ, σ²) ‖ N(0, 1) ) in nats, summed over Z, averaged over B.
+
+    `mean` is μ [B, Z], `spread` is log σ² [B, Z].
+
+    >>> surplus(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)).item()
+    2.0
+    """
+    return (mean.square() + spread.exp() - 1 - spread).sum(1).mean() / 2
+
+
+class GenerativeReplay:
+    """What `Memory` does, by a variational autoencoder: no image is kept.
+
+    Everything added is learned once, together with a quarter as many of its own images, so that it
+    does not forget what it learned before. With x̂ the decoded x and t the teacher's logits it
+    minimises
+
+        mean |x̂ − x| + mean |t(x̂) − t(x)| + 1e-5 · surplus
+
+    Binici et al. 2022, https://arxiv.org/abs/2201.03019; loss, weights, share and rate are those of
+    their code. Smaller here: the latent (1000 there) and the width (half). Left out: a step on z
+    towards sure and even answers before images are decoded.
+    """
+
+    def __init__(self, capacity: int, teacher: Teacher, label: Label, *, seed: int) -> None:
+        self.capacity, self.teacher, self.label, self.seed = capacity, teacher, label, seed
+        self.device = teacher.classifier.mean.device
+        shape = teacher.spec.shape
+        with globally(generator_for(seed, "rehearsal")):
+            decoder = Decoder(latent=LATENT, width=WIDTH, classes=0, shape=shape)
+            self.parts = nn.ModuleDict({"encoder": encoder(shape), "decoder": decoder})
+        self.parts.to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.parts.parameters(), lr=5e-4)
+        self.counted = torch.zeros(teacher.classes, dtype=torch.int64)
+        self.steps = 0
+
+    def __len__(self) -> int:
+        return min(self.capacity, sum(self.counts))
+
+    @property
+    def counts(self) -> list[int]:
+        """Images per class that the teacher saw in all that was added, [K]."""
+        return self.counted.tolist()
+
+    def add(self, pixels: Tensor, labels: Tensor, logits: Tensor, origin: int = 0) -> None:
+        """Learns uint8 images [N, C, H, W] by the teacher's logits [N, K]. A single one teaches
+        nothing."""
+        if self.capacity == 0 or len(pixels) < 2:
+            return
+        count = -(-len(pixels) // BATCH)
+        for part, taught in zip(pixels.chunk(count), logits.chunk(count), strict=True):
+            self._step(part.cpu(), taught.cpu().float())
+        self.counted += torch.bincount(logits.argmax(1).cpu(), minlength=len(self.counted))
+
+    def _step(self, pixels: Tensor, taught: Tensor) -> None:
+        rng = generator_for(self.seed, "rehearsal", self.steps)
+        if len(self):
+            own = self._decoded(-(-len(pixels) // 4), rng)
+            pixels, taught = torch.cat([pixels, own]), torch.cat([taught, self.label(own)])
+        images = to_float(pixels.to(self.device))
+        self.parts.train()
+        with self._precision():
+            mean, spread = self.parts["encoder"](images * 2 - 1).float().chunk(2, dim=1)
+            noise = torch.randn(mean.shape, generator=rng).to(self.device)
+            made = self.parts["decoder"](mean + noise * (spread / 2).exp(), taught).float()
+        gap = F.l1_loss(made, images) + F.l1_loss(self.teacher(made), taught.to(self.device))
+        loss = gap + SURPLUS * kl_to_prior(mean, spread)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.steps += 1
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.teacher.low_precision)
+
+    @torch.no_grad()
+    def _decoded(self, count: int, rng: torch.Generator) -> Tensor:
+        """`count` images of its own, uint8 on the CPU."""
+        z = torch.randn(count, LATENT, generator=rng).to(self.device)
+        self.parts.eval()
+        with self._precision():
+            return to_uint8(self.parts["decoder"](z, z)).cpu()
+
+    def draw(
+        self, count: int, rng: torch.Generator, *, boundary: float = 0.0, shares: object = None
+    ) -> GeneratedImages:
+        """`count` images. A share `boundary` of them is the half of twice as many in which the
+        teacher is less sure. `shares` means nothing here: what was learned has no origin."""
+        near = round(boundary * count)
+        pixels = self._decoded(count + near, rng)
+        if near:
+            sure = self.label(pixels[count - near :]).softmax(1).topk(2, dim=1).values
+            order = (sure[:, 0] - sure[:, 1]).argsort(stable=True)[:near]
+            pixels = torch.cat([pixels[: count - near], pixels[count - near :][order]])
+        return GeneratedImages(pixels, self.label)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on as if nothing had happened."""
+        return {
+            "parts": self.parts.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counted": self.counted,
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.parts.load_state_dict(state["parts"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.counted.copy_(state["counted"])
+        self.steps = int(state["steps"])

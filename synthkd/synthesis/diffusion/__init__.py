@@ -1,0 +1,1 @@
+"""Diffusion generators: the arithmetic, sampling, the generator, and folders of diffusers."""

@@ -1,0 +1,264 @@
+"""What invented images are judged by: the terms of a stage, asked of teacher and student.
+
+B batch, C channels, K classes, E embedding, M embeddings remembered.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthkd.core.errors import InputError
+from synthkd.core.seeds import globally
+from synthkd.images.augment import augmented, mirrored
+from synthkd.losses.synthesis import TERMS, LayerMoments, View, blended
+from synthkd.recipe import Recipe
+from synthkd.students.learner import load_optimizer
+from synthkd.synthesis.context import SynthesisContext
+from synthkd.teachers.frozen import Teacher
+
+ADVERSARIAL = ("disagreement", "logit_gap", "divergence", "jensen_shannon")  # ask the student
+FEATURES = ("prototype", "consistency", "spread", "activation")  # need a linear last layer
+STATISTICS = ("statistics", "statistics_norm")  # need BatchNorm
+NORMALISED = ("variation", "magnitude")
+_STRIDES = {"pixels": ("pixels", "learning_rate"), "diffusion": ("diffusion", "guidance")}
+EMBEDDING = 256  # E
+BANK = 40_960  # embeddings remembered
+NEGATIVES = 4_096  # of these, compared with in one step
+HEAD_RATE = 1e-3
+
+
+class SynthesisLoss(NamedTuple):
+    """What was found out about one batch."""
+
+    loss: Tensor  # the weighted sum, to be minimised; its gradient runs to the images
+    values: dict[str, Tensor]  # each term, unweighted and detached
+    taught: Tensor  # [B, K] the teacher's logits
+    independent: bool = False  # classes
+
+    def measures(self, labels: Tensor) -> dict[str, float]:
+        """Plain numbers for the record: the terms, and the share of images in which the teacher
+        sees the class asked for, where any was (labels >= 0)."""
+        found = {f"term.{name}": float(value) for name, value in self.values.items()}
+        if self.independent:
+            asked, absent = asked_of(labels, self.taught.shape[1])
+            told = self.taught.gather(1, asked.clamp_min(0)[:, None])[:, 0] > 0
+            found["obeyed"] = float((told != absent)[labels >= 0].float().mean())
+        elif (labels >= 0).all():
+            found["obeyed"] = float((self.taught.argmax(1) == labels).float().mean())
+        return found
+
+
+class SynthesisObjective:
+    """Weighs a batch by the terms of a scene; asks teacher and student for what these need only.
+
+    Between batches it remembers a running average of BatchNorm statistics (with
+    `generator.statistics_ema`, see `losses.blended`), and for the term `contrast` (CMI, Fang et al.
+    2021, https://arxiv.org/abs/2105.08584) a projection head and a bank of embeddings.
+
+    The head is a two-layer network on the spatial means of all BatchNorm layers' inputs; Adam
+    trains it on the gradients that the caller's backward leaves in it. CMI's bank holds these means
+    and projects them anew in every step. Ours holds the embeddings of the time, cheaper by a pass
+    of 4,096 through the head; they age as the head learns. Of the two views of an image the one
+    that is judged carries the gradient and a zoomed one is the key; in CMI the other way round, at
+    the price of a second backward pass through the teacher.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
+        self.recipe, self.teacher = recipe, teacher
+        self.device = teacher.classifier.mean.device
+        self.running: LayerMoments = ()
+        self.head: nn.Module | None = None  # made at the first contrast
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.bank = torch.empty(0, EMBEDDING, device=self.device)  # [M, E], oldest first
+        self._moments: LayerMoments = ()  # of the last step
+        self._keys: Tensor | None = None  # [B, E] of the last step
+
+    def __call__(
+        self,
+        context: SynthesisContext,
+        images: Tensor,
+        labels: Tensor,
+        rng: torch.Generator,
+        validity: Tensor | None = None,
+    ) -> SynthesisLoss:
+        """Judges images [B, C, H, W] in 0..1 that were asked to be of classes `labels` [B].
+
+        Without `generator.conditional`, or where a label is −1, the class is the teacher's vote, as
+        in DAFL. Where the classes are independent, a label K + k asks for images without class k.
+        `validity` [B] is the critic's opinion; without it the term `realism` rests. Where no term
+        is left, `values` is empty and `loss` a constant. A loss that is not finite is an
+        InputError.
+        """
+        terms = weights(context.terms, judged=validity is not None)
+        self._improve_head()
+        view = self._view(context, terms, images, labels, validity, rng)
+        values = {name: TERMS[name](view) for name in terms}
+        loss = sum((terms[t] * value for t, value in values.items()), images.new_zeros(()))
+        if not loss.isfinite():
+            table, key = _STRIDES.get(context.stage.generator, ("generator", "learning_rate"))
+            stride = getattr(getattr(self.recipe, table), key)
+            raise InputError(
+                f"the generator's loss is no longer finite: lower --{table}.{key} (now {stride:g})"
+            )
+        found = {t: value.detach() for t, value in values.items()}
+        return SynthesisLoss(loss, found, view.taught, view.independent)
+
+    def close(self) -> None:
+        """Ends a batch: the running statistics and the bank take over what its last step
+        showed."""
+        self._improve_head()
+        if self.recipe.generator.statistics_ema and self._moments:
+            self.running = self._moments
+        if self._keys is not None:
+            self.bank = torch.cat([self.bank, self._keys])[-BANK:]
+        self._moments, self._keys = (), None
+
+    def _view(
+        self,
+        context: SynthesisContext,
+        terms: Mapping[str, float],
+        images: Tensor,
+        labels: Tensor,
+        validity: Tensor | None,
+        rng: torch.Generator,
+    ) -> View:
+        def want(*names: str) -> bool:
+            return any(name in terms for name in names)
+
+        teacher, classifier = self.teacher, self.teacher.classifier
+        seen = teacher.observe(
+            images,
+            features=want(*FEATURES),
+            statistics=want(*STATISTICS),
+            pooled=want("contrast"),
+        )
+        votes, absent = seen.logits.argmax(1), None
+        if teacher.independent:
+            labels, absent = asked_of(labels, teacher.classes)
+        asked = self.recipe.generator.conditional
+        moments = blended(seen.moments, self.running, self.recipe.generator.statistics_ema)
+        self._moments = tuple((mean.detach(), var.detach()) for mean, var in moments)
+        embedded, other, bank = self._embedded(context, images, seen.pooled, rng)
+        return View(
+            images=images,
+            labels=torch.where(labels < 0, votes, labels) if asked else votes,
+            taught=seen.logits,
+            learned=context.student(images) if want(*ADVERSARIAL) else None,
+            features=seen.features,
+            other_features=self._other_features(context, images, rng)
+            if want("consistency")
+            else None,
+            prototypes=teacher.prototypes,
+            moments=moments,
+            stored=teacher.stored if moments else (),
+            validity=validity,
+            normalised=(images - classifier.mean) / classifier.std if want(*NORMALISED) else None,
+            embedded=embedded,
+            embedded_other=other,
+            bank=bank,
+            independent=teacher.independent,
+            absent=absent if asked else None,
+        )
+
+    def _other_features(
+        self, context: SynthesisContext, images: Tensor, rng: torch.Generator
+    ) -> Tensor | None:
+        """Features of another view of a quarter of the batch: the term costs a teacher pass."""
+        part = images[: max(2, len(images) // 4)]
+        view = augmented(part, context.augment, 0.3, rng)
+        return self.teacher.observe(view, statistics=False).features
+
+    def _embedded(
+        self, context: SynthesisContext, images: Tensor, pooled: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Embeddings [B, E] of the batch and of another view of it, and negatives [M, E]."""
+        if pooled is None:
+            return None, None, None
+        if self.head is None:
+            with globally(rng):
+                self._make_head(pooled.shape[1])
+        assert self.head is not None
+        with torch.no_grad():
+            view = zoomed(images, 0.25, rng)
+            view = mirrored(view, rng) if context.augment.flip else view
+            seen = self.teacher.observe(view, features=False, statistics=False, pooled=True)
+            assert seen.pooled is not None
+            self._keys = F.normalize(self.head(seen.pooled), dim=1)
+        chosen = torch.randperm(len(self.bank), generator=rng)[:NEGATIVES].to(self.device)
+        bank = self.bank[chosen] if len(chosen) else None
+        return F.normalize(self.head(pooled), dim=1), self._keys, bank
+
+    def _make_head(self, size: int) -> None:
+        self.head = nn.Sequential(
+            nn.Linear(size, EMBEDDING), nn.ReLU(), nn.Linear(EMBEDDING, EMBEDDING)
+        ).to(self.device)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=HEAD_RATE)
+
+    def _improve_head(self) -> None:
+        """A step on the gradients that the last backward left in the head, if there was one."""
+        if self.head is None or self.optimizer is None:
+            return
+        if any(p.grad is not None for p in self.head.parameters()):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is remembered between batches."""
+        return {
+            "running": self.running,
+            "bank": self.bank,
+            "head": self.head.state_dict() if self.head else None,
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.running = tuple(
+            (mean.to(self.device), var.to(self.device)) for mean, var in state["running"]
+        )
+        self.bank = state["bank"].to(self.device)
+        self.head = self.optimizer = None
+        if state["head"]:
+            self._make_head(state["head"]["0.weight"].shape[1])
+            assert self.head is not None and self.optimizer is not None
+            self.head.load_state_dict(state["head"])
+            load_optimizer(self.optimizer, state["optimizer"])
+
+
+def asked_of(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The class that a label of independent classes is about, and whether it shall be absent.
+
+    >>> asked_of(torch.tensor([1, 4, -1]), 3)
+    (tensor([ 1,  1, -1]), tensor([False,  True, False]))
+    """
+    absent = labels >= classes
+    return torch.where(absent, labels - classes, labels), absent
+
+
+def weights(terms: Mapping[str, float], *, judged: bool) -> dict[str, float]:
+    """The terms that count: those with a weight; `realism` only where a critic has judged.
+
+    >>> weights({"one_hot": 0.5, "realism": 1.0, "spread": 0.0}, judged=False)
+    {'one_hot': 0.5}
+    """
+    return {t: w for t, w in terms.items() if w and (judged or t != "realism")}
+
+
+def zoomed(images: Tensor, smallest: float, rng: torch.Generator) -> Tensor:
+    """A window of every image [B, C, H, W], enlarged to the whole bilinearly.
+
+    Its area is a share `smallest`..1, its sides are 3:4 to 4:3; one draw per image.
+    """
+    draw = torch.rand(4, len(images), generator=rng)
+    area = smallest + (1 - smallest) * draw[0]
+    ratio = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
+    wide, tall = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
+    x, y = (2 * draw[2] - 1) * (1 - wide), (2 * draw[3] - 1) * (1 - tall)
+    none = torch.zeros_like(x)
+    windows = torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3).to(images.device)
+    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,1 @@
+"""The frozen teacher: what it answers and what can be seen inside it."""
