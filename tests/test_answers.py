@@ -639,7 +639,7 @@ def test_of_independent_classes_label_access_shows_the_decisions_alone():
 def test_logits_of_any_head_fit_the_memory():
     memory = Memory(8, SPEC.shape, 3)
     logits = to_logits(torch.tensor([[1.0, 0.0, 0.0]] * 4), Answers("probabilities"), 3)
-    memory.add(torch.zeros(4, *SPEC.shape, dtype=torch.uint8), torch.zeros(4).long(), logits)
+    memory.add(torch.zeros(4, *SPEC.shape, dtype=torch.uint8), torch.zeros(4).long(), logits, "any")
     assert memory.everything().logits.isfinite().all()
 
 

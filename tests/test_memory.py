@@ -13,14 +13,16 @@ from synthkd.replay.memory import Memory
 SHAPE = (1, 2, 2)
 
 
-def offer(votes: list[int], classes: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+def offer(
+    votes: list[int], classes: int, first: int, origin: str = "any"
+) -> tuple[Tensor, Tensor, Tensor, str]:
     """Images that carry their number in their pixels, in which the teacher sees `votes`."""
     numbers = torch.arange(first, first + len(votes))
     pixels = torch.zeros(len(votes), *SHAPE, dtype=torch.uint8)
     pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = numbers // 256, numbers % 256
     logits = torch.zeros(len(votes), classes)
     logits[range(len(votes)), votes] = 5.0
-    return pixels, numbers, logits
+    return pixels, numbers, logits, origin
 
 
 def filled(votes: list[int], *, capacity: int = 0, classes: int = 3) -> Memory:
@@ -32,7 +34,7 @@ def filled(votes: list[int], *, capacity: int = 0, classes: int = 3) -> Memory:
 def kept(memory: Memory) -> set[tuple[int, int]]:
     """Number and vote of all images, read from pixels, labels and logits alike."""
     everything = memory.everything()
-    numbers = everything.pixels[:, 0, 0, 0].long() * 256 + everything.pixels[:, 0, 0, 1].long()
+    numbers = everything.images[:, 0, 0, 0].long() * 256 + everything.images[:, 0, 0, 1].long()
     assert torch.equal(numbers, everything.labels)
     return set(zip(numbers.tolist(), everything.votes.tolist(), strict=True))
 
@@ -100,7 +102,7 @@ def test_a_memory_without_room_remembers_nothing():
     memory.add(*offer([0, 1, 2], 3, 0))
     assert len(memory) == 0
     assert memory.counts == [0, 0, 0]
-    assert len(memory.everything().pixels) == 0
+    assert len(memory.everything().images) == 0
 
 
 def test_offering_nothing_changes_nothing():
@@ -112,8 +114,9 @@ def test_offering_nothing_changes_nothing():
 def test_what_is_drawn_is_an_image_with_its_own_label_and_logits():
     memory = filled([0, 1, 2, 2, 1, 0])
     drawn = memory.draw(200, torch.Generator().manual_seed(0), boundary=0.5)
-    for image, label, logits in zip(*drawn, strict=True):
-        assert torch.equal(image, memory.pixels[label])
+    assert torch.equal(drawn.slots, drawn.labels)  # the numbers, in an empty memory the slots
+    for image, label, logits in zip(drawn.images, drawn.labels, drawn.logits, strict=True):
+        assert torch.equal(image, memory.images[label])
         assert torch.equal(logits, memory.logits[label])
 
 
@@ -148,8 +151,8 @@ def two_kinds() -> Memory:
     """Per class ten images in which the teacher is sure, and ten (labels over 1000) in doubt."""
     memory = Memory(60, SHAPE, 3)
     for gap, first in ((9.0, 0), (0.1, 1000)):
-        pixels, labels, logits = offer([0, 1, 2] * 10, 3, first)
-        memory.add(pixels, labels, logits / 5 * gap)
+        pixels, labels, logits, origin = offer([0, 1, 2] * 10, 3, first)
+        memory.add(pixels, labels, logits / 5 * gap, origin)
     return memory
 
 
@@ -170,7 +173,7 @@ def test_the_boundary_share_is_a_share_of_the_count():
 def test_the_hesitating_are_drawn_in_proportion_to_one_minus_the_margin():
     memory = Memory(2, SHAPE, 2)
     logits = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
-    memory.add(torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.tensor([0, 1]), logits)
+    memory.add(torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.tensor([0, 1]), logits, "any")
     weights = [
         1 - torch.tanh(torch.tensor(gap / 2)).item() + 1e-3 for gap in (1.0, 3.0)
     ]  # p₁ − p₂ of two
@@ -181,12 +184,12 @@ def test_the_hesitating_are_drawn_in_proportion_to_one_minus_the_margin():
 
 
 def three_origins() -> Memory:
-    """200 images of origin 0, 50 of origin 1, 50 of origin 2; labels tell the origin."""
+    """200 images of origin "0", 50 of "1", 50 of "2"; labels tell the origin."""
     memory = Memory(300, SHAPE, 3)
     for origin, count in enumerate((200, 50, 50)):
         votes = [i % 3 for i in range(count)]
-        pixels, _, logits = offer(votes, 3, 0)
-        memory.add(pixels, torch.full((count,), origin), logits, origin)
+        pixels, _, logits, _ = offer(votes, 3, 0)
+        memory.add(pixels, torch.full((count,), origin), logits, str(origin))
     return memory
 
 
@@ -194,10 +197,10 @@ def three_origins() -> Memory:
     ("shares", "expected"),
     [
         ({}, (2 / 3, 1 / 6, 1 / 6)),  # no shares: by number, as all have the same classes
-        ({1: 0.6}, (0.2, 0.6, 0.2)),
-        ({1: 0.6, 2: 0.4}, (0.0, 0.6, 0.4)),
-        ({1: 0.0}, (0.5, 0.0, 0.5)),
-        ({7: 0.5}, (1 / 3, 1 / 3, 1 / 3)),  # an origin that is not there does not count
+        ({"1": 0.6}, (0.2, 0.6, 0.2)),
+        ({"1": 0.6, "2": 0.4}, (0.0, 0.6, 0.4)),
+        ({"1": 0.0}, (0.5, 0.0, 0.5)),
+        ({"7": 0.5}, (1 / 3, 1 / 3, 1 / 3)),  # an origin that is not there does not count
     ],
 )
 def test_shares_hold_whatever_the_numbers(shares, expected):
@@ -211,7 +214,7 @@ def test_shares_hold_whatever_the_numbers(shares, expected):
 
 def test_what_is_unwanted_is_drawn_where_nothing_else_is():
     memory = filled([0, 1, 2, 2])
-    drawn = memory.draw(3000, torch.Generator().manual_seed(0), shares={0: 0.0})
+    drawn = memory.draw(3000, torch.Generator().manual_seed(0), shares={"any": 0.0})
     assert (torch.bincount(drawn.votes) / 3000).tolist() == pytest.approx((1 / 3,) * 3, abs=0.04)
 
 
@@ -236,7 +239,7 @@ def test_a_restored_memory_has_the_same_future(past, future, capacity):
             one.add(*offer(votes, 4, number))
         number += len(votes)
         assert torch.equal(
-            memory.everything().pixels, restored.everything().pixels
+            memory.everything().images, restored.everything().images
         )  # also in their slots
         assert torch.equal(
             memory.insertion_index[: len(memory)], restored.insertion_index[: len(restored)]
@@ -246,4 +249,6 @@ def test_a_restored_memory_has_the_same_future(past, future, capacity):
             one.draw(20, torch.Generator().manual_seed(1), boundary=0.5)
             for one in (memory, restored)
         ]
-        assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+        for name in ("images", "labels", "slots", "logits", "votes", "weights"):
+            assert torch.equal(*(getattr(one, name) for one in drawn))
+        assert drawn[0].origins == drawn[1].origins

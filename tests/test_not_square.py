@@ -188,7 +188,7 @@ def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide
     for round_ in rounds(lab):
         assert all(math.isfinite(value) for value in round_.measures.values())
     assert lab.progress.images_seen == 100
-    assert tuple(lab.memory.pixels.shape[1:]) == (1, *SIZE)
+    assert tuple(lab.memory.images.shape[1:]) == (1, *SIZE)
 
 
 def test_a_denoiser_works_in_the_proportion_of_the_images(wide: Teacher):

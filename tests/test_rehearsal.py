@@ -56,7 +56,7 @@ def stripes(count: int, seed: int) -> Tensor:
 def learned(memory: GenerativeReplay, times: int, count: int = 32) -> GenerativeReplay:
     for seed in range(times):
         pixels = stripes(count, seed)
-        memory.add(pixels, torch.full((count,), -1), Asked(memory.teacher)(pixels))
+        memory.add(pixels, torch.full((count,), -1), Asked(memory.teacher)(pixels), "any")
     return memory
 
 
@@ -80,7 +80,7 @@ def test_what_is_drawn_comes_to_look_like_what_was_added(teacher):
     """In a stripe neighbours above each other are equal; fresh weights make no stripes."""
 
     def roughness(memory: GenerativeReplay) -> float:
-        pixels = memory.draw(64, rng()).pixels.float()
+        pixels = memory.draw(64, rng()).images.float()
         inside = (pixels[..., 1:, :] - pixels[..., :-1, :]).abs().mean()
         return float(inside / pixels.std())
 
@@ -130,10 +130,10 @@ def test_without_room_or_with_less_than_two_images_nothing_happens(teacher, capa
 def test_drawn_images_are_labelled_only_when_somebody_looks(teacher):
     memory = learned(made(teacher), 1)
     drawn = memory.draw(5, rng())
-    assert drawn.pixels.shape == (5, *SPEC.shape)
-    assert drawn.pixels.dtype == torch.uint8
+    assert drawn.images.shape == (5, *SPEC.shape)
+    assert drawn.images.dtype == torch.uint8
     assert memory.label.count == 0
-    assert torch.equal(drawn.votes, teacher(to_float(drawn.pixels)).argmax(1))
+    assert torch.equal(drawn.votes, teacher(to_float(drawn.images)).argmax(1))
 
 
 def test_the_boundary_share_is_drawn_where_the_teacher_is_less_sure(teacher):
@@ -141,8 +141,8 @@ def test_the_boundary_share_is_drawn_where_the_teacher_is_less_sure(teacher):
 
     def margin(boundary: float) -> float:
         drawn = memory.draw(200, rng(), boundary=boundary)
-        assert len(drawn.pixels) == 200
-        top = memory.label(drawn.pixels).softmax(1).topk(2, dim=1).values
+        assert len(drawn.images) == 200
+        top = memory.label(drawn.images).softmax(1).topk(2, dim=1).values
         return float((top[:, 0] - top[:, 1]).mean())
 
     assert margin(1.0) < margin(0.5) < margin(0.0)
@@ -154,11 +154,11 @@ def test_everything_random_comes_from_the_seed_and_the_given_numbers(teacher):
         torch.manual_seed(len(memories))
         memories.append(learned(made(teacher, seed=seed), 2))
     state = torch.get_rng_state()
-    a, b, c = (memory.draw(4, rng(5)).pixels for memory in memories)
+    a, b, c = (memory.draw(4, rng(5)).images for memory in memories)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    assert not torch.equal(a, memories[0].draw(4, rng(6)).pixels)
+    assert not torch.equal(a, memories[0].draw(4, rng(6)).images)
 
 
 def test_learning_leaves_the_teacher_alone(teacher):
@@ -176,7 +176,7 @@ def test_a_restored_one_has_the_same_future(teacher, tmp_path: Path):
     for memory in (unbroken, other):
         learned(memory, 2)
     assert unbroken.counts == other.counts
-    assert torch.equal(unbroken.draw(9, rng()).pixels, other.draw(9, rng()).pixels)
+    assert torch.equal(unbroken.draw(9, rng()).images, other.draw(9, rng()).images)
 
 
 # --- in a run ---

@@ -40,14 +40,13 @@ from synthkd.core.seeds import generator_for, globally
 from synthkd.data.sources import count_images, load_images
 from synthkd.data.store import open_store
 from synthkd.engine.estimate import Estimate, estimate
-from synthkd.engine.loop import ORIGINS, HeldOut, Lab, rounds, select_final_weights
+from synthkd.engine.loop import HeldOut, Lab, rounds, select_final_weights
 from synthkd.engine.progress import no_tick, whole_share
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.recipe import Recipe
 from synthkd.recipe.unused import ignored
-from synthkd.replay.memory import Memory
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.specs import card_of, is_saved, load_teacher, new_student, read_card
 from synthkd.students.auto import against_teacher, best_student
@@ -568,10 +567,11 @@ def _check_result(job: Job, held_out: HeldOut) -> list[Finding]:
     """What can be said against the student without any real image."""
     lab = job.lab
     findings: list[Finding] = []
-    if lab.recipe.data.mix_ratio > 0 and isinstance(lab.memory, Memory):
+    stored = lab.memory.everything()
+    if lab.recipe.data.mix_ratio > 0 and len(stored):
         counts = torch.tensor(lab.memory.counts)
         if job.teacher.independent:  # a class may be there without ever being the likeliest
-            counts = (lab.memory.everything().logits > 0).sum(0)
+            counts = (stored.logits > 0).sum(0)
         findings += check_memory(counts, job.names)
     if not lab.recipe.student.weights and not is_saved(lab.recipe.student.spec):
         findings += check_budget(lab.progress.images_seen, _refined(lab))
@@ -580,24 +580,26 @@ def _check_result(job: Job, held_out: HeldOut) -> list[Finding]:
 
 
 def _refined(lab: Lab) -> int | None:
-    """How many refined images are in the memory; None where the plan refines none."""
-    if "pixels" not in lab.generators or not isinstance(lab.memory, Memory):
+    """How many refined images are in the memory; None where the plan refines none, or where no
+    image is stored."""
+    stored = lab.memory.everything()
+    if "pixels" not in lab.generators or len(stored) < len(lab.memory):
         return None
-    origins = lab.memory.origins[: len(lab.memory)]
-    return int((origins == ORIGINS.index("pixels")).sum())
+    return stored.origins.count("pixels")
 
 
 def _keep_images(lab: Lab, the_run: Run) -> None:
     """Keeps some of the memory's images, evenly over the classes: 8-bit integers are calibrated on
     them (synthkd export --int8). Where there is no memory, some that were held out; never real
     ones."""
-    memory = lab.memory if isinstance(lab.memory, Memory) and len(lab.memory) else lab.held_out
-    if memory is lab.held_out and lab.recipe.data.mix_ratio == 0:
-        return
-    kept = memory.everything()
+    kept = lab.memory.everything()
+    if not len(kept):
+        if lab.recipe.data.mix_ratio == 0:
+            return
+        kept = lab.held_out.everything()
     rng = generator_for(lab.recipe.run.seed, "calibration")
     fitting = KEPT_BYTES // math.prod(lab.teacher.spec.shape)
-    order, seen = torch.randperm(len(kept.pixels), generator=rng), Counter[int]()
+    order, seen = torch.randperm(len(kept), generator=rng), Counter[int]()
     ranks = []  # of each image among those of its class
     for vote in kept.votes[order].tolist():
         ranks.append(seen[vote])
@@ -605,8 +607,8 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
     first = torch.tensor(ranks, dtype=torch.int64).argsort(stable=True)
     chosen = order[first[: min(KEPT_IMAGES, fitting)]]
     if len(chosen):
-        the_run.keep_images(kept.pixels[chosen], kept.votes[chosen])
-        the_run.memory_sheet(kept.pixels[chosen], kept.votes[chosen], lab.teacher.classes)
+        the_run.keep_images(kept.images[chosen], kept.votes[chosen])
+        the_run.memory_sheet(kept.images[chosen], kept.votes[chosen], lab.teacher.classes)
 
 
 def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:

@@ -251,7 +251,9 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
     noise = torch.randint(256, (8 * few, *shape), dtype=torch.uint8, generator=rng)
     pixels = noise.repeat(-(-max(held, most) // len(noise)), 1, 1, 1)
     labels = torch.arange(held) % teacher.classes
-    tried.memory.add(pixels[:held], labels, torch.randn(held, teacher.classes, generator=rng))
+    tried.memory.add(
+        pixels[:held], labels, torch.randn(held, teacher.classes, generator=rng), "data"
+    )
     if lab.real is not None:
         tried.real = lab.real[: 8 * few]
     repeats = 3 if patient else 1

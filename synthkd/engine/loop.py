@@ -32,15 +32,13 @@ from synthkd.images.augment import augmented, mixed_up
 from synthkd.measures import decided, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Stage
-from synthkd.replay.generative import GenerativeReplay
-from synthkd.replay.memory import Memory
+from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
 from synthkd.students.learner import Learner
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.teachers.frozen import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
-ORIGINS = ("data", *GENERATORS)  # numbers for the memory
 PARTS = ("synthesis", "labelling", "student")
 
 
@@ -76,15 +74,9 @@ class Lab:
         self.learner = (
             Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
         )
-        shape, classes = teacher.spec.shape, teacher.classes
-        capacity = recipe.memory.capacity
-        self.memory: Memory | GenerativeReplay = (
-            GenerativeReplay(capacity, teacher, self.label, seed=recipe.run.seed)
-            if recipe.memory.form == "autoencoder"
-            else Memory(capacity, shape, classes)
-        )
+        self.memory: Replay = replay_for(recipe, teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
-        self.held_out = Memory(HELD_OUT, shape, classes)
+        self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
         self.generators: dict[str, Generator] = {}
         for kind in dict.fromkeys(s.generator for s in self.stages if s.generator != "none"):
             with globally(generator_for(recipe.run.seed, "generator", kind)):
@@ -112,12 +104,12 @@ class Lab:
                 len(real), generator=generator_for(self.recipe.run.seed, "held-out")
             )
             count = min(HELD_OUT, len(real) // 20)
-            self.hold_out(real[order[:count]])
+            self.hold_out(real[order[:count]], "real")
             self.real = real[order[count:]]
 
-    def hold_out(self, pixels: Tensor) -> None:
+    def hold_out(self, images: Tensor, origin: str) -> None:
         """Keeps uint8 images [N, C, H, W] for measuring agreement; nobody learns from them."""
-        self.held_out.add(pixels, torch.full((len(pixels),), -1), self.label(pixels))
+        self.held_out.add(images, torch.full((len(images),), -1), self.label(images), origin)
 
     @torch.no_grad()
     def label(self, pixels: Tensor, *, exact: bool = False) -> Tensor:
@@ -139,9 +131,9 @@ class Lab:
         """Puts a finished synthetic data set into the memory: a twentieth of it is held out."""
         order = torch.randperm(len(pixels), generator=generator_for(self.recipe.run.seed, "fill"))
         kept = order[min(HELD_OUT, len(pixels) // 20) :]
-        self.hold_out(pixels[order[: len(order) - len(kept)]])
+        self.hold_out(pixels[order[: len(order) - len(kept)]], "data")
         self.memory = Memory(len(kept), self.teacher.spec.shape, self.teacher.classes)
-        self.memory.add(pixels[kept], labels[kept], self.label(pixels[kept]))
+        self.memory.add(pixels[kept], labels[kept], self.label(pixels[kept]), "data")
 
     @property
     def finished(self) -> bool:
@@ -172,9 +164,6 @@ class Lab:
             self.learner.load_state_dict(state["learner"])
         for kind, generator in self.generators.items():
             generator.load_state_dict(state["generators"][kind])
-        filled = len(state["memory"].get("pixels", ()))  # by a finished data set
-        if filled > self.memory.capacity or (filled and isinstance(self.memory, GenerativeReplay)):
-            self.memory = Memory(filled, self.teacher.spec.shape, self.teacher.classes)
         self.memory.load_state_dict(state["memory"])
         self.held_out.load_state_dict(state["held_out"])
         self.difficulty = schedules.Difficulty(**state["difficulty"])
@@ -295,13 +284,12 @@ def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Bat
     """Images from the memory; those of the generator `without` only if there are no others."""
     if len(lab.memory) < 4 * count:
         return None
-    shares = {ORIGINS.index(without): 0.0} if without else {}
-    drawn = lab.memory.draw(count, rng, shares=shares)
-    return Batch(to_float(drawn.pixels.to(lab.device)), drawn.votes.to(lab.device))
+    drawn = lab.memory.draw(count, rng, shares={without: 0.0} if without else {})
+    return Batch(to_float(drawn.images.to(lab.device)), drawn.votes.to(lab.device))
 
 
-def _shares(shares: Mapping[str, float]) -> dict[int, float]:
-    """The recipe's shares of the replay, by the memory's numbers for the generators."""
+def _shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """The recipe's shares of the replay by generator; names and sum are checked."""
     for name in shares:
         if name not in GENERATORS:
             raise InputError(
@@ -309,7 +297,7 @@ def _shares(shares: Mapping[str, float]) -> dict[int, float]:
             )
     if sum(shares.values()) > 1 + 1e-9 or min(shares.values(), default=0) < 0:
         raise InputError("memory.shares: shares lie in 0..1 and their sum is at most 1")
-    return {ORIGINS.index(name): share for name, share in shares.items()}
+    return dict(shares)
 
 
 def _remember(
@@ -332,9 +320,8 @@ def _remember(
     # without a memory only the first rounds give any away: later batches reach the student whole
     full = lab.recipe.memory.capacity == 0 and len(lab.held_out) == HELD_OUT
     cut = 0 if full else len(pixels) // 16
-    lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut])
-    origin = ORIGINS.index(generator)
-    lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], origin)
+    lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut], generator)
+    lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], generator)
     return pixels[cut:], measures, torch.where(labels < 0, votes, labels)
 
 
@@ -402,7 +389,7 @@ def _hybrid(lab: Lab, fresh: Tensor, replayed: int, real: int, rng: torch.Genera
     parts = [fresh]
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty.level
-        parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).pixels)
+        parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).images)
     if real:
         assert lab.real is not None
         parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])
@@ -415,13 +402,17 @@ def _update_difficulty(lab: Lab, rng: torch.Generator) -> dict[str, float]:
         return {"difficulty": lab.difficulty.level}
     assert lab.learner is not None
     drawn = lab.held_out.draw(min(128, len(lab.held_out)), rng)
-    answers = lab.learner.answer(to_float(drawn.pixels.to(lab.device))).cpu()
-    own, taught = (
-        decided(logits, independent=lab.teacher.independent) for logits in (answers, drawn.logits)
-    )
-    agreement = float((own == taught).float().mean())
+    answers = lab.learner.answer(to_float(drawn.images.to(lab.device))).cpu()
+    own = decided(answers, independent=lab.teacher.independent)
+    agreement = float((own == _taught(lab, drawn)).float().mean())
     lab.difficulty = schedules.step_difficulty(lab.difficulty, agreement, lab.recipe.difficulty)
     return {"agreement": agreement, "difficulty": lab.difficulty.level}
+
+
+def _taught(lab: Lab, kept: ReplayBatch) -> Tensor:
+    """What the teacher decided on stored images: its votes [N], or of independent classes [N · K]
+    no (0) or yes (1)."""
+    return decided(kept.logits, independent=True) if lab.teacher.independent else kept.votes
 
 
 class HeldOut(NamedTuple):
@@ -473,9 +464,9 @@ def held_out_votes(lab: Lab) -> HeldOut:
         decided(answer, independent=lab.teacher.independent)
         for answer in (
             lab.learner.answer(to_float(p.to(lab.device))).cpu()
-            for p in torch.split(kept.pixels, 512)
+            for p in torch.split(kept.images, 512)
             if len(p)
         )
     ]
-    taught = decided(kept.logits, independent=lab.teacher.independent)
+    taught = _taught(lab, kept)
     return HeldOut(torch.cat(votes) if votes else taught, taught)

@@ -3,9 +3,9 @@
 N images, B batch, C channels, H height, W width, K classes, Z latent.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import chain, pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.networks.decoder import Decoder
+from synthkd.replay.protocol import ReplayBatch
 from synthkd.students.learner import load_optimizer
 from synthkd.teachers.frozen import Teacher
 
 LATENT, WIDTH = 128, 32
 BATCH = 128  # newcomers of a step
-SURPLUS = 1e-5  # weight of the term of that name
+KL_WEIGHT = 1e-5
 Label = Callable[[Tensor], Tensor]  # uint8 images [N, C, H, W] to the teacher's logits [N, K]
 
 
@@ -36,25 +37,12 @@ def encoder(shape: tuple[int, int, int]) -> nn.Sequential:
     return nn.Sequential(*chain(*halvings), nn.Flatten(), last)
 
 
-@dataclass(frozen=True)
-class GeneratedImages:
-    """Images made from nothing; the teacher is asked only when its view is."""
-
-    pixels: Tensor  # [N, C, H, W] uint8
-    label: Label
-
-    @property
-    def votes(self) -> Tensor:
-        """[N] the class the teacher sees."""
-        return self.label(self.pixels).argmax(1)
-
-
 def kl_to_prior(mean: Tensor, spread: Tensor) -> Tensor:
     """KL( N(μ, σ²) ‖ N(0, 1) ) in nats, summed over Z, averaged over B.
 
     `mean` is μ [B, Z], `spread` is log σ² [B, Z].
 
-    >>> surplus(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)).item()
+    >>> kl_to_prior(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)).item()
     2.0
     """
     return (mean.square() + spread.exp() - 1 - spread).sum(1).mean() / 2
@@ -67,7 +55,7 @@ class GenerativeReplay:
     does not forget what it learned before. With x̂ the decoded x and t the teacher's logits it
     minimises
 
-        mean |x̂ − x| + mean |t(x̂) − t(x)| + 1e-5 · surplus
+        mean |x̂ − x| + mean |t(x̂) − t(x)| + 1e-5 · KL( q(z|x) ‖ N(0, 1) )
 
     Binici et al. 2022, https://arxiv.org/abs/2201.03019; loss, weights, share and rate are those of
     their code. Smaller here: the latent (1000 there) and the width (half). Left out: a step on z
@@ -94,13 +82,13 @@ class GenerativeReplay:
         """Images per class that the teacher saw in all that was added, [K]."""
         return self.counted.tolist()
 
-    def add(self, pixels: Tensor, labels: Tensor, logits: Tensor, origin: int = 0) -> None:
-        """Learns uint8 images [N, C, H, W] by the teacher's logits [N, K]. A single one teaches
-        nothing."""
-        if self.capacity == 0 or len(pixels) < 2:
+    def add(self, images: Tensor, labels: Tensor, logits: Tensor, origin: str) -> None:
+        """Learns uint8 images [N, C, H, W] by the teacher's logits [N, K]; labels and origin are
+        not kept. A single image teaches nothing."""
+        if self.capacity == 0 or len(images) < 2:
             return
-        count = -(-len(pixels) // BATCH)
-        for part, taught in zip(pixels.chunk(count), logits.chunk(count), strict=True):
+        count = -(-len(images) // BATCH)
+        for part, taught in zip(images.chunk(count), logits.chunk(count), strict=True):
             self._step(part.cpu(), taught.cpu().float())
         self.counted += torch.bincount(logits.argmax(1).cpu(), minlength=len(self.counted))
 
@@ -116,7 +104,7 @@ class GenerativeReplay:
             noise = torch.randn(mean.shape, generator=rng).to(self.device)
             made = self.parts["decoder"](mean + noise * (spread / 2).exp(), taught).float()
         gap = F.l1_loss(made, images) + F.l1_loss(self.teacher(made), taught.to(self.device))
-        loss = gap + SURPLUS * kl_to_prior(mean, spread)
+        loss = gap + KL_WEIGHT * kl_to_prior(mean, spread)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -134,17 +122,35 @@ class GenerativeReplay:
             return to_uint8(self.parts["decoder"](z, z)).cpu()
 
     def draw(
-        self, count: int, rng: torch.Generator, *, boundary: float = 0.0, shares: object = None
-    ) -> GeneratedImages:
+        self,
+        count: int,
+        rng: torch.Generator,
+        *,
+        boundary: float = 0.0,
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> ReplayBatch:
         """`count` images. A share `boundary` of them is the half of twice as many in which the
-        teacher is less sure. `shares` means nothing here: what was learned has no origin."""
+        teacher is less sure. `shares` means nothing here: what was learned has no origin. The
+        teacher is asked about them only when its answers are looked at."""
         near = round(boundary * count)
-        pixels = self._decoded(count + near, rng)
+        images = self._decoded(count + near, rng)
         if near:
-            sure = self.label(pixels[count - near :]).softmax(1).topk(2, dim=1).values
+            sure = self.label(images[count - near :]).softmax(1).topk(2, dim=1).values
             order = (sure[:, 0] - sure[:, 1]).argsort(stable=True)[:near]
-            pixels = torch.cat([pixels[: count - near], pixels[count - near :][order]])
-        return GeneratedImages(pixels, self.label)
+            images = torch.cat([images[: count - near], images[count - near :][order]])
+        return self._batch(images)
+
+    def everything(self) -> ReplayBatch:
+        """Nothing: no image is stored."""
+        return self._batch(torch.empty(0, *self.teacher.spec.shape, dtype=torch.uint8))
+
+    def _batch(self, images: Tensor) -> ReplayBatch:
+        none = torch.full((len(images),), -1)
+        origins = ("replay",) * len(images)
+        return ReplayBatch(images, none, none, origins, torch.ones(len(images)), self.label)
+
+    def update(self, slots: Tensor, priorities: Tensor) -> None:
+        """Does nothing: no image is stored, so none comes again."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if nothing had happened."""

@@ -6,25 +6,16 @@ N images remembered, B batch, C channels, H height, W width, K classes.
 from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthkd.core.errors import InputError
+from synthkd.replay.protocol import ReplayBatch
 
-
-class Remembered(NamedTuple):
-    """Images as they are stored."""
-
-    pixels: Tensor  # [N, C, H, W] uint8
-    labels: Tensor  # [N] int64, the class asked for (−1: none was)
-    logits: Tensor  # [N, K] float16, the teacher's
-
-    @property
-    def votes(self) -> Tensor:
-        """[N] the class the teacher sees."""
-        return self.logits.argmax(1)
+HALF = torch.finfo(torch.float16).max  # 65,504
+_Kind = tuple[bool, tuple[tuple[str, float], ...]]  # of a draw: by margin? its shares
 
 
 class Memory:
@@ -33,27 +24,37 @@ class Memory:
     While there is room everything is kept. Then a newcomer takes the place of the oldest image of
     the most frequent class, or of its own class if that is among the most frequent: rare classes
     are never given away.
+
+    Logits are kept as float16, cut to its range; the class that the teacher sees is kept beside
+    them, as it was before they were rounded. Origins are kept by name.
     """
 
     def __init__(self, capacity: int, shape: tuple[int, int, int], classes: int) -> None:
+        self.classes, self.shape = classes, shape
+        self.size = 0
+        self.total_added = 0  # images ever offered
+        self.names: list[str] = []  # of origins, in the order in which they came
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
         self.capacity = capacity
-        self.classes = classes
         try:
-            self.pixels = torch.empty((capacity, *shape), dtype=torch.uint8)
+            self.images = torch.empty((capacity, *self.shape), dtype=torch.uint8)
             self.labels = torch.empty(capacity, dtype=torch.int64)
-            self.logits = torch.empty((capacity, classes), dtype=torch.float16)
+            self.logits = torch.empty((capacity, self.classes), dtype=torch.float16)
+            self.votes = torch.empty(capacity, dtype=torch.int64)
             self.insertion_index = torch.empty(capacity, dtype=torch.int64)
-            self.origins = torch.empty(capacity, dtype=torch.int64)
+            self.origins = torch.empty(capacity, dtype=torch.int64)  # positions in `names`
         except RuntimeError:  # torch's allocator
             raise InputError(
                 f"memory.capacity {capacity:,}: too many images for this machine"
             ) from None
-        self.size = 0
-        self.total_added = 0  # images ever offered
+        self.priorities: Tensor | None = None  # [capacity] float64; None: all are 1
         self._queues: list[deque[int]] = [
-            deque() for _ in range(classes)
+            deque() for _ in range(self.classes)
         ]  # slots by class, oldest first
-        self._cumulated: dict[object, Tensor] = {}
+        self._evened: dict[_Kind, Tensor] = {}  # weights of a draw without priorities
+        self._cumulated: dict[_Kind, tuple[Tensor, float]] = {}
 
     def __len__(self) -> int:
         return self.size
@@ -63,26 +64,34 @@ class Memory:
         """Images per class that the teacher sees, [K]."""
         return [len(queue) for queue in self._queues]
 
-    def add(self, pixels: Tensor, labels: Tensor, logits: Tensor, origin: int = 0) -> None:
-        """Offers uint8 images [B, C, H, W] with labels [B] and the teacher's logits [B, K].
+    def add(self, images: Tensor, labels: Tensor, logits: Tensor, origin: str) -> None:
+        """Offers uint8 images [N, C, H, W] with labels [N] and the teacher's logits [N, K].
 
-        `origin` is a number for where they come from, see `shares`.
+        `origin` names where they come from, see `shares`. A newcomer has the highest priority there
+        is (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, algorithm 1), 1 at first.
         """
-        if self.capacity == 0 or len(pixels) == 0:
+        if self.capacity == 0 or len(images) == 0:
             return
-        logits = logits.to(torch.float16)
+        if origin not in self.names:
+            self.names.append(origin)
+        votes = logits.argmax(1).cpu()
+        highest = self.priorities[: self.size].max() if self.priorities is not None else None
         chosen: dict[int, int] = {}  # slot -> newcomer; a newcomer may lose its slot to a later one
-        for newcomer, vote in enumerate(logits.argmax(1).tolist()):
+        for newcomer, vote in enumerate(votes.tolist()):
             slot = self._slot_for(vote)
             self._queues[vote].append(slot)
             self.insertion_index[slot] = self.total_added
             self.total_added += 1
             chosen[slot] = newcomer
         slots, newcomers = torch.tensor(list(chosen)), torch.tensor(list(chosen.values()))
-        self.pixels[slots] = pixels.cpu()[newcomers]
+        self.images[slots] = images.cpu()[newcomers]
         self.labels[slots] = labels.cpu()[newcomers]
-        self.logits[slots] = logits.cpu()[newcomers]
-        self.origins[slots] = origin
+        self.logits[slots] = logits.float().clamp(-HALF, HALF).half().cpu()[newcomers]
+        self.votes[slots] = votes[newcomers]
+        self.origins[slots] = self.names.index(origin)
+        if self.priorities is not None and highest is not None:
+            self.priorities[slots] = highest
+        self._evened.clear()
         self._cumulated.clear()
 
     def _slot_for(self, vote: int) -> int:
@@ -95,60 +104,104 @@ class Memory:
             return own.popleft()
         return next(queue for queue in self._queues if len(queue) == most).popleft()
 
+    def update(self, slots: Tensor, priorities: Tensor) -> None:
+        """Gives the images in `slots` [N] these priorities [N], by which `draw` multiplies how
+        often each is drawn; of a slot that comes twice the last counts, one of −1 is passed over.
+
+        A slot names an image until the next `add`. Where every priority is 0 they count for
+        nothing. Raises InputError where one is not finite, or negative.
+        """
+        slots, priorities = slots.cpu(), priorities.detach().cpu().double()
+        if not bool((priorities.isfinite() & (priorities >= 0)).all()):
+            raise InputError("replay priorities: they must be finite and at least 0")
+        stored = slots >= 0
+        if not bool(stored.any()):
+            return
+        if int(slots.max()) >= self.size:
+            raise InputError(f"replay priorities: there are {self.size:,} slots, not {slots.max()}")
+        if self.priorities is None:
+            self.priorities = torch.ones(self.capacity, dtype=torch.float64)
+        # of an index that comes twice numpy takes the last value; torch promises nothing
+        self.priorities.numpy()[slots[stored].numpy()] = priorities[stored].numpy()
+        self._cumulated.clear()
+
     def draw(
         self,
         count: int,
         rng: torch.Generator,
         *,
         boundary: float = 0.0,
-        shares: Mapping[int, float] = MappingProxyType({}),
-    ) -> Remembered:
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> ReplayBatch:
         """`count` images, with replacement, every class that the teacher sees equally likely.
 
         Where `shares` names a share for an origin, images of this origin make up this share; the
         other origins divide the rest evenly. Origins without images do not count.
         A share `boundary` of them is drawn by how undecided the teacher is, 1 − (p₁ − p₂).
         A class with very few images counts as a quarter of an even share, so that none is worn out.
+        All this is multiplied by the priorities, if `update` has set any.
         """
         near = round(boundary * count)
         parts = [
             self._pick(count - near, rng, shares, by_margin=False),
             self._pick(near, rng, shares, by_margin=True),
         ]
-        index = torch.cat(parts)
-        return Remembered(
-            self.pixels.index_select(0, index),
-            self.labels[index],
-            self.logits.index_select(0, index),
+        slots = torch.cat([slots for slots, _ in parts])
+        return ReplayBatch(
+            self.images.index_select(0, slots),
+            self.labels[slots],
+            slots,
+            self._named(self.origins[slots]),
+            torch.cat([weights for _, weights in parts]),
+            self.logits.index_select(0, slots),
+            self.votes[slots],
         )
 
-    def _pick(
-        self, count: int, rng: torch.Generator, shares: Mapping[int, float], *, by_margin: bool
-    ) -> Tensor:
-        if count == 0:
-            return torch.empty(0, dtype=torch.int64)
-        key = (by_margin, *sorted(shares.items()))
-        if key not in self._cumulated:
-            kept = self.everything()
-            weight = self._even(kept.votes, self.origins[: self.size], shares)
-            if by_margin:
-                top = kept.logits.float().softmax(1).topk(2, dim=1).values
-                weight = weight * (1.0 - (top[:, 0] - top[:, 1]).double() + 1e-3)
-            self._cumulated[key] = weight.cumsum(0)
-        cumulated = self._cumulated[key]
-        draw = torch.rand(count, dtype=torch.float64, generator=rng) * cumulated[-1]
-        return torch.searchsorted(cumulated, draw, right=True).clamp_max(self.size - 1)
+    def _named(self, origins: Tensor) -> tuple[str, ...]:
+        return tuple(self.names[code] for code in origins.tolist())
 
-    def _even(self, votes: Tensor, origins: Tensor, shares: Mapping[int, float]) -> Tensor:
+    def _pick(
+        self, count: int, rng: torch.Generator, shares: Mapping[str, float], *, by_margin: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Slots [count], and the weights [count] that make up for the priorities."""
+        if count == 0:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0)
+        kind = (by_margin, tuple(sorted(shares.items())))
+        if kind not in self._evened:
+            weight = self._even(self.votes[: self.size], self.origins[: self.size], shares)
+            if by_margin:
+                top = self.logits[: self.size].float().softmax(1).topk(2, dim=1).values
+                weight = weight * (1.0 - (top[:, 0] - top[:, 1]).double() + 1e-3)
+            self._evened[kind] = weight
+        if kind not in self._cumulated:
+            self._cumulated[kind] = self._prioritised(self._evened[kind])
+        cumulated, mean = self._cumulated[kind]
+        draw = torch.rand(count, dtype=torch.float64, generator=rng) * cumulated[-1]
+        slots = torch.searchsorted(cumulated, draw, right=True).clamp_max(self.size - 1)
+        if self.priorities is None or not mean:
+            return slots, torch.ones(count)
+        return slots, (mean / self.priorities[slots]).float()
+
+    def _prioritised(self, even: Tensor) -> tuple[Tensor, float]:
+        """Cumulated weights [N] of a draw, and the mean priority of what is drawn without them; 0
+        where priorities count for nothing: there are none, or none above 0."""
+        if self.priorities is not None:
+            cumulated = (even * self.priorities[: self.size]).cumsum(0)
+            if mean := float(cumulated[-1] / even.sum()):
+                return cumulated, mean
+        return even.cumsum(0), 0.0
+
+    def _even(self, votes: Tensor, origins: Tensor, shares: Mapping[str, float]) -> Tensor:
         """Weights [N] of a draw that is even over classes, and over origins as `shares` says."""
         if not shares:
             origins = torch.zeros_like(origins)
         counts = torch.bincount(origins).tolist()
         present = [origin for origin, count in enumerate(counts) if count]
-        unnamed = [origin for origin in present if origin not in shares]
-        taken = sum(shares.get(origin, 0.0) for origin in present)
+        named = {code: shares[name] for code, name in enumerate(self.names) if name in shares}
+        unnamed = [origin for origin in present if origin not in named]
+        taken = sum(named.get(origin, 0.0) for origin in present)
         rest = max(0.0, 1 - taken) / max(1, len(unnamed))
-        share = {origin: shares.get(origin, rest) for origin in present}
+        share = {origin: named.get(origin, rest) for origin in present}
         if not any(share.values()):  # only what was not wanted is there
             share = dict.fromkeys(present, 1.0)
         weight = torch.zeros(len(votes), dtype=torch.float64)
@@ -160,32 +213,43 @@ class Memory:
             weight[of] = share[origin] * even / even.sum()
         return weight
 
-    def everything(self) -> Remembered:
+    def everything(self) -> ReplayBatch:
         """All images, in the order of their slots."""
-        return Remembered(
-            self.pixels[: self.size], self.labels[: self.size], self.logits[: self.size]
+        kept = slice(self.size)
+        return ReplayBatch(
+            self.images[kept],
+            self.labels[kept],
+            torch.arange(self.size),
+            self._named(self.origins[kept]),
+            torch.ones(self.size),
+            self.logits[kept],
+            self.votes[kept],
         )
+
+    _COLUMNS = ("images", "labels", "logits", "votes", "insertion_index", "origins")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if nothing had happened."""
-        kept = self.everything()
+        columns = {name: getattr(self, name)[: self.size] for name in self._COLUMNS}
         return {
-            "pixels": kept.pixels,
-            "labels": kept.labels,
-            "logits": kept.logits,
-            "births": self.insertion_index[: self.size],
-            "origins": self.origins[: self.size],
-            "born": self.total_added,
+            **columns,
+            "names": list(self.names),
+            "total_added": self.total_added,
+            "capacity": self.capacity,
+            "priorities": None if self.priorities is None else self.priorities[: self.size],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a saved memory of the same shape and at most this capacity."""
-        self.size = len(state["pixels"])
-        for name in ("pixels", "labels", "logits", "births", "origins"):
+        """Takes over a saved memory of images of the same shape, with its capacity."""
+        self._allocate(int(state["capacity"]))
+        self.size = len(state["images"])
+        for name in self._COLUMNS:
             getattr(self, name)[: self.size] = state[name]
-        self.total_added = int(state["born"])
-        self._queues = [deque() for _ in range(self.classes)]
-        votes = self.everything().votes.tolist()
+        self.names = [str(name) for name in state["names"]]
+        self.total_added = int(state["total_added"])
+        if state["priorities"] is not None:
+            self.priorities = torch.ones(self.capacity, dtype=torch.float64)
+            self.priorities[: self.size] = state["priorities"]
+        votes = self.votes[: self.size].tolist()
         for slot in self.insertion_index[: self.size].argsort().tolist():
             self._queues[votes[slot]].append(slot)
-        self._cumulated.clear()
