@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthkd import __version__, cli
-from synthkd.cli import WORDS, main
+from synthkd import __version__, commands
+from synthkd.cli import COMMANDS, Command, Positional, Switch, main
+from synthkd.cli.flags import take_stage_flags
 from synthkd.networks import build_network
 from synthkd.recipe import build, settings
 
@@ -38,10 +39,10 @@ def test_the_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, __version__, "")
 
 
-def test_the_help_names_every_word(tmp_path: Path) -> None:
+def test_the_help_names_every_command(tmp_path: Path) -> None:
     done = synthkd(tmp_path, "--help")
     assert done.returncode == 0
-    assert all(word in done.stdout and meaning in done.stdout for word, meaning in WORDS.items())
+    assert all(name in done.stdout and c.help in done.stdout for name, c in COMMANDS.items())
 
 
 def test_help_comes_at_once(tmp_path: Path) -> None:
@@ -61,37 +62,115 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_the_help_of_a_word_explains_all_of_its_flags(
-    word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    main(argv)
+    return capsys.readouterr().out
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"--[a-z][\w.-]*", text))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_fits_a_screen_and_names_its_daily_flags(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = printed(capsys, name, "--help")
+    lines = out.splitlines()
+    assert len(lines) <= 40
+    assert [line for line in lines if len(line) > 80] == []
+    command = COMMANDS[name]
+    assert command.help in out
+    daily = {s.flag for s in command.settings() if s.flag} | {s.flag for s in command.switches}
+    assert daily <= flags_in(out)
+    if command.tables:
+        assert f"synthkd {name} --help-all" in out
+        assert "docs/settings.md" in out
+
+
+def test_the_help_of_distill_leaves_out_the_flags_of_other_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = {setting.flag for setting in settings() if setting.flag}
+    assert flags - flags_in(printed(capsys, "distill", "--help")) == {
+        "--count", "--images", "--reference", "--extractor", "--extractor-weights"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_all_shows_every_setting_that_the_command_takes(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    main([word, "--help"])
-    out = capsys.readouterr().out
-    assert WORDS[word] in out
-    flags = {setting.flag for setting in settings() if setting.flag}
-    shown = set(re.findall(r"--[a-z][\w.-]*", out))
-    daily = {
-        "generate": {"--teacher", "--count", "--out", "--generator-from", "--seed", "--dry-run",
-                     "--real-data", "--generator", "--save-generator", "--resume"},
-        "distill": {
-            "--teacher", "--student", "--mix-ratio", "--real-data", "--synthetic", "--val-data",
-            "--pipeline", "--minutes", "--images-seen", "--seed", "--out", "--resume", "--dry-run",
-        },
-        "evaluate": {"--student", "--val-data", "--images", "--reference", "--extractor", "--json"},
-        "bench": {
-            "--teacher", "--student", "--val-data", "--also", "--minutes", "--seeds", "--pipelines",
-            "--real-data", "--out", "--report", "--dry-run",
-        },
-        "inspect": {"--teacher-weights", "--image-size", "--teacher-access", "--json"},
-        "export": {"--format", "--int8", "--out", "--json"},
-        "predict": {"--top", "--json", "--trust-code"},
-    }[word]  # fmt: skip
-    assert daily <= shown
-    if word == "distill":
-        assert flags - shown == {
-            "--count", "--images", "--reference", "--extractor", "--extractor-weights"
-        }  # fmt: skip
+    out = printed(capsys, name, "--help-all")
+    command = COMMANDS[name]
+    dotted = {f"--{setting.key}" for setting in command.settings() if setting.table}
+    assert dotted | {switch.flag for switch in command.switches} <= flags_in(out)
+    if name == "distill":
+        assert len(dotted) > 80
+        assert "--dataset.count" not in out
+
+
+def test_a_command_is_a_file_and_an_entry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial command with settings, a positional that is a setting, and a switch of its own."""
+    (tmp_path / "trial.py").write_text(
+        "def run(recipe, *, shout=False, given=()):\n"
+        "    share = recipe.stage[0].share\n"
+        "    text = f'{recipe.teacher.spec} {recipe.run.seed} {share} {sorted(given)}'\n"
+        "    print(text.upper() if shout else text)\n"
+        "    return {'verdict': 'useless' if recipe.run.seed == 13 else 'ok'}\n"
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    trial = Command(
+        "Show what was given.",
+        tables=("", "teacher", "run"),
+        without=("teacher.spec",),
+        positionals=(Positional("spec", str, "SPEC of a network", setting="teacher.spec"),),
+        switches=(Switch("shout", "--shout", bool, False, "in capitals"),),
+        context=("given",),
+    )
+    monkeypatch.setitem(COMMANDS, "trial", trial)
+    flags = ["--run.seed", "4", "--pipeline", "gan", "--stage.pregenerate.share", "0.25"]
+    assert printed(capsys, "trial", "demo", "--shout", *flags) == (
+        "DEMO 4 0.25 ['PIPELINE', 'RUN.SEED', 'TEACHER.SPEC']\n"
+    )
+    assert "Show what was given." in printed(capsys, "--help")
+    assert {"--shout", "--seed", "--teacher-weights"} <= flags_in(
+        printed(capsys, "trial", "--help")
+    )
+    assert "--run.threads" in printed(capsys, "trial", "--help-all")
+    with pytest.raises(SystemExit) as ended:
+        main(["trial", "demo", "--seed", "13"])
+    assert ended.value.code == 3
+    with pytest.raises(SystemExit) as ended:
+        main(["trial", "demo", "--student", "auto"])
+    assert ended.value.code == 2
+
+
+def test_a_command_without_a_recipe_is_called_with_its_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "listing.py").write_text(
+        "def run(path, images, *, top=3):\n    print(path.name, [i.name for i in images], top)\n"
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    listing = Command(
+        "List files.",
+        positionals=(
+            Positional("path", Path, "a folder"),
+            Positional("images", Path, "its files", several=True),
+        ),
+        switches=(Switch("top", "--top", int, 3, "how many"),),
+    )
+    monkeypatch.setitem(COMMANDS, "listing", listing)
+    assert printed(capsys, "listing", "a/b", "x.png", "y.png", "--top", "2") == (
+        "b ['x.png', 'y.png'] 2\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["listing", "a", "x", "--stage.study.share", "0.5"])
+    assert ended.value.code == 2
 
 
 def test_a_dry_run_prints_a_recipe_and_touches_nothing(
@@ -155,9 +234,9 @@ def test_a_short_flag_and_its_dotted_name_are_one(capsys: pytest.CaptureFixture[
     assert planned(capsys, "--seed", "9") == planned(capsys, "--run.seed", "9")
 
 
-def test_every_setting_has_a_dotted_flag_that_some_word_takes() -> None:
-    tables = {table for word in cli._TABLES.values() for table in word}
-    assert {setting.table for setting in settings()} <= tables
+def test_every_setting_has_a_dotted_flag_that_some_command_takes() -> None:
+    taken = {setting.key for command in COMMANDS.values() for setting in command.settings()}
+    assert {setting.key for setting in settings()} == taken
 
 
 @pytest.mark.parametrize(
@@ -168,7 +247,7 @@ def test_a_dotted_name_is_the_short_flag(
     capsys: pytest.CaptureFixture[str], flag: str, value: str
 ) -> None:
     """`--teacher.spec` once was taken for a part of `--teacher`."""
-    assert cli._take_stage_flags([flag, "x"]) == [value, "x"]
+    assert take_stage_flags([flag, "x"]) == ([value, "x"], {})
 
 
 def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:

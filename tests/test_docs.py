@@ -20,9 +20,9 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("word", cli.WORDS)
+@pytest.mark.parametrize("word", cli.COMMANDS)
 def test_every_command_has_a_line_of_help_and_is_named_in_the_readme(word):
-    assert cli.WORDS[word].strip() and "\n" not in cli.WORDS[word].strip()
+    assert cli.COMMANDS[word].help.strip() and "\n" not in cli.COMMANDS[word].help
     assert f"synthkd {word}" in text("README.md")
 
 
@@ -75,7 +75,7 @@ def test_importing_the_command_line_does_not_import_torch():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("words", [(), *((word,) for word in cli.WORDS)], ids=" ".join)
+@pytest.mark.parametrize("words", [(), *((word,) for word in cli.COMMANDS)], ids=" ".join)
 def test_help_comes_without_torch_and_within_a_second_of_cpu_time(words):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     # `-X importtime` lists every import on stderr

@@ -14,6 +14,7 @@ class Setting:
     key: str  # dotted name, e.g. "memory.capacity"
     table: str  # "" for a top-level key
     flag: str | None  # the short flag, if it is a daily one
+    brief: str  # its line in the short help
     meaning: str
     range: str
     default: object
@@ -30,11 +31,12 @@ def settings(model: type[Table] = Recipe, prefix: str = "") -> Iterator[Setting]
         if isinstance(annotation, type) and issubclass(annotation, Table):
             yield from settings(annotation, f"{prefix}{name}.")
             continue
-        flags = [m.name for m in field.metadata if isinstance(m, Flag)]
+        flag = next((m for m in field.metadata if isinstance(m, Flag)), None)
         yield Setting(
             key=prefix + name,
             table=prefix.rstrip("."),
-            flag=flags[0] if flags else None,
+            flag=flag.name if flag else None,
+            brief=flag.brief if flag else "",
             meaning=field.description or "",
             range=_range(field.metadata, annotation),
             default=None if field.is_required() else field.default,

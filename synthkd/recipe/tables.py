@@ -32,6 +32,7 @@ class Flag:
     """The short flag of a daily setting, e.g. `--teacher` for `teacher.spec`."""
 
     name: str
+    brief: str = ""  # its line in the short help ("": it shares the line of the flag before)
 
 
 def _split(value: object) -> object:
@@ -98,7 +99,7 @@ class TeacherTable(Table):
             "timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, package.module:callable, or file.py:callable "
             "(the last three with --trust-code unless installed)"
         ),
-        Flag("--teacher"),
+        Flag("--teacher", "demo, timm:NAME, … (README: what a SPEC is)"),
     ] = "demo"
     weights: Annotated[
         str,
@@ -106,7 +107,7 @@ class TeacherTable(Table):
             description="file of weights for the teacher, of safetensors or torch.save, whatever "
             "its suffix; hub: those that torchvision or timm offers, over the network"
         ),
-        Flag("--teacher-weights"),
+        Flag("--teacher-weights", "file of its weights, or hub"),
     ] = ""
     weights_key: Annotated[
         str,
@@ -128,7 +129,7 @@ class TeacherTable(Table):
             description="height and width of its input, 8 to 1024 pixels: one number for both, or "
             "HEIGHTxWIDTH, e.g. 32x100"
         ),
-        Flag("--image-size"),
+        Flag("--image-size", "shape of its input: 32 or 32x100; 1 to 4"),
     ] = None
     channels: Annotated[
         int | None, Field(description="channels of its input", ge=1, le=4), Flag("--channels")
@@ -136,7 +137,7 @@ class TeacherTable(Table):
     mean: Annotated[
         Numbers | None,
         Field(description="mean it subtracts, per channel, for pixels in 0..1"),
-        Flag("--teacher-mean"),
+        Flag("--teacher-mean", "how its input is normalised, of pixels 0..1"),
     ] = None
     std: Annotated[
         Numbers | None,
@@ -148,7 +149,7 @@ class TeacherTable(Table):
         Field(
             description="number of classes (default: asked of the network)", ge=2, le=MOST_CLASSES
         ),
-        Flag("--classes"),
+        Flag("--classes", "how many classes, and their names"),
     ] = None
     class_names: Annotated[
         str,
@@ -161,7 +162,7 @@ class TeacherTable(Table):
     args: Annotated[
         Arguments,
         Field(description="keyword arguments for its callable, e.g. depth=20,width=16"),
-        Flag("--teacher-args"),
+        Flag("--teacher-args", "arguments of its callable: depth=20,width=16"),
     ] = {}
     access: Annotated[
         Literal["full", "logits", "labels"],
@@ -169,7 +170,7 @@ class TeacherTable(Table):
             description="what may be used of it: everything; its answers, without gradients; or "
             "the class it names alone"
         ),
-        Flag("--teacher-access"),
+        Flag("--teacher-access", "what may be used: full, logits or labels"),
     ] = "full"
     answers: Annotated[
         Literal[
@@ -182,7 +183,7 @@ class TeacherTable(Table):
             "which one applies; one score for two classes (binary-); a score a class, independent "
             "of the others (multilabel-); or class numbers"
         ),
-        Flag("--teacher-answers"),
+        Flag("--teacher-answers", "what it answers (auto: recognised)"),
     ] = "auto"  # fmt: skip
     features: Annotated[
         str,
@@ -203,12 +204,12 @@ class StudentTable(Table):
             "largest under --max-params, --max-flops and --max-latency-ms: of ours, and for "
             "images from 64 pixels on of small ones of timm and torchvision"
         ),
-        Flag("--student"),
+        Flag("--student", "a SPEC, or auto: the largest within limits"),
     ] = "resnet8-w12"
     weights: Annotated[
         str,
         Field(description="file of weights that the student starts from"),
-        Flag("--student-weights"),
+        Flag("--student-weights", "file of weights to start from"),
     ] = ""
     start: Annotated[
         Literal["new", "teacher"],
@@ -220,12 +221,12 @@ class StudentTable(Table):
     args: Annotated[
         Arguments,
         Field(description="keyword arguments for its callable"),
-        Flag("--student-args"),
+        Flag("--student-args", "arguments of its callable"),
     ] = {}
     max_params: Annotated[
         int | None,
         Field(description="auto: largest number of weights", ge=1, le=MOST),
-        Flag("--max-params"),
+        Flag("--max-params", "limits of --student auto"),
     ] = None
     max_flops: Annotated[
         float | None,
@@ -239,7 +240,7 @@ class StudentTable(Table):
             "machine",
             gt=0,
         ),
-        Flag("--max-latency-ms"),
+        Flag("--max-latency-ms", "limit of --student auto, for one image"),
     ] = None
 
 
@@ -249,7 +250,7 @@ class DataTable(Table):
     mix_ratio: Annotated[
         float,
         Field(description="share of synthetic images in every batch", ge=0, le=1),
-        Flag("--mix-ratio"),
+        Flag("--mix-ratio", "share of synthetic images in every batch"),
     ] = 1.0
     real: Annotated[
         str,
@@ -258,7 +259,7 @@ class DataTable(Table):
             "an .npz with x (and y), "
             "or file.py:callable[:argument]; distill: read only below mix ratio 1"
         ),
-        Flag("--real-data"),
+        Flag("--real-data", "real images to learn from, if allowed"),
     ] = ""
     val: Annotated[
         str,
@@ -266,7 +267,7 @@ class DataTable(Table):
             description="labelled images for the final score; they never influence the run "
             "(demo teacher: the digits nobody saw; none: no score)"
         ),
-        Flag("--val-data"),
+        Flag("--val-data", "labelled images, for the final score alone"),
     ] = ""
     class_order: Annotated[
         str,
@@ -275,7 +276,7 @@ class DataTable(Table):
             "numeric, alphabetical, one-based, background-first, or for each in turn the teacher's "
             "number or name, with commas or one a line in a text file"
         ),
-        Flag("--class-order"),
+        Flag("--class-order", "how classes of images match the teacher's"),
     ] = "auto"
     range: Annotated[
         Numbers,
@@ -301,7 +302,7 @@ class DataTable(Table):
     synthetic: Annotated[
         str,
         Field(description="a data set made by `synthkd generate`, used instead of a generator"),
-        Flag("--synthetic"),
+        Flag("--synthetic", "a data set of `synthkd generate` to learn from"),
     ] = ""
 
     @model_validator(mode="after")
@@ -321,7 +322,7 @@ class BudgetTable(Table):
             gt=0,
             le=MOST_MINUTES,
         ),
-        Flag("--minutes"),
+        Flag("--minutes", "length of the run, in minutes or images"),
     ] = None
     images: Annotated[
         int | None,
@@ -336,10 +337,14 @@ class RunTable(Table):
     """Where and how a run computes."""
 
     out: Annotated[
-        str, Field(description="directory to write; must be empty or new"), Flag("--out")
+        str,
+        Field(description="directory to write; must be empty or new"),
+        Flag("--out", "directory to write; empty or new"),
     ] = ""
     seed: Annotated[
-        int, Field(description="seed of everything random", ge=0, lt=2**31), Flag("--seed")
+        int,
+        Field(description="seed of everything random", ge=0, lt=2**31),
+        Flag("--seed", "seed of everything random"),
     ] = 0
     stages: Annotated[
         Words, Field(description="names of the stages to run, comma-separated (default: all)")
@@ -368,12 +373,12 @@ class RunTable(Table):
             description="allow what runs code: file.py: specs, .pt2 and TorchScript files, and "
             "installed callables that a file names"
         ),
-        Flag("--trust-code"),
+        Flag("--trust-code", "allow what runs code (file.py:, .pt2, …)"),
     ] = False
     anyway: Annotated[
         bool,
         Field(description="go on although a check found something serious with the teacher"),
-        Flag("--anyway"),
+        Flag("--anyway", "go on although a check found a serious fault"),
     ] = False
 
 
@@ -386,7 +391,7 @@ class GeneratorTable(Table):
             description='who invents in the stages that leave it open (generator = "auto"); '
             "auto: chosen by looking at the teacher"
         ),
-        Flag("--generator"),
+        Flag("--generator", "what makes images in stages that say auto"),
     ] = "auto"
     start: Annotated[
         str,
@@ -394,7 +399,7 @@ class GeneratorTable(Table):
             description="trained generator to use instead of training a new one: a run's, a "
             "diffusers folder, or hub:OWNER/NAME (over the network)"
         ),
-        Flag("--generator-from"),
+        Flag("--generator-from", "a trained generator to use"),
     ] = ""
     latent: Annotated[int, Field(description="length of the noise vector", ge=1, le=4096)] = 128
     width: Annotated[int, Field(description="channels of its last layer", ge=4, le=512)] = 32
@@ -766,9 +771,9 @@ class TrainingTable(Table):
 class DatasetTable(Table):
     """What `synthkd generate` writes."""
 
-    count: Annotated[int, Field(description="images to write", ge=1, le=MOST), Flag("--count")] = (
-        1_000
-    )
+    count: Annotated[
+        int, Field(description="images to write", ge=1, le=MOST), Flag("--count", "images to write")
+    ] = 1_000
     shard: Annotated[int, Field(description="images per shard file", ge=1, le=MOST)] = 8_192
     folders: Annotated[
         bool, Field(description="also write class folders of PNG files, as ImageFolder wants them")
@@ -781,15 +786,17 @@ class EvaluationTable(Table):
     images: Annotated[
         str,
         Field(description="images to score: a synthetic data set or any data path"),
-        Flag("--images"),
+        Flag("--images", "images to score"),
     ] = ""
     reference: Annotated[
-        str, Field(description="real images to compare them with (FID, KID)"), Flag("--reference")
+        str,
+        Field(description="real images to compare them with (FID, KID)"),
+        Flag("--reference", "real images to compare them with (FID, KID)"),
     ] = ""
     extractor: Annotated[
         str,
         Field(description="features for FID and KID: teacher, inception, or another SPEC"),
-        Flag("--extractor"),
+        Flag("--extractor", "features for these: teacher, inception, a SPEC"),
     ] = "teacher"
     extractor_weights: Annotated[
         str,
@@ -797,7 +804,7 @@ class EvaluationTable(Table):
             description="weights of the extractor; "
             "for inception: a local copy of torch-fidelity's file"
         ),
-        Flag("--extractor-weights"),
+        Flag("--extractor-weights", "file of weights of the extractor"),
     ] = ""
     batch: Annotated[int, Field(description="images per forward pass", ge=1, le=MOST_AT_ONCE)] = 256
 
@@ -865,7 +872,7 @@ class Recipe(Table):
     pipeline: Annotated[
         str,
         Field(description="stages and defaults to start from: a shipped name or a .toml file"),
-        Flag("--pipeline"),
+        Flag("--pipeline", "stages and defaults: a shipped name or a file"),
     ] = "synthkd"
     teacher: TeacherTable = TeacherTable()
     student: StudentTable = StudentTable()

@@ -1,0 +1,209 @@
+"""The commands: what the command line knows of each. The code is `run` in
+`synthkd/commands/NAME.py`, imported only when the command is called."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthkd import recipe
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A flag of one call, which no recipe records: the keyword argument `name` of `run`."""
+
+    name: str
+    flag: str
+    kind: Any
+    default: Any
+    help: str
+    brief: str = ""  # for the short help, where `help` is too long for one line
+
+
+@dataclass(frozen=True)
+class Positional:
+    """An argument without a flag. `several` takes all that follow, as a tuple. With `setting` it is
+    the value of that setting of the recipe, else the next positional argument of `run`."""
+
+    name: str
+    kind: Any
+    help: str
+    several: bool = False
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as data: its help, its flags, and how `run` is called.
+
+    A command with `tables` is called as `run(recipe, **switches)`, one without as
+    `run(*positionals, **switches)`. With the switch `RESUME` the module also has
+    `resume(path, trust_code=…, anyway=…, **switches)`. A dictionary that they return with the
+    verdict "useless" ends the program with exit code 3.
+    """
+
+    help: str  # one sentence
+    tables: tuple[str, ...] = ()  # of the recipe, whose settings are its flags; "": the top level
+    without: tuple[str, ...] = ()  # settings of these tables that it does not take
+    positionals: tuple[Positional, ...] = ()
+    switches: tuple[Switch, ...] = ()
+    pipeline: bool = True  # its recipe starts from a pipeline, and takes --stage.NAME.KEY
+    # what `run` takes besides: given (keys that the user set), started (time.perf_counter() of the
+    # call, which `resume` takes too)
+    context: tuple[str, ...] = ()
+
+    def settings(self) -> Iterator[recipe.Setting]:
+        """The settings that are its flags."""
+        for setting in recipe.settings():
+            if setting.table in self.tables and setting.key not in self.without:
+                yield setting
+
+
+CONFIG = Switch("config", "--config", Path | None, None, "TOML file of settings")
+RESUME = Switch(
+    "resume", "--resume", Path | None, None, "directory of an interrupted run to go on with"
+)
+DRY_RUN = Switch("dry_run", "--dry-run", bool, False, "print the resolved plan and stop")
+QUIET = Switch("quiet", "--quiet", bool, False, "print nothing but errors")
+JSON = Switch("as_json", "--json", bool, False, "print JSON instead of tables")
+TRUST = Switch("trust_code", "--trust-code", bool, False, "allow a student that is code")
+
+_SYNTHESIS = (
+    "", "teacher", "data", "budget", "run", "generator", "procedural", "pixels", "diffusion",
+    "discriminator", "memory", "difficulty", "augment",
+)  # fmt: skip
+
+COMMANDS: dict[str, Command] = {
+    "generate": Command(
+        "Make a synthetic data set that a teacher agrees with.",
+        tables=("dataset", *_SYNTHESIS),
+        without=(
+            "data.mix_ratio", "data.val", "data.synthetic", "data.class_order", "run.snapshots",
+            "diffusion.accept",
+        ),
+        switches=(
+            Switch(
+                "save_generator", "--save-generator", Path | None, None,
+                "directory in which to save a trained diffusion model, as diffusers reads it",
+                brief="directory to save a trained diffusion model in",
+            ),
+            RESUME, JSON, CONFIG, DRY_RUN, QUIET,
+        ),
+        context=("given",),
+    ),
+    "distill": Command(
+        "Train a small student from a teacher, without its training data.",
+        tables=(*_SYNTHESIS, "student", "training"),
+        switches=(RESUME, JSON, CONFIG, DRY_RUN, QUIET),
+        context=("given", "started"),
+    ),
+    "evaluate": Command(
+        "Score a student against its teacher, or a set of images.",
+        tables=("teacher", "student", "data", "run", "evaluation"),
+        without=(
+            "data.mix_ratio", "data.real", "data.synthetic", "student.start", "student.max_params",
+            "student.max_flops", "student.max_latency_ms", "run.precision", "run.seed",
+            "run.stages", "run.checkpoint_seconds", "run.snapshots",
+        ),
+        switches=(JSON, CONFIG, QUIET),
+    ),
+    "bench": Command(
+        "Compare pipelines: the same teacher, student and time for each.",
+        tables=("teacher", "student", "data", "budget", "run", "augment"),
+        without=(
+            "data.mix_ratio", "data.synthetic", "budget.images", "run.seed", "run.stages",
+            "run.snapshots",
+        ),
+        pipeline=False,  # what is given is laid over each of those it compares
+        switches=(
+            Switch(
+                "pipelines", "--pipelines", str, "all",
+                "names or .toml files, with commas; all: every shipped one (those of real images "
+                "only with --real-data)",
+                brief="names or .toml files, with commas, or all",
+            ),
+            Switch("seeds", "--seeds", str, "0", "seeds, with commas"),
+            Switch(
+                "also", "--also", list[str] | None, None,
+                "NAME=PATH: labelled images to score the students on too (can be repeated)",
+                brief="NAME=PATH: more labelled images to score",
+            ),
+            Switch(
+                "report", "--report", bool, False,
+                "run nothing: only write tables and plot again from what lies in --out",
+                brief="write tables and plot again, run nothing",
+            ),
+            JSON, CONFIG, DRY_RUN, QUIET,
+        ),
+    ),
+    "inspect": Command(
+        "Show what a network is, wants and costs, and what would be done with it.",
+        tables=("", "teacher", "run"),
+        without=(
+            "teacher.spec", "run.out", "run.seed", "run.stages", "run.checkpoint_seconds",
+            "run.snapshots",
+        ),
+        positionals=(Positional("spec", str, "SPEC of the network", setting="teacher.spec"),),
+        switches=(JSON, CONFIG),
+    ),
+    "export": Command(
+        "Turn the student of a run into files for production, each compared with it.",
+        positionals=(Positional("path", Path, "run directory"),),
+        switches=(
+            Switch(
+                "formats", "--format", str, "onnx",
+                "safetensors, onnx, pt2, executorch; several with commas",
+                brief="safetensors, onnx, pt2, executorch",
+            ),
+            Switch("int8", "--int8", bool, False, "also an ONNX file of 8-bit integers"),
+            Switch(
+                "uint8_input", "--uint8-input", bool, False,
+                "graphs that take bytes 0..255 (uint8, NCHW) instead of numbers in 0..1",
+                brief="graphs that take bytes 0..255",
+            ),
+            Switch(
+                "softmax", "--softmax", bool, False,
+                "graphs that answer in probabilities instead of logits",
+                brief="graphs that answer in probabilities",
+            ),
+            Switch(
+                "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
+            ),
+            Switch("out", "--out", Path | None, None, "directory to write (default: RUN/export)"),
+            TRUST, JSON, QUIET,
+        ),
+    ),
+    "predict": Command(
+        "Name the classes of images by the student of a run.",
+        positionals=(
+            Positional("path", Path, "run directory"),
+            Positional("images", Path, "image files, or folders of them", several=True),
+        ),
+        switches=(
+            Switch("top", "--top", int, 3, "classes to name per image"),
+            Switch(
+                "data_range", "--data.range", str | None, None,
+                "BLACK,WHITE: values that are black and white in images of more than 8 bits",
+                brief="BLACK,WHITE, for more than 8 bits",
+            ),
+            Switch(
+                "data_background", "--data.background", str | None, None,
+                "auto, white or black: background of transparent images",
+                brief="auto, white or black, if transparent",
+            ),
+            Switch(
+                "data_resize", "--data.resize", str | None, None,
+                "stretch, crop or pad: images of another proportion",
+                brief="stretch, crop or pad",
+            ),
+            Switch(
+                "csv_file", "--csv", str, "",
+                "file with a line per image: image, class, name, probability, those of the next "
+                "class, …; - is the standard output",
+                brief="file with a line per image; -: the screen",
+            ),
+            TRUST, JSON,
+        ),
+    ),
+}  # fmt: skip
