@@ -21,12 +21,12 @@ from synthkd.core.images import to_float
 from synthkd.data.sources import load_images
 from synthkd.recipe import TeacherTable, read_toml
 from synthkd.specs import load_teacher
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 BATCH = 512
 
 
-def ways(teacher: Teacher) -> dict[str, Callable[[Tensor], Tensor]]:
+def ways(teacher: FrozenTeacher) -> dict[str, Callable[[Tensor], Tensor]]:
     """The same answers by three roads."""
 
     def forward_network(low: bool) -> Callable[[Tensor], Tensor]:

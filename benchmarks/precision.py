@@ -18,7 +18,7 @@ from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 TERMS = {"one_hot": 0.5, "statistics": 5.0, "prototype": 0.1, "consistency": 0.1}
 ROUNDS = 3
@@ -31,7 +31,10 @@ def fresh(name: str, channels: int, size: int) -> Classifier:
 
 
 def round_(
-    teacher: Callable[[], Teacher], student: Callable[[], Classifier], bfloat16: bool, last: bool
+    teacher: Callable[[], FrozenTeacher],
+    student: Callable[[], Classifier],
+    bfloat16: bool,
+    last: bool,
 ) -> dict[str, float]:
     """Milliseconds of a generator step and a student step on 128 images: the best of some
     rounds."""
@@ -61,11 +64,11 @@ def main() -> None:
             lambda: fresh("resnet8-w8", 1, 16),
         ),
         "lenet5 -> half": (
-            lambda: Teacher(fresh("lenet5", 1, 32)),
+            lambda: FrozenTeacher(fresh("lenet5", 1, 32)),
             lambda: fresh("lenet5-half", 1, 32),
         ),
         "resnet20 -> resnet8": (
-            lambda: Teacher(fresh("resnet20", 3, 32)),
+            lambda: FrozenTeacher(fresh("resnet20", 3, 32)),
             lambda: fresh("resnet8", 3, 32),
         ),
     }

@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def measured(row: str, given: argparse.Namespace) -> dict[str, object]:
-    """Teacher, data and one run of `synthkd distill` for a row."""
+    """FrozenTeacher, data and one run of `synthkd distill` for a row."""
     size, name, times = row.split(":")
     tag = row.replace(":", "-")
     place = given.out

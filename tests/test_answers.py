@@ -4,6 +4,7 @@ import json
 import math
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -22,7 +23,8 @@ from synthkd.core.images import ImageSpec, to_float
 from synthkd.core.logits import as_logits, log_odds, of_decisions, paired
 from synthkd.data.sources import Images, demo_digits
 from synthkd.evaluation.compare import compare
-from synthkd.losses.distillation import soft_decisions
+from synthkd.losses.distillation import TERMS as DISTILLATION_TERMS
+from synthkd.losses.distillation import DistillationView, soft_decisions
 from synthkd.losses.synthesis import View, balance, disagreement, divergence, one_hot
 from synthkd.networks import build_network
 from synthkd.networks.answers import (
@@ -40,8 +42,8 @@ from synthkd.networks.weight_init import inherited
 from synthkd.recipe import StudentTable, TeacherTable, TrainingTable
 from synthkd.replay.memory import Memory
 from synthkd.specs import BlackBox, load_classifier, load_teacher, new_student, read_card
-from synthkd.students.learner import Learner, distillation_loss
-from synthkd.teachers.frozen import Teacher
+from synthkd.students.learner import Learner
+from synthkd.teachers.frozen import FrozenTeacher
 
 FINDINGS = ((0, 2, 4, 6, 8), (5, 6, 7, 8, 9), (0, 6, 8, 9))  # even; above four; with a loop
 DEMO = load_teacher(TeacherTable())
@@ -334,8 +336,8 @@ def test_inside_a_network_the_logits_themselves_are_read(name):
     classes, found = recognise(body, SPEC, None, inside=True)
     assert found.layer == "net.linear" and found.kind == ONE_OF_TEN[name][1]
     soft, plain = (
-        Teacher(Classifier(body, SPEC, classes, found)),
-        Teacher(Classifier(Wrap(lambda z: z), SPEC, 10)),
+        FrozenTeacher(Classifier(body, SPEC, classes, found)),
+        FrozenTeacher(Classifier(Wrap(lambda z: z), SPEC, 10)),
     )
     for low in (False, True):
         soft.low_precision = plain.low_precision = low
@@ -406,7 +408,7 @@ def other():
 """
 
 
-def teacher_of(path: Path, name: str, **told: Any) -> Teacher:
+def teacher_of(path: Path, name: str, **told: Any) -> FrozenTeacher:
     table = TeacherTable(spec=f"{path}:{name}", image_size=16, channels=1, **told)
     if "mean" not in told and name in ("percent", "findings", "even"):
         table = table.model_copy(update={"mean": SPEC.mean, "std": SPEC.std})
@@ -495,8 +497,12 @@ def test_soft_decisions_are_t_squared_times_the_sum_of_binary_kl(temperature):
             total += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     found = soft_decisions(learned, taught, temperature=temperature)
     assert found.item() == pytest.approx(temperature**2 * total / 6, rel=1e-5)
-    table = TrainingTable(temperature=temperature)
-    assert distillation_loss(learned, taught, table, independent=True).item() == found.item()
+    view = DistillationView(
+        torch.zeros(2, 1, 8, 8), learned, taught, {}, {}, temperature=temperature, independent=True
+    )
+    assert DISTILLATION_TERMS["soft_targets"].fn(view).item() == found.item()
+    each = DISTILLATION_TERMS["soft_targets"].fn(replace(view, per_sample=True))
+    assert each.mean().item() == pytest.approx(found.item())
 
 
 def test_terms_of_independent_classes_ask_a_yes_or_no_of_each():
@@ -543,7 +549,7 @@ def of_findings(labels: Tensor) -> Tensor:
 def test_a_comparison_of_independent_classes_is_that_of_scikit_learn():
     pixels, labels, _ = demo_digits()
     pixels, hot = pixels[:300], of_findings(labels[:300])
-    teacher = Teacher(
+    teacher = FrozenTeacher(
         Classifier(Wrap(odds), SPEC, 3, "multilabel-logits"), names=("even", "high", "loop")
     )
     weak = Classifier(Wrap(lambda z: odds(z[:, torch.arange(10).roll(1)])), SPEC, 3,
@@ -568,7 +574,7 @@ def test_a_comparison_of_independent_classes_is_that_of_scikit_learn():
 def test_a_comparison_of_two_classes_has_the_measures_of_a_test():
     pixels, labels, _ = demo_digits()
     pixels, y = pixels[:300], (labels[:300] % 2 == 0).long()
-    teacher = Teacher(Classifier(Wrap(even), SPEC, 2, "binary-logit"))
+    teacher = FrozenTeacher(Classifier(Wrap(even), SPEC, 2, "binary-logit"))
     found = compare(teacher.classifier, teacher, Images(pixels, y, (), "x", ""))
     scores = even(DEMO.classifier(to_float(pixels))).detach().numpy()
     assert found.student_told is not None
@@ -579,7 +585,7 @@ def test_a_comparison_of_two_classes_has_the_measures_of_a_test():
 
 def test_ten_classes_one_against_the_rest_are_scored_by_the_likeliest_where_labels_exclude():
     pixels, labels, _ = demo_digits()
-    teacher = Teacher(Classifier(Wrap(lambda z: z - 4), SPEC, 10, "multilabel-logits"))
+    teacher = FrozenTeacher(Classifier(Wrap(lambda z: z - 4), SPEC, 10, "multilabel-logits"))
     found = compare(teacher.classifier, teacher, Images(pixels[:200], labels[:200], (), "x", ""))
     assert found.student_accuracy == pytest.approx(
         measures.accuracy(DEMO.classifier(to_float(pixels[:200])), labels[:200])
@@ -607,7 +613,7 @@ def test_a_head_of_another_size_leaves_the_last_layer_new():
 
 
 def test_a_student_of_independent_classes_answers_so_and_its_file_says_so(tmp_path):
-    teacher = Teacher(Classifier(Wrap(odds), SPEC, 3, "multilabel-logits"))
+    teacher = FrozenTeacher(Classifier(Wrap(odds), SPEC, 3, "multilabel-logits"))
     student = new_student(StudentTable(), teacher)
     assert student.independent and student.answers == "multilabel-logits"
     with pytest.raises(InputError, match="let it return logits"):
@@ -628,8 +634,8 @@ def test_a_student_of_independent_classes_answers_so_and_its_file_says_so(tmp_pa
 
 def test_of_independent_classes_label_access_shows_the_decisions_alone():
     body = Classifier(Wrap(odds), SPEC, 3, "multilabel-logits")
-    found = Teacher(body, access="labels")(digits())
-    true = Teacher(body, access="logits")(digits())
+    found = FrozenTeacher(body, access="labels")(digits())
+    true = FrozenTeacher(body, access="logits")(digits())
     assert torch.equal(found, of_decisions(true > 0))
     assert set(found.flatten().tolist()) == set(
         of_decisions(torch.tensor([[True, False]]))[0].tolist()

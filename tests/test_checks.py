@@ -20,7 +20,7 @@ from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.specs.code import executed
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 # The demo's trained network with something wrong around or inside it.
 FAULTS = """
@@ -297,7 +297,7 @@ ASKED: dict[str, list[Finding]] = {}
 def once(check: Callable[..., list[Finding]]) -> Callable[..., list[Finding]]:
     """The check itself; the same teacher is not asked again by the next command."""
 
-    def asked(teacher: Teacher, table: TeacherTable, **more: Any) -> list[Finding]:
+    def asked(teacher: FrozenTeacher, table: TeacherTable, **more: Any) -> list[Finding]:
         if table.spec not in ASKED:
             ASKED[table.spec] = check(teacher, table, **more)
         return ASKED[table.spec]

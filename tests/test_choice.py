@@ -15,7 +15,7 @@ from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_teacher, new_student
 from synthkd.students import latency
 from synthkd.students.auto import STRIDED, _body, against_teacher, best_student
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 onnx = pytest.mark.skipif(not latency.has_onnx(), reason="the extra onnx is not installed")
 
@@ -26,21 +26,23 @@ def network(name: str, *, channels: int = 1, size: int = 16, classes: int = 10) 
     return Classifier(body, spec, classes).eval()
 
 
-def teacher(name: str, *, access: str = "full", **shape: int) -> Teacher:
-    return Teacher(network(name, **shape), access=access)
+def teacher(name: str, *, access: str = "full", **shape: int) -> FrozenTeacher:
+    return FrozenTeacher(network(name, **shape), access=access)
 
 
 @pytest.fixture(scope="module")
-def demo() -> Teacher:
+def demo() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
-def codes(student: Classifier, of: Teacher) -> set[str]:
+def codes(student: Classifier, of: FrozenTeacher) -> set[str]:
     return {finding.code for finding in against_teacher(student, of)}
 
 
 @onnx
-def test_the_time_that_is_promised_is_that_of_the_exported_file(demo: Teacher, tmp_path: Path):
+def test_the_time_that_is_promised_is_that_of_the_exported_file(
+    demo: FrozenTeacher, tmp_path: Path
+):
     found = best_student(StudentTable(spec="auto", max_latency_ms=0.5), demo)
     assert found.latency_ms is not None and found.latency_ms * 1.1 <= 0.5
     assert found.name == "resnet8"  # larger ones are as large as the teacher, or slower
@@ -54,7 +56,7 @@ def test_the_time_that_is_promised_is_that_of_the_exported_file(demo: Teacher, t
 
 
 @onnx
-def test_where_none_fits_the_fastest_is_named_with_its_time(demo: Teacher):
+def test_where_none_fits_the_fastest_is_named_with_its_time(demo: FrozenTeacher):
     with pytest.raises(InputError) as failed:
         best_student(StudentTable(spec="auto", max_latency_ms=1e-4), demo)
     assert "the fastest found, resnet8-w4," in str(failed.value)
@@ -62,7 +64,7 @@ def test_where_none_fits_the_fastest_is_named_with_its_time(demo: Teacher):
 
 
 def test_without_the_extra_torch_itself_is_measured_and_said(
-    demo: Teacher, monkeypatch: pytest.MonkeyPatch
+    demo: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(latency, "has_onnx", lambda: False)
     found = best_student(StudentTable(spec="auto", max_latency_ms=50, max_params=30_000), demo)
@@ -77,7 +79,7 @@ def test_for_large_images_a_network_that_begins_with_a_stride_is_taken():
     assert not codes(new_student(StudentTable(spec=found.name), of), of) & {"student-slower"}
 
 
-def test_for_small_images_a_network_of_ours_is_taken(demo: Teacher):
+def test_for_small_images_a_network_of_ours_is_taken(demo: FrozenTeacher):
     assert best_student(StudentTable(spec="auto"), demo).name == "resnet8-w12"
     small = StudentTable(spec="auto", max_params=20_000)
     assert best_student(small, teacher("lenet5", size=32)).name == "lenet5-half"
@@ -112,7 +114,7 @@ def test_a_black_box_is_not_asked_for_its_weights_or_its_time():
     assert of.queries == before
 
 
-def test_looking_changes_neither_mode_nor_weights_nor_randomness(demo: Teacher):
+def test_looking_changes_neither_mode_nor_weights_nor_randomness(demo: FrozenTeacher):
     student = network("resnet8-w4").train()
     before = {k: v.clone() for k, v in student.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -121,7 +123,7 @@ def test_looking_changes_neither_mode_nor_weights_nor_randomness(demo: Teacher):
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
 
 
-def test_our_networks_still_have_a_folded_copy_for_fast_answers(demo: Teacher):
+def test_our_networks_still_have_a_folded_copy_for_fast_answers(demo: FrozenTeacher):
     from synthkd.teachers.frozen import folded_copy
 
     images = torch.rand(4, *demo.spec.shape)

@@ -21,7 +21,7 @@ from synthkd.synthesis.diffusion.generator import Diffusion, Trained
 from synthkd.synthesis.diffusion.maths import add_noise, drawn_steps, min_snr, target
 from synthkd.synthesis.plan import plan
 from synthkd.synthesis.procedural import Procedural
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 STILL = AugmentTable(shift=0.0, flip=False)
 SMALL: dict[str, Any] = {"width": 8, "steps": 2, "batch": 16}
@@ -32,18 +32,18 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
-def diffusion(teacher: Teacher, start: str = "", **settings: Any) -> Diffusion:
+def diffusion(teacher: FrozenTeacher, start: str = "", **settings: Any) -> Diffusion:
     torch.manual_seed(3)
     tables = {"diffusion": SMALL | settings, "generator": {"start": start}}
     return Diffusion(Recipe.model_validate(tables), teacher)
 
 
 def context(
-    teacher: Teacher, terms: dict[str, float] | None = None, **more: Any
+    teacher: FrozenTeacher, terms: dict[str, float] | None = None, **more: Any
 ) -> SynthesisContext:
     """A scene whose material is drawings, with the teacher's votes."""
     drawings = Procedural(Recipe(), teacher)
@@ -66,7 +66,7 @@ def context(
     )
 
 
-def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: Teacher) -> None:
+def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: FrozenTeacher) -> None:
     """The loss of a first step, written out with the same draws."""
     made = diffusion(teacher, drop=0.5)
     before = copy.deepcopy(made.unet)
@@ -88,14 +88,14 @@ def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: Teacher)
     assert (found.trained, len(found.batch.images)) == (8, 0)
 
 
-def test_it_learns_what_images_look_like(teacher: Teacher) -> None:
+def test_it_learns_what_images_look_like(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher, width=16, learning_rate=3e-3)
     set_up = context(teacher, fresh=0, synthesis_batch=32)
     losses = [made.synthesize(set_up, seeded(i)).measures["denoising"] for i in range(60)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-def test_it_needs_something_to_learn_from(teacher: Teacher) -> None:
+def test_it_needs_something_to_learn_from(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher)
     before = {k: v.clone() for k, v in made.unet.state_dict().items()}
     for fresh in (0, 12):  # or noise would be offered, or a stage would never end
@@ -107,7 +107,7 @@ def test_it_needs_something_to_learn_from(teacher: Teacher) -> None:
     assert all(torch.equal(v, before[k]) for k, v in made.unet.state_dict().items())
 
 
-def test_only_what_the_teacher_agrees_with_is_offered(teacher: Teacher) -> None:
+def test_only_what_the_teacher_agrees_with_is_offered(teacher: FrozenTeacher) -> None:
     digest = digest_of(teacher.classifier)
     made = diffusion(teacher)
     found = made.synthesize(context(teacher, synthesis_steps=0, fresh=40), seeded())
@@ -121,13 +121,15 @@ def test_only_what_the_teacher_agrees_with_is_offered(teacher: Teacher) -> None:
     assert digest_of(teacher.classifier) == digest
 
 
-def test_what_time_forbids_is_not_offered(teacher: Teacher) -> None:
+def test_what_time_forbids_is_not_offered(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher, accept="all")
     found = made.synthesize(context(teacher, synthesis_steps=0, fresh=40, deadline=0.0), seeded())
     assert len(found.batch.images) == len(found.batch.labels) == found.trained == 16  # one batch
 
 
-def test_a_student_of_a_generator_that_nobody_agrees_with_is_told_so(teacher: Teacher) -> None:
+def test_a_student_of_a_generator_that_nobody_agrees_with_is_told_so(
+    teacher: FrozenTeacher,
+) -> None:
     tables = {
         "diffusion": SMALL | {"confidence": 0.95}, "training": {"batch": 16},
         "student": {"spec": "resnet8-w4"}, "budget": {"images": 64},
@@ -135,13 +137,13 @@ def test_a_student_of_a_generator_that_nobody_agrees_with_is_told_so(teacher: Te
                    "fresh": 16, "student_steps": 1}],
     }  # fmt: skip
     recipe = Recipe.model_validate(tables)
-    shy = Teacher(teacher.classifier, access="labels")  # its smoothed votes are 0.91 sure
+    shy = FrozenTeacher(teacher.classifier, access="labels")  # its smoothed votes are 0.91 sure
     lab = Lab(recipe, plan(recipe, shy).stages, shy, new_student(recipe.student, shy))
     with pytest.raises(InputError, match=r"stage imagine: .* accepted no image so far"):
         list(rounds(lab))
 
 
-def test_a_sure_teacher_can_be_asked_for(teacher: Teacher) -> None:
+def test_a_sure_teacher_can_be_asked_for(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher, confidence=0.5)
     images = made.synthesize(context(teacher, synthesis_steps=0, fresh=40), seeded()).batch.images
     assert bool((teacher(images).softmax(1).amax(1) >= 0.5).all())
@@ -151,7 +153,7 @@ def test_a_sure_teacher_can_be_asked_for(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize("terms", [{"one_hot": 1.0}, {}], ids=["by a term", "by the class"])
-def test_guidance_makes_the_teacher_agree(teacher: Teacher, terms: dict[str, float]) -> None:
+def test_guidance_makes_the_teacher_agree(teacher: FrozenTeacher, terms: dict[str, float]) -> None:
     labels = torch.arange(40) % 10
     shares = []
     for guidance in (0.0, 4.0):
@@ -163,7 +165,7 @@ def test_guidance_makes_the_teacher_agree(teacher: Teacher, terms: dict[str, flo
 
 @pytest.mark.parametrize("borrowed", [False, True], ids=["trained here", "borrowed"])
 def test_samples_in_bfloat16_are_nearly_those_in_float32(
-    teacher: Teacher, tmp_path: Path, borrowed: bool
+    teacher: FrozenTeacher, tmp_path: Path, borrowed: bool
 ) -> None:
     made = diffusion(teacher)
     if borrowed:
@@ -180,8 +182,8 @@ def test_samples_in_bfloat16_are_nearly_those_in_float32(
     assert torch.equal(again, exact)
 
 
-def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: Teacher) -> None:
-    closed = Teacher(teacher.classifier, access="logits")
+def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: FrozenTeacher) -> None:
+    closed = FrozenTeacher(teacher.classifier, access="logits")
     labels = torch.arange(10)
     one, other = (
         diffusion(box, guidance=guidance).sample(labels, context(box), seeded(5)).images
@@ -198,7 +200,9 @@ def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: Teacher) -> No
 
 
 @pytest.mark.parametrize(("ratio", "source"), [(1.0, "the memory"), (0.5, "the real images")])
-def test_the_plan_says_what_is_learned_from(teacher: Teacher, ratio: float, source: str) -> None:
+def test_the_plan_says_what_is_learned_from(
+    teacher: FrozenTeacher, ratio: float, source: str
+) -> None:
     recipe = Recipe.model_validate({
         "data": {"real": "scans", "mix_ratio": ratio},
         "stage": [{"name": "learn", "generator": "diffusion", "synthesis_steps": 2}],
@@ -209,7 +213,7 @@ def test_the_plan_says_what_is_learned_from(teacher: Teacher, ratio: float, sour
 
 @pytest.mark.parametrize(("scale", "asked"), [(0.0, 1), (1.0, 1), (3.0, 2)])
 def test_classifier_free_guidance_extrapolates_from_no_class(
-    teacher: Teacher, scale: float, asked: int
+    teacher: FrozenTeacher, scale: float, asked: int
 ) -> None:
     made = diffusion(teacher, scale=scale)
     assert isinstance(made.denoiser, Trained)
@@ -237,7 +241,7 @@ def test_classifier_free_guidance_extrapolates_from_no_class(
     ],
 )
 def test_the_curriculum_follows_the_stage_or_the_difficulty(
-    teacher: Teacher, curriculum: str, more: dict[str, float], opened: float
+    teacher: FrozenTeacher, curriculum: str, more: dict[str, float], opened: float
 ) -> None:
     made = diffusion(teacher, curriculum=curriculum)
     found = made.synthesize(context(teacher, fresh=0, **more), seeded())
@@ -246,7 +250,7 @@ def test_the_curriculum_follows_the_stage_or_the_difficulty(
 
 
 def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
-    teacher: Teacher, tmp_path: Path
+    teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
     whole, first = diffusion(teacher, solver="auto"), diffusion(teacher, solver="auto")
     for i in range(3):
@@ -271,7 +275,7 @@ def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
     assert all(torch.equal(a, b) for a, b in zip(flat(whole), flat(second), strict=True))
 
 
-def test_auto_names_a_solver_once(teacher: Teacher) -> None:
+def test_auto_names_a_solver_once(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher, solver="auto")
     made.synthesize(context(teacher), seeded())
     assert made.solver in ("ddim", "dpm", "ddpm")
@@ -279,7 +283,7 @@ def test_auto_names_a_solver_once(teacher: Teacher) -> None:
 
 
 def test_a_saved_model_is_borrowed_with_its_classes_and_its_promise(
-    teacher: Teacher, tmp_path: Path
+    teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
     made = diffusion(teacher)
     made.synthesize(context(teacher), seeded())
@@ -294,14 +298,14 @@ def test_a_saved_model_is_borrowed_with_its_classes_and_its_promise(
     assert "denoising" not in found.measures
 
 
-def test_other_sizes_are_denoised_at_a_working_size(teacher: Teacher) -> None:
+def test_other_sizes_are_denoised_at_a_working_size(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher, size=8)
     images = made.sample(torch.arange(3), context(teacher), seeded()).images
     assert made.denoiser.shape == (1, 8, 8) and images.shape == (3, 1, 16, 16)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
 
-def test_a_loss_that_is_not_finite_is_said(teacher: Teacher) -> None:
+def test_a_loss_that_is_not_finite_is_said(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher)
     with torch.no_grad():
         next(made.unet.parameters()).fill_(float("nan"))

@@ -21,7 +21,7 @@ from synthkd.schedules import share
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.plan import plan
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 STAGES = [
     {
@@ -56,7 +56,7 @@ def recipe(**tables: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
@@ -68,7 +68,7 @@ def real() -> Tensor:
     return pixels
 
 
-def lab_of(the_recipe: Recipe, teacher: Teacher, real: Tensor | None = None) -> Lab:
+def lab_of(the_recipe: Recipe, teacher: FrozenTeacher, real: Tensor | None = None) -> Lab:
     with globally(generator_for(the_recipe.run.seed, "student")):
         student = new_student(the_recipe.student, teacher)
     lab = Lab(the_recipe, plan(the_recipe, teacher).stages, teacher, student)
@@ -120,7 +120,7 @@ def told(laps: list[Round]) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(teacher: Teacher) -> tuple[list[Round], dict[str, Tensor], Lab]:
+def unbroken(teacher: FrozenTeacher) -> tuple[list[Round], dict[str, Tensor], Lab]:
     torch.manual_seed(1)
     lab = lab_of(recipe(), teacher)
     laps = list(rounds(lab))
@@ -422,7 +422,9 @@ def test_a_teacher_without_batchnorm_can_teach():
     lenet = build_network("lenet5", channels=1, size=32, classes=10)
     spec = ImageSpec(1, 32, 32, (0.5,), (0.3,))
     stages = [STAGES[0] | {"generator": "auto"}, *STAGES[1:]]
-    lab = lab_of(recipe(budget={"images": 64}, stage=stages), Teacher(Classifier(lenet, spec, 10)))
+    lab = lab_of(
+        recipe(budget={"images": 64}, stage=stages), FrozenTeacher(Classifier(lenet, spec, 10))
+    )
     laps = list(rounds(lab))
     assert lab.progress.images_seen == 64
     assert "procedural" in lab.generators
@@ -537,7 +539,7 @@ def test_the_weight_of_disagreement_follows_the_difficulty_and_the_student_poses
 # --- settle ---
 
 
-def knowing(teacher: Teacher, *, ema: float = 0.9) -> Lab:
+def knowing(teacher: FrozenTeacher, *, ema: float = 0.9) -> Lab:
     """A lab whose student is built like the teacher, and some held-out images."""
     lab = lab_of(recipe(student={"spec": "resnet14"}, training={"batch": 16, "ema": ema}), teacher)
     lab.hold_out(torch.rand(200, 1, 16, 16).mul(255).to(torch.uint8), "noise")

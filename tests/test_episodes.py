@@ -17,7 +17,7 @@ from synthkd.specs import load_teacher
 from synthkd.synthesis import decoding
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.episodes import Episodes
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 STILL = AugmentTable(shift=0.0, flip=False)  # the view that is judged is the image itself
 STAGE = Stage(
@@ -31,17 +31,17 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
-def episodes(teacher: Teacher, seed: int = 3, **settings: Any) -> Episodes:
+def episodes(teacher: FrozenTeacher, seed: int = 3, **settings: Any) -> Episodes:
     torch.manual_seed(seed)
     table = {"width": 4, "latent": 8, "clip": 0.0, "learning_rate": 0.005, **settings}
     return Episodes(Recipe.model_validate({"generator": table}), teacher)
 
 
-def context(teacher: Teacher, **stage: Any) -> SynthesisContext:
+def context(teacher: FrozenTeacher, **stage: Any) -> SynthesisContext:
     def nothing(count: int, rng: torch.Generator, *, without: str = "") -> Batch | None:
         return None
 
@@ -54,7 +54,7 @@ def weights(one: nn.Module) -> dict[str, Tensor]:
 
 
 def by_hand(
-    teacher: Teacher, start: Episodes, seed: int, steps: int, *, latent_rate: float = 0.0
+    teacher: FrozenTeacher, start: Episodes, seed: int, steps: int, *, latent_rate: float = 0.0
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]], list[Tensor], list[float]]:
     """An episode written out: Adam by its formula, gradients by autograd.
 

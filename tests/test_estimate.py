@@ -14,7 +14,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Stage, build
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis import plan as plans
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 DRAW = Stage(name="draw", generator="procedural", fresh=100, student_steps=0)
 STUDY = Stage(name="study", generator="none", student_steps=2)
@@ -114,7 +114,7 @@ def test_what_is_expected_of_every_stage_is_what_comes(pipeline: str):
 def test_a_black_box_is_asked_little_and_it_is_counted():
     body = build_network("resnet8-w4", channels=1, size=16, classes=3)
     spec = ImageSpec(1, 16, 16, (0.5,), (0.25,))
-    teacher = Teacher(Classifier(body, spec, 3), access="logits")
+    teacher = FrozenTeacher(Classifier(body, spec, 3), access="logits")
     recipe = recipe_of("shaders")
     recipe, _ = plans.suited(recipe, teacher)
     lab = Lab(recipe, plans.plan(recipe, teacher).stages, teacher, None)

@@ -35,11 +35,11 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.specs import card_of, load_teacher
 from synthkd.students.learner import save_student
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
@@ -63,7 +63,7 @@ def real(seen: Images) -> Images:
     return part(seen, slice(300))
 
 
-def new_student(teacher: Teacher, classes: int = 10) -> Classifier:
+def new_student(teacher: FrozenTeacher, classes: int = 10) -> Classifier:
     torch.manual_seed(1)
     size = teacher.spec.height
     body = build_network("resnet8-w4", channels=1, size=size, classes=classes)
@@ -156,7 +156,7 @@ class Slow(nn.Module):
         return x.new_zeros(len(x), 10)
 
 
-def test_what_an_image_costs_to_compare_is_measured(teacher: Teacher) -> None:
+def test_what_an_image_costs_to_compare_is_measured(teacher: FrozenTeacher) -> None:
     queries = teacher.queries
     assert 0.002 <= seconds_per_image(Slow(), teacher, batch=16) < 1
     assert teacher.queries == queries + 4 * 16
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(teacher, unseen):
 # Scores of images
 
 
-def features_of(teacher: Teacher, images: Images) -> np.ndarray:
+def features_of(teacher: FrozenTeacher, images: Images) -> np.ndarray:
     with torch.no_grad():
         return teacher.observe(to_float(images.pixels)).features.double().numpy()
 
@@ -252,7 +252,7 @@ def test_images_without_labels_are_judged_by_their_votes(teacher, made):
 
 
 def test_the_judge_and_the_extractor_may_be_two_networks(teacher, made, real):
-    other = Teacher(new_student(teacher))
+    other = FrozenTeacher(new_student(teacher))
     found = score_images(made, real, classifier_extractor(other, "other"), teacher).scores
     by_teacher = {name for name, score in found.items() if score.extractor == "teacher"}
     assert by_teacher == {
@@ -265,7 +265,7 @@ def test_the_judge_and_the_extractor_may_be_two_networks(teacher, made, real):
 def test_a_judge_too_sure_for_torch_fidelity_gets_no_score_rather_than_nan(teacher, made):
     sure = copy.deepcopy(teacher.classifier)
     sure.body.linear.weight.mul_(1e4)
-    found = score_images(made, None, classifier_extractor(Teacher(sure))).scores
+    found = score_images(made, None, classifier_extractor(FrozenTeacher(sure))).scores
     assert found["inception_score"].value is None
     assert "no finite value" in found["inception_score"].note
     assert found["teacher_inception_score"].value > 5
@@ -413,7 +413,7 @@ def test_fid_and_inception_score_equal_torch_fidelitys_own_command(tmp_path, inc
 
 
 @pytest.fixture(scope="module")
-def student_run(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student_run(teacher: FrozenTeacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     student = new_student(teacher).eval()
     save_student(
@@ -423,7 +423,9 @@ def student_run(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def synthetic(teacher: Teacher, unseen: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic(
+    teacher: FrozenTeacher, unseen: Images, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("set") / "synthetic"
     with Writer(folder, teacher.spec, 10, teacher.names, folders=False) as writer:
         with torch.no_grad():

@@ -38,15 +38,15 @@ from synthkd.synthesis.diffusion.diffusers_io import (
 )
 from synthkd.synthesis.diffusion.generator import Diffusion, schedule_of
 from synthkd.synthesis.diffusion.sampling import sampled, solver
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
-def opened(folder: Path, teacher: Teacher) -> Any:
+def opened(folder: Path, teacher: FrozenTeacher) -> Any:
     return open_folder(folder, teacher, scale=1.0, prompt="a {}")
 
 
@@ -83,7 +83,7 @@ def ours(folder: Path) -> Path:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_unconditional_model_of_others_is_sampled_at_the_teachers_size(
-    teacher: Teacher, tmp_path: Path, channels: int
+    teacher: FrozenTeacher, tmp_path: Path, channels: int
 ) -> None:
     folder = unconditional(tmp_path / "theirs", channels)
     model = opened(folder, teacher)
@@ -105,7 +105,7 @@ def test_an_unconditional_model_of_others_is_sampled_at_the_teachers_size(
 
 
 def test_a_class_conditional_latent_model_knows_its_classes(
-    teacher: Teacher, tmp_path: Path
+    teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
     model = opened(latent_model(tmp_path / "dit"), teacher)
     assert (model.classes, model.shape) == (10, (4, 4, 4))
@@ -128,7 +128,7 @@ def latent_model(folder: Path, classes: int = 10, vae: Any = None, **schedule: A
 
 @pytest.mark.parametrize("classes", [7, 1000])
 def test_a_model_of_other_classes_is_asked_for_none(
-    teacher: Teacher, tmp_path: Path, classes: int
+    teacher: FrozenTeacher, tmp_path: Path, classes: int
 ) -> None:
     folder = latent_model(tmp_path / "dit", classes)
     model = opened(folder, teacher)
@@ -154,7 +154,7 @@ def test_a_model_of_other_classes_is_asked_for_none(
     assert images.shape == (10, 1, 16, 16) and sorted(asked.tolist()) == list(range(10))
 
 
-def test_latents_are_not_kept_to_a_range(teacher: Teacher, tmp_path: Path) -> None:
+def test_latents_are_not_kept_to_a_range(teacher: FrozenTeacher, tmp_path: Path) -> None:
     """Whatever their scheduler's configuration says, or does not say."""
     assert opened(latent_model(tmp_path / "a", clip_sample=True), teacher).schedule[
         "clip_sample"
@@ -166,7 +166,9 @@ def test_latents_are_not_kept_to_a_range(teacher: Teacher, tmp_path: Path) -> No
     assert solver("ddim", model.schedule, 5).config.clip_sample is False
 
 
-def test_an_autoencoder_of_other_channels_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+def test_an_autoencoder_of_other_channels_is_refused(
+    teacher: FrozenTeacher, tmp_path: Path
+) -> None:
     vae = AutoencoderKL(
         out_channels=2, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
@@ -204,7 +206,7 @@ def text_model(folder: Path) -> Path:
     return folder / "model"
 
 
-def test_a_text_model_is_told_the_class_names(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_text_model_is_told_the_class_names(teacher: FrozenTeacher, tmp_path: Path) -> None:
     folder = text_model(tmp_path / "text")
     model = opened(folder, teacher)
     assert model.classes == 10 and model.words is not None and len(model.words) == 11
@@ -216,7 +218,7 @@ def test_a_text_model_is_told_the_class_names(teacher: Teacher, tmp_path: Path) 
     assert float((images[0] - other[0]).abs().max()) > 0
 
 
-def test_half_precision_is_read_as_float32_and_said(teacher: Teacher, tmp_path: Path) -> None:
+def test_half_precision_is_read_as_float32_and_said(teacher: FrozenTeacher, tmp_path: Path) -> None:
     pipeline = DDPMPipeline(unet=small_unet().half(), scheduler=DDPMScheduler())
     pipeline.save_pretrained(str(tmp_path / "half"), variant="fp16")
     assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
@@ -226,7 +228,7 @@ def test_half_precision_is_read_as_float32_and_said(teacher: Teacher, tmp_path: 
     assert any("half precision" in line for line in describe(str(tmp_path / "half"), 10))
 
 
-def test_a_safety_checker_is_left_alone_and_said(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_safety_checker_is_left_alone_and_said(teacher: FrozenTeacher, tmp_path: Path) -> None:
     folder = unconditional(tmp_path / "x")
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -310,7 +312,9 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_a_spoilt_folder_is_one_clear_line(teacher: Teacher, tmp_path: Path, what: str) -> None:
+def test_a_spoilt_folder_is_one_clear_line(
+    teacher: FrozenTeacher, tmp_path: Path, what: str
+) -> None:
     folder = unconditional(tmp_path / "x")
     spoil, said = SPOILT[what]
     spoil(folder)
@@ -319,7 +323,7 @@ def test_a_spoilt_folder_is_one_clear_line(teacher: Teacher, tmp_path: Path, wha
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_channels_and_wrong_classes_are_said(teacher: Teacher, tmp_path: Path) -> None:
+def test_wrong_channels_and_wrong_classes_are_said(teacher: FrozenTeacher, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images of 2 channels, the teacher takes 1"):
         opened(unconditional(tmp_path / "two", channels=2), teacher)
     pipeline = DDPMPipeline(small_unet(num_class_embeds=7), DDPMScheduler())
@@ -337,7 +341,11 @@ def test_wrong_channels_and_wrong_classes_are_said(teacher: Teacher, tmp_path: P
     ],
 )
 def test_a_schedule_that_no_solver_runs_is_one_line(
-    teacher: Teacher, tmp_path: Path, change: dict[str, Any], settings: dict[str, Any], said: str
+    teacher: FrozenTeacher,
+    tmp_path: Path,
+    change: dict[str, Any],
+    settings: dict[str, Any],
+    said: str,
 ) -> None:
     folder = unconditional(tmp_path / "x")
     spoil_config("scheduler/scheduler_config.json", **change)(folder)
@@ -368,7 +376,7 @@ def test_a_generator_has_the_promise_of_the_run_that_left_it(tmp_path: Path) -> 
 
 
 def test_code_in_a_folder_fires_with_the_librarys_loader_and_never_with_ours(
-    teacher: Teacher, tmp_path: Path
+    teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
     folder = unconditional(tmp_path / "bad")
     fired = tmp_path / "fired"
@@ -406,7 +414,7 @@ def test_what_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_plain_diffusers_in_another_process_samples_our_folder_alike(
-    teacher: Teacher, tmp_path: Path
+    teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
     folder = ours(tmp_path / "model")
     (tmp_path / "other.py").write_text(

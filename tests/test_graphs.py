@@ -23,7 +23,7 @@ from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher, read_weights
 from synthkd.specs.operators import OPERATORS, Node
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -110,14 +110,14 @@ def export(
             )  # fmt: skip
 
 
-def load(path: Path, **table: Any) -> Teacher:
+def load(path: Path, **table: Any) -> FrozenTeacher:
     return load_teacher(TeacherTable(spec=f"onnx:{path}", **table))
 
 
 def check(
     path: Path, source: Callable[[Tensor], Tensor], *, off: float = 1e-3, numbers: Any = NUMBERS,
     **table: Any,
-) -> Teacher:  # fmt: skip
+) -> FrozenTeacher:  # fmt: skip
     """Both ways answer as the source does; gradients reach the image where they should."""
     whole = load(path, **numbers, **table)
     shut = load(path, access="logits", **numbers, **table)
@@ -135,7 +135,7 @@ def check(
     return whole
 
 
-def said(teacher: Teacher) -> str:
+def said(teacher: FrozenTeacher) -> str:
     return " ".join(map(str, teacher.notes))
 
 

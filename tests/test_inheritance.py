@@ -11,7 +11,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import StudentTable
 from synthkd.specs import new_student
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 
@@ -142,7 +142,7 @@ def test_a_student_with_nothing_to_take_is_a_fresh_one(network):
 
 
 def test_a_new_student_starts_from_the_teacher_only_if_asked(network):
-    teacher = Teacher(Classifier(network("resnet20-w4"), SPEC, 3))
+    teacher = FrozenTeacher(Classifier(network("resnet20-w4"), SPEC, 3))
     fresh = new_student(StudentTable(spec="resnet8-w4"), teacher)
     heir = new_student(StudentTable(spec="resnet8-w4", start="teacher"), teacher)
     assert (fresh.inherited, heir.inherited) == ((0, 0), (37, 37))

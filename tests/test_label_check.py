@@ -32,13 +32,13 @@ from synthkd.labels.class_names import arranged, numbered
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TeacherTable, validated
 from synthkd.specs import load_teacher
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @functools.cache
-def digits() -> tuple[Teacher, Tensor, Tensor]:
+def digits() -> tuple[FrozenTeacher, Tensor, Tensor]:
     """The demo teacher, its votes, and the labels of the digits that it never saw."""
     teacher = load_teacher(TeacherTable())
     images = load_images("demo:unseen", teacher.spec, classes=10, labelled=True)
@@ -310,7 +310,7 @@ def test_the_teachers_answers_tell_how_its_numbered_folders_were_sorted(
 ) -> None:
     base = load_teacher(TeacherTable())
     network = Doubled(text_ranks(12) if text else list(range(12)))
-    teacher = Teacher(Classifier(network, base.spec, 12, base.classifier.answers))
+    teacher = FrozenTeacher(Classifier(network, base.spec, 12, base.classifier.answers))
     pixels, labels, unseen = demo_digits()
     for k in np.flatnonzero(unseen).tolist():
         label = int(labels[k]) + (10 if labels[k] < 2 and k % 2 else 0)

@@ -16,7 +16,7 @@ from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import limits, load_teacher
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 LARGER = "far larger than its weights|no network has that|lists 5,000 numbers"
 
@@ -28,7 +28,7 @@ def frugal() -> Any:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3_000_000  # kB
 
 
-def load(spec: object) -> Teacher:
+def load(spec: object) -> FrozenTeacher:
     return load_teacher(TeacherTable(spec=str(spec)))
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd import losses, recipe
 from synthkd.core.logits import as_logits
 from synthkd.losses.distillation import attention_transfer, feature_match, logit_l1, soft_targets
 from synthkd.losses.synthesis import TERMS, View, blended, critic_hinge
@@ -58,11 +57,6 @@ def kl(p: list[float], q: list[float]) -> float:
 
 def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
-
-
-def test_every_term_of_a_recipe_is_computed_by_the_term_of_that_name():
-    assert set(TERMS) == set(recipe.TERMS)
-    assert all(TERMS[name] is getattr(losses, name) for name in TERMS)
 
 
 # --- distillation ---

@@ -23,7 +23,7 @@ from synthkd.specs import _source, load_classifier, load_teacher, new_student
 from synthkd.students.auto import best_student
 from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.plan import plan
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 SIZE = (8, 24)
 
@@ -65,7 +65,7 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wide(place: Path) -> Teacher:
+def wide(place: Path) -> FrozenTeacher:
     return load_teacher(table(place, "8x24"))
 
 
@@ -163,7 +163,7 @@ def test_evaluate_predict_inspect_and_export_take_the_student(student, place, ca
     "pipeline",
     ["cmi", "deepinversion", "dfad", "diffusion", "gan", "leaves", "nayer", "shaders", "synthkd"],
 )
-def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide: Teacher):
+def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide: FrozenTeacher):
     built = recipe.build(flags={"pipeline": pipeline, "student": {"spec": "resnet8-w4"}})
     stages = tuple(
         stage.model_copy(
@@ -191,7 +191,7 @@ def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide
     assert tuple(lab.memory.images.shape[1:]) == (1, *SIZE)
 
 
-def test_a_denoiser_works_in_the_proportion_of_the_images(wide: Teacher):
+def test_a_denoiser_works_in_the_proportion_of_the_images(wide: FrozenTeacher):
     built = recipe.build(flags={"pipeline": "diffusion", "diffusion": {"width": 8}})
     made = Diffusion(built, wide)
     assert made.denoiser.shape == (1, 8, 24)
@@ -207,7 +207,7 @@ def test_generate_writes_a_set_and_its_sheet_of_that_size(place: Path, tmp_path:
         "--synthetic", tmp_path / "set", "--quiet", "--out", tmp_path / "run")  # fmt: skip
 
 
-def test_a_student_is_chosen_for_that_size(wide: Teacher):
+def test_a_student_is_chosen_for_that_size(wide: FrozenTeacher):
     assert best_student(StudentTable(spec="auto", max_params=20_000), wide).params <= 20_000
 
 
@@ -221,7 +221,7 @@ def test_bench_compares_pipelines_at_that_size(place: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "side"), [("timm:vit_tiny_patch16_224", 16), ("timm:resnet10t", 8)]
 )
-def test_networks_of_timm_are_built_for_that_size(name: str, side: int, wide: Teacher):
+def test_networks_of_timm_are_built_for_that_size(name: str, side: int, wide: FrozenTeacher):
     told = TeacherTable(image_size=(32, 64), channels=3, mean=(0.5,), std=(0.5,), classes=3)
     body = _source(name, "", told, trust_code=False, role="student").body
     assert body.eval()(torch.zeros(2, 3, 32, 64)).shape == (2, 3)

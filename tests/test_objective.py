@@ -22,7 +22,7 @@ from synthkd.students.learner import Learner
 from synthkd.synthesis import judging
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.objective import ADVERSARIAL, SynthesisObjective, zoomed
-from synthkd.teachers.frozen import Observation, Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, Observation, digest_of
 
 LABELS = torch.arange(20) % 10
 
@@ -32,7 +32,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 
@@ -44,13 +44,13 @@ def nothing(count: int, rng: torch.Generator, *, without: str = "") -> Batch | N
     return None
 
 
-def context(teacher: Teacher, terms: dict[str, float], **changes: Any) -> SynthesisContext:
+def context(teacher: FrozenTeacher, terms: dict[str, float], **changes: Any) -> SynthesisContext:
     stage = Stage(name="x", synthesis_batch=20)
     plain = SynthesisContext(teacher, nobody, stage, terms, Recipe().augment, nothing, False)
     return replace(plain, **changes)
 
 
-def objective(teacher: Teacher, **settings: Any) -> SynthesisObjective:
+def objective(teacher: FrozenTeacher, **settings: Any) -> SynthesisObjective:
     return SynthesisObjective(Recipe.model_validate({"generator": settings}), teacher)
 
 
@@ -58,7 +58,7 @@ def images(seed: int = 0) -> Tensor:
     return torch.rand(20, 1, 16, 16, generator=seeded(seed)).requires_grad_()
 
 
-def asked(teacher: Teacher, terms: dict[str, float]) -> list[dict[str, bool]]:
+def asked(teacher: FrozenTeacher, terms: dict[str, float]) -> list[dict[str, bool]]:
     """How a jury asks the teacher for these terms."""
     one, calls = copy.deepcopy(teacher), []
 
@@ -378,7 +378,7 @@ def test_an_untouched_jury_has_a_state_too(teacher, tmp_path):
 
 def test_a_flat_norm_is_pooled_as_it_is():
     body = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 3))
-    one = Teacher(Classifier(body, ImageSpec(1, 8, 8, (0.5,), (0.5,)), 3))
+    one = FrozenTeacher(Classifier(body, ImageSpec(1, 8, 8, (0.5,), (0.5,)), 3))
     x = torch.rand(5, 1, 8, 8)
     found = one.observe(x, pooled=True).pooled
     assert torch.allclose(found, body[1](((x - 0.5) / 0.5).flatten(1)), atol=1e-5)

@@ -12,7 +12,7 @@ from synthkd.recipe import Recipe, TeacherTable, build, to_toml, validated
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis.objective import ADVERSARIAL
 from synthkd.synthesis.plan import plan
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 NAMES = sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
 ADVERSARIES = {
@@ -31,7 +31,7 @@ ADVERSARIES = {
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return load_teacher(TeacherTable())
 
 

@@ -10,7 +10,7 @@ from synthkd.recipe import AugmentTable, PixelsTable, Recipe, Stage, TeacherTabl
 from synthkd.specs import load_teacher
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.pixels import Pixels, frequencies, partners
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 TERMS = {"one_hot": 1.0, "statistics": 10.0, "smoothness": 1.0}
 
@@ -68,7 +68,7 @@ def test_a_move_of_one_size_shows_as_one_over_frequency(teacher):
 def test_a_step_in_colour_leaves_brightness_alone_and_one_in_brightness_the_colours():
     spec = ImageSpec(3, 8, 8, (0.5,) * 3, (0.25,) * 3)
     body = build_network("resnet8-w4", channels=3, size=8, classes=5)
-    made = pixels(Teacher(Classifier(body, spec, 5)))
+    made = pixels(FrozenTeacher(Classifier(body, spec, 5)))
     images = torch.rand(2, 3, 8, 8, generator=rng())
     still = made._encode(images)
     assert torch.allclose(made._decode(still), images, atol=1e-5)

@@ -17,24 +17,24 @@ from synthkd.recipe import Recipe, StudentTable
 from synthkd.replay.generative import BATCH, LATENT, GenerativeReplay, encoder, kl_to_prior
 from synthkd.specs import new_student
 from synthkd.synthesis.plan import plan
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.25,))
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     torch.manual_seed(3)
     body = build_network("resnet8-w4", channels=1, size=8, classes=3).train()
     for _ in range(3):
         body(torch.randn(16, *SPEC.shape))
-    return Teacher(Classifier(body, SPEC, 3))
+    return FrozenTeacher(Classifier(body, SPEC, 3))
 
 
 class Asked:
     """The teacher's logits for uint8 images, and how many it was asked for."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: FrozenTeacher) -> None:
         self.teacher, self.count = teacher, 0
 
     @torch.no_grad()
@@ -43,7 +43,7 @@ class Asked:
         return self.teacher(to_float(pixels))
 
 
-def made(teacher: Teacher, *, capacity: int = 500, seed: int = 0) -> GenerativeReplay:
+def made(teacher: FrozenTeacher, *, capacity: int = 500, seed: int = 0) -> GenerativeReplay:
     return GenerativeReplay(capacity, teacher, Asked(teacher), seed=seed)
 
 

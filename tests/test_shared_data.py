@@ -13,7 +13,7 @@ from synthkd.core.images import to_float
 from synthkd.data.sources import load_images
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -27,7 +27,7 @@ CIFAR: dict[str, Any] = {
 MNIST: dict[str, Any] = {"image_size": 32, "channels": 1, "mean": (0.1307,), "std": (0.3081,)}
 
 
-def accuracy(teacher: Teacher, name: str) -> float:
+def accuracy(teacher: FrozenTeacher, name: str) -> float:
     images = load_images(
         f"{SHARED / 'read.py'}:load:{name}",
         teacher.spec,

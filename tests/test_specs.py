@@ -25,7 +25,7 @@ from synthkd.specs import (
     read_weights,
 )  # fmt: skip
 from synthkd.students.learner import save_student
-from synthkd.teachers.frozen import Teacher, digest_of
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 CONTRACT: dict[str, Any] = {"image_size": 16, "channels": 1, "mean": (0.4,), "std": (0.2,)}
 GREY = ImageSpec(1, 16, 16, (0.4,), (0.2,))
@@ -64,7 +64,7 @@ def positive():  # positive scores that sum to two: logits, although no score is
 
 def teacher_of(
     spec: str, weights: Path | str = "", *, trust: bool = False, **changes: Any
-) -> Teacher:
+) -> FrozenTeacher:
     table = TeacherTable(spec=spec, weights=str(weights), **{**CONTRACT, **changes})
     return load_teacher(table, trust_code=trust)
 
@@ -193,7 +193,7 @@ def test_a_stride_trick_costs_no_memory(tmp_path: Path) -> None:
 def test_every_network_of_ours_is_a_student(name: str) -> None:
     size = 32 if "lenet" in name else 16
     spec = ImageSpec(1, size, size, (0.4,), (0.2,))
-    teacher = Teacher(Classifier(network(), spec, 10))
+    teacher = FrozenTeacher(Classifier(network(), spec, 10))
     student = new_student(StudentTable(spec=name), teacher)
     assert student.eval()(noise(2, size)).shape == (2, 10)
 

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,21 +12,27 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
+from synthkd.core.optimizers import load_optimizer
 from synthkd.core.states import load_state, save_state
-from synthkd.losses.distillation import attention_transfer, feature_match, soft_targets
+from synthkd.engine.loop import frozen_student
+from synthkd.losses.distillation import (
+    TERMS,
+    DistillationView,
+    KnownBeforehand,
+    attention_transfer,
+    feature_match,
+    soft_targets,
+)
+from synthkd.losses.term import Term
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TrainingTable
 from synthkd.schedules import one_cycle
 from synthkd.specs import card_of, read_card, read_weights
-from synthkd.students.learner import (
-    Learner,
-    distillation_loss,
-    load_optimizer,
-    map_loss,
-    save_student,
-)
-from synthkd.teachers.frozen import Teacher
+from synthkd.students.learner import Learner, save_student
+from synthkd.students.objective import DistillationObjective
+from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.teachers.protocol import Seen
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,))
 
@@ -48,7 +56,7 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
 def taught(
     learner: Learner, lessons: list[tuple[Tensor, Tensor]], start: int = 0, whole: int = 10
 ) -> list[float]:
-    return [float(learner.step(x, y, (start + i) / whole)) for i, (x, y) in enumerate(lessons)]
+    return [float(learner.step(x, y, (start + i) / whole).loss) for i, (x, y) in enumerate(lessons)]
 
 
 def weights(learner: Learner) -> dict[str, Tensor]:
@@ -126,20 +134,56 @@ def test_a_step_of_sgd_is_the_one_written_out():
         assert torch.allclose(p, learner.student.state_dict()[name], atol=1e-4), name
 
 
-def test_the_loss_is_the_one_that_the_table_names():
-    learned, answers = torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 1.0]])
-    assert distillation_loss(learned, answers, TrainingTable(loss="l1")).item() == 2
-    found = distillation_loss(learned, answers, TrainingTable(temperature=2))
+def view_of(learned: Tensor, answers: Tensor, **more: Any) -> DistillationView:
+    """What student and teacher answer, and nothing else."""
+    return DistillationView(torch.rand(len(learned), 1, 8, 8), learned, answers, {}, {}, **more)
+
+
+def test_the_loss_is_the_sum_of_the_terms_that_the_table_names():
+    view = view_of(torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 1.0]]), temperature=2)
+    alone, _ = DistillationObjective(TrainingTable(terms={"logit_l1": 1.0}), new())(view)
+    assert alone.item() == 2
+    found, _ = DistillationObjective(TrainingTable(), new())(view)
     p, q = (1 / (1 + math.exp(-gap / 2)) for gap in (3, 1))  # two classes: a logistic function
-    assert found.item() == pytest.approx(
-        4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))), rel=1e-5
-    )
+    softened = 4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    assert found.item() == pytest.approx(softened, rel=1e-5)
+    both = TrainingTable(terms={"soft_targets": 3.0, "logit_l1": 0.5})
+    assert DistillationObjective(both, new())(view)[0].item() == pytest.approx(3 * softened + 1)
+
+
+def test_the_loss_of_each_image_is_told_and_weighted_where_asked_for():
+    learned, answers = torch.randn(5, 3), torch.randn(5, 3)
+    for terms in ({"soft_targets": 1.0}, {"logit_l1": 2.0}, {"soft_targets": 1.0, "logit_l1": 2.0}):
+        objective = DistillationObjective(TrainingTable(terms=terms), new())
+        alone = [
+            float(objective(view_of(learned[i : i + 1], answers[i : i + 1]))[0]) for i in range(5)
+        ]
+        whole, each = objective(view_of(learned, answers, per_sample=True))
+        assert each.tolist() == pytest.approx(alone, rel=1e-5)
+        assert whole.item() == pytest.approx(sum(alone) / 5, rel=1e-5)
+        weights = torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0])
+        weighted, _ = objective(view_of(learned, answers, per_sample=True, weights=weights))
+        expected = (alone[0] + 2 * alone[2] + alone[4]) / 4
+        assert weighted.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"soft_target": 1.0}, "did you mean 'soft_targets'"),
+        ({"soft_targets": 0.0}, "nothing to learn by"),
+        ({}, "nothing to learn by"),
+    ],
+)
+def test_terms_that_do_not_exist_or_weigh_nothing_are_refused(terms, said):
+    with pytest.raises(InputError, match=said):
+        DistillationObjective(TrainingTable(terms=terms), new())
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "constant", "steps"])
 def test_a_step_is_as_long_as_the_schedule_says(schedule):
     """With plain SGD a step is the rate times the gradient, so two rates move by their ratio."""
-    plain = {"clip": 0, "ema": 0, "momentum": 0, "weight_decay": 0, "loss": "l1"}
+    plain = {"clip": 0, "ema": 0, "momentum": 0, "weight_decay": 0, "terms": {"logit_l1": 1.0}}
     table = TrainingTable(**plain, schedule=schedule, warmup=0, learning_rate=0.01)
     moved = []
     for progress in (0.0, 0.5):
@@ -151,14 +195,15 @@ def test_a_step_is_as_long_as_the_schedule_says(schedule):
     assert moved[1] / moved[0] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["kl", "l1"])
+@pytest.mark.parametrize("loss", ["soft_targets", "logit_l1"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_student_learns_its_lesson_by_heart(optimizer, loss):
     rate = 0.05 if optimizer == "sgd" else 0.01
-    table = TrainingTable(optimizer=optimizer, learning_rate=rate, loss=loss)
+    table = TrainingTable(optimizer=optimizer, learning_rate=rate, terms={loss: 1.0})
     learner, lesson = Learner(new(), table), batches(1)[0]
-    losses = [float(learner.step(*lesson, 0.2)) for _ in range(30)]
-    assert losses[-1] < (0.1 if loss == "kl" else 0.3) * losses[0]  # a gap falls as its square root
+    losses = [float(learner.step(*lesson, 0.2).loss) for _ in range(30)]
+    # a gap falls as its square root
+    assert losses[-1] < (0.1 if loss == "soft_targets" else 0.3) * losses[0]
 
 
 def test_a_gradient_over_the_limit_is_cut_to_it():
@@ -281,69 +326,152 @@ def groups(student: Classifier, images: Tensor) -> list[Tensor]:
     return maps
 
 
+@pytest.fixture
+def looking(network) -> Callable[..., tuple[Learner, FrozenTeacher]]:
+    """A learner beside a teacher whose layers it may see."""
+    teacher = FrozenTeacher(Classifier(network("resnet14-w4"), SPEC, 3))
+
+    def make(table: TrainingTable, **more: Any) -> tuple[Learner, FrozenTeacher]:
+        student = new()
+        objective = DistillationObjective(table, student, teacher, **more)
+        return Learner(student, table, objective), teacher
+
+    return make
+
+
 @pytest.mark.parametrize(
-    "weights", [{"attention": 5.0}, {"features": 0.5}, {"attention": 2.0, "features": 3.0}]
+    "weights",
+    [{"attention": 5.0}, {"feature_match": 0.5}, {"attention": 2.0, "feature_match": 3.0}],
 )
-def test_maps_add_attention_and_features_to_the_loss(network, weights):
-    table, plain = TrainingTable(**weights), new().train()
+def test_maps_add_attention_and_features_to_the_loss(looking, weights):
+    table, plain = TrainingTable(terms={"soft_targets": 1.0, **weights}), new().train()
     images, answers = batches(1)[0]
-    teacher = Teacher(Classifier(network("resnet14-w4"), SPEC, 3))
-    _, maps = teacher.teach(images, maps=True)
-    found = Learner(new(), table).step(images, answers, 0.5, maps)
+    learner, teacher = looking(table)
+    features = teacher.teach(images, learner.objective.teacher_layers).features
+    found = learner.step(images, Seen(answers, features), 0.5).loss
     mine, theirs = groups(plain, images), groups(teacher.classifier, images)
     plain = new().train()
     expected = soft_targets(plain(images), answers, temperature=table.temperature)
-    expected = expected + table.attention * attention_transfer(mine, theirs)
-    expected = expected + table.features * feature_match(mine, theirs)
+    expected = expected + weights.get("attention", 0) * attention_transfer(mine, theirs)
+    expected = expected + weights.get("feature_match", 0) * feature_match(mine, theirs)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_student_that_looks_learns_to_see_what_the_teacher_sees(network):
-    teacher = Teacher(Classifier(network("resnet20-w4"), SPEC, 3))
+def test_a_student_that_matches_features_learns_to_see_what_the_teacher_sees(looking):
     images, answers = batches(1)[0]
-    _, maps = teacher.teach(images, maps=True)
     gaps = []
-    for weight in (0.0, 10.0):
-        learner = Learner(new(), TrainingTable(features=weight, ema=0))
+    for weight in (1e-9, 10.0):
+        table = TrainingTable(terms={"soft_targets": 1.0, "feature_match": weight}, ema=0)
+        learner, teacher = looking(table)
+        features = teacher.teach(images, learner.objective.teacher_layers).features
         for _ in range(30):
-            learner.step(images, answers, 0.1, maps)
+            learner.step(images, Seen(answers, features), 0.1)
         learner.student.train()
-        gaps.append(feature_match(groups(learner.student, images), list(maps.values())).item())
+        theirs = groups(teacher.classifier, images)
+        gaps.append(feature_match(groups(learner.student, images), theirs).item())
     assert gaps[1] < 0.6 * gaps[0]
 
 
 def test_only_maps_of_the_same_channels_are_matched_and_attention_needs_more_than_a_pixel():
-    table = TrainingTable(attention=1, features=1)
-    mine = {(4, 4): torch.rand(2, 3, 4, 4), (2, 2): torch.rand(2, 5, 2, 2)}
-    theirs = {(4, 4): torch.rand(2, 7, 4, 4), (2, 2): torch.rand(2, 5, 2, 2), (9, 9): torch.ones(1)}
-    found = map_loss(mine, theirs, table)
-    expected = attention_transfer(
-        [mine[4, 4], mine[2, 2]], [theirs[4, 4], theirs[2, 2]]
-    ) + feature_match([mine[2, 2]], [theirs[2, 2]])
-    assert found.item() == pytest.approx(expected.item())
-    pixel = {(1, 1): torch.rand(2, 5, 1, 1)}
-    with pytest.raises(InputError, match=r"training.attention 1: no map"):
-        map_loss(pixel, pixel, table)
+    mine = {"a": torch.rand(2, 3, 4, 4), "b": torch.rand(2, 5, 2, 2), "c": torch.rand(2, 5, 1, 1)}
+    theirs = {"a": torch.rand(2, 7, 4, 4), "b": torch.rand(2, 5, 2, 2), "c": torch.ones(2, 5, 1, 1)}
+    pairs = (("a", "a"), ("b", "b"), ("c", "c"))
+    logits = torch.zeros(2, 3)
+    view = DistillationView(torch.zeros(2, 1, 8, 8), logits, logits, mine, theirs, pairs)
+    assert TERMS["attention"].fn(view).item() == pytest.approx(
+        attention_transfer([mine["a"], mine["b"]], [theirs["a"], theirs["b"]]).item()
+    )
+    assert TERMS["feature_match"].fn(view).item() == pytest.approx(
+        feature_match([mine["b"], mine["c"]], [theirs["b"], theirs["c"]]).item()
+    )
 
 
-@pytest.mark.parametrize("setting", ["attention", "features"])
-def test_maps_that_never_fit_are_refused_by_the_settings_name(setting):
-    learner = Learner(new(), TrainingTable(**{setting: 2.5}))
+@pytest.mark.parametrize("term", ["attention", "feature_match"])
+def test_layers_that_never_fit_are_refused_before_the_run_by_the_terms_name(term):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    teacher = FrozenTeacher(Classifier(flat, SPEC, 3))
+    with pytest.raises(InputError, match=rf"training.terms.{term}: no layer"):
+        DistillationObjective(TrainingTable(terms={term: 2.5}), new(), teacher)
+    named = {"student_layers": ("layer1",), "teacher_layers": ("1", "0")}
+    with pytest.raises(InputError, match=r"1 layers and training\.teacher_layers 2"):
+        DistillationObjective(TrainingTable(terms={term: 2.5}, **named), new(), teacher)
+    with pytest.raises(InputError, match=r"training\.student_layers: layer 'layer9': no such"):
+        table = TrainingTable(terms={term: 2.5}, student_layers=("layer9",))
+        DistillationObjective(table, new(), teacher)
+
+
+def test_a_black_box_is_refused_for_terms_that_look_inside():
+    closed = FrozenTeacher(new(), access="logits")
+    with pytest.raises(InputError, match=r"attention compares layers inside the teacher"):
+        DistillationObjective(TrainingTable(terms={"attention": 1.0}), new(), closed)
+
+
+class Head(nn.Module):
+    """A term with weights of its own: a linear adapter from the student's features."""
+
+    def __init__(self, known: KnownBeforehand) -> None:
+        super().__init__()
+        (ours, theirs), *_ = known.pairs
+        self.linear = nn.Linear(known.student[ours][0], known.teacher[theirs][0])
+
+    def forward(self, view: DistillationView) -> Tensor:
+        (ours, theirs), *_ = view.pairs
+        mine = view.student_features[ours].flatten(2).mean(2)
+        gap = self.linear(mine) - view.teacher_features[theirs].flatten(2).mean(2)
+        return gap.square().mean()
+
+
+def test_a_term_with_weights_learns_with_the_student_resumes_and_does_not_ship(
+    looking, monkeypatch, tmp_path
+):
+    adapter = Term("a test", module=Head, needs=frozenset({"features"}))
+    monkeypatch.setitem(TERMS, "adapter", adapter)
+    table = TrainingTable(terms={"soft_targets": 1.0, "adapter": 1.0}, ema=0.5)
+    (learner, teacher), (other, _) = looking(table), looking(table)
     images, answers = batches(1)[0]
-    with pytest.raises(InputError, match=rf"training.{setting} 2.5: no map"):
-        learner.step(images, answers, 0.0, {(5, 5): torch.rand(8, 4, 5, 5)})
+    seen = Seen(answers, teacher.teach(images, learner.objective.teacher_layers).features)
+    before = learner.objective.made["adapter"].linear.weight.clone()
+    for _ in range(5):
+        learner.step(images, seen, 0.1)
+    assert not torch.equal(before, learner.objective.made["adapter"].linear.weight)
+    save_state(learner.state_dict(), tmp_path / "x", "learner")
+    other.load_state_dict(load_state(tmp_path / "x", "learner"))
+    after = [each.step(images, seen, 0.2).loss.item() for each in (learner, other)]
+    assert after[0] == after[1]
+    assert_same(learner.objective.state_dict(), other.objective.state_dict())
+    path = tmp_path / "student.safetensors"
+    save_student(learner.student, card_of(learner.student, "resnet8-w4", ("a", "b", "c")), path)
+    assert set(read_weights(path)) == set(new().body.state_dict())
 
 
-def test_nobody_watches_a_student_that_does_not_look():
+def test_layers_of_the_student_that_are_frozen_stay_so():
+    student = new()
+    student.body.conv1.requires_grad_(False)
+    student.body.bn1.eval()
+    kept = student.body.conv1.weight.clone()
+    learner = Learner(student, TrainingTable(ema=0))
+    with frozen_student(learner) as pose:
+        assert not any(p.requires_grad for p in student.parameters())
+        pose(torch.rand(2, 1, 8, 8))
+    assert not student.body.conv1.weight.requires_grad
+    assert student.body.layer1[0].conv1.weight.requires_grad
+    assert not student.body.bn1.training
+    learner.step(*batches(1)[0], 0.5)
+    assert torch.equal(student.body.conv1.weight, kept)
+
+
+def test_nobody_watches_a_student_whose_terms_need_no_features(looking):
     watchers = []
 
     def count(module: nn.Module, _: object) -> None:
         watchers.append(len(module._forward_hooks))
 
     for weight in (0.0, 1.0):
-        learner = Learner(new(), TrainingTable(features=weight))
-        learner.student.body.conv1.register_forward_pre_hook(count)
-        images, answers = batches(1)[0]
-        learner.step(images, answers, 0.0, {(8, 8): torch.rand(8, 4, 8, 8)})
-        assert not learner.student.body.conv1._forward_hooks
+        table = TrainingTable(terms={"soft_targets": 1.0, "feature_match": weight})
+        learner, teacher = looking(table)
+        learner.student.body.layer1.register_forward_pre_hook(count)
+        images, _ = batches(1)[0]
+        taught = teacher.teach(images, learner.objective.teacher_layers)
+        learner.step(images, taught, 0.0)
+        assert not learner.student.body.layer1._forward_hooks
     assert watchers == [0, 1]

@@ -15,22 +15,24 @@ from synthkd.recipe import Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.gan import Gan
-from synthkd.teachers.frozen import Moments, Teacher, digest_of, maps_of, moments
+from synthkd.teachers.features import features_of, resolution_layers
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
+from synthkd.teachers.moments import Moments, moments
 
 SPEC = ImageSpec(3, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
-def small(name: str = "resnet8-w4", classes: int = 5, spec: ImageSpec = SPEC) -> Teacher:
+def small(name: str = "resnet8-w4", classes: int = 5, spec: ImageSpec = SPEC) -> FrozenTeacher:
     """A teacher whose BatchNorm layers have seen something."""
     body = build_network(name, channels=spec.channels, size=spec.height, classes=classes)
     body.train()
     for _ in range(3):
         body(torch.randn(16, *spec.shape))
-    return Teacher(Classifier(body, spec, classes))
+    return FrozenTeacher(Classifier(body, spec, classes))
 
 
 @pytest.fixture
-def teacher() -> Teacher:
+def teacher() -> FrozenTeacher:
     return small()
 
 
@@ -154,7 +156,7 @@ def test_train_does_nothing(teacher):
 
 def test_a_network_that_comes_in_training_mode_is_put_to_rest():
     body = build_network("resnet8-w4", channels=3, size=8, classes=5).train()
-    teacher = Teacher(Classifier(body, SPEC, 5))
+    teacher = FrozenTeacher(Classifier(body, SPEC, 5))
     assert not any(m.training for m in body.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
 
@@ -190,7 +192,7 @@ def test_observing_changes_no_answer(teacher):
 # --- a faster copy ---
 
 
-def half(name: str = "resnet8-w4", **others: object) -> Teacher:
+def half(name: str = "resnet8-w4", **others: object) -> FrozenTeacher:
     """A teacher that may compute in bfloat16."""
     teacher = small(name, **others)
     teacher.low_precision = True
@@ -274,7 +276,7 @@ class Fragile(Deciding):
     ("body", "words"), [(Deciding(), "no folded copy: TraceError"), (Fragile(), "% off")]
 )
 def test_a_copy_that_cannot_be_made_or_answers_otherwise_is_not_used(body, words):
-    teacher = Teacher(Classifier(body, SPEC, 5))
+    teacher = FrozenTeacher(Classifier(body, SPEC, 5))
     teacher.low_precision = True
     images = torch.rand(4, *SPEC.shape)
     with torch.no_grad():
@@ -288,7 +290,7 @@ def test_a_copy_that_cannot_be_made_or_answers_otherwise_is_not_used(body, words
 def test_the_copy_answers_in_logits_whatever_the_body_answers_in(answers):
     network = build_network("resnet8-w4", channels=3, size=8, classes=5).eval()
     last = nn.Softmax(1) if answers == "probabilities" else nn.LogSoftmax(1)
-    teacher = Teacher(Classifier(nn.Sequential(network, last), SPEC, 5, answers))
+    teacher = FrozenTeacher(Classifier(nn.Sequential(network, last), SPEC, 5, answers))
     teacher.low_precision = True
     images = torch.rand(16, *SPEC.shape)
     with torch.no_grad():
@@ -304,15 +306,17 @@ def test_the_copy_answers_in_logits_whatever_the_body_answers_in(answers):
 def test_the_maps_of_a_resnet_are_the_outputs_of_its_groups(low_precision):
     teacher, images = small(), torch.rand(4, *SPEC.shape)
     teacher.low_precision = low_precision
-    logits, maps = teacher.teach(images, maps=True)
+    layers = teacher.resolution_layers()
+    assert layers == ("layer1", "layer2", "layer3")
+    logits, maps = teacher.teach(images, layers)
     body = teacher.classifier.body
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
         normal = (images - teacher.classifier.mean) / teacher.classifier.std
         h = torch.relu(body.bn1(body.conv1(normal.contiguous(memory_format=torch.channels_last))))
         for size, group in ((8, body.layer1), (4, body.layer2), (2, body.layer3)):
             h = group(h)
-            assert torch.equal(maps[size, size], h)
-    assert list(maps) == [(8, 8), (4, 4), (2, 2)]
+            assert h.shape[2] == size
+            assert torch.equal(maps[layers[(8, 4, 2).index(size)]], h)
     assert torch.equal(logits, teacher.forward_network(images))
     assert not any(m.requires_grad for m in (logits, *maps.values()))
     assert hooks(teacher) == 0
@@ -321,16 +325,57 @@ def test_the_maps_of_a_resnet_are_the_outputs_of_its_groups(low_precision):
 def test_the_maps_of_a_lenet_are_after_the_activation_and_after_pooling():
     body = build_network("lenet5", channels=1, size=32, classes=5)
     images = torch.rand(2, 1, 32, 32)
-    with maps_of(body) as seen:
+    layers = resolution_layers(body, images)
+    with features_of(body, layers) as seen:
         body(images)
     first = body.convnet.c1(images).relu()
     pooled = torch.nn.functional.max_pool2d(first, 2)
-    assert [size for size, _ in seen] == [28, 14, 10, 5, 1]
-    assert torch.equal(seen[28, 28], first)
-    assert torch.equal(seen[14, 14], pooled)
+    assert [seen[layer].shape[2] for layer in layers] == [28, 14, 10, 5, 1]
+    assert torch.equal(seen[layers[0]], first)
+    assert torch.equal(seen[layers[1]], pooled)
 
 
-def test_teaching_without_maps_is_asking_without_gradients(teacher):
+class Twice(nn.Module):
+    """One activation used at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, stride=2), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.b(self.act(self.a(x)))).mean((2, 3))
+
+
+def test_a_module_that_is_called_twice_stands_for_no_resolution_and_modes_are_put_back():
+    body = Twice().train()
+    body.b.eval()
+    assert resolution_layers(body, torch.rand(1, 1, 9, 9)) == ("a", "b")
+    assert (body.training, body.a.training, body.b.training) == (True, True, False)
+
+
+def test_tokens_and_vectors_are_features_too_and_an_unknown_layer_is_named():
+    body = nn.Sequential(
+        nn.Flatten(2), nn.Linear(64, 6), nn.LayerNorm(6), nn.Flatten(), nn.Linear(6, 5)
+    )
+    with features_of(body, ["2", "3"]) as seen:
+        body(torch.rand(2, 1, 8, 8))
+    assert [list(value.shape) for value in seen.values()] == [[2, 1, 6], [2, 6]]
+    assert not any(module._forward_hooks for module in body.modules())
+    with (
+        pytest.raises(InputError, match=r"'layer9': no such module"),
+        features_of(small().classifier.body, ["layer9"]),
+    ):
+        pass
+
+
+def test_hooks_leave_even_when_the_network_fails():
+    body = nn.Sequential(nn.Conv2d(1, 2, 3))
+    with pytest.raises(RuntimeError), features_of(body, ["0"]):
+        body(torch.rand(2, 3, 8, 8))
+    assert not body[0]._forward_hooks
+
+
+def test_teaching_without_layers_is_asking_without_gradients(teacher):
     images = torch.rand(4, *SPEC.shape, requires_grad=True)
     logits, maps = teacher.teach(images)
     assert torch.equal(logits, teacher(images))
@@ -373,7 +418,7 @@ def test_stored_moments_are_those_that_a_batch_in_training_mode_would_leave():
     spec = ImageSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3)
     images = torch.rand(32, 3, 8, 8)
     body(images)
-    teacher = Teacher(Classifier(body, spec, 5))
+    teacher = FrozenTeacher(Classifier(body, spec, 5))
     mean, var = teacher.observe(images).moments[
         0
     ]  # the first norm sees the same input in both modes
@@ -400,7 +445,7 @@ def test_moments_and_stored_moments_belong_to_the_same_norm_whatever_their_order
     body = Crossed()
     for value, norm in enumerate((body.first, body.last, body.resting)):
         norm.running_mean.fill_(value)
-    teacher = Teacher(Classifier(body, SPEC, 5))
+    teacher = FrozenTeacher(Classifier(body, SPEC, 5))
     seen = teacher.observe(torch.rand(2, *SPEC.shape))
     assert (
         [len(mean) for mean, _ in seen.moments]
@@ -414,12 +459,12 @@ def test_a_norm_without_running_statistics_counts_as_absent():
     body = nn.Sequential(
         nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 5)
     )
-    assert Teacher(Classifier(body, SPEC, 5)).stored == ()
+    assert FrozenTeacher(Classifier(body, SPEC, 5)).stored == ()
 
 
 def test_a_headless_network_has_neither_features_nor_prototypes():
     body = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten())
-    teacher = Teacher(Classifier(body, SPEC, 5))
+    teacher = FrozenTeacher(Classifier(body, SPEC, 5))
     assert teacher.head is None
     assert teacher.feature_size is None
     assert teacher.prototypes is None
@@ -447,7 +492,7 @@ def test_a_teacher_tells_its_sizes(teacher):
 
 
 def test_equal_teachers_have_equal_digests_and_any_change_shows(teacher):
-    twin = Teacher(copy.deepcopy(teacher.classifier))
+    twin = FrozenTeacher(copy.deepcopy(teacher.classifier))
     assert twin.digest == teacher.digest
     changes = []
     for key in ("linear.bias", "bn1.running_var", "bn1.num_batches_tracked"):
@@ -528,15 +573,15 @@ def test_probabilities_and_logits_teach_the_same():
     soft.function = lambda z: z.softmax(1)
     _, answers = recognise(soft, SPEC, None)
     images = torch.rand(4, *SPEC.shape)
-    a = Teacher(Classifier(plain, SPEC, 5))(images).softmax(1)
-    b = Teacher(Classifier(soft, SPEC, 5, answers))(images).softmax(1)
+    a = FrozenTeacher(Classifier(plain, SPEC, 5))(images).softmax(1)
+    b = FrozenTeacher(Classifier(soft, SPEC, 5, answers))(images).softmax(1)
     assert torch.allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize(("access", "calls"), [("full", 3), ("logits", 1)])
 def test_a_batch_is_cut_for_the_caches_but_a_black_box_is_asked_once(access, calls):
     teacher = small(spec=ImageSpec(3, 64, 64, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
-    teacher = Teacher(teacher.classifier, access=access)
+    teacher = FrozenTeacher(teacher.classifier, access=access)
     images, asked = torch.rand(70, 3, 64, 64), []
     whole = teacher.forward_network(images)
     teacher.queries = 0

@@ -25,7 +25,7 @@ from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier, load_teacher, read_weights
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 GREY: dict[str, Any] = {"image_size": 16, "channels": 1, "mean": (0.4,), "std": (0.2,)}
 State = dict[str, Tensor]
@@ -47,13 +47,13 @@ def as_kind(kind: torch.dtype) -> State:
     return {k: v.to(kind) if v.is_floating_point() else v for k, v in state().items()}
 
 
-def load(path: Path, data: Any = None, **table: Any) -> Teacher:
+def load(path: Path, data: Any = None, **table: Any) -> FrozenTeacher:
     if data is not None:
         torch.save(data, path)
     return load_teacher(TeacherTable(spec="resnet8-w4", weights=str(path), **GREY, **table))
 
 
-def answers(teacher: Teacher, net: nn.Module = NET) -> bool:
+def answers(teacher: FrozenTeacher, net: nn.Module = NET) -> bool:
     images = torch.rand(4, 1, 16, 16)
     with torch.no_grad():
         return torch.allclose(teacher(images), net((images - 0.4) / 0.2), atol=2e-2)

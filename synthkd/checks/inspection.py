@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from synthkd.core.images import ImageSpec
 from synthkd.synthesis.drawings import DRAWINGS
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 TRIED = 2**19  # pixels in a batch that is timed: 64 images of 90 x 90, 10 of 224 x 224
 
@@ -36,7 +36,7 @@ def drawings(spec: ImageSpec, count: int, rng: torch.Generator) -> Tensor:
 
 def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
     """Operations by counting, times by trying batches for so many seconds each."""
-    device = teacher.classifier.mean.device
+    device = teacher.device
     one = torch.rand(1, *teacher.spec.shape, device=device)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -22,7 +22,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TeacherTable
 from synthkd.specs import rebuilt
 from synthkd.synthesis.drawings import DRAWINGS
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 CLOSED = 24  # images that a black box is asked about: answers may cost
 MOST, LEAST = 256, 8  # images that another is asked about
@@ -47,7 +47,7 @@ CHECK_CONTRACT = "check --teacher-mean and --teacher-std"
 
 
 def check_teacher(
-    teacher: Teacher, table: TeacherTable | None = None, *, trust_code: bool = False
+    teacher: FrozenTeacher, table: TeacherTable | None = None, *, trust_code: bool = False
 ) -> list[Finding]:
     """What is wrong with a teacher, or may be; an empty list says nothing good, only nothing bad.
 
@@ -56,21 +56,20 @@ def check_teacher(
     answers alone is asked about 24 images, and about 12 of them twice more. None is counted among
     the `queries` of a run, and torch's random state is left as it was.
     """
-    before, low = teacher.queries, teacher.low_precision
-    teacher.low_precision = False
+    before = teacher.queries
     try:
-        with globally(torch.Generator().manual_seed(0)):
+        with teacher.exact(), globally(torch.Generator().manual_seed(0)):
             found = _weights_doubts(teacher, table, trust_code=trust_code)
             found += _Questions(teacher).doubts(untrained=any(one.serious for one in found))
     finally:
-        teacher.queries, teacher.low_precision = before, low
+        teacher.queries = before
     return sorted(found, key=lambda one: not one.serious)
 
 
 def check_student(student: Classifier, table: TeacherTable | None = None) -> list[Finding]:
     """The same doubts about a network that is to be scored, and needs no gradients."""
     closed = not any(True for _ in student.parameters())
-    copied = Teacher(copy.deepcopy(student), access="logits" if closed else "full")
+    copied = FrozenTeacher(copy.deepcopy(student), access="logits" if closed else "full")
     found = check_teacher(copied, table, trust_code=True)
     return [one for one in found if one.code not in ("no-gradients", "gradients-not-finite")]
 
@@ -122,13 +121,13 @@ class Spread(NamedTuple):
 class _Questions:
     """A teacher being asked."""
 
-    teacher: Teacher
+    teacher: FrozenTeacher
 
     def doubts(self, *, untrained: bool) -> list[Finding]:
         """All that its answers show. What only follows from random weights is not said beside
         them."""
         teacher = self.teacher
-        device = teacher.classifier.mean.device
+        device = teacher.device
         rng = torch.Generator().manual_seed(0)
         closed = teacher.access != "full"
         try:
@@ -340,12 +339,12 @@ def _parts(images: Tensor, whole: bool) -> tuple[Tensor, ...]:
     return (images,) if whole else in_cache(images)
 
 
-def _operations(teacher: Teacher) -> float:
+def _operations(teacher: FrozenTeacher) -> float:
     """Operations of one answer, by the convolutions and linear layers that it passes: two for each
     weight and place, and as many as take the time of moving a number, for each number that comes
     out."""
     found: list[float] = []
-    blank = torch.zeros(2, *teacher.spec.shape, device=teacher.classifier.mean.device)
+    blank = torch.zeros(2, *teacher.spec.shape, device=teacher.device)
 
     def note(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         weight = module.weight
@@ -404,7 +403,7 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def _contract_doubts(teacher: Teacher) -> list[Finding]:
+def _contract_doubts(teacher: FrozenTeacher) -> list[Finding]:
     """Compares its input contract with the common ones by the statistics that its first BatchNorm
     layer remembers: natural-like images should look to it as its training images did."""
     first = teacher.norms[0] if teacher.norms else None
@@ -412,7 +411,7 @@ def _contract_doubts(teacher: Teacher) -> list[Finding]:
         return []
     rng = torch.Generator().manual_seed(1)
     spec = teacher.spec
-    device = teacher.classifier.mean.device
+    device = teacher.device
     count = max(8, min(64, 2**16 // (spec.height * spec.width)))
     images = torch.cat([
         DRAWINGS[kind](count, *spec.shape, rng) for kind in ("spectrum", "leaves", "shaders")
@@ -443,7 +442,7 @@ def _alike(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(abs(x - y) <= 0.05 * max(abs(x), abs(y), 0.2) for x, y in zip(a, b, strict=True))
 
 
-def _first_distance(teacher: Teacher, classifier: nn.Module, images: Tensor) -> float:
+def _first_distance(teacher: FrozenTeacher, classifier: nn.Module, images: Tensor) -> float:
     """How far the first BatchNorm layer's input is from what it remembers: |Δmean| / σ and
     |log of the ratio of σ|, averaged over channels."""
     seen: list[Tensor] = []
@@ -476,7 +475,7 @@ def _first_distance(teacher: Teacher, classifier: nn.Module, images: Tensor) -> 
 
 
 def _weights_doubts(
-    teacher: Teacher, table: TeacherTable | None, *, trust_code: bool
+    teacher: FrozenTeacher, table: TeacherTable | None, *, trust_code: bool
 ) -> list[Finding]:
     """Whether its weights were ever trained, all of them and every part."""
     found = _called_again(teacher, table, trust_code=trust_code)
@@ -505,7 +504,7 @@ def _weights_doubts(
 
 
 def _called_again(
-    teacher: Teacher, table: TeacherTable | None, *, trust_code: bool
+    teacher: FrozenTeacher, table: TeacherTable | None, *, trust_code: bool
 ) -> list[Finding]:
     """Calls a callable without weights again, from another random state."""
     if table is None:
@@ -539,7 +538,7 @@ class Norm(NamedTuple):
     initial: bool  # so are its weights
 
 
-def _norms(teacher: Teacher) -> list[Norm]:
+def _norms(teacher: FrozenTeacher) -> list[Norm]:
     """The BatchNorm layers that images pass; of a graph, whose layers are no modules, all."""
     if teacher.norms:
         return [
@@ -570,7 +569,7 @@ def _is_initial(weight: Tensor | None, bias: Tensor | None) -> bool:
     )
 
 
-def _as_initialised(teacher: Teacher) -> list[Finding]:
+def _as_initialised(teacher: FrozenTeacher) -> list[Finding]:
     """Compares every tensor with what the common initialisations would have drawn: numbers within
     the very bounds, of the very distribution, beside biases that are 0 or drawn too. Training
     moves some number over a bound, and no bias stays 0."""

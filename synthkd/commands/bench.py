@@ -38,7 +38,7 @@ from synthkd.recipe import Recipe, StudentTable
 from synthkd.reports import bench as arena
 from synthkd.runs.directory import Run, environment, free_name
 from synthkd.specs import load_classifier, load_teacher
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 SNAPSHOTS = 12  # points of a curve, beside its end
 PROBE_SECONDS = 2.0

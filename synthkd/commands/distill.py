@@ -55,7 +55,7 @@ from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
 KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
@@ -250,6 +250,7 @@ def _prepare(recipe: Recipe, display: Display, *, anyway: bool = False) -> Job:
             "(give your own with --teacher)"
         )
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+    teacher.low_precision = bfloat16
     _check_val(recipe)
     choice: dict[str, Any] = {}
     doubts: Sequence[Finding] = ()
@@ -534,7 +535,7 @@ def _finish(
         **scores,
         "student": recipe.student.spec,
         "answers": student.answers,
-        "teacher_answers": str(job.teacher.classifier.reading),
+        "teacher_answers": job.teacher.reading,
         "student_parameters": sum(p.numel() for p in student.parameters()),
         "teacher_parameters": job.teacher.parameters_count,
         "student_sha256": sha256_of(path),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from synthkd.core.images import ImageSpec
     from synthkd.evaluation.compare import Comparison, Extractor, ImageScores, ToldRow
-    from synthkd.teachers.frozen import Teacher
+    from synthkd.teachers.protocol import Teacher
 
 MOST_ROWS = 20  # classes shown; evaluation.json has them all
 

@@ -41,7 +41,7 @@ from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder, promise_of
 from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
@@ -221,6 +221,7 @@ def _prepare(
     """Teacher, plan and lab, and the real images that are allowed, if any are."""
     recipe, device, bfloat16 = prepare(borrow(recipe))
     teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+    teacher.low_precision = bfloat16
     allowing = recipe
     if recipe.data.real:  # given is allowed: there is no batch of a student to mix
         data = recipe.data.model_copy(update={"mix_ratio": 0.5})

@@ -18,7 +18,7 @@ from synthkd.engine.loop import HELD_OUT, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
 from synthkd.recipe import Stage
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Seen, Teacher
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
 TRIAL = 0.3  # seconds of a trial with a larger batch
@@ -165,7 +165,7 @@ def memory_of(
         learned = width * batch * activations(student, teacher.spec.shape)
     if teacher.access == "full" and any(s.terms for s in stages):
         count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
-        refined = width * count * activations(teacher.classifier, teacher.spec.shape)
+        refined = width * count * activations(teacher.network, teacher.spec.shape)
     return resident() + max(learned, refined) + 3 * remembered
 
 
@@ -268,16 +268,17 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
     if tried.learner is not None:
         learner = tried.learner
         views = to_float(pixels[:few].to(lab.device))
-        taught, maps = teacher.teach(views, maps=learner.looks)
+        taught = teacher.teach(views, learner.objective.teacher_layers)
 
         def learn_some(count: int, repeats: int) -> float:
             many = -(-count // few)
-            views, told = to_float(pixels[:count].to(lab.device)), taught.repeat(many, 1)[:count]
-            maps_told = _repeated(maps, many, count)
+            views = to_float(pixels[:count].to(lab.device))
+            shown = {k: _repeated(v, many, count) for k, v in taught.features.items()}
+            seen = Seen(_repeated(taught.logits, many, count), shown)
 
             def learn() -> None:
                 view = augmented(views, recipe.augment, 0.0, rng)
-                learner.step(view, told, 0.5, maps_told)
+                learner.step(view, seen, 0.5)
 
             if repeats > 1:
                 learn()
@@ -365,15 +366,9 @@ def _in_large(trial: Callable[[int, int], float], few: int, most: int, repeats: 
     return each
 
 
-def _repeated(maps: Any, times: int, count: int) -> Any:
-    """Maps of a batch for one of `count` images, made of them again and again."""
-    if isinstance(maps, Tensor):
-        return maps.repeat(times, *([1] * (maps.ndim - 1)))[:count]
-    if isinstance(maps, Mapping):
-        return {key: _repeated(value, times, count) for key, value in maps.items()}
-    if isinstance(maps, list | tuple):
-        return type(maps)(_repeated(value, times, count) for value in maps)
-    return maps
+def _repeated(values: Tensor, times: int, count: int) -> Tensor:
+    """Values of a batch for one of `count` images, made of them again and again."""
+    return values.repeat(times, *([1] * (values.ndim - 1)))[:count]
 
 
 def _timed(work: Callable[[], object], repeats: int, device: torch.device) -> float:

@@ -6,7 +6,7 @@ B batch, N images, C channels, H height, W width, K classes.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.images import Batch, to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
+from synthkd.engine.controllers import CONTROLLERS, Controller
 from synthkd.engine.progress import (
     Progress,
     Tick,
@@ -31,12 +32,14 @@ from synthkd.engine.progress import (
 from synthkd.images.augment import augmented, mixed_up
 from synthkd.measures import decided, relative_entropy
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import Recipe, Stage
 from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
 from synthkd.students.learner import Learner
+from synthkd.students.objective import DistillationObjective
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
 PARTS = ("synthesis", "labelling", "student")
@@ -70,10 +73,12 @@ class Lab:
         self.recipe, self.stages, self.teacher = recipe, tuple(stages), teacher
         self.device = device or torch.device("cpu")
         self.bfloat16 = bfloat16
-        teacher.low_precision = bfloat16
-        self.learner = (
-            Learner(student, recipe.training, bfloat16=bfloat16) if student is not None else None
-        )
+        self.learner: Learner | None = None
+        if student is not None:
+            objective = DistillationObjective(
+                recipe.training, student, teacher, capacity=recipe.memory.capacity
+            )
+            self.learner = Learner(student, recipe.training, objective, bfloat16=bfloat16)
         self.memory: Replay = replay_for(recipe, teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
@@ -81,13 +86,24 @@ class Lab:
         for kind in dict.fromkeys(s.generator for s in self.stages if s.generator != "none"):
             with globally(generator_for(recipe.run.seed, "generator", kind)):
                 self.generators[kind] = GENERATORS[kind](recipe, teacher)
-        self.difficulty = schedules.Difficulty(recipe.difficulty.start)
+        self.controllers: dict[str, Controller] = {
+            name: new(recipe) for name, new in CONTROLLERS.items()
+        }
         self.progress = Progress()
         self.budget = budget_of(recipe.budget, self.stages)
         self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.real: Tensor | None = None
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
+
+    def value(self, name: str, otherwise: float) -> float:
+        """What the controller of this name says, or, where there is none, `otherwise`."""
+        return self.controllers[name].value if name in self.controllers else otherwise
+
+    @property
+    def difficulty(self) -> float:
+        """How difficult synthetic images shall be, 0..1."""
+        return self.controllers["difficulty"].value
 
     def limit(self, seconds: float) -> None:
         """Gives the run this wall clock in all, of which `progress.seconds` are spent already."""
@@ -116,15 +132,11 @@ class Lab:
         """The teacher's logits [N, K] for uint8 images [N, C, H, W]; `exact` means in float32."""
         if not len(pixels):
             return torch.empty(0, self.teacher.classes)
-        low = self.teacher.low_precision
-        self.teacher.low_precision = low and not exact
         parts: list[Tensor] = []
-        try:
+        with self.teacher.exact() if exact else nullcontext():
             for part in torch.split(pixels, 512):
                 self.tick("labelling", 512 * len(parts), len(pixels))
                 parts.append(self.teacher(to_float(part.to(self.device))).cpu())
-        finally:
-            self.teacher.low_precision = low
         return torch.cat(parts)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
@@ -134,6 +146,11 @@ class Lab:
         self.hold_out(pixels[order[: len(order) - len(kept)]], "data")
         self.memory = Memory(len(kept), self.teacher.spec.shape, self.teacher.classes)
         self.memory.add(pixels[kept], labels[kept], self.label(pixels[kept]), "data")
+
+    @property
+    def taught_share(self) -> float:
+        """How far the student's training is, 0..1."""
+        return taught_share(self.progress, self.budget)
 
     @property
     def finished(self) -> bool:
@@ -152,7 +169,7 @@ class Lab:
             "generators": {kind: g.state_dict() for kind, g in self.generators.items()},
             "memory": self.memory.state_dict(),
             "held_out": self.held_out.state_dict(),
-            "difficulty": asdict(self.difficulty),
+            "controllers": {name: c.state_dict() for name, c in self.controllers.items()},
             "progress": asdict(self.progress),
             "seconds": dict(self.seconds),
             "queries": self.teacher.queries,
@@ -166,7 +183,8 @@ class Lab:
             generator.load_state_dict(state["generators"][kind])
         self.memory.load_state_dict(state["memory"])
         self.held_out.load_state_dict(state["held_out"])
-        self.difficulty = schedules.Difficulty(**state["difficulty"])
+        for name, controller in self.controllers.items():
+            controller.load_state_dict(state["controllers"][name])
         self.progress = Progress(**state["progress"])
         self.seconds = dict(state["seconds"])
         self.teacher.queries = int(state["queries"])
@@ -198,7 +216,8 @@ def rounds(lab: Lab) -> Iterator[Round]:
             seen, synthetic, taught = _teach(lab, stage, fresh, before, rng)
             measures |= taught
             with lab.timed("student"):
-                measures |= _update_difficulty(lab, rng)
+                measures |= _agreement(lab, rng)
+            measures |= _update_controllers(lab, measures | {"progress": lab.taught_share})
 
         now = time.perf_counter()
         lab.progress = advance(
@@ -233,13 +252,13 @@ def synthesize(
         return SyntheticBatch(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
     terms = dict(stage.terms)
     if "disagreement" in terms:
-        terms["disagreement"] *= lab.difficulty.level
+        terms["disagreement"] *= lab.difficulty
     with frozen_student(lab.learner) as student:
         context = SynthesisContext(
             lab.teacher, student, stage, terms, lab.recipe.augment,
             partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
             partial(_material, lab, stage.generator), whole_share(lab.progress, lab.budget),
-            stage_share(lab.progress, lab.budget), lab.difficulty.level, until,
+            stage_share(lab.progress, lab.budget), lab.difficulty, until,
             partial(lab.tick, stage.generator),
         )  # fmt: skip
         return lab.generators[stage.generator].synthesize(context, rng)
@@ -253,17 +272,13 @@ def frozen_student(learner: Learner | None) -> Iterator[Any]:
         yield lambda images: images.new_zeros(())
         return
     student = learner.student
-    mode = student.training
-    student.eval().requires_grad_(False)
 
     def answer(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=learner.bfloat16):
             return student(images).float()  # type: ignore[no-any-return]
 
-    try:
+    with in_eval_mode(student, frozen=True):
         yield answer
-    finally:
-        student.train(mode).requires_grad_(True)
 
 
 def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
@@ -334,6 +349,7 @@ def _teach(
     recipe = lab.recipe
     seen = synthetic = 0
     loss = torch.zeros(())
+    temperature = lab.value("temperature", lab.learner.table.temperature)
     order, used = torch.randperm(len(fresh), generator=rng), 0  # each once before any comes again
     left = (
         float("inf")
@@ -359,15 +375,18 @@ def _teach(
         pixels = _hybrid(lab, turn, made - new, count - made, rng)  # [B, C, H, W]
         with lab.timed("student"):
             images = to_float(pixels.to(lab.device)).contiguous(memory_format=torch.channels_last)
-            images = augmented(images, recipe.augment, lab.difficulty.level, rng)
+            images = augmented(images, recipe.augment, lab.difficulty, rng)
             if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
                 images = mixed_up(images, rng)
         with lab.timed("labelling"):
-            taught, maps = lab.teacher.teach(images, maps=lab.learner.looks)  # [B, K]
+            taught = lab.teacher.teach(images, lab.learner.objective.teacher_layers)
         with lab.timed("student"):
             passed = time.perf_counter() - began if lab.budget.timed else seen
             spent = replace(lab.progress, taught=lab.progress.taught + passed)
-            loss = lab.learner.step(images, taught, taught_share(spent, lab.budget), maps)
+            share = taught_share(spent, lab.budget)
+            loss = lab.learner.step(
+                images, taught, share, temperature=temperature, stage=stage.name
+            ).loss
         seen, synthetic = seen + count, synthetic + made
     if seen and not loss.isfinite():
         raise InputError(
@@ -388,7 +407,7 @@ def _hybrid(lab: Lab, fresh: Tensor, replayed: int, real: int, rng: torch.Genera
     """uint8 images of one batch: `fresh` [N, C, H, W], so many replayed and so many real ones."""
     parts = [fresh]
     if replayed:
-        near = lab.recipe.memory.boundary * lab.difficulty.level
+        near = lab.recipe.memory.boundary * lab.difficulty
         parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).images)
     if real:
         assert lab.real is not None
@@ -396,17 +415,20 @@ def _hybrid(lab: Lab, fresh: Tensor, replayed: int, real: int, rng: torch.Genera
     return torch.cat(parts)
 
 
-def _update_difficulty(lab: Lab, rng: torch.Generator) -> dict[str, float]:
-    """Agreement on held-out images after the round; it moves the difficulty."""
+def _agreement(lab: Lab, rng: torch.Generator) -> dict[str, float]:
+    """Agreement on some of the held-out images after a round; nothing where none are held out."""
     if len(lab.held_out) == 0:
-        return {"difficulty": lab.difficulty.level}
+        return {}
     assert lab.learner is not None
     drawn = lab.held_out.draw(min(128, len(lab.held_out)), rng)
     answers = lab.learner.answer(to_float(drawn.images.to(lab.device))).cpu()
     own = decided(answers, independent=lab.teacher.independent)
-    agreement = float((own == _taught(lab, drawn)).float().mean())
-    lab.difficulty = schedules.step_difficulty(lab.difficulty, agreement, lab.recipe.difficulty)
-    return {"agreement": agreement, "difficulty": lab.difficulty.level}
+    return {"agreement": float((own == _taught(lab, drawn)).float().mean())}
+
+
+def _update_controllers(lab: Lab, signals: Mapping[str, float]) -> dict[str, float]:
+    """Moves every controller by what a round showed; returns their values, by name."""
+    return {name: controller.update(signals) for name, controller in lab.controllers.items()}
 
 
 def _taught(lab: Lab, kept: ReplayBatch) -> Tensor:

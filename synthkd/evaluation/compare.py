@@ -8,7 +8,6 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -28,7 +27,7 @@ from synthkd.core.images import ImageSpec, fitted, in_cache, to_float
 from synthkd.core.logits import paired
 from synthkd.data.sources import Images
 from synthkd.labels.check import LabelCheck, check_labels
-from synthkd.teachers.frozen import Observation, Teacher
+from synthkd.teachers.protocol import Observation, Teacher
 
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
 YES_OR_NO = ("no", "yes")  # the classes of a question about one independent class
@@ -111,7 +110,7 @@ def compare(
     if not len(images.pixels):
         raise InputError(f"{quoted(images.source)}: there are no images to compare on")
     learned = _answers(student, images.pixels, batch, "student")
-    with _exact(teacher):
+    with teacher.exact():
         taught = _answers(teacher, images.pixels, batch, "teacher")
     if learned.shape != taught.shape:
         raise InputError(
@@ -222,7 +221,7 @@ def _decision_rows(
 
 def votes_of(teacher: Teacher, images: Images, *, batch: int = 256) -> Tensor:
     """The teacher's votes [N], in float32."""
-    with _exact(teacher):
+    with teacher.exact():
         return _answers(teacher, images.pixels, batch, "teacher").argmax(1)
 
 
@@ -277,17 +276,18 @@ def _class_rows(
     )
 
 
-def _answers(network: nn.Module, pixels: Tensor, batch: int, role: str) -> Tensor:
+def _answers(network: Any, pixels: Tensor, batch: int, role: str) -> Tensor:
     """Logits [N, K], float32 on the CPU."""
     device = _device(network)
     spec = getattr(network, "spec", None)
-    network.eval()
+    if isinstance(network, nn.Module):
+        network.eval()
     found = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for some in _batches(pixels, batch):
             suited = fitted(some, spec) if isinstance(spec, ImageSpec) else some
             suited = suited.to(device)
-            parts = (suited,) if isinstance(network, Teacher) else in_cache(suited)  # cuts its own
+            parts = (suited,) if hasattr(network, "teach") else in_cache(suited)  # cuts its own
             found += [network(to_float(part)).float().cpu() for part in parts]
     logits = torch.cat(found)
     if not logits.isfinite().all():
@@ -300,17 +300,9 @@ def _batches(pixels: Tensor, size: int) -> Iterator[Tensor]:
         yield pixels[start : start + size]
 
 
-@contextmanager
-def _exact(teacher: Teacher) -> Iterator[None]:
-    """The teacher in float32, whatever it is set to for training."""
-    before, teacher.low_precision = teacher.low_precision, False
-    try:
-        yield
-    finally:
-        teacher.low_precision = before
-
-
-def _device(network: nn.Module) -> torch.device:
+def _device(network: Any) -> torch.device:
+    if hasattr(network, "device"):
+        return torch.device(network.device)
     tensors = chain(network.parameters(), network.buffers())
     return next((t.device for t in tensors), torch.device("cpu"))
 
@@ -331,8 +323,8 @@ def classifier_extractor(teacher: Teacher, name: str = "teacher") -> Extractor:
     """A classifier as an extractor: the input of its last linear layer, or else its logits."""
 
     def look(pixels: Tensor) -> Observation:
-        with torch.no_grad(), _exact(teacher):
-            seen = teacher.observe(to_float(fitted(pixels, teacher.spec).to(_device(teacher))))
+        with torch.no_grad(), teacher.exact():
+            seen = teacher.observe(to_float(fitted(pixels, teacher.spec).to(teacher.device)))
         return seen if seen.features is not None else seen._replace(features=seen.logits)
 
     what = "features" if teacher.feature_size else "logits"

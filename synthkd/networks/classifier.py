@@ -11,6 +11,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec
 from synthkd.networks.answers import Answers, reading, taken, to_logits
+from synthkd.networks.modes import in_eval_mode
 
 
 class Classifier(nn.Module):
@@ -85,14 +86,14 @@ class Classifier(nn.Module):
     def arranged(self) -> Self:
         """Itself with weights and images laid out channels last, which is fastest, where the body
         can be run so: one that flattens its maps by `view` cannot."""
-        mode = self.training
-        self.eval().channels_last = True
+        self.channels_last = True
         try:
-            self.to(memory_format=torch.channels_last)
-            self.forward(torch.zeros(2, *self.spec.shape, device=self.mean.device))
+            with in_eval_mode(self):
+                self.to(memory_format=torch.channels_last)
+                self.forward(torch.zeros(2, *self.spec.shape, device=self.mean.device))
         except InputError:  # an answer of which nothing can be made, however it is laid out
             raise
         except Exception:  # whatever a stranger's network raises at the layout
             self.to(memory_format=torch.contiguous_format)
             self.channels_last = False
-        return self.train(mode)
+        return self

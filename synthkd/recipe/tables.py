@@ -42,7 +42,7 @@ def _split(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value  # strict pydantic wants a tuple here
 
 
-def _parted(value: object) -> object:
+def parted(value: object) -> object:
     """Flags write named numbers as `pixels=0.6,gan=0.2`."""
     if not isinstance(value, str):
         return value
@@ -78,9 +78,9 @@ def _device(name: str) -> str:
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Shares = Annotated[dict[str, float], BeforeValidator(_parted)]
+Shares = Annotated[dict[str, float], BeforeValidator(parted)]
 Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
-Arguments = Annotated[dict[str, str], BeforeValidator(_parted)]
+Arguments = Annotated[dict[str, str], BeforeValidator(parted)]
 
 
 class Table(BaseModel):
@@ -714,10 +714,19 @@ class TrainingTable(Table):
     """How the student learns."""
 
     batch: Annotated[int, Field(description="images per student step", ge=2, le=65536)] = 128
-    loss: Annotated[
-        Literal["kl", "l1"],
-        Field(description="distance to the teacher: KL of softened answers, or L1 of logits"),
-    ] = "kl"
+    terms: Annotated[
+        Shares, Field(description="weights of the distillation terms, e.g. soft_targets=1")
+    ] = {"soft_targets": 1.0}
+    student_layers: Annotated[
+        Words,
+        Field(
+            description="layers of the student that terms compare, by name (default: the last of "
+            "each resolution)"
+        ),
+    ] = ()
+    teacher_layers: Annotated[
+        Words, Field(description="the teacher's layers they are compared with, one by one")
+    ] = ()
     optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = (
         "sgd"
     )
@@ -741,19 +750,8 @@ class TrainingTable(Table):
         float, Field(description="share of the run in which the rate rises (one_cycle)", ge=0, lt=1)
     ] = 0.1
     temperature: Annotated[
-        float, Field(description="softening of the logits (kl)", gt=0, le=100)
+        float, Field(description="softening of the logits (soft_targets)", gt=0, le=100)
     ] = 4.0
-    attention: Annotated[
-        float,
-        Field(
-            description="weight of attention transfer: student and teacher look at the same places",
-            ge=0,
-        ),
-    ] = 0.0
-    features: Annotated[
-        float,
-        Field(description="weight of matching the teacher's maps, where shapes allow", ge=0),
-    ] = 0.0
     clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
         5.0
     )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from synthkd.core import files, resources
 from synthkd.core.errors import InputError, quoted, suggest
-from synthkd.recipe.tables import Recipe, Stage
+from synthkd.recipe.tables import Recipe, Stage, parted
 from synthkd.recipe.trust import NAMES_CODE, refuse_code
 
 TOML_BYTES = 100_000  # our longest pipeline has about 5,000
@@ -136,7 +136,12 @@ def build(
     high = read_toml(config) if config is not None else {}
     flags = dict(flags or {})
     name = str(flags.get("pipeline", high.get("pipeline", Recipe.model_fields["pipeline"].default)))
-    data = over(merge(read_toml(pipeline_path(name)), high), flags)
+    low = read_toml(pipeline_path(name))
+    # a term that is added stands beside those that are there
+    low.setdefault("training", {}).setdefault("terms", {"soft_targets": 1.0})
+    if isinstance(terms := flags.get("training", {}).get("terms"), str):
+        flags["training"] = flags["training"] | {"terms": parted(terms)}
+    data = over(merge(low, high), flags)
     data["pipeline"] = name
     stages = [dict(s) for s in data.get("stage", ())]
     known = [s.get("name") for s in stages]

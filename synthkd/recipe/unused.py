@@ -49,7 +49,7 @@ def ignored(
          f"{most_remembered:,} images", "omit it"),
         ("training.momentum", training.optimizer != "sgd",
          f"training.momentum is for sgd, and the optimizer is {training.optimizer}", "omit it"),
-        ("training.temperature", training.loss == "l1",
+        ("training.temperature", not training.terms.get("soft_targets"),
          "training.temperature is not used by the loss l1", "omit it"),
         ("training.milestones", training.schedule != "steps",
          f"training.milestones are for the schedule steps, and it is {training.schedule}",

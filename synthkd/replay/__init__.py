@@ -4,7 +4,7 @@ from synthkd.recipe import Recipe
 from synthkd.replay.generative import GenerativeReplay, Label
 from synthkd.replay.memory import Memory
 from synthkd.replay.protocol import Replay, ReplayBatch
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 __all__ = ["GenerativeReplay", "Memory", "Replay", "ReplayBatch", "replay_for"]
 

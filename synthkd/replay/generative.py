@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.core.images import to_float, to_uint8
+from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import generator_for, globally
 from synthkd.networks.decoder import Decoder
 from synthkd.replay.protocol import ReplayBatch
-from synthkd.students.learner import load_optimizer
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 LATENT, WIDTH = 128, 32
 BATCH = 128  # newcomers of a step
@@ -64,7 +64,7 @@ class GenerativeReplay:
 
     def __init__(self, capacity: int, teacher: Teacher, label: Label, *, seed: int) -> None:
         self.capacity, self.teacher, self.label, self.seed = capacity, teacher, label, seed
-        self.device = teacher.classifier.mean.device
+        self.device = teacher.device
         shape = teacher.spec.shape
         with globally(generator_for(seed, "rehearsal")):
             decoder = Decoder(latent=LATENT, width=WIDTH, classes=0, shape=shape)

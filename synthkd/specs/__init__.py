@@ -50,7 +50,7 @@ from synthkd.specs.code import (
 )
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "is_saved", "load_classifier", "load_teacher",
@@ -89,7 +89,9 @@ class BlackBox(nn.Module):
             return self.function(pixels)
 
 
-def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool = False) -> Teacher:
+def load_teacher(
+    table: TeacherTable, *, trust_code: bool = False, shared: bool = False
+) -> FrozenTeacher:
     """The teacher that `table` describes, frozen; anything wrong with it is one InputError.
 
     A network that brings its own input contract takes no other by flags, unless these are `shared`
@@ -105,7 +107,7 @@ def load_teacher(table: TeacherTable, *, trust_code: bool = False, shared: bool 
     with _guarded(table.spec, "teacher"):
         access = "logits" if table.access == "full" and _is_closed(classifier) else table.access
         access = "labels" if classifier.answers == "labels" else access
-        return Teacher(
+        return FrozenTeacher(
             classifier, names=names, described=f"{table.spec}{kind}", access=access,
             features_at=table.features,
         )  # fmt: skip
@@ -163,7 +165,9 @@ def load_classifier(
     return _classifier(table.spec, table.weights, told, trust_code=trust_code, role="student")
 
 
-def new_student(table: StudentTable, teacher: Teacher, *, trust_code: bool = False) -> Classifier:
+def new_student(
+    table: StudentTable, teacher: FrozenTeacher, *, trust_code: bool = False
+) -> Classifier:
     """A student for the teacher's images and classes. Its first layer is the teacher's
     normalisation.
 

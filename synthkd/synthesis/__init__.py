@@ -11,7 +11,7 @@ from synthkd.synthesis.episodes import Episodes
 from synthkd.synthesis.gan import Gan
 from synthkd.synthesis.pixels import Pixels
 from synthkd.synthesis.procedural import Procedural
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 
 class Generator(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synthkd.core.images import Batch
 from synthkd.recipe import AugmentTable, Stage
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 
 class Reference(Protocol):

@@ -11,7 +11,7 @@ from synthkd.networks.decoder import Decoder
 from synthkd.recipe import GeneratorTable, Recipe
 from synthkd.schedules import one_cycle
 from synthkd.synthesis.context import even_labels
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 
 def new_decoder(recipe: Recipe, teacher: Teacher, *, told: bool) -> Decoder:
@@ -28,7 +28,7 @@ def new_decoder(recipe: Recipe, teacher: Teacher, *, told: bool) -> Decoder:
         output=table.output,
         mean=spec.mean,
         std=spec.std,
-    ).to(teacher.classifier.mean.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(teacher.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return decoder
 
 

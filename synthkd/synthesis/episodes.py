@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from synthkd.core.images import Batch
+from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import globally
 from synthkd.images.augment import augmented
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import Recipe
-from synthkd.students.learner import load_optimizer
 from synthkd.synthesis import decoding
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.objective import SynthesisObjective, weights
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 REPTILE = 67.0  # the factor in the public code of Fast, which gives no reason for it
 

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.images import Batch
+from synthkd.core.optimizers import load_optimizer
 from synthkd.core.states import load_state, save_state
 from synthkd.losses.synthesis import critic_hinge
 from synthkd.networks.critic import Critic
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import Recipe
-from synthkd.students.learner import load_optimizer
 from synthkd.synthesis import decoding
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder
 from synthkd.synthesis.objective import SynthesisObjective, weights
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 
 class Step(NamedTuple):
@@ -45,7 +45,7 @@ class Gan:
         self.table = table
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
-        self.device = teacher.classifier.mean.device
+        self.device = teacher.device
         self.decoder: Decoder = decoding.new_decoder(recipe, teacher, told=table.conditional)
         self.average = copy.deepcopy(self.decoder).requires_grad_(False) if table.ema else None
         self.critic: Critic = Critic(

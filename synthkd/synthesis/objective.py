@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.core.errors import InputError
+from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import globally
 from synthkd.images.augment import augmented, mirrored
 from synthkd.losses.synthesis import TERMS, LayerMoments, View, blended
 from synthkd.recipe import Recipe
-from synthkd.students.learner import load_optimizer
 from synthkd.synthesis.context import SynthesisContext
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 ADVERSARIAL = ("disagreement", "logit_gap", "divergence", "jensen_shannon")  # ask the student
 FEATURES = ("prototype", "consistency", "spread", "activation")  # need a linear last layer
@@ -69,7 +69,7 @@ class SynthesisObjective:
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.recipe, self.teacher = recipe, teacher
-        self.device = teacher.classifier.mean.device
+        self.device = teacher.device
         self.running: LayerMoments = ()
         self.head: nn.Module | None = None  # made at the first contrast
         self.optimizer: torch.optim.Optimizer | None = None
@@ -129,7 +129,7 @@ class SynthesisObjective:
         def want(*names: str) -> bool:
             return any(name in terms for name in names)
 
-        teacher, classifier = self.teacher, self.teacher.classifier
+        teacher = self.teacher
         seen = teacher.observe(
             images,
             features=want(*FEATURES),
@@ -156,7 +156,7 @@ class SynthesisObjective:
             moments=moments,
             stored=teacher.stored if moments else (),
             validity=validity,
-            normalised=(images - classifier.mean) / classifier.std if want(*NORMALISED) else None,
+            normalised=teacher.normalise(images) if want(*NORMALISED) else None,
             embedded=embedded,
             embedded_other=other,
             bank=bank,

@@ -11,7 +11,7 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.synthesis.procedural import Procedural
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is cut instead
 
@@ -33,7 +33,7 @@ class Pixels:
         self.teacher = teacher
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
-        self.device = teacher.classifier.mean.device
+        self.device = teacher.device
         self.objective = SynthesisObjective(recipe, teacher)
         self.drawings = Procedural(recipe, teacher)
         self.scale = frequencies(*self.shape[1:]).to(self.device)
@@ -97,9 +97,8 @@ class Pixels:
             if known is not None:
                 return known.images[partners(labels, known.labels)]
         if self.table.start == "noise":
-            mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
             noise = torch.randn(count, *self.shape, generator=rng).to(self.device)
-            return (noise * std + mean).clamp(0, 1)
+            return self.teacher.denormalise(noise).clamp(0, 1)
         return self.drawings.sample(count, rng).images
 
     def _view(self, images: Tensor, context: SynthesisContext, rng: torch.Generator) -> Tensor:
@@ -113,14 +112,14 @@ class Pixels:
     def _encode(self, images: Tensor) -> Tensor:
         """The variables of images: as the network sees them, or their spectrum over frequency."""
         if self.table.basis == "pixels":
-            return (images.detach() - self.teacher.classifier.mean) / self.teacher.classifier.std
+            return self.teacher.normalise(images.detach())
         mixed = torch.einsum("ji,bjhw->bihw", self.inks, images.detach() - 0.5)
         spectrum = torch.fft.rfft2(mixed, norm="ortho") / self.scale
         return torch.view_as_real(spectrum).clone()
 
     def _decode(self, moved: Tensor) -> Tensor:
         if self.table.basis == "pixels":
-            return moved * self.teacher.classifier.std + self.teacher.classifier.mean
+            return self.teacher.denormalise(moved)
         spectrum = torch.view_as_complex(moved) * self.scale
         mixed = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho")
         images: Tensor = torch.einsum("ij,bjhw->bihw", self.inks, mixed) + 0.5

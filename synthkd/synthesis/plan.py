@@ -8,7 +8,7 @@ from synthkd.core.errors import InputError
 from synthkd.recipe import Recipe, Stage
 from synthkd.synthesis.diffusion.diffusers_io import describe, is_diffusers_folder
 from synthkd.synthesis.objective import ADVERSARIAL, FEATURES
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,6 @@ def alone(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with what this teacher forbids changed, and why; InputError where nothing would be
     left of what was asked for."""
-    for key in ("attention", "features"):
-        if teacher.access != "full" and getattr(recipe.training, key):
-            raise InputError(
-                f"--training.{key} compares maps inside the teacher, and this one shows its "
-                f"{teacher.access} alone: leave it at 0"
-            )
     if teacher.access == "labels" and recipe.training.temperature != 1:
         training = recipe.training.model_copy(update={"temperature": 1.0})
         return recipe.model_copy(update={"training": training}), (
@@ -135,7 +129,7 @@ def _chosen(recipe: Recipe, teacher: Teacher) -> str:
         return "diffusion"
     if recipe.generator.start:
         return "gan"
-    return "pixels" if teacher.norms else "procedural"
+    return "pixels" if teacher.stored else "procedural"
 
 
 def _needs_gradients(stage: Stage, kind: str, teacher: Teacher) -> None:
@@ -166,7 +160,7 @@ def _portrait(teacher: Teacher) -> str:
             f"teacher {teacher.described}: a black box that shows {shown}, "
             f"{teacher.classes} classes"
         )
-    norms = f"{len(teacher.norms)} BatchNorm layers" if teacher.norms else "no BatchNorm"
+    norms = f"{len(teacher.stored)} BatchNorm layers" if teacher.stored else "no BatchNorm"
     size = teacher.feature_size
     features = f"{size} features" if size else "no linear last layer"
     return (
@@ -192,7 +186,7 @@ def _terms(stage: Stage, kind: str, teacher: Teacher, reasons: list[str]) -> dic
         reasons.append(f"realism (B5) dropped: {kind} has no critic")
     if kind == "diffusion" and terms.pop("contrast", 0):
         reasons.append("contrast (B8) dropped: its head learns in a generator's steps alone")
-    if "statistics" in terms and not teacher.norms:
+    if "statistics" in terms and not teacher.stored:
         weight = terms.pop("statistics")
         terms.setdefault("smoothness", 0.2 * weight)
         terms.setdefault("balance", 0.2 * weight)
@@ -202,7 +196,7 @@ def _terms(stage: Stage, kind: str, teacher: Teacher, reasons: list[str]) -> dic
     unseen = "the last layer is not linear, so there are no features"
     elsewhere = "features are not those of the last layer"
     for names, missing, there in (
-        (("statistics_norm", "contrast"), "no BatchNorm", teacher.norms),
+        (("statistics_norm", "contrast"), "no BatchNorm", teacher.stored),
         (FEATURES, unseen, teacher.feature_size),
         (("prototype",), elsewhere, teacher.prototypes is not None),
     ):

@@ -15,7 +15,7 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.drawings.strokes import draw_strokes, mutated, stroke_parameters
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 PARENTS = 256  # drawings per class that others are made from
 SURE = 0.9  # how sure the teacher must be of a parent
@@ -39,7 +39,7 @@ class Procedural:
         self.kinds = kinds_for(recipe.procedural.kinds, teacher)
         self.evolve = recipe.procedural.evolve if "strokes" in self.kinds else 0.0
         self.brightness = sum(teacher.spec.mean) / len(teacher.spec.mean)
-        self.device = teacher.classifier.mean.device
+        self.device = teacher.device
         self.parents = torch.zeros(
             teacher.classes, PARENTS, stroke_parameters(1, torch.Generator()).shape[1]
         )

@@ -4,97 +4,34 @@ B batch, C channels of a layer, D features, K classes.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec, in_cache
 from synthkd.core.logits import of_decisions, of_votes
 from synthkd.networks.classifier import Classifier
+from synthkd.teachers.features import (
+    Note,
+    averaged,
+    features_of,
+    hooked,
+    module_named,
+    resolution_layers,
+)
+from synthkd.teachers.folded import folded_copy
+from synthkd.teachers.moments import moments
+from synthkd.teachers.protocol import Observation, Seen
 
 
-class Moments(torch.autograd.Function):
-    """x -> x, mean [C], biased variance [C], in one cheap pass forward and one backward.
-
-    The statistics kernel of BatchNorm does the reduction. Backward adds
-    (2/n) · g_var · (x − mean) + g_mean / n to the gradient of x, as a per-channel affine map.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kind = torch.promote_types(x.dtype, torch.float32)
-        zeros = torch.zeros(x.shape[1], dtype=kind, device=x.device)
-        mean, var = torch.batch_norm_update_stats(x, zeros, torch.ones_like(zeros), 0.0)
-        ctx.save_for_backward(x, mean)
-        return x.view_as(x), mean, var
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-        x, mean = ctx.saved_tensors
-        n = x.numel() // x.shape[1]
-        slope = grad_var * (2 / n)
-        offset = grad_mean / n - slope * mean
-        epsilon = 1e-5  # batch_norm refuses 0 in older versions: variance 1 − ε plus ε is 1
-        still = torch.zeros_like(slope)
-        affine = F.batch_norm(x, still, still + 1 - epsilon, slope, offset, False, 0.0, epsilon)
-        return affine.add_(grad)
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`Moments` where its kernel exists (4-d, CPU or CUDA), plain torch elsewhere."""
-    if x.dim() == 4 and hasattr(torch, "batch_norm_update_stats"):
-        return Moments.apply(x)  # type: ignore[no-any-return]
-    wide = x.float()
-    var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
-    return x, mean, var
-
-
-class Observation(NamedTuple):
-    """What the teacher showed for one batch."""
-
-    logits: Tensor  # [B, K]
-    features: Tensor | None  # [B, D] input of the last linear layer
-    moments: tuple[tuple[Tensor, Tensor], ...]  # per BatchNorm layer: mean, variance of its input
-    pooled: Tensor | None = None  # [B, sum of C] the spatial means of all these inputs
-
-
-Maps = dict[tuple[int, int], Tensor]  # by H, W: [B, C, H, W]
-
-
-@contextmanager
-def maps_of(network: nn.Module) -> Iterator[Maps]:
-    """Fills a dictionary while the `with` lasts: for each spatial size the last map of that size
-    that a module of `network` returned. Of a ResNet these are the outputs of its groups.
-
-    >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.MaxPool2d(2))
-    >>> with maps_of(network) as seen:
-    ...     _ = network(torch.zeros(1, 1, 8, 8))
-    >>> list(seen)
-    [(6, 6), (3, 3)]
-    """
-    seen: Maps = {}
-
-    def note(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4:
-            seen[output.shape[2], output.shape[3]] = output
-
-    handles = [module.register_forward_hook(note) for module in network.modules()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class Teacher(nn.Module):
+class FrozenTeacher(nn.Module):
     """A frozen classifier: eval mode and weights are fixed for good, gradients reach only the
     images.
 
@@ -137,7 +74,7 @@ class Teacher(nn.Module):
         self.digest = digest_of(classifier)
         super().train(False)
         # in the order in which images pass them; those of heads that rest in eval mode are left out
-        self.norms = self._passed(torch.zeros(2, *self.spec.shape, device=classifier.mean.device))
+        self.norms = self._passed(torch.zeros(2, *self.spec.shape, device=self.device))
         self.feature_size = self._feature_size()
         self.queries = 0
         if digest_of(classifier) != self.digest:
@@ -149,14 +86,10 @@ class Teacher(nn.Module):
         """A module of the network by its name."""
         if self.access != "full":
             raise InputError("--teacher.features looks inside, and --teacher-access forbids it")
-        known = dict(self.classifier.body.named_modules())
-        if not name or name not in known:
-            few = ", ".join(list(known)[1:8])
-            raise InputError(
-                f"--teacher.features {quoted(name)}: no such module; there are {few} …"
-            )
-        found: nn.Module = known[name]
-        return found
+        try:
+            return module_named(dict(self.classifier.body.named_modules()), name)
+        except InputError as error:
+            raise InputError(f"--teacher.features: {error}") from None
 
     @torch.no_grad()
     def _feature_size(self) -> int | None:
@@ -164,16 +97,34 @@ class Teacher(nn.Module):
         named."""
         if self.feature_module is None:
             return self.head.in_features if self.head else None
-        blank = torch.zeros(2, *self.spec.shape, device=self.classifier.mean.device)
+        blank = torch.zeros(2, *self.spec.shape, device=self.device)
         seen = self.observe(blank, statistics=False).features
         return seen.shape[1] if seen is not None else None
 
     @torch.no_grad()
     def _passed(self, images: Tensor) -> list[nn.modules.batchnorm._BatchNorm]:
-        passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        with self._watching(None, passed):
+        passed: dict[nn.modules.batchnorm._BatchNorm, None] = {}
+        with hooked(inputs=[(norm, partial(_note_passed, passed, norm)) for norm in self.norms]):
             self.forward_network(images)
-        return list(passed)  # type: ignore[arg-type]
+        return list(passed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.classifier.mean.device
+
+    @property
+    def network(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """Of "gradients", "features" and "statistics", those that it has."""
+        if self.access != "full":
+            return frozenset()
+        statistics = ("statistics",) if self.norms else ()
+        return frozenset(("gradients", "features", *statistics))
 
     @property
     def spec(self) -> ImageSpec:
@@ -193,6 +144,11 @@ class Teacher(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Its logits [B, K] as probabilities: of one class of all, or of each class alone."""
         return self.classifier.probabilities(logits)
+
+    @property
+    def reading(self) -> str:
+        """How its answers are read, in words."""
+        return str(self.classifier.reading)
 
     @property
     def independent(self) -> bool:
@@ -293,14 +249,37 @@ class Teacher(nn.Module):
         self.folded_reason = f"{kind} folded bfloat16 copy: {alike:.1%} same votes, {off:.1%} off"
         self._folded = quick if self.fast else None
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """While the `with` lasts it answers in float32."""
+        before, self.low_precision = self.low_precision, False
+        try:
+            yield
+        finally:
+            self.low_precision = before
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images in 0..1 as the body takes them: (x − mean) / std."""
+        return (images - self.classifier.mean) / self.classifier.std
+
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        return normalised * self.classifier.std + self.classifier.mean
+
     @torch.no_grad()
-    def teach(self, images: Tensor, *, maps: bool = False) -> tuple[Tensor, Maps]:
-        """Logits [B, K] without gradients; if asked for, also the maps of `maps_of`."""
-        if not maps:
-            return self(images), {}
-        with maps_of(self.classifier) as seen:
+    def teach(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
+        """Logits [B, K] without gradients, and the features of `layers`, as `features_of` names
+        them below the classifier's body."""
+        if not layers:
+            return Seen(self(images), {})
+        with features_of(self.classifier.body, layers) as seen:
             logits = self.forward_network(images)
-        return logits, seen
+        return Seen(logits, seen)
+
+    def resolution_layers(self) -> tuple[str, ...]:
+        """The last layer of each resolution, from large to small."""
+        blank = torch.zeros(2, *self.spec.shape, device=self.device)
+        return resolution_layers(self.classifier.body, self.normalise(blank))
 
     def observe(
         self,
@@ -315,92 +294,39 @@ class Teacher(nn.Module):
         seen: dict[str, Tensor] = {}
         found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         means: dict[nn.Module, Tensor] = {}
-        with (
-            self._watching(seen if features else None, found if statistics else None),
-            self._pooling(means if pooled else None),
-        ):
+
+        def keep(given: Tensor) -> None:
+            seen["features"] = given.float().flatten(1)
+
+        def note(output: Any) -> None:
+            seen["features"] = averaged(output).float()
+
+        def tap(norm: nn.Module, given: Tensor) -> Tensor:
+            x, mean, var = moments(given)
+            found[norm] = (mean, var)
+            return x
+
+        def pool(norm: nn.Module, given: Tensor) -> None:
+            means[norm] = given.float().reshape(*given.shape[:2], -1).mean(2)
+
+        inputs: list[tuple[nn.Module, Note]] = []
+        outputs: list[tuple[nn.Module, Note]] = []
+        if features and self.feature_module is not None:
+            outputs.append((self.feature_module, note))
+        elif features and self.head is not None:
+            inputs.append((self.head, keep))
+        if statistics:
+            inputs += [(norm, partial(tap, norm)) for norm in self.norms]
+        if pooled:
+            inputs += [(norm, partial(pool, norm)) for norm in self.norms]
+        with hooked(inputs=inputs, outputs=outputs):
             logits = self.forward_network(images)
         parts = torch.cat(list(means.values()), 1) if means else None
         return Observation(logits, seen.get("features"), tuple(found.values()), parts)
 
-    @contextmanager
-    def _pooling(self, means: dict[nn.Module, Tensor] | None) -> Iterator[None]:
-        """Hooks that note the spatial means [B, C] of every BatchNorm layer's input."""
 
-        def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert means is not None
-            means[norm] = inputs[0].float().reshape(*inputs[0].shape[:2], -1).mean(2)
-
-        norms = self.norms if means is not None else []
-        handles = [norm.register_forward_pre_hook(note) for norm in norms]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def _watching(
-        self, seen: dict[str, Tensor] | None, found: dict[nn.Module, tuple[Tensor, Tensor]] | None
-    ) -> Iterator[None]:
-        """Hooks that live as long as the `with`."""
-
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert seen is not None
-            seen["features"] = inputs[0].float().flatten(1)
-
-        def tap(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            assert found is not None
-            x, mean, var = moments(inputs[0])
-            found[norm] = (mean, var)
-            return (x, *inputs[1:])
-
-        def note(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            assert seen is not None
-            seen["features"] = averaged(output).float()
-
-        handles = []
-        if seen is not None and self.feature_module is not None:
-            handles.append(self.feature_module.register_forward_hook(note))
-        elif seen is not None and self.head is not None:
-            handles.append(self.head.register_forward_pre_hook(keep))
-        if found is not None:
-            handles += [norm.register_forward_pre_hook(tap) for norm in self.norms]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def averaged(output: Any) -> Tensor:
-    """A module's output as features [B, D]: of maps [B, D, H, W] the spatial mean, of tokens
-    [B, T, D] the mean over tokens; of several outputs the first."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.dim() < 2:
-        raise InputError("--teacher.features: this module's output is no tensor of features")
-    if output.dim() == 3:
-        return output.mean(1)
-    return output.flatten(2).mean(2) if output.dim() > 3 else output
-
-
-def folded_copy(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """A copy of a classifier for answers alone: BatchNorm folded into the convolutions, weights in
-    bfloat16, laid out as there. Takes images [B, C, H, W] in 0..1, returns logits [B, K].
-
-    Raises whatever `torch.fx` does where the body cannot be followed.
-    """
-    form = torch.channels_last if classifier.channels_last else torch.contiguous_format
-    body = fuse(classifier.body).to(torch.bfloat16).to(memory_format=form)
-    mean, std = classifier.mean.clone(), classifier.std.clone()
-
-    def answer(images: Tensor) -> Tensor:
-        x = images.contiguous(memory_format=form)
-        with torch.no_grad():
-            return classifier.read(body, ((x - mean) / std).bfloat16()).float()
-
-    return answer
+def _note_passed(passed: dict[Any, None], norm: nn.Module, _: Tensor) -> None:
+    passed[norm] = None
 
 
 def digest_of(classifier: Classifier) -> str:

@@ -23,7 +23,7 @@ from synthkd.core.images import ImageSpec, recoloured, resized
 from synthkd.core.provenance import inherited_level
 from synthkd.specs import limits
 from synthkd.synthesis.diffusion.maths import classifier_free
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 HUB = "hub:"
 INDEX = "model_index.json"
@@ -180,7 +180,7 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> P
         raise InputError(f"{_where(folder)}: its scheduler has betas that do not lie in 0..1")
     if (aim := schedule.get("prediction_type", "epsilon")) not in PREDICTED:
         raise InputError(f"{_where(folder)}: it predicts {quoted(aim)}, which is not understood")
-    spec, device = teacher.spec, teacher.classifier.mean.device
+    spec, device = teacher.spec, teacher.device
     if kind in PIXELS:
         unet = _network(folder, "unet", "UNet2DModel")
         _check_channels(folder, unet.config.in_channels, spec)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.images import Batch, ImageSpec, resized
+from synthkd.core.optimizers import load_optimizer
 from synthkd.images.augment import mirrored
 from synthkd.networks.unet import new_unet, working_size
 from synthkd.recipe import DifficultyTable, Recipe
-from synthkd.students.learner import load_optimizer
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.diffusion.diffusers_io import (
     is_diffusers_folder,
@@ -35,7 +35,7 @@ from synthkd.synthesis.diffusion.maths import (
 )
 from synthkd.synthesis.diffusion.sampling import SOLVERS, Denoiser, Guide, able_solvers, sampled
 from synthkd.synthesis.objective import SynthesisObjective, weights
-from synthkd.teachers.frozen import Teacher
+from synthkd.teachers.protocol import Teacher
 
 ATTEMPTS = 4  # draws for an image that the teacher does not agree with
 TRIED = 64  # images by which solvers are compared
@@ -101,7 +101,7 @@ class Diffusion:
         table = recipe.diffusion
         self.recipe, self.table, self.teacher = recipe, table, teacher
         spec, self.classes = teacher.spec, teacher.classes
-        self.device = teacher.classifier.mean.device
+        self.device = teacher.device
         self.objective = SynthesisObjective(recipe, teacher)
         self.guidance = table.guidance if teacher.access == "full" else 0.0
         self.solver: str = "" if table.solver == "auto" else table.solver

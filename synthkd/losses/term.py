@@ -1,0 +1,26 @@
+"""A term of a sum that is minimised, of a student's or of a synthesis objective."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Term:
+    """A function of a batch's view, what it needs of whoever makes the view, and what it means.
+
+    A term with weights of its own (an adapter, a projection head, a bank) has `module` instead of
+    `fn`: called once with what is known before the run, it returns an `nn.Module` of the same
+    signature, which is optimised and saved with the student, and does not ship with it.
+    """
+
+    meaning: str
+    fn: Callable[[Any], Tensor] | None = None
+    needs: frozenset[str] = frozenset()
+    module: Callable[[Any], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.fn is None) == (self.module is None):
+            raise ValueError("a term is a function or makes a module: give fn or module")

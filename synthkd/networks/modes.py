@@ -1,0 +1,32 @@
+"""Modes and gradients of a network's modules, put back one by one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module, *, frozen: bool = False) -> Iterator[None]:
+    """While the `with` lasts every module is in eval mode, and with `frozen` no parameter gathers
+    gradients; then each module and parameter is as it was.
+
+    >>> network = nn.Sequential(nn.Linear(1, 1), nn.Dropout().eval())
+    >>> with in_eval_mode(network, frozen=True):
+    ...     network.training, network[0].weight.requires_grad
+    (False, False)
+    >>> network.training, network[1].training, network[0].weight.requires_grad
+    (True, False, True)
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    learning = [p for p in network.parameters() if p.requires_grad] if frozen else []
+    network.eval()
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_(True)
