@@ -84,7 +84,7 @@ def step_difficulty(state: Difficulty, agreement: float, table: DifficultyTable)
     floor..ceiling.
 
     >>> table = DifficultyTable(start=0.5, patience=1)
-    >>> harder_or_easier(Difficulty(0.5), 1.0, table).level
+    >>> step_difficulty(Difficulty(0.5), 1.0, table).level
     0.6
     """
     smooth = agreement if state.agreement is None else 0.9 * state.agreement + 0.1 * agreement

@@ -45,7 +45,7 @@ def test_noise_and_velocity_are_those_of_diffusers() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction_type", KINDS)
 def test_a_perfect_prediction_gives_the_clean_image_back(prediction_type: str) -> None:
     x0, noise, alpha_bar = drawn()
     noisy = add_noise(x0, noise, alpha_bar)
@@ -57,7 +57,7 @@ def test_a_perfect_prediction_gives_the_clean_image_back(prediction_type: str) -
     )
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_clean_image_is_the_one_that_the_librarys_step_goes_by(prediction_type: str) -> None:
     scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False)
     scheduler.set_timesteps(10)
@@ -76,7 +76,7 @@ def test_v_has_a_clean_image_where_nothing_of_the_signal_is_left() -> None:
     assert torch.equal(predicted_x0(noisy, output, nothing, "v_prediction"), x0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction_type", KINDS)
 def test_min_snr_is_the_published_weight(prediction_type: str) -> None:
     scheduler = DDPMScheduler()
     steps = torch.arange(1, 999, 37)

@@ -19,9 +19,11 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.schedules import share
 from synthkd.specs import load_teacher, new_student
+from synthkd.students.learner import Step
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
+from synthkd.teachers.protocol import Seen
 
 STAGES = [
     {
@@ -90,12 +92,12 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def shown(lab: Lab) -> list[Tensor]:
     """A list that will hold every batch the student learns from, as uint8."""
     seen: list[Tensor] = []
-    step: Callable[..., Tensor] = lab.learner.step
+    step: Callable[..., Step] = lab.learner.step
 
-    def listening(images: Tensor, taught: Tensor, progress: float, maps: object) -> Tensor:
-        assert torch.equal(taught, lab.teacher(images))  # both see the same view
+    def listening(images: Tensor, taught: Seen, progress: float, **more: Any) -> Step:
+        assert torch.equal(taught.logits, lab.teacher(images))  # both see the same view
         seen.append(to_uint8(images))
-        return step(images, taught, progress, maps)
+        return step(images, taught, progress, **more)
 
     lab.learner.step = listening  # type: ignore[method-assign]
     return seen
@@ -446,9 +448,9 @@ def test_in_a_timed_run_the_rate_falls_within_a_round(teacher):
     assert lab.learner is not None
     given, step = [], lab.learner.step
 
-    def watched(images: Tensor, taught: Tensor, share: float, *more: Any) -> Tensor:
+    def watched(images: Tensor, taught: Seen, share: float, **more: Any) -> Step:
         given.append(share)
-        return step(images, taught, share, *more)
+        return step(images, taught, share, **more)
 
     lab.learner.step = watched  # type: ignore[method-assign]
     assert len(list(rounds(lab))) < len(given)
@@ -496,15 +498,15 @@ def test_a_lab_without_a_student_makes_images(teacher):
 
 
 class Listening:
-    """A generator of noise that writes down the scenes it is put in."""
+    """A generator of noise that writes down the contexts it is put in."""
 
     def __init__(self, learner: Any) -> None:
-        self.scenes: list[SynthesisContext] = []
+        self.contexts: list[SynthesisContext] = []
         self.learner = learner
         self.resting: list[bool] = []
 
     def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
-        self.scenes.append(context)
+        self.contexts.append(context)
         student = self.learner.student
         self.resting.append(
             not student.training and not any(p.requires_grad for p in student.parameters())
@@ -520,14 +522,14 @@ def test_the_weight_of_disagreement_follows_the_difficulty_and_the_student_poses
     lab = lab_of(moving, teacher)
     listening = lab.generators["gan"] = Listening(lab.learner)  # type: ignore[assignment]
     expected = []
-    level = lab.difficulty.level
+    level = lab.difficulty
     for round_ in rounds(lab):
         if round_.stage == "joint":
             expected.append(level)
         level = round_.measures.get("difficulty", level)
     found = [
         context.terms["disagreement"]
-        for context in listening.scenes
+        for context in listening.contexts
         if "disagreement" in context.terms
     ]
     assert found == pytest.approx(expected)

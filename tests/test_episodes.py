@@ -218,19 +218,19 @@ def test_the_rate_falls_along_a_cosine_of_the_run(teacher):
 
 def test_the_best_steps_images_do_not_change_by_the_steps_after_it(teacher, monkeypatch):
     one = episodes(teacher, learning_rate=0.5)  # ruinous: the second step is the best
-    images, losses, paint, __call__ = [], [], decoding.painted, one.objective.__call__
+    images, losses, paint, judge = [], [], decoding.painted, type(one.objective).__call__
 
     def seen(*what: Any, **how: Any) -> Tensor:
         images.append(paint(*what, **how))
         return images[-1]
 
     def heard(*what: Any) -> Any:
-        verdict = __call__(*what)
+        verdict = judge(*what)
         losses.append(float(verdict.loss.detach()))
         return verdict
 
     monkeypatch.setattr(decoding, "painted", seen)
-    monkeypatch.setattr(one.objective, "weigh", heard)
+    monkeypatch.setattr(type(one.objective), "__call__", heard)
     made = one.synthesize(context(teacher, synthesis_steps=6), seeded(7)).batch
     best = losses.index(min(losses))
     assert 0 < best < 5

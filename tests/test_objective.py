@@ -19,7 +19,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Stage, TeacherTable, TrainingTable
 from synthkd.specs import load_teacher
 from synthkd.students.learner import Learner
-from synthkd.synthesis import judging
+from synthkd.synthesis import objective as objectives
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.objective import ADVERSARIAL, SynthesisObjective, zoomed
 from synthkd.teachers.frozen import FrozenTeacher, Observation, digest_of
@@ -313,8 +313,8 @@ def test_a_head_that_learns_tells_images_apart(teacher):
 
 
 def test_the_bank_forgets_the_oldest_and_only_some_are_compared_with(teacher, monkeypatch):
-    monkeypatch.setattr(judging, "BANK", 50)
-    monkeypatch.setattr(judging, "NEGATIVES", 7)
+    monkeypatch.setattr(objectives, "BANK", 50)
+    monkeypatch.setattr(objectives, "NEGATIVES", 7)
     one, the_scene = objective(teacher), context(teacher, {"contrast": 1.0})
     banks = []
     for seed in range(3):
@@ -324,7 +324,7 @@ def test_the_bank_forgets_the_oldest_and_only_some_are_compared_with(teacher, mo
     assert torch.equal(banks[2][:30], banks[1][10:])
     seen: list[Tensor | None] = []
     monkeypatch.setitem(
-        judging.TERMS, "contrast", lambda view: seen.append(view.bank) or view.images.sum()
+        objectives.TERMS, "contrast", lambda view: seen.append(view.bank) or view.images.sum()
     )
     one(the_scene, images(), LABELS, seeded())
     assert seen[0] is not None

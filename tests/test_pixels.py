@@ -139,14 +139,14 @@ def test_without_memory_it_starts_from_drawings(teacher):
 
 def test_the_best_step_is_kept_also_when_later_ones_are_worse(teacher, monkeypatch):
     made = pixels(teacher, start="noise", basis="pixels", learning_rate=1.0, decay=0.0, roll=0.0)
-    seen, __call__ = [], made.objective.__call__
+    seen, judge = [], type(made.objective).__call__
 
-    def watched(context, images, labels, rng, validity=None):
-        verdict = __call__(context, images, labels, rng, validity)
+    def watched(self, context, images, labels, rng, validity=None):
+        verdict = judge(self, context, images, labels, rng, validity)
         seen.append((float(verdict.loss.detach()), images.detach().clone()))
         return verdict
 
-    monkeypatch.setattr(made.objective, "weigh", watched)
+    monkeypatch.setattr(type(made.objective), "__call__", watched)
     offered = made.synthesize(context(teacher, steps=8, offer="best"), rng()).batch.images
     losses = [loss for loss, _ in seen]
     best = losses.index(min(losses))

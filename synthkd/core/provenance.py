@@ -17,11 +17,11 @@ def inherited_level(manifest: Mapping[str, Any], digest: str, *, unknown: int) -
     It is the earlier run's own; where that was about another teacher, at least 1: what came of that
     one is an outside prior here. `unknown` is that of a manifest which says nothing.
 
-    >>> passed_on({"promise_level": 0, "teacher_sha256": "a"}, "a", unknown=3)
+    >>> inherited_level({"promise_level": 0, "teacher_sha256": "a"}, "a", unknown=3)
     0
-    >>> passed_on({"promise_level": 0, "teacher_sha256": "a"}, "b", unknown=3)
+    >>> inherited_level({"promise_level": 0, "teacher_sha256": "a"}, "b", unknown=3)
     1
-    >>> passed_on({}, "a", unknown=3)
+    >>> inherited_level({}, "a", unknown=3)
     3
     """
     level = manifest.get("promise_level", unknown)

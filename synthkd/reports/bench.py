@@ -80,9 +80,9 @@ class PipelineResult:
 def mean_sd(values: Iterable[float]) -> Spread:
     """Mean and sample standard deviation, sqrt(Σ(x - mean)² / (n - 1)).
 
-    >>> spread([1.0, 2.0, 6.0])
+    >>> mean_sd([1.0, 2.0, 6.0])
     Spread(mean=3.0, sd=2.6457513110645907)
-    >>> spread([4.0])
+    >>> mean_sd([4.0])
     Spread(mean=4.0, sd=None)
     """
     known = list(values)
@@ -123,7 +123,7 @@ def time_to(curve: Sequence[CurvePoint], accuracy: float) -> float | None:
 
     A curve that starts above it gives its first point: the time is at most that.
 
-    >>> time_to([Level(1, 0.2, 0), Level(3, 0.6, 0)], 0.5)
+    >>> time_to([CurvePoint(1, 0.2, 0), CurvePoint(3, 0.6, 0)], 0.5)
     2.5
     """
     before: CurvePoint | None = None
@@ -430,7 +430,7 @@ def place_labels(values: Sequence[float], gap: float, low: float, high: float) -
 
     They keep the order of the values; of equal ones, the first gets the highest place.
 
-    >>> spread_out([5.0, 5.0, 0.0], 1.0, 0.0, 9.0)
+    >>> place_labels([5.0, 5.0, 0.0], 1.0, 0.0, 9.0)
     [5.5, 4.5, 0.0]
     """
     order = sorted(range(len(values)), key=lambda i: (values[i], -i))
