@@ -17,7 +17,7 @@ Moments = Sequence[tuple[Tensor, Tensor]]  # per layer: mean [C], variance [C]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of images whose vote is the label (catalogue F7), 0..1.
+    """The share of images whose vote is the label, 0..1.
 
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     0.5
@@ -36,7 +36,7 @@ def decided(logits: Tensor, *, independent: bool) -> Tensor:
 
 
 def agreement(learned: Tensor, taught: Tensor) -> float:
-    """The share of images on which student and teacher vote alike (catalogue F7), 0..1.
+    """The share of images on which student and teacher vote alike, 0..1.
 
     >>> agreement(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[9.0, 0.0], [8.0, 0.0]]))
     0.5
@@ -109,7 +109,7 @@ def class_balance(votes: Tensor, truth: Tensor, classes: int) -> ClassBalance:
 
 
 def kl(learned: Tensor, taught: Tensor) -> float:
-    """How far the student's answer is from the teacher's, in nats (catalogue F7, temperature 1).
+    """How far the student's answer is from the teacher's, in nats, at temperature 1.
 
         mean over images of KL( softmax(taught) ‖ softmax(learned) )
 
@@ -211,7 +211,7 @@ def vote_histogram(logits: Tensor) -> Tensor:
 
 
 def relative_entropy(counts: Tensor) -> float:
-    """How even a histogram is: H / log K, 1 when uniform, 0 when one class has all (F5).
+    """How even a histogram is: H / log K, 1 when uniform, 0 when one class has all.
 
     >>> relative_entropy(torch.tensor([5, 5])), relative_entropy(torch.tensor([7, 0]))
     (1.0, 0.0)
@@ -222,7 +222,7 @@ def relative_entropy(counts: Tensor) -> float:
 
 
 def missing_classes(counts: Tensor) -> list[int]:
-    """The classes that a histogram [K] leaves empty (catalogue F5).
+    """The classes that a histogram [K] leaves empty.
 
     >>> missing_classes(torch.tensor([3, 0, 1, 0]))
     [1, 3]
@@ -241,7 +241,7 @@ class InceptionScore(NamedTuple):
 def teacher_inception_score(
     logits: Tensor, *, splits: int = 10, seed: int = 2020
 ) -> InceptionScore:
-    """The Inception score with the teacher's answer in the place of Inception's (catalogue F2).
+    """The Inception score with the teacher's answer in the place of Inception's.
 
         exp( mean over x of KL( p(y|x) ‖ mean p(y|x) ) )        per split, 1..K
 
@@ -281,7 +281,7 @@ def semantic_consistency(
     real_labels: Tensor,
     classes: int,
 ) -> float:
-    """s-CS: do images point where real images of their class point? 0..1 (catalogue F3).
+    """s-CS: do images point where real images of their class point? 0..1.
 
         raw(X) = mean over i of cos(φ_i, c_{y_i})      c_k: mean direction of the real images of k
         floor  = mean over real i and k ≠ y_i of cos(φ_i, c_k)
@@ -299,7 +299,7 @@ def semantic_consistency(
 
 
 def semantic_consistency_free(features: Tensor, labels: Tensor, prototypes: Tensor) -> float:
-    """s-CS0: the data-free form of s-CS, against the rows w_k of the last layer (catalogue F3).
+    """s-CS0: the data-free form of s-CS, against the rows w_k of the last layer.
 
         s-CS0 = clip( (raw − floor) / (1 − floor), 0, 1 )
 
@@ -317,7 +317,7 @@ def semantic_consistency_free(features: Tensor, labels: Tensor, prototypes: Tens
 
 
 def intra_class_diversity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How different the images of a class are: mean of 1 − cos(φ_i, φ_j) over its pairs (F5).
+    """How different the images of a class are: mean of 1 − cos(φ_i, φ_j) over its pairs.
 
     With unit vectors u_i and s = Σ u_i the pairs need not be visited:
 
@@ -336,7 +336,7 @@ def intra_class_diversity(features: Tensor, labels: Tensor, classes: int) -> Ten
 
 
 def collapse_rate(diversity: Tensor, reference: Tensor) -> float:
-    """The share of classes that are less than half as diverse as in the reference set (F5).
+    """The share of classes that are less than half as diverse as in the reference set.
 
     Both are `intra_class_diversity` [K]; classes with a NaN on either side are left out.
 
@@ -348,7 +348,7 @@ def collapse_rate(diversity: Tensor, reference: Tensor) -> float:
 
 
 def near_duplicate_rate(features: Tensor, *, threshold: float = 0.99, chunk: int = 1024) -> float:
-    """The share of images that have a near-duplicate: another with cos > `threshold` (F5).
+    """The share of images that have a near-duplicate: another with cos > `threshold`.
 
     `features` [N, D]. Takes N² time, but only `chunk` · N numbers of memory.
 
@@ -376,7 +376,7 @@ def contingency(learned: Tensor, taught: Tensor) -> Tensor:
 
 
 def transfer_efficiency(table: Tensor) -> float:
-    """Which share of the teacher's information the student carries, 0..1 (catalogue F6).
+    """Which share of the teacher's information the student carries, 0..1.
 
         I(Y_T; Y_S) / H(Y_T)        Theil's U
 
@@ -412,7 +412,7 @@ def pooled(moments: Sequence[Moments], counts: Sequence[int]) -> list[tuple[Tens
 
 
 def data_free_frechet(moments: Moments, stored: Moments) -> float:
-    """Fréchet distance to the teacher's BatchNorm statistics, without any image (catalogue F4).
+    """Fréchet distance to the teacher's BatchNorm statistics, without any image.
 
         mean over layers of  ( |μ − m|² + Σ_c (√var_c − √v_c)² ) / Σ_c v_c
 

@@ -41,8 +41,7 @@ def rate(progress: float, table: TrainingTable) -> float:
 
 
 def ema_decay(step: int, *, longest: float = 0.999) -> float:
-    """The decay of a running average that starts young: min(longest, (1 + n) / (10 + n)) (catalogue
-    D10).
+    """The decay of a running average that starts young: min(longest, (1 + n) / (10 + n)).
 
     >>> ema_decay(0), ema_decay(10**6)
     (0.1, 0.999)
@@ -67,7 +66,7 @@ def share(done: int, count: int, ratio: float) -> int:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """The state of the difficulty scheduler (catalogue D1)."""
+    """The state of the difficulty scheduler."""
 
     level: float  # 0..1
     agreement: float | None = None  # smoothed

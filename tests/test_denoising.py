@@ -108,7 +108,7 @@ def test_the_curriculum_opens_from_coarse_to_fine_and_draws_what_is_open() -> No
 
 
 def test_the_curriculum_keeps_the_signal_and_the_circulating_one_does_not() -> None:
-    """Catalogue H9: α_t = 0.9^(T − t) for small t erases the image in its first step."""
+    """α_t = 0.9^(T − t) for small t erases the image in its first step."""
     alpha_bar = DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod
     circulating = [0.9 ** (STEPS - t) for t in range(1, 6)]
     assert max(circulating) < 1e-45

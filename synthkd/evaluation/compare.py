@@ -681,7 +681,8 @@ def _calculate(extractor: Extractor, **options: Any) -> dict[str, float]:
 def _votes(
     made: _Shown, labels: Tensor | None, judge: Extractor, teacher: Teacher
 ) -> dict[str, Score]:
-    """What the judge says of the images: F2, F4, F5, and whether it takes them for their labels."""
+    """What the judge says of the images: its Inception score, the Fréchet distance to its
+    statistics, the balance of its votes, and whether it takes them for their labels."""
     n = len(made.logits)
     counts = measures.vote_histogram(made.logits)
     missing = measures.missing_classes(counts)
@@ -723,7 +724,7 @@ def _spread(
     diversity: Tensor,
     real_diversity: Tensor | None,
 ) -> dict[str, Score]:
-    """Diversity inside the classes, averaged over them, and how many classes have lost it (F5)."""
+    """Diversity inside the classes, averaged over them, and how many classes have lost it."""
     n = len(made.features)
     mean = diversity.nanmean().item()
     note = "mean of 1 - cosine inside a class"

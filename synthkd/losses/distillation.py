@@ -44,7 +44,7 @@ def soft_decisions(
 def soft_targets(
     learned: Tensor, taught: Tensor, *, temperature: float = 4.0, per_sample: bool = False
 ) -> Tensor:
-    """How far the student's softened answer is from the teacher's (catalogue C1).
+    """How far the student's softened answer is from the teacher's.
 
         T² · KL( softmax(taught / T) ‖ softmax(learned / T) )
 
@@ -79,7 +79,7 @@ def logit_l1(learned: Tensor, taught: Tensor, *, per_sample: bool = False) -> Te
 
 
 def attention_transfer(learned: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
-    """Student and teacher look at the same places (catalogue C3).
+    """Student and teacher look at the same places.
 
         sum over layers of  mean over B and positions of  (q(learned) − q(taught))²
         q(h) = the H · W values mean over C of h², divided by their L2 norm

@@ -51,7 +51,7 @@ def _questions(view: View) -> tuple[Tensor, Tensor | None]:
 
 
 def one_hot(view: View) -> Tensor:
-    """B1, cross-entropy to the class asked for, in nats: mean of -log softmax(taught)[label].
+    """Cross-entropy to the class asked for, in nats: mean of -log softmax(taught)[label].
 
     Where the classes are independent, of this class alone: mean of -log σ(±taught)[label], minus
     where it was asked to be absent; the others may apply or not.
@@ -64,7 +64,7 @@ def one_hot(view: View) -> Tensor:
 
 
 def statistics(view: View) -> Tensor:
-    """B2, the distance to the teacher's BatchNorm statistics, relative, so one weight serves all
+    """The distance to the teacher's BatchNorm statistics, relative, so one weight serves all
     teachers.
 
         mean over layers of  mean over channels of  (μ − m)² / (v + ε)  +  (var / (v + ε) − 1)²
@@ -83,7 +83,7 @@ def statistics(view: View) -> Tensor:
 
 
 def statistics_norm(view: View) -> Tensor:
-    """B2 as published: the length of the gaps to the teacher's BatchNorm statistics.
+    """`statistics` as published: the length of the gaps to the teacher's BatchNorm statistics.
 
         sum over layers of  |μ − m|₂ + |var − v|₂
 
@@ -97,7 +97,7 @@ def statistics_norm(view: View) -> Tensor:
 
 
 def blended(moments: LayerMoments, running: LayerMoments, decay: float) -> LayerMoments:
-    """B2's smoothed statistics: the moments of a batch, drawn towards a running average.
+    """Smoothed statistics: the moments of a batch, drawn towards a running average.
 
         (1 − decay) · μ + decay · μ_running,  and the same for var
 
@@ -118,7 +118,7 @@ def blended(moments: LayerMoments, running: LayerMoments, decay: float) -> Layer
 
 
 def prototype(view: View, *, margin: float = 0.1) -> Tensor:
-    """B3 (i), features close to the class's prototype w_y, a row of the last layer.
+    """Features close to the class's prototype w_y, a row of the last layer.
 
         mean over i of  1 − cos(φ_i, w_y) + relu( max_{k≠y} cos(φ_i, w_k) − cos(φ_i, w_y) + margin )
 
@@ -132,7 +132,7 @@ def prototype(view: View, *, margin: float = 0.1) -> Tensor:
 
 
 def consistency(view: View) -> Tensor:
-    """B3 (ii), two views of an image have the same features: mean |u(φ(a₁x)) − u(φ(a₂x))|², u =
+    """Two views of an image have the same features: mean |u(φ(a₁x)) − u(φ(a₂x))|², u =
     L2-normalise.
 
     0 where the directions agree, 4 where they are opposite.
@@ -144,7 +144,7 @@ def consistency(view: View) -> Tensor:
 
 
 def disagreement(view: View) -> Tensor:
-    """B4, the student's disagreement, to be made large: minimised, so it is negative.
+    """The student's disagreement, to be made large: minimised, so it is negative.
 
         −mean over i of  1[argmax s_i = argmax t_i] · KL( softmax(t_i) ‖ softmax(s_i) )
 
@@ -161,7 +161,8 @@ def disagreement(view: View) -> Tensor:
 
 
 def logit_gap(view: View) -> Tensor:
-    """B4 as in DFAD: minus the mean of |t − s| over all B · K logits, so the gap is maximised.
+    """Disagreement as in DFAD: minus the mean of |t − s| over all B · K logits, so that the gap
+    is maximised.
 
     Fang et al. 2019: https://arxiv.org/abs/1912.11006
     """
@@ -170,7 +171,7 @@ def logit_gap(view: View) -> Tensor:
 
 
 def divergence(view: View) -> Tensor:
-    """B4 as in ZSKT: the KL to the student, everywhere, to be made large.
+    """Disagreement as in ZSKT: the KL to the student, everywhere, to be made large.
 
         −1 / (B · K) · sum over i of  KL( softmax(t_i) ‖ softmax(s_i) )
 
@@ -186,8 +187,8 @@ def divergence(view: View) -> Tensor:
 
 
 def jensen_shannon(view: View, *, temperature: float = 3.0) -> Tensor:
-    """B4 as in Adaptive DeepInversion: 1 where student and teacher agree, 0 where they are far
-    apart.
+    """Disagreement as in Adaptive DeepInversion: 1 where student and teacher agree, 0 where
+    they are far apart.
 
         1 − clamp( mean over i of  ½ KL(m ‖ p) + ½ KL(m ‖ q),  0..1 )
         p = softmax(t_i / T),  q = softmax(s_i / T),  m = (p + q) / 2,  each clamped to 0.01..0.99
@@ -205,7 +206,7 @@ def jensen_shannon(view: View, *, temperature: float = 3.0) -> Tensor:
 
 
 def realism(view: View) -> Tensor:
-    """B5, the generator's half of the hinge loss: −mean of the critic's validity."""
+    """The generator's half of the hinge loss: −mean of the critic's validity."""
     assert view.validity is not None
     return -view.validity.mean()
 
@@ -220,7 +221,7 @@ def critic_hinge(reference: Tensor, synthetic: Tensor) -> Tensor:
 
 
 def balance(view: View) -> Tensor:
-    """B6, the negative entropy of the mean answer: Σ_k p̄_k log p̄_k, least (−log K) when classes
+    """The negative entropy of the mean answer: Σ_k p̄_k log p̄_k, least (−log K) when classes
     are even.
 
     Where the classes are independent, the mean over them of the same for yes and no (least −log 2).
@@ -235,14 +236,15 @@ def balance(view: View) -> Tensor:
 
 
 def smoothness(view: View) -> Tensor:
-    """B7, total variation: the mean absolute difference of a pixel to its right and lower
+    """Total variation: the mean absolute difference of a pixel to its right and lower
     neighbour, 0..2."""
     x = view.images
     return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
 def variation(view: View) -> Tensor:
-    """B7 as published: the sum of the L2 norms of four difference tensors of the normalised images.
+    """Total variation as published: the sum of the L2 norms of four difference tensors of the
+    normalised images.
 
     The differences are to the right, the lower and the two lower diagonal neighbours. Each norm is
     that of the whole tensor, so it grows with the square root of B: the published weight 2.5e-5
@@ -260,7 +262,7 @@ def variation(view: View) -> Tensor:
 
 
 def magnitude(view: View) -> Tensor:
-    """B7, pixels near the mean of the training images: mean over images of |x|₂, x normalised.
+    """Pixels near the mean of the training images: mean over images of |x|₂, x normalised.
 
     Yin et al. 2020, in their code for ImageNet: https://arxiv.org/abs/1912.08795
     """
@@ -270,7 +272,7 @@ def magnitude(view: View) -> Tensor:
 
 
 def contrast(view: View, *, temperature: float = 0.2) -> Tensor:
-    """B8, every image can be told from all others (InfoNCE), so the batch is diverse.
+    """Every image can be told from all others (InfoNCE), so the batch is diverse.
 
         mean over i of  −log( exp(e_i · o_i / T) / sum over k of exp(e_i · k / T) )
 
@@ -285,7 +287,7 @@ def contrast(view: View, *, temperature: float = 0.2) -> Tensor:
 
 
 def spread(view: View) -> Tensor:
-    """B8's cheap substitute: images asked to be of one class have different features.
+    """A cheap substitute for `contrast`: images asked to be of one class have different features.
 
         mean over pairs i ≠ j with y_i = y_j of  cos(φ_i, φ_j)
 
@@ -298,7 +300,7 @@ def spread(view: View) -> Tensor:
 
 
 def activation(view: View) -> Tensor:
-    """B9, strong features: −mean |φ|, squashed by log(1 + x) because the plain form has no
+    """Strong features: −mean |φ|, squashed by log(1 + x) because the plain form has no
     bound."""
     assert view.features is not None
     return -torch.log1p(view.features.abs().mean())

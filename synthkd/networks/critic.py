@@ -1,4 +1,4 @@
-"""The discriminator: is an image of this class like the reference? (catalogue A2)"""
+"""The discriminator: is an image of this class like the reference?"""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The generator of a GAN: noise, or a class and noise, in; an image out (catalogue A1, A8).
+"""The generator of a GAN: noise, or a class and noise, in; an image out.
 
 B batch, C channels, H height, W width, K classes, Z noise, E embedding.
 """

@@ -383,7 +383,7 @@ class RunTable(Table):
 
 
 class GeneratorTable(Table):
-    """Who invents images; and the decoder of `gan` and `episodes` (catalogue A1, A3, A8)."""
+    """Who invents images; and the decoder of `gan` and `episodes`."""
 
     kind: Annotated[
         Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion"],
@@ -466,7 +466,7 @@ class GeneratorTable(Table):
 
 
 class ProceduralTable(Table):
-    """Images drawn by a formula (catalogue A9)."""
+    """Images drawn by a formula."""
 
     kinds: Annotated[
         Words,
@@ -488,7 +488,7 @@ class ProceduralTable(Table):
 
 
 class PixelsTable(Table):
-    """Pixels improved directly by gradients through the teacher (catalogue A4)."""
+    """Pixels improved directly by gradients through the teacher."""
 
     start: Annotated[
         Literal["noise", "drawings", "memory"],
@@ -512,7 +512,7 @@ class PixelsTable(Table):
 
 
 class DiffusionTable(Table):
-    """The denoiser of the generator `diffusion`, and how it is sampled (catalogue A5, A6, A7)."""
+    """The denoiser of the generator `diffusion`, and how it is sampled."""
 
     size: Annotated[
         int,
@@ -612,7 +612,7 @@ class DiffusionTable(Table):
 
 
 class DiscriminatorTable(Table):
-    """The critic behind the term `realism` (catalogue A2)."""
+    """The critic behind the term `realism`."""
 
     width: Annotated[int, Field(description="channels of its first layer", ge=4, le=512)] = 16
     learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 4e-4
@@ -622,7 +622,7 @@ class DiscriminatorTable(Table):
 
 
 class MemoryTable(Table):
-    """Synthetic images that the student may see again (catalogue D2)."""
+    """Synthetic images that the student may see again."""
 
     capacity: Annotated[
         int, Field(description="images remembered (0: no memory, fresh images only)", ge=0, le=MOST)
@@ -656,7 +656,7 @@ class MemoryTable(Table):
 
 
 class DifficultyTable(Table):
-    """The difficulty scheduler (catalogue D1): agreement on held-out synthetic images drives it."""
+    """The difficulty scheduler: agreement on held-out synthetic images drives it."""
 
     enabled: Annotated[
         bool, Field(description="move the difficulty (false: it stays at start)")
@@ -808,23 +808,23 @@ class EvaluationTable(Table):
 
 
 TERMS: dict[str, str] = {
-    "one_hot": "B1 cross-entropy to the class asked for",
-    "statistics": "B2 relative distance to the teacher's BatchNorm statistics",
-    "statistics_norm": "B2 as published: the length of the gaps to those statistics, summed",
-    "prototype": "B3 features near the class's row of the last layer",
-    "consistency": "B3 two views of an image have the same features",
-    "disagreement": "B4 the student's disagreement, where both still vote alike (maximised)",
-    "logit_gap": "B4 as in DFAD: the gap between the two networks' logits (maximised)",
-    "divergence": "B4 as in ZSKT: KL from teacher to student, everywhere (maximised)",
-    "jensen_shannon": "B4 as in DeepInversion: 1 - a Jensen-Shannon divergence of the two networks",
-    "realism": "B5 a critic cannot tell the image from reference images",
-    "balance": "B6 classes equally frequent over the batch",
-    "smoothness": "B7 total variation of the pixels",
-    "variation": "B7 as published: norms of four differences of the normalised images",
-    "magnitude": "B7 length of a normalised image",
-    "contrast": "B8 as in CMI: an image's two views are alike, all other images differ",
-    "spread": "B8 images of one class have different features",
-    "activation": "B9 strong features",
+    "one_hot": "cross-entropy to the class asked for",
+    "statistics": "relative distance to the teacher's BatchNorm statistics",
+    "statistics_norm": "as published: the length of the gaps to those statistics, summed",
+    "prototype": "features near the class's row of the last layer",
+    "consistency": "two views of an image have the same features",
+    "disagreement": "the student's disagreement, where both still vote alike (maximised)",
+    "logit_gap": "as in DFAD: the gap between the two networks' logits (maximised)",
+    "divergence": "as in ZSKT: KL from teacher to student, everywhere (maximised)",
+    "jensen_shannon": "as in DeepInversion: 1 - a Jensen-Shannon divergence of the two networks",
+    "realism": "a critic cannot tell the image from reference images",
+    "balance": "classes equally frequent over the batch",
+    "smoothness": "total variation of the pixels",
+    "variation": "total variation as published: norms of four differences of the normalised images",
+    "magnitude": "length of a normalised image",
+    "contrast": "as in CMI: an image's two views are alike, all other images differ",
+    "spread": "images of one class have different features",
+    "activation": "strong features",
 }
 
 

@@ -1,4 +1,4 @@
-"""A memory without images: an autoencoder that learns to make them again (catalogue D2, PRE-DFKD).
+"""A memory without images: an autoencoder that learns to make them again (PRE-DFKD).
 
 N images, B batch, C channels, H height, W width, K classes, Z latent.
 """

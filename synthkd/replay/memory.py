@@ -1,4 +1,4 @@
-"""The replay memory: synthetic images that the student may see again (catalogue D2).
+"""The replay memory: synthetic images that the student may see again.
 
 N images remembered, B batch, C channels, H height, W width, K classes.
 """

@@ -1,4 +1,4 @@
-"""A decoder that is bent towards one batch at a time (catalogue A3, A8, and CMI)."""
+"""A decoder that is bent towards one batch at a time, as in Fast, NAYER and CMI."""
 
 import copy
 import time

@@ -1,4 +1,4 @@
-"""A generator trained against the frozen teacher (catalogue A1), with a critic (A2)."""
+"""A generator trained against the frozen teacher, with a critic."""
 
 import copy
 import time

@@ -1,4 +1,4 @@
-"""Pixels improved by gradients through the teacher, without a generator (catalogue A4)."""
+"""Pixels improved by gradients through the teacher, without a generator."""
 
 import time
 from typing import Any

@@ -20,8 +20,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, teacher: Teacher) -> Plan:
-    """Chooses generators and synthesis terms by looking at the teacher (catalogue B10, at its
-    simplest).
+    """Chooses generators and synthesis terms by looking at the teacher.
 
     With BatchNorm statistics the pixels follow them. Without, images are procedural: they need only
     the teacher's answers. A generator that is asked for all the same goes by class, features and
@@ -183,16 +182,14 @@ def _terms(stage: Stage, kind: str, teacher: Teacher, reasons: list[str]) -> dic
     """The stage's terms that this generator and this teacher can serve."""
     terms = {name: weight for name, weight in stage.terms.items() if weight}
     if kind != "gan" and terms.pop("realism", 0):
-        reasons.append(f"realism (B5) dropped: {kind} has no critic")
+        reasons.append(f"realism dropped: {kind} has no critic")
     if kind == "diffusion" and terms.pop("contrast", 0):
-        reasons.append("contrast (B8) dropped: its head learns in a generator's steps alone")
+        reasons.append("contrast dropped: its head learns in a generator's steps alone")
     if "statistics" in terms and not teacher.stored:
         weight = terms.pop("statistics")
         terms.setdefault("smoothness", 0.2 * weight)
         terms.setdefault("balance", 0.2 * weight)
-        reasons.append(
-            "statistics (B2) dropped: no BatchNorm; smoothness (B7) and balance (B6) instead"
-        )
+        reasons.append("statistics dropped: no BatchNorm; smoothness and balance instead")
     unseen = "the last layer is not linear, so there are no features"
     elsewhere = "features are not those of the last layer"
     for names, missing, there in (

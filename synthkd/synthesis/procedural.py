@@ -1,4 +1,4 @@
-"""Images drawn by a formula (catalogue A9): no training, no gradient; the memory keeps what the
+"""Images drawn by a formula: no training, no gradient; the memory keeps what the
 teacher spreads. The formulas are in `drawings`; here is what depends on the teacher.
 
 B images, K classes, P numbers that describe a stroke drawing.

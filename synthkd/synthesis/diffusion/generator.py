@@ -1,4 +1,4 @@
-"""A diffusion generator (catalogue A5, A6, A7): trained here, or borrowed; steered by the teacher.
+"""A diffusion generator: trained here, or borrowed; steered by the teacher.
 
 B batch, C channels, H height, W width, K classes.
 """

@@ -84,7 +84,7 @@ def min_snr(alpha_bar: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def lowest_step(openness: float) -> int:
-    """The curriculum (catalogue A6): the finest step that is trained, t_min = T · (1 − openness).
+    """The curriculum: the finest step that is trained, t_min = T · (1 − openness).
 
     Steps are drawn from t_min..T − 1: first only the noisy, coarse ones, in the end all. What a
     step keeps of the signal is left alone, so the signal is never lost.

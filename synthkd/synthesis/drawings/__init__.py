@@ -1,4 +1,4 @@
-"""Images by formula (catalogue A9). Each kind is a function
+"""Images by formula. Each kind is a function
 
     f(count, channels, height, width, rng) -> float32 [count, channels, height, width] in 0..1
 
