@@ -211,7 +211,7 @@ def vote_histogram(logits: Tensor) -> Tensor:
 
 
 def relative_entropy(counts: Tensor) -> float:
-    """How even a histogram is: H / log K, 1 when uniform, 0 when one class has all.
+    """How even a histogram [K] is: H / log K, 1 when uniform, 0 when one class has all.
 
     >>> relative_entropy(torch.tensor([5, 5])), relative_entropy(torch.tensor([7, 0]))
     (1.0, 0.0)
@@ -245,9 +245,10 @@ def teacher_inception_score(
 
         exp( mean over x of KL( p(y|x) ‖ mean p(y|x) ) )        per split, 1..K
 
-    1 when all answers are alike, K when they are certain and even. Images are shuffled first, as
-    sets are often sorted by class. A split of m images cannot score more than m: the number of
-    splits is lowered until each has K images, so under 2·K images there is a single split.
+    of `logits` [N, K]: 1 when all answers are alike, K when they are certain and even. Images are
+    shuffled first, as sets are often sorted by class. A split of m images cannot score more than m:
+    the number of splits is lowered until each has K images, so under 2·K images there is a single
+    split.
     Salimans et al. 2016, section 4: https://arxiv.org/abs/1606.03498
 
     >>> teacher_inception_score(99 * torch.eye(4)).mean
@@ -416,7 +417,8 @@ def data_free_frechet(moments: Moments, stored: Moments) -> float:
 
         mean over layers of  ( |μ − m|² + Σ_c (√var_c − √v_c)² ) / Σ_c v_c
 
-    of diagonal Gaussians over pixels; μ, var belong to the images, m, v to the running buffers. It
+    of diagonal Gaussians over pixels, a number without a unit; each layer is (mean [C],
+    variance [C]); μ, var belong to the images, m, v to the running buffers. It
     is what the term `statistics` makes small, so it cannot judge a generator trained by that alone.
 
     >>> one = [(torch.tensor([0.0]), torch.tensor([1.0]))]

@@ -58,6 +58,7 @@ def say(text: str) -> None:
 
 
 def fail(text: str) -> NoReturn:
+    """Says one line on stderr and ends with status 2."""
     say(f"error: {plain(text)}")
     with suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -70,6 +70,8 @@ def logit_l1(learned: Tensor, taught: Tensor, *, per_sample: bool = False) -> Te
 
     The student's loss of DFAD, Fang et al. 2019: https://arxiv.org/abs/1912.11006
 
+    `learned` and `taught` are logits [B, K]; the result is a scalar, or with `per_sample` [B].
+
     >>> logit_l1(torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 1.0]])).item()
     2.0
     """
@@ -102,8 +104,8 @@ def feature_match(learned: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor
 
         mean over layers of  mean (learned − taught)² / mean taught²
 
-    Each pair of maps has one shape; an adapter, where one is needed, belongs to the caller.
-    1 where the student is silent. After Romero et al. 2015: https://arxiv.org/abs/1412.6550
+    Each pair of maps has one shape, [B, C, H, W]; an adapter, where one is needed, belongs to the
+    caller. 1 where the student is silent. After Romero et al. 2015: https://arxiv.org/abs/1412.6550
     """
     pairs = [(s.float(), t.float()) for s, t in zip(learned, taught, strict=True)]
     gaps = [F.mse_loss(s, t) / t.square().mean().clamp_min(1e-12) for s, t in pairs]
