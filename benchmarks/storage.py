@@ -33,10 +33,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from synthkd.commands.machine import peak_memory_mb
 from synthkd.core.images import ImageSpec
 from synthkd.data import store
 from synthkd.data.sources import load_images
+from synthkd.engine.machine import peak_memory_mb
 
 CLASSES, BATCH = 10, 500
 WAYS = {

@@ -280,7 +280,7 @@ def test_every_command_refuses_every_serious_fault_in_one_line(
     capsys: pytest.CaptureFixture[str], code: str, command: str,
 ) -> None:  # fmt: skip
     teacher = ["--teacher", f"{file}:{KINDS[code]}", "--trust-code", *CONTRACT]
-    monkeypatch.setattr("synthkd.commands.machine.check_teacher", once(check_teacher))
+    monkeypatch.setattr("synthkd.engine.build.check_teacher", once(check_teacher))
     rc, _, err = called([*COMMANDS[command], *teacher], tmp_path, monkeypatch, capsys)
     assert rc == 2 and err.count("\n") == 1 and err.startswith("error: --teacher "), err
     assert KINDS[code] in err and "give --anyway" in err

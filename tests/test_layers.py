@@ -17,6 +17,7 @@ LAYERS = (  # from plain values up to effects
     ("synthesis",),
     ("checks", "evaluation", "engine", "export"),
     ("runs", "reports"),
+    ("jobs",),
     ("commands",),
     ("cli", "__main__"),
 )

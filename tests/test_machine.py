@@ -9,12 +9,13 @@ import time
 import pytest
 import torch
 
-from synthkd.commands.machine import Cadence, peak_memory_mb, stopping
+from synthkd.engine.machine import peak_memory_mb
+from synthkd.runs.session import Cadence, stopping
 
 LARGE = 1_500_000_000
 ASKED = """
 import torch
-from synthkd.commands.machine import peak_memory_mb
+from synthkd.engine.machine import peak_memory_mb
 print(peak_memory_mb(torch.device("cpu")))
 """
 
@@ -36,7 +37,7 @@ def test_peak_memory_is_that_of_this_process_alone() -> None:
 
 INTERRUPTED = """
 import time
-from synthkd.commands.machine import stopping
+from synthkd.runs.session import stopping
 def heard():
     print("heard", time.monotonic(), flush=True)
 with stopping(heard) as stop:
@@ -106,7 +107,7 @@ def test_a_checkpoint_is_due_after_a_long_round_but_not_for_more_than_a_tenth_of
 
 STUCK = """
 import hashlib
-from synthkd.commands import machine
+from synthkd.runs import session as machine
 from synthkd.specs.code import foreign_code
 machine.LAST = 0.5
 def give_up():
@@ -136,7 +137,7 @@ def test_an_operation_that_does_not_end_is_left_by_force(name: str) -> None:
 
 HELD = """
 import ctypes
-from synthkd.commands import machine
+from synthkd.runs import session as machine
 machine.LAST, machine.MERCY = 0.5, 0.5
 with machine.stopping(lambda: None, lambda: True):
     print("ready", flush=True)

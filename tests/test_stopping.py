@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from short_runs import main
 
-from synthkd.commands import machine
 from synthkd.commands.display import Display
+from synthkd.runs import session as machine
 
 SMALL = (
     "distill --images-seen 1200 --training.batch 32 --student resnet8-w4 --run.threads 1 "

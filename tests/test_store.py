@@ -422,7 +422,7 @@ def test_what_an_interrupted_writer_wrote_last_is_not_kept(tmp_path: Path) -> No
 MEMORY = """
 import sys, torch
 from pathlib import Path
-from synthkd.commands.machine import peak_memory_mb
+from synthkd.engine.machine import peak_memory_mb
 from synthkd.core.images import ImageSpec
 from synthkd.data.store import Writer
 

@@ -25,13 +25,14 @@ from torch import Tensor
 from synthkd import measures
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.commands.machine import checked, images_for, prepare
 from synthkd.core import files, resources
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import EXIT_USELESS, Finding, as_data
 from synthkd.core.images import to_float
 from synthkd.core.logits import paired
 from synthkd.data.sources import Images
+from synthkd.engine.build import checked, images_for
+from synthkd.engine.machine import prepare
 from synthkd.evaluation.compare import compare, settled, votes_of
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,41 +11,14 @@ from rich.text import Text
 
 from synthkd.core.errors import plain
 from synthkd.core.findings import Finding
+from synthkd.core.words import clock, span
 from synthkd.engine.estimate import Estimate
 from synthkd.engine.loop import Round
+from synthkd.engine.reporter import Schedule
 from synthkd.synthesis import plan as plans
 
 WINDOW, LINE = 60.0, 20.0  # seconds: speeds are of the last so many; a line every so many
 _SHOWN = ("agreement", "difficulty", "balance", "obeyed", "confidence", "loss")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What the time left is told by: when a timed run ends, or what the stages of another take."""
-
-    ends: float | None = None  # by time.perf_counter
-    stages: tuple[str, ...] = ()
-    until: tuple[float, ...] = ()  # the share of the run's work that is done after each stage
-    seconds: tuple[float, ...] = ()  # expected of each stage
-
-    def left(self, stage: str, window: Sequence[tuple[float, float, int, int]]) -> float | None:
-        """Seconds left after the newest round of `stage`: by its own speed in the `window` of
-        (time, share of the work, …), then as expected of the later stages.
-
-        >>> later = Schedule(None, ("a", "b"), (0.2, 1.0), (9.0, 30.0))
-        >>> later.left("a", [(0.0, 0.0, 0, 0), (5.0, 0.1, 0, 0)])
-        35.0
-        >>> later.left("a", [(5.0, 0.1, 0, 0)]) is None
-        True
-        """
-        if len(window) < 2 or stage not in self.stages:
-            return None
-        (then, done, *_), (now, more, *_) = window[0], window[-1]
-        if now <= then or more <= done:
-            return None
-        place = self.stages.index(stage)
-        own = max(0.0, self.until[place] - more) * (now - then) / (more - done)
-        return own + sum(self.seconds[place + 1 :])
 
 
 class Display:
@@ -232,42 +204,3 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-def counted(count: float, noun: str) -> str:
-    """A count with its noun.
-
-    >>> counted(1, "minute"), counted(0.5, "minute")
-    ('1 minute', '0.5 minutes')
-    """
-    return f"{count:g} {noun}" + ("" if count == 1 else "s")
-
-
-def span(seconds: float) -> str:
-    """A duration in words, to two figures.
-
-    >>> span(0.034), span(8.4), span(146), span(3480), span(9000)
-    ('0.03 s', '8.4 s', '2.4 minutes', '58 minutes', '2.5 hours')
-    """
-    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 1.5 * size:
-            count = seconds / size
-            return f"{count:.2g} {unit}" if count < 10 else f"{count:.0f} {unit}"
-    return (
-        f"{seconds:.0f} s"
-        if seconds >= 10
-        else f"{seconds:.1f} s"
-        if seconds >= 1
-        else (f"{seconds:.1g} s")
-    )
-
-
-def clock(seconds: float) -> str:
-    """`1:05` for 65 seconds.
-
-    >>> clock(65), clock(3725)
-    ('1:05', '1:02:05')
-    """
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -53,7 +53,8 @@ def run(
     import torch
 
     from synthkd.commands.display import Display
-    from synthkd.commands.machine import checked, choose_device
+    from synthkd.engine.build import checked
+    from synthkd.engine.machine import choose_device
     from synthkd.specs import load_teacher
 
     if recipe.run.threads:
@@ -127,7 +128,7 @@ def _compare(
 ) -> dict[str, Any]:
     from synthkd.checks.student import verdict
     from synthkd.checks.teacher import check_student
-    from synthkd.commands.machine import images_for
+    from synthkd.engine.build import images_for
     from synthkd.evaluation.compare import compare
     from synthkd.specs import load_classifier
     from synthkd.teachers.frozen import digest_of

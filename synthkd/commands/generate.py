@@ -11,18 +11,7 @@ import torch
 
 from synthkd import recipe as recipes
 from synthkd.checks.student import check_dataset, verdict
-from synthkd.commands.display import Display, clock, counted
-from synthkd.commands.machine import (
-    Cadence,
-    checked,
-    giving_up,
-    images_for,
-    peak_memory_mb,
-    prepare,
-    stopping,
-    ticking,
-    trusting,
-)
+from synthkd.commands.display import Display
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding, as_data
@@ -30,12 +19,16 @@ from synthkd.core.images import Batch, to_uint8
 from synthkd.core.provenance import PROMISES
 from synthkd.core.seeds import generator_for
 from synthkd.core.states import load_state, save_state
+from synthkd.core.words import clock, counted
 from synthkd.data.store import MANIFEST, Writer
+from synthkd.engine.build import checked, images_for
 from synthkd.engine.estimate import estimate_writing
 from synthkd.engine.loop import Lab, rounds, synthesize
+from synthkd.engine.machine import peak_memory_mb, prepare
 from synthkd.recipe import Recipe, Stage
 from synthkd.recipe.unused import ignored
 from synthkd.runs.directory import claim, environment, free_name, held, resumable
+from synthkd.runs.session import Cadence, giving_up, stopping, ticking, trusting
 from synthkd.specs import load_teacher
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder, promise_of

@@ -6,9 +6,9 @@ from typing import Any
 from synthkd.checks import inspection
 from synthkd.checks.teacher import check_teacher
 from synthkd.commands.display import Display
-from synthkd.commands.machine import peak_memory_mb, prepare
 from synthkd.core.findings import as_data
 from synthkd.engine.estimate import memory_of
+from synthkd.engine.machine import peak_memory_mb, prepare
 from synthkd.recipe import Recipe
 from synthkd.specs import load_teacher
 from synthkd.synthesis import plan as plans

@@ -151,13 +151,61 @@ def load_images(
                 f"{where}: not a data path; give a folder of class folders, an .npz with x and y, "
                 "a synthetic data set, demo:unseen, or file.py:callable with --trust-code"
             )
+    return _finished(where, path, found, spec, classes, labelled, table)
+
+
+def images_of(
+    source: Any,
+    spec: ImageSpec | None,
+    *,
+    classes: int | None,
+    labelled: bool,
+    names: tuple[str, ...] = (),
+    table: DataTable | None = None,
+) -> Images:
+    """As `load_images`, of a living object: a tensor or array of images ([N, H, W], [N, C, H, W] or
+    [N, H, W, C], numbers 0..1 or 0..255), a pair of images and labels, a dictionary of both, or a
+    Dataset whose items are images, or pairs of image and label."""
+    where, table = f"<{type(source).__name__}>", table or DataTable()
+    target = Target(known_names(names), classes, table.class_order)
+    if not isinstance(source, Tensor | np.ndarray | tuple | dict):
+        source = _listed(where, source)
+    found = _from_objects(where, source, spec, table, target, "none were given")
+    return _finished(where, where, found, spec, classes, labelled, table)
+
+
+def _listed(where: str, source: Any) -> object:
+    """Everything in a Dataset: images [N, …], or a pair of images and labels."""
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise InputError(
+            f"{where}: images are a tensor, an array, a pair of images and labels, or a Dataset"
+        )
+    images, labels = [], []
+    for index in range(len(source)):
+        item = source[index]
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        images.append(image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image))
+        labels.append(label)
+    if not images:
+        raise InputError(f"{where}: it holds no images")
+    if len({image.shape for image in images}) > 1:
+        raise InputError(f"{where}: its images are not all of one shape; resize them first")
+    told = None if any(label is None for label in labels) else np.asarray(labels)
+    return np.stack(images), told
+
+
+def _finished(
+    where: str, source: str, found: _Found, spec: ImageSpec | None, classes: int | None,
+    labelled: bool, table: DataTable,
+) -> Images:  # fmt: skip
+    """Images with labels that are judged and pixels that are fitted."""
     if not len(found.pixels):
         raise InputError(f"{where}: it holds no images")
     labels, named = _judged(where, found, classes, labelled)
     pixels = found.pixels if spec is None else _fit(where, found.pixels, spec, table.resize)
     digest = _digest(pixels, labels)
     return Images(
-        pixels, labels, named, path, digest, found.notes, found.order, found.others, found.given,
+        pixels, labels, named, source, digest, found.notes, found.order, found.others, found.given,
         found.taken,
     )  # fmt: skip
 
@@ -459,6 +507,13 @@ def _from_code(
         raise InputError(f"{where}: no callable {name} in {quoted(file)}{hint}")
     with foreign_code(f"{where}: the code in {quoted(file)} failed"):
         result = function() if argument is None else function(argument)
+    return _from_objects(where, result, spec, table, target, "the callable gave none")
+
+
+def _from_objects(
+    where: str, result: object, spec: ImageSpec | None, table: DataTable, target: Target, none: str
+) -> _Found:
+    """Images, or images and labels, of a living object; `none` says why there are no labels."""
     images, labels = _pair(where, result)
     if isinstance(images, Tensor):
         images = images.detach().cpu().numpy()
@@ -469,7 +524,7 @@ def _from_code(
     notes: list[Finding] = []
     stack, said = _unrolled(stacked(images))
     pixels = as_pixels(where, stack, spec, notes, table)
-    return _checked(where, pixels, labels, "the callable gave none", notes, target, said)
+    return _checked(where, pixels, labels, none, notes, target, said)
 
 
 def _pair(where: str, result: object) -> tuple[object, object]:

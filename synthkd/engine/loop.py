@@ -16,6 +16,7 @@ from torch import Tensor
 
 from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.findings import Finding
 from synthkd.core.images import Batch, to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine.controllers import CONTROLLERS, Controller
@@ -39,6 +40,7 @@ from synthkd.students.learner import Learner
 from synthkd.students.objective import DistillationObjective
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.synthesis.plan import Plan
 from synthkd.teachers.protocol import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
@@ -94,6 +96,10 @@ class Lab:
         self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.real: Tensor | None = None
+        self.plan = Plan(self.stages, ())
+        self.teacher_findings: list[Finding] = []
+        self.student_findings: list[Finding] = []
+        self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
 
     def value(self, name: str, otherwise: float) -> float:
@@ -161,6 +167,10 @@ class Lab:
     def stage(self) -> Stage:
         """The stage that runs now."""
         return self.stages[self.progress.stage]
+
+    def __iter__(self) -> Iterator[Round]:
+        """`rounds(self)`."""
+        return rounds(self)
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes. Resuming is loading it, nothing else."""

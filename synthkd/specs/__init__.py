@@ -16,6 +16,7 @@ Weights come from a file of safetensors, or of torch.save through its weights-on
 its suffix. What a source does not tell about its input comes from flags.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -51,9 +52,10 @@ from synthkd.specs.code import (
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.teachers.protocol import Teacher
 
 __all__ = [
-    "Card", "call_from_file", "card_of", "is_saved", "load_classifier", "load_teacher",
+    "Card", "call_from_file", "card_of", "is_saved", "living", "load_classifier", "load_teacher",
     "new_student", "read_card", "read_weights", "rebuilt",
 ]  # fmt: skip
 STUDENT = "student.safetensors"  # of a run directory
@@ -90,14 +92,18 @@ class BlackBox(nn.Module):
 
 
 def load_teacher(
-    table: TeacherTable, *, trust_code: bool = False, shared: bool = False
+    table: TeacherTable, *, trust_code: bool = False, shared: bool = False, network: Any = None
 ) -> FrozenTeacher:
     """The teacher that `table` describes, frozen; anything wrong with it is one InputError.
 
+    `network` is a living one in the place of its SPEC: an nn.Module, of which a copy is used, or a
+    function from a float32 array [B, C, H, W] to answers (a black box).
     A network that brings its own input contract takes no other by flags, unless these are `shared`
     with networks that bring none."""
+    if network is not None:
+        table = table.model_copy(update={"spec": living(network)})
     classifier, names = _classifier(
-        table.spec, table.weights, table, trust_code=trust_code, role="teacher"
+        table.spec, table.weights, table, trust_code=trust_code, role="teacher", network=network
     )
     names = _told_names(table, classifier.classes) or names
     if is_saved(table.spec) and not shared:
@@ -111,6 +117,11 @@ def load_teacher(
             classifier, names=names, described=f"{table.spec}{kind}", access=access,
             features_at=table.features,
         )  # fmt: skip
+
+
+def living(network: Any) -> str:
+    """What stands for a living object where a SPEC is written."""
+    return f"<{getattr(network, '__name__', type(network).__name__)}>"
 
 
 def rebuilt(table: TeacherTable, *, trust_code: bool = False) -> nn.Module | None:
@@ -166,16 +177,23 @@ def load_classifier(
 
 
 def new_student(
-    table: StudentTable, teacher: FrozenTeacher, *, trust_code: bool = False
+    table: StudentTable,
+    teacher: Teacher,
+    *,
+    trust_code: bool = False,
+    network: nn.Module | None = None,
 ) -> Classifier:
     """A student for the teacher's images and classes. Its first layer is the teacher's
     normalisation.
 
     Its weights are fresh, from torch's global random state; or those of `table.weights`; or with
     `table.start` "teacher" the teacher's own as far as they fit: `inherited` of the result says how
-    many. A teacher that shows its answers alone gives no weights away.
+    many. A teacher that shows its answers alone gives no weights away. `network` is a living one
+    in the place of its SPEC; a copy of it learns.
     """
     spec = teacher.spec
+    if network is not None:
+        table = table.model_copy(update={"spec": living(network)})
     if is_saved(table.spec):
         told = _told(spec, teacher.classes)
         found = load_classifier(table, told, trust_code=trust_code)[0]
@@ -186,7 +204,9 @@ def new_student(
             )
         return found
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
-    source = _source(table.spec, table.weights, table_of, trust_code=trust_code, role="student")
+    source = _source(
+        table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
+    )
     # fresh networks of ours and of zoos return logits, whatever their first answers look like
     known = {} if _is_code(table.spec) else {"told": "logits", "saved": True}
     count, answers = _asked("student", table.spec, source.body, spec, teacher.classes, **known)
@@ -203,8 +223,10 @@ def new_student(
         )
     student = Classifier(source.body, spec, count, answers)
     _guard(student, table.spec, "student")
-    if table.start == "teacher" and not table.weights and teacher.access == "full":
-        student.inherited = inherited(source.body, teacher.classifier.body)
+    source_body = getattr(teacher.network, "body", None)
+    begins = table.start == "teacher" and not table.weights and teacher.access == "full"
+    if begins and network is None and source_body is not None:
+        student.inherited = inherited(source.body, source_body)
     return student
 
 
@@ -224,12 +246,13 @@ def _told(spec: ImageSpec, classes: int) -> TeacherTable:
 
 
 def _classifier(
-    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
-) -> tuple[Classifier, tuple[str, ...]]:
+    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str,
+    network: Any = None,
+) -> tuple[Classifier, tuple[str, ...]]:  # fmt: skip
     """A network with weights and its input contract."""
-    if is_saved(spec):
+    if network is None and is_saved(spec):
         return _saved(spec, weights, table, trust_code=trust_code, role=role)
-    source = _source(spec, weights, table, trust_code=trust_code, role=role)
+    source = _source(spec, weights, table, trust_code=trust_code, role=role, network=network)
     if not source.complete:
         raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
     image_spec = contract(spec, table, source.known)
@@ -349,8 +372,18 @@ def _is_code(spec: str) -> bool:
     return not is_named(spec) and not spec.startswith(("torchvision:", "timm:"))
 
 
-def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str) -> Source:
+def _source(
+    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str,
+    network: Any = None,
+) -> Source:  # fmt: skip
     """The network behind a SPEC, with weights if there are any."""
+    if network is not None:
+        return _made(_copied(network), spec, weights, table, role)
+    if spec.startswith("<"):
+        raise InputError(
+            f"--{role} {quoted(spec)} was given as a Python object, which no file can bring back: "
+            f"give it again, as {role}= of synthkd.distill or network= of synthkd.load_student"
+        )
     if table.args and not (_FILE_CALL.search(spec) or is_installed_call(spec)):
         raise InputError(f"--{role}-args are for a callable; {quoted(spec)} is none")
     if is_named(spec):
@@ -388,6 +421,22 @@ def _source(spec: str, weights: str, table: TeacherTable, *, trust_code: bool, r
             "torchvision:NAME, timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, "
             "package.module:callable or file.py:callable"
         )
+    return _made(body, spec, weights, table, role)
+
+
+def _copied(network: Any) -> Any:
+    """A copy of a living network, so that the user's own is left as it is; where there can be none,
+    itself."""
+    if not isinstance(network, nn.Module):
+        return network
+    try:
+        return copy.deepcopy(network)
+    except Exception:  # whatever a stranger's network holds that cannot be copied
+        return network
+
+
+def _made(body: Any, spec: str, weights: str, table: TeacherTable, role: str) -> Source:
+    """What a callable of the user's made, or a living object, as a network."""
     if callable(body) and not isinstance(body, nn.Module):
         seen = getattr(body, "__code__", None)  # of a plain function, the file that it stands in
         path = Path(spec.rpartition(":")[0]) if seen is None else Path(seen.co_filename)

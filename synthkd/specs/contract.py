@@ -45,16 +45,11 @@ def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     size = sides(flags) or known.size
     channels = flags.channels or known.channels
     mean, std = flags.mean or known.mean, flags.std or known.std
-    missing = [
-        flag
-        for flag, value in (
-            ("--image-size", size),
-            ("--channels", channels),
-            ("--teacher-mean", mean),
-            ("--teacher-std", std),
-        )
-        if value is None
-    ]
+    words = ("--image-size", "--channels", "--teacher-mean", "--teacher-std")
+    if spec.startswith("<"):  # a living object, given in Python
+        words = ("image_size=", "channels=", "mean=", "std=")
+    values = (size, channels, mean, std)
+    missing = [word for word, value in zip(words, values, strict=True) if value is None]
     if missing:
         raise InputError(f"{quoted(spec)} does not tell its input: give {', '.join(missing)}")
     assert size and channels and mean and std

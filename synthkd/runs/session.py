@@ -1,8 +1,9 @@
-"""What a run computes on, device, threads, precision, and how it is asked to stop."""
+"""One sitting of a job in its directory: how it is asked to stop, when it saves, how it goes on.
+
+A job walks its rounds inside `Session.open` and calls `pause` after each.
+"""
 
 import os
-import re
-import resource
 import select
 import signal
 import sys
@@ -11,100 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-import torch
-
 from synthkd import recipe as recipes
-from synthkd.checks.teacher import check_teacher, refuse
-from synthkd.commands.display import Display, clock
-from synthkd.core.errors import InputError
-from synthkd.core.findings import Finding
-from synthkd.data.sources import Images, load_images
-from synthkd.engine.progress import Tick
-from synthkd.recipe import Recipe, RunTable
-from synthkd.teachers.frozen import FrozenTeacher
-from synthkd.teachers.protocol import Teacher
+from synthkd.core.words import clock
+from synthkd.engine.loop import Lab
+from synthkd.engine.progress import Tick, no_tick
+from synthkd.engine.reporter import Reporter
+from synthkd.recipe import Recipe
+from synthkd.runs.directory import resumable
 
 GRACE = 2.0  # seconds that a round in hand may still take after a run was asked to stop
 LAST = 5.0  # seconds after which one that does not end is left by force,
 MERCY = 3.0  # and so many later by the system, where Python itself is held up
 _EXIT = os._exit  # before code of the user's runs, which has another in its place
 LONG_ROUND = 2.0  # seconds from which a round is long
-
-
-def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
-    """Settles the machine part of a recipe and applies it.
-
-    Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to
-    compute in bfloat16. A resumed run finds the settled values and so computes alike.
-    """
-    table = recipe.run
-    device = choose_device(table.device)
-    threads = table.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    precision = table.precision
-    if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    if precision == "bfloat16" and device.type == "cpu":
-        # torch's fused transformer layer does not see a CPU's autocast and fails on mixed numbers
-        torch.backends.mha.set_fastpath_enabled(False)
-    settled: RunTable = table.model_copy(
-        update={"threads": threads, "precision": precision, "device": str(device)}
-    )
-    return recipe.model_copy(update={"run": settled}), device, precision == "bfloat16"
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU; a GPU that is not there is an InputError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        number = int(name.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
-            raise InputError(f"--run.device {name}: there is no such GPU here")
-    return torch.device(name)
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 arithmetic of its own."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(check and check())
-
-
-def checked(
-    teacher: Teacher, recipe: Recipe, display: Display, *, anyway: bool = False
-) -> list[Finding]:
-    """Asks a teacher before anything is done with it, and shows what was found. Something serious
-    is an InputError, unless the recipe says anyway."""
-    if not isinstance(teacher, FrozenTeacher):
-        return []
-    found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
-    refuse(found, recipe.teacher.spec, anyway=anyway or recipe.run.anyway)
-    display.findings(found)
-    return found
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process ever held, in MB (10⁶ bytes): resident, plus what a GPU
-    holds."""
-    total = _peak_resident()
-    if device.type == "cuda":
-        total += torch.cuda.max_memory_allocated(device)
-    return round(total / 1e6, 1)
-
-
-def _peak_resident() -> int:
-    """Bytes. Linux's getrusage will not do where it can be helped: a process begins with the peak
-    of the one that started it."""
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M)):
-        return 1024 * int(found[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def trusting(recipe: Recipe) -> str:
@@ -133,12 +55,15 @@ class Stop:
 def stopping(
     acknowledge: Callable[[], None] = lambda: None,
     give_up: Callable[[], bool] = lambda: False,
+    *,
+    by_force: bool = True,
 ) -> Iterator[Stop]:
     """Catches SIGINT and SIGTERM once: `Stop` then knows the signal. A second one kills at once.
 
     `acknowledge` is called at once, from a thread of its own, for Python itself answers a signal
     only between two operations, and one of them may take seconds. Outside the main thread, which
-    alone gets signals, nothing is caught.
+    alone gets signals, nothing is caught. What does not end after LAST seconds is ended together
+    with its process, unless not `by_force`: a notebook goes on.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -150,8 +75,8 @@ def stopping(
     def heard(number: int) -> None:
         if not stop and not left:
             stop.signal, stop.at = number, time.monotonic()
-            # should Python's lock be held for long, no thread gets its turn
-            signal.setitimer(signal.ITIMER_REAL, LAST + MERCY)
+            if by_force:  # should Python's lock be held for long, no thread gets its turn
+                signal.setitimer(signal.ITIMER_REAL, LAST + MERCY)
 
     def ask(number: int, _: FrameType | None) -> None:
         heard(number)
@@ -169,7 +94,8 @@ def stopping(
         while not left:
             if select.select([reader], [], [], 0.2)[0] and not os.read(reader, 64):
                 break  # the writer is closed
-            if stop and time.monotonic() - stop.at > LAST and not left and give_up():
+            late = by_force and stop and time.monotonic() - stop.at > LAST
+            if late and not left and give_up():
                 with suppress(OSError, ValueError):
                     sys.stdout.flush()
                 _EXIT(128 + stop.signal)
@@ -229,7 +155,7 @@ class Cadence:
         self._cost = self._last - started
 
 
-def giving_up(cadence: Cadence, display: Display, again: str) -> Callable[[], bool]:
+def giving_up(cadence: Cadence, report: Reporter, again: str) -> Callable[[], bool]:
     """What ends the work in hand for good, for `stopping` and `ticking`: it says once what is lost,
     and with `again` how to go on. False while a checkpoint is being written."""
     told: list[bool] = []
@@ -239,9 +165,9 @@ def giving_up(cadence: Cadence, display: Display, again: str) -> Callable[[], bo
             return False
         if not told:  # else by the other thread, and the process is about to end
             told.append(True)
-            display.stop()
+            report.stop()
             before = "all" if cadence.saved else "nothing"
-            display.say(
+            report.say(
                 f"stopped in the middle: {clock(cadence.unsaved)} of work are given up, {before} "
                 f"before is saved; {again}"
             )
@@ -250,20 +176,63 @@ def giving_up(cadence: Cadence, display: Display, again: str) -> Callable[[], bo
     return give_up
 
 
-def ticking(display: Display, stop: Stop, give_up: Callable[[], bool]) -> Tick:
+def ticking(report: Reporter, stop: Stop, give_up: Callable[[], bool]) -> Tick:
     """Shows every step, and ends the work in hand where a wish to stop has waited for too long."""
 
     def tick(part: str, done: int, total: int) -> None:
-        display.tick(part, done, total)
+        report.tick(part, done, total)
         if stop.overdue and give_up():
             raise SystemExit(128 + stop.signal)
 
     return tick
 
 
-def images_for(recipe: Recipe, path: str, teacher: Teacher, *, labelled: bool) -> Images:
-    """The images of a data path, as this recipe reads them, fitted to its teacher."""
-    return load_images(
-        path, teacher.spec, classes=teacher.classes, labelled=labelled,
-        trust_code=recipe.run.trust_code, names=teacher.names, table=recipe.data,
-    )  # fmt: skip
+class Session:
+    """One sitting of a job: signals, the cadence of checkpoints, and the word for going on.
+
+    `again` says how to go on with what is saved; `saved` whether there is a checkpoint already.
+    """
+
+    def __init__(
+        self, report: Reporter, again: str, seconds: float, *, saved: bool, by_force: bool = True
+    ) -> None:
+        self.report, self.again, self.by_force = report, again, by_force
+        self.cadence = Cadence(seconds, saved=saved)
+        self.asked = Stop()
+        self._began = time.monotonic()
+
+    @contextmanager
+    def open(self, lab: Lab) -> Iterator["Session"]:
+        """Shows every step of the lab, and hears SIGINT and SIGTERM, while the `with` lasts. What
+        the disk refuses is one line that says how to go on."""
+        give_up = giving_up(self.cadence, self.report, self.again)
+        try:
+            with (
+                resumable(self.again),
+                stopping(self.report.acknowledge, give_up, by_force=self.by_force) as self.asked,
+            ):
+                lab.tick = ticking(self.report, self.asked, give_up)
+                self._began = time.monotonic()
+                yield self
+        finally:
+            lab.tick = no_tick
+            self.report.stop()
+
+    def pause(self, save: Callable[[], object], *, done: str = "", last: bool = False) -> None:
+        """To be called after every round: saves when it is time for it; when asked to stop, saves
+        and ends the sitting by SystemExit. After the `last` round neither is worth it."""
+        if last:
+            return
+        if self.asked or self.cadence.due(time.monotonic() - self._began):
+            self.save(save)
+        if self.asked:
+            self.report.stop()
+            where = f" at {done}" if done else ""
+            self.report.say(f"stopped{where}, saved; {self.again}")
+            raise SystemExit(128 + self.asked.signal)
+        self._began = time.monotonic()
+
+    def save(self, save: Callable[[], object]) -> None:
+        """Saves now."""
+        with self.cadence.saving():
+            save()

@@ -1,0 +1,40 @@
+"""Counts and durations in words."""
+
+
+def counted(count: float, noun: str) -> str:
+    """A count with its noun.
+
+    >>> counted(1, "minute"), counted(0.5, "minute")
+    ('1 minute', '0.5 minutes')
+    """
+    return f"{count:g} {noun}" + ("" if count == 1 else "s")
+
+
+def span(seconds: float) -> str:
+    """A duration in words, to two figures.
+
+    >>> span(0.034), span(8.4), span(146), span(3480), span(9000)
+    ('0.03 s', '8.4 s', '2.4 minutes', '58 minutes', '2.5 hours')
+    """
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * size:
+            count = seconds / size
+            return f"{count:.2g} {unit}" if count < 10 else f"{count:.0f} {unit}"
+    return (
+        f"{seconds:.0f} s"
+        if seconds >= 10
+        else f"{seconds:.1f} s"
+        if seconds >= 1
+        else (f"{seconds:.1g} s")
+    )
+
+
+def clock(seconds: float) -> str:
+    """`1:05` for 65 seconds.
+
+    >>> clock(65), clock(3725)
+    ('1:05', '1:02:05')
+    """
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,249 @@
+"""From a recipe to a lab: the one place where teacher, student, plan and generators are joined.
+
+    lab = build(recipe)             # everything by the recipe
+    lab = build(recipe, teacher=net)
+    for round in lab: …
+
+N images, C channels, H height, W width, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from synthkd.checks.teacher import check_teacher, refuse
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import read_table
+from synthkd.core.findings import Finding
+from synthkd.core.provenance import PROMISES, inherited_level
+from synthkd.core.seeds import generator_for, globally
+from synthkd.core.words import counted
+from synthkd.data.sources import Images, images_of, load_images
+from synthkd.data.store import open_store
+from synthkd.engine.loop import Lab
+from synthkd.engine.machine import prepare
+from synthkd.engine.reporter import Reporter, Silent
+from synthkd.recipe import Recipe
+from synthkd.specs import load_teacher, new_student
+from synthkd.students.auto import against_teacher, best_student
+from synthkd.synthesis import plan as plans
+from synthkd.synthesis.diffusion.diffusers_io import promise_of
+from synthkd.synthesis.gan import Gan, borrow
+from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.teachers.protocol import Teacher
+
+
+@dataclass
+class Opened:
+    """What a run has read of images that exist."""
+
+    level: int = 0  # of the promise, see core.provenance
+    data: dict[str, Any] = field(default_factory=dict)  # for the manifest
+    real_images: int = 0
+    notes: tuple[Finding, ...] = ()
+
+    def as_data(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {
+            "promise_level": self.level,
+            "promise": PROMISES[self.level],
+            "data": self.data,
+            "real_images_read": self.real_images,
+        }
+
+
+def build(
+    recipe: Recipe,
+    *,
+    teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
+    student: nn.Module | None = None,
+    real_data: Any = None,
+    data: bool = True,
+    anyway: bool = False,
+    report: Reporter | None = None,
+) -> Lab:
+    """The lab of a recipe: teacher, student, plan, generators, memory, ready for its first round.
+
+    `teacher` and `student` are living objects that take the place of the recipe's SPECs: a network
+    (of which a copy is used), any callable from a float32 array [B, C, H, W] in 0..1 to answers,
+    or a `Teacher` of one's own; the recipe's `[teacher]` table says what its input is. `real_data`
+    takes the place of `data.real`: a tensor or array of images, a pair of images and labels, or a
+    Dataset. With `data` false no images are opened: `open_data` does that later.
+
+    The lab's `recipe` is the one that is used, with everything that was left open decided. Raises
+    InputError for a teacher that cannot teach (unless `anyway`), a plan that cannot be served, and
+    whatever else is wrong, before anything is trained.
+    """
+    report = report or Silent()
+    recipe, device, bfloat16 = prepare(borrow(recipe))
+    if teacher is None and recipe.teacher.spec == "demo" and not recipe.teacher.weights:
+        report.say(
+            "teacher: the embedded demo, a ResNet-14 for handwritten digits "
+            "(give your own with --teacher)"
+        )
+    known = _teacher(recipe, teacher).to(device)
+    known.low_precision = bfloat16
+    choice: dict[str, Any] = {}
+    doubts: list[Finding] = []
+    if student is None and recipe.student.spec == "auto":
+        recipe, choice, doubts = _chosen_student(recipe, known, report)
+    with globally(generator_for(recipe.run.seed, "student")):
+        learner = new_student(
+            recipe.student, known, trust_code=recipe.run.trust_code, network=student
+        ).to(device)
+    if not choice:  # no time has been measured yet
+        doubts = list(against_teacher(learner, known))
+    recipe, reasons = plans.suited(recipe, known)
+    plan = plans.plan(recipe, known)
+    plan = plans.Plan(plan.stages, (*plan.reasons, *reasons))
+    _check(recipe, plan)
+    budget = (
+        counted(recipe.budget.minutes, "minute")
+        if recipe.budget.minutes
+        else f"{recipe.budget.images:,} student images"
+    )
+    report.plan(plan, budget)
+    taken, tensors = learner.inherited
+    begun = f", {taken} of {tensors} tensors begun as the teacher's" if taken else ""
+    small, large = sum(p.numel() for p in learner.parameters()), known.parameters_count
+    share = f", {small / large:.1%} of the teacher's" if large else ""
+    report.say(
+        f"student {recipe.student.spec}: {small:,} parameters{share}{begun}; "
+        f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
+    )
+    report.findings(doubts)
+    lab = Lab(recipe, plan.stages, known, learner, device=device, bfloat16=bfloat16)
+    if recipe.generator.start and "gan" in lab.generators:
+        gan = lab.generators["gan"]
+        assert isinstance(gan, Gan)
+        gan.take_over(recipe.generator.start)
+    lab.plan, lab.student_choice, lab.student_findings = plan, choice, doubts
+    lab.teacher_findings = checked(known, recipe, report, anyway=anyway)
+    if data:
+        report.findings(open_data(lab, real_data=real_data).notes)
+    return lab
+
+
+def _teacher(recipe: Recipe, given: Any) -> Any:
+    """The teacher of the recipe, or of a living object."""
+    if given is not None and not isinstance(given, nn.Module) and hasattr(given, "teach"):
+        return given
+    if isinstance(given, FrozenTeacher) or hasattr(given, "abilities"):
+        return given
+    return load_teacher(recipe.teacher, trust_code=recipe.run.trust_code, network=given)
+
+
+def checked(
+    teacher: Teacher, recipe: Recipe, report: Reporter, *, anyway: bool = False
+) -> list[Finding]:
+    """Asks a teacher before anything is done with it, and shows what was found. Something serious
+    is an InputError, unless the recipe says anyway."""
+    if not isinstance(teacher, FrozenTeacher):
+        return []
+    found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
+    refuse(found, recipe.teacher.spec, anyway=anyway or recipe.run.anyway)
+    report.findings(found)
+    return found
+
+
+def _chosen_student(
+    recipe: Recipe, teacher: FrozenTeacher, report: Reporter
+) -> tuple[Recipe, dict[str, Any], list[Finding]]:
+    """The recipe with the student that `--student auto` stands for."""
+    best = best_student(recipe.student, teacher)
+    promised, choice = "", {}
+    if best.latency_ms is not None and best.conditions is not None:
+        promised = f", {best.latency_ms:.3g} ms alone ({best.conditions})"
+        choice = {"latency_ms": best.latency_ms, **asdict(best.conditions)}
+    report.say(
+        f"student auto: {best.name}, {best.params:,} weights, {best.flops:,.0f} operations an "
+        f"image{promised}"
+    )
+    decided = {"spec": best.name, "max_params": None, "max_flops": None, "max_latency_ms": None}
+    table = recipe.student.model_copy(update=decided)
+    return recipe.model_copy(update={"student": table}), choice, list(best.findings)
+
+
+def _check(recipe: Recipe, plan: plans.Plan) -> None:
+    """Refuses a plan in which no student learns, without end, or with nothing to learn from."""
+    if not any(stage.student_steps for stage in plan.stages):
+        raise InputError(
+            "no stage of this pipeline trains the student: see run.stages and student_steps"
+        )
+    if recipe.budget.minutes is None and recipe.budget.images is None:
+        raise InputError("the pipeline has no budget: give --minutes or --images-seen")
+    if recipe.data.synthetic or recipe.data.mix_ratio == 0:
+        return
+    for stage in plan.stages:
+        if stage.generator != "none" and stage.fresh:
+            return
+        if stage.student_steps:
+            raise InputError(
+                f"stage {stage.name} trains the student before any stage has invented an image: "
+                "run a stage with fresh images first, or give --synthetic"
+            )
+
+
+def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool) -> Images:
+    """The images of a data path or of a living object, as this recipe reads them, fitted to its
+    teacher."""
+    if not isinstance(source, str):
+        return images_of(source, teacher.spec, classes=teacher.classes, labelled=labelled)
+    return load_images(
+        source, teacher.spec, classes=teacher.classes, labelled=labelled,
+        trust_code=recipe.run.trust_code, names=teacher.names, table=recipe.data,
+    )  # fmt: skip
+
+
+def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
+    """Opens what the recipe allows, and nothing else: real images for batches, and a finished
+    synthetic data set in the place of a generator."""
+    recipe, teacher = lab.recipe, lab.teacher
+    table = recipe.data
+    found = Opened()
+    found.level = max(
+        promise_of(recipe.generator.start, teacher.digest),
+        _level_of_student(recipe, teacher.digest),
+    )
+    if table.mix_ratio < 1:
+        given = table.real if real_data is None else real_data
+        real = images_for(recipe, given, teacher, labelled=False)
+        found.data["real"] = {
+            "path": table.real, "digest": real.digest, "images": len(real.pixels)
+        }  # fmt: skip
+        found.real_images, found.notes = len(real.pixels), real.notes
+        found.level = max(found.level, 2)  # labels, where there are any, are not used
+        lab.use_real(real.pixels)
+    if table.synthetic and table.mix_ratio > 0:
+        store = open_store(Path(table.synthetic))
+        if store.classes != teacher.classes:
+            raise InputError(
+                f"--synthetic {quoted(table.synthetic)} has {store.classes} classes, "
+                f"the teacher {teacher.classes}"
+            )
+        made = load_images(table.synthetic, teacher.spec, classes=store.classes, labelled=True)
+        assert made.labels is not None
+        # a set that does not tell its level is of the lowest
+        found.level = max(found.level, inherited_level(store.manifest, teacher.digest, unknown=3))
+        found.data["synthetic"] = {
+            "path": table.synthetic, "digest": made.digest, "images": len(made.pixels)
+        }  # fmt: skip
+        lab.fill(made.pixels, made.labels)
+    return found
+
+
+def _level_of_student(recipe: Recipe, digest: str) -> int:
+    """The promise level that a student's first weights allow, under the teacher of this digest. A
+    source that does not tell is of the lowest."""
+    table = recipe.student
+    manifest = Path(table.spec) / "manifest.json"
+    if manifest.is_file():
+        known = read_table(manifest, f"--student {quoted(table.spec)}")
+        return inherited_level(known, digest, unknown=3)
+    if table.spec == "demo":  # the teacher's own weights, or those of one that saw labelled digits
+        return 0 if recipe.teacher.spec == "demo" else 3
+    brought = Path(table.spec).exists() or table.spec.startswith(("hf:", "onnx:", "<"))
+    return 3 if table.weights or brought else 0

@@ -1,0 +1,1 @@
+"""What the commands and the library do, in directories of their own, without printing."""

@@ -1,0 +1,464 @@
+"""Distillation as a job: one run directory, from a recipe to a student, its scores and its summary.
+
+What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporter` is told.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from synthkd import recipe as recipes
+from synthkd.checks.student import (
+    balance_data,
+    check_agreement,
+    check_budget,
+    check_memory,
+    expect_budget,
+    verdict,
+)
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import sha256_of
+from synthkd.core.findings import Finding, as_data
+from synthkd.core.seeds import generator_for
+from synthkd.data.sources import count_images
+from synthkd.engine.build import Opened, build, images_for, open_data
+from synthkd.engine.estimate import Estimate, estimate
+from synthkd.engine.loop import HeldOut, Lab, Round, rounds, select_final_weights
+from synthkd.engine.machine import peak_memory_mb
+from synthkd.engine.progress import whole_share
+from synthkd.engine.reporter import Reporter, Schedule, Silent
+from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
+from synthkd.labels.check import ABOUT_LABELS
+from synthkd.measures import class_balance
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe
+from synthkd.recipe.unused import ignored
+from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
+from synthkd.runs.session import Session, trusting
+from synthkd.specs import card_of, is_saved, read_card
+from synthkd.students.learner import save_student
+from synthkd.synthesis.diffusion.generator import Diffusion
+from synthkd.synthesis.gan import Gan, save_decoder
+from synthkd.teachers.protocol import Teacher
+
+RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
+KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
+LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
+MOST_SCORING = 0.25  # share of it that the final score may take
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a distillation leaves."""
+
+    student: Classifier  # an nn.Module: images [B, C, H, W] in 0..1 to logits [B, K], eval mode
+    summary: dict[str, Any]  # what summary.json says
+    findings: tuple[Finding, ...]  # what speaks against the student
+    run: Path  # the run directory
+
+
+class Distillation:
+    """A recipe with its lab, about to be run in a directory of its own.
+
+    `teacher`, `student`, `real_data` are living objects as in `engine.build.build`, and `val_data`
+    one that takes the place of `data.val`. `given` are the keys that the user set, so that those
+    that do nothing can be named. A budget in minutes counts from `started`, a time of
+    `time.perf_counter` (default: now). `by_force` is said by programs that a second Ctrl-C may end.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
+        student: nn.Module | None = None,
+        real_data: Any = None,
+        val_data: Any = None,
+        report: Reporter | None = None,
+        given: Collection[str] = (),
+        anyway: bool = False,
+        started: float | None = None,
+        by_force: bool = False,
+    ) -> None:
+        self.started = time.perf_counter() if started is None else started
+        self.report = report or Silent()
+        self.real_data, self.by_force = real_data, by_force
+        _check_val(recipe)
+        self.lab = build(
+            recipe, teacher=teacher, student=student, data=False, anyway=anyway, report=self.report
+        )
+        self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
+        self.val: Any = _val(self.recipe) if val_data is None else val_data
+        self.opened = Opened()
+        self.expected: Estimate | None = None
+        idle = ignored(self.recipe, self.lab.stages, given)
+        self.report.findings(idle)
+        self.manifest: dict[str, Any] = {
+            **environment(self.lab.device),
+            "teacher": self.recipe.teacher.spec,
+            "teacher_sha256": self.teacher.digest,
+            "student": self.recipe.student.spec,
+            "student_chosen": self.lab.student_choice,
+            "findings": as_data([*self.lab.student_findings, *idle]),
+            "recipe_sha256": sha256(recipes.to_toml(self.recipe).encode()).hexdigest(),
+            "seed": self.recipe.run.seed,
+            "plan": list(self.lab.plan.reasons),
+            "stages": [stage.model_dump() for stage in self.lab.stages],
+            "device": str(self.lab.device),
+            "precision": self.recipe.run.precision,
+            "teacher_findings": as_data(self.lab.teacher_findings),
+        }
+
+    def expect(self) -> Estimate:
+        """Tells what the run will take, and what can be said against its result before it
+        begins."""
+        lab = self.lab
+        if self.recipe.budget.minutes:  # time for scores, or over already, is not the rounds'
+            whole = self.recipe.budget.minutes * 60
+            lab.limit(whole - reserved(whole, 0.0) - (time.perf_counter() - self.started))
+        self.expected = expected = estimate(lab)
+        ahead = time.perf_counter() - self.started + expected.seconds
+        self.report.estimate(expected, ahead, timed=lab.budget.timed)
+        refined = sum(
+            found.invented
+            for found, stage in zip(expected.stages, lab.stages, strict=True)
+            if stage.generator == "pixels"
+        )
+        begun = self.recipe.student.weights or is_saved(self.recipe.student.spec)
+        findings = expect_budget(expected.seen, refined if "pixels" in lab.generators else None)
+        self.report.findings([] if begun else findings)
+        self.manifest["estimate"] = asdict(expected)
+        return expected
+
+    def start(self) -> Result:
+        """Runs it in a new directory: `run.out`, or one that is named after teacher and student."""
+        recipe = self.recipe
+        words = (_word(recipe.teacher.spec), _word(recipe.student.spec))
+        out = Path(recipe.run.out or free_name(Path(f"runs/{'-'.join(words)}-s{recipe.run.seed}")))
+        claim(out, resumable=True)
+        with held(out, "--out"):
+            self._open_data()
+            return self._walk(Run.create(out, recipe, self.manifest))
+
+    def resume(self, path: Path) -> Result:
+        """Goes on with an interrupted run from its newest complete checkpoint."""
+        with held(path, "--resume"):
+            the_run, _ = Run.resume(path)  # whoever worked in it until now may have finished it
+            self._take_up(the_run)
+            return self._walk(the_run)
+
+    def _open_data(self) -> None:
+        self.opened = open_data(self.lab, real_data=self.real_data)
+        self.report.findings(self.opened.notes)
+        self.manifest |= self.opened.as_data()
+
+    def _take_up(self, the_run: Run) -> None:
+        """Opens what the run had opened, and goes back to its newest checkpoint; nothing may have
+        changed meanwhile. Settings that are newer than the run have their defaults."""
+        where, before = f"--resume {quoted(the_run.path)}", the_run.manifest
+        if before.get("teacher_sha256") != self.teacher.digest:
+            raise InputError(f"{where}: the teacher is another one than at the start")
+        if before.get("recipe_sha256") != sha256_of(the_run.path / "recipe.toml"):
+            raise InputError(f"{where}: its recipe.toml was changed after the run was started")
+        kept = ("command", "student_chosen", "recipe_sha256")
+        self.manifest |= {key: before.get(key) for key in kept}
+        self.manifest["sittings"] = _count(before.get("sittings")) + 1
+        self._open_data()
+        if before.get("data") != self.manifest["data"]:
+            raise InputError(f"{where}: the data are other ones than at the start")
+        state = the_run.newest()
+        if state is None:
+            self.report.say("no checkpoint yet: starting from the beginning")
+            return
+        try:
+            self.lab.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
+            raise InputError(f"{where}: its newest checkpoint does not fit its recipe") from None
+        self.report.say(f"going on after round {self.lab.progress.round}")
+
+    def _walk(self, the_run: Run) -> Result:
+        """Walks the rounds, records them, and finishes or stops."""
+        lab, recipe, classes = self.lab, self.recipe, self.teacher.classes
+        spent_before = lab.progress.seconds
+        if recipe.budget.minutes:
+            whole = recipe.budget.minutes * 60
+            reserve = reserved(whole, self._scoring(MOST_SCORING * whole))
+            lab.limit(whole - reserve - (time.perf_counter() - self.started))
+        parts = recipe.run.snapshots + 1  # the last part ends with the student itself
+        part = int(whole_share(lab.progress, lab.budget) * parts)
+        again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(recipe)
+        self.report.say(f"run directory: {the_run.path}")
+        self.report.expect(self._schedule())
+        session = Session(
+            self.report, again, recipe.run.checkpoint_seconds, saved=lab.progress.round > 0,
+            by_force=self.by_force,
+        )  # fmt: skip
+        with session.open(lab):
+            for round_ in rounds(lab):
+                the_run.record(round_)
+                before, part = part, int(round_.share * parts)
+                if before < part < parts and lab.learner:
+                    weights = lab.learner.average or lab.learner.student.state_dict()
+                    seconds = spent_before + time.perf_counter() - self.started
+                    the_run.snapshot(part, weights, round_, seconds)
+                self.report.follow(round_)
+                the_run.samples(round_, classes)
+                session.pause(
+                    partial(_checkpoint, the_run, lab, round_),
+                    done=f"{round_.share:.0%}", last=lab.finished,
+                )  # fmt: skip
+        with resumable(again):
+            the_run.close_samples(classes)
+            return self._finish(the_run, spent_before)
+
+    def _scoring(self, most: float) -> float:
+        """Seconds that the final score will take, where it can be told before the images are
+        opened, and without asking a black box, whose answers may cost."""
+        count = count_images(self.val) if isinstance(self.val, str) else 0
+        if not count or self.lab.learner is None or self.teacher.access != "full":
+            return 0.0
+        before = self.teacher.queries
+        seconds = count * seconds_per_image(self.lab.learner.student, self.teacher)
+        self.teacher.queries = before  # asked about nothing of the run
+        if seconds > most:
+            self.report.say(
+                f"scoring {count:,} images will take about {seconds:.0f} s, and the budget has "
+                f"{most:.0f} for it: the run will end late; give more minutes or fewer images"
+            )
+        return seconds
+
+    def _schedule(self) -> Schedule:
+        """By what the time left is told."""
+        minutes, lab = self.recipe.budget.minutes, self.lab
+        if minutes:
+            return Schedule(ends=self.started + 60 * minutes - lab.progress.seconds)
+        whole, done, until = sum(lab.budget.quotas), 0.0, []
+        for quota in lab.budget.quotas:
+            done += quota
+            until.append(done / whole if whole else 1.0)
+        seconds = (
+            tuple(s.seconds for s in self.expected.stages) if self.expected else (0.0,) * len(until)
+        )
+        return Schedule(None, tuple(s.name for s in lab.stages), tuple(until), seconds)
+
+    def _finish(self, the_run: Run, spent_before: float) -> Result:
+        """Chooses the weights, saves them, and only then opens validation data."""
+        lab, recipe = self.lab, self.recipe
+        asked = self.teacher.queries  # by the run; the scores come after it
+        evaluating = time.perf_counter()
+        choice, held_out = select_final_weights(lab)
+        assert lab.learner is not None
+        student = lab.learner.student.eval()
+        path = the_run.path / "student.safetensors"
+        network, args = _rebuilding(recipe)
+        save_student(student, card_of(student, network, self.teacher.names, args), path)
+        _keep_images(lab, the_run)
+        gan, diffusion = lab.generators.get("gan"), lab.generators.get("diffusion")
+        if isinstance(gan, Gan):
+            save_decoder(gan, the_run.path / "generator.safetensors")
+        if isinstance(diffusion, Diffusion) and not diffusion.borrowed:
+            diffusion.save(the_run.path / "diffusion", self.manifest["promise_level"])
+        scores: dict[str, Any] = {
+            "student_accuracy": None,
+            "teacher_accuracy": None,
+            "agreement": None,
+        }
+        findings = self._against(held_out)
+        problem: InputError | None = None
+        images = None
+        try:
+            if not isinstance(self.val, str) or self.val != "none":
+                images = images_for(recipe, self.val, self.teacher, labelled=True)
+        except InputError as error:  # the student is worth keeping all the same
+            problem = error
+        if images is not None:
+            found = compare(student, self.teacher, images)
+            scores = {
+                "student_accuracy": found.student_accuracy,
+                "teacher_accuracy": found.teacher_accuracy,
+                "agreement": found.agreement,
+                "kl": found.kl,
+                "student_ece": found.student_ece,
+                "student_told": asdict(found.student_told) if found.student_told else None,
+                "teacher_told": asdict(found.teacher_told) if found.teacher_told else None,
+                "val_data": images.source,
+                "val_digest": images.digest,
+                "val_images": found.n,
+                "val_order": found.order,
+                "val_notes": as_data(images.notes),
+                "label_order": found.label_order,
+                "student_balanced_accuracy": found.student_balanced_accuracy,
+                "teacher_balanced_accuracy": found.teacher_balanced_accuracy,
+                "constant_balanced_accuracy": found.constant_balanced_accuracy,
+                "constant_accuracy": found.constant_accuracy,
+            }
+            findings += found.findings
+            if found.order:
+                self.report.say(f"{quoted(images.source)}: {found.order}")
+            self.report.findings(images.notes)
+        evaluation = time.perf_counter() - evaluating
+        wall = spent_before + time.perf_counter() - self.started
+        parts = {**lab.seconds, "evaluation": evaluation}
+        progress = lab.progress
+        names = (
+            YES_OR_NO if self.teacher.independent else self.teacher.names
+        )  # of what was held out
+        balance = class_balance(held_out.learned, held_out.taught, len(names))
+        summary = {
+            # labels that are wrong make the score useless, not the student
+            "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),
+            "findings": as_data(findings),
+            **scores,
+            "student": recipe.student.spec,
+            "answers": student.answers,
+            "teacher_answers": self.teacher.reading,
+            "student_parameters": sum(p.numel() for p in student.parameters()),
+            "teacher_parameters": self.teacher.parameters_count,
+            "student_sha256": sha256_of(path),
+            **choice,
+            "held_out_balance": balance_data(balance, names),
+            "wall_seconds": round(wall, 2),
+            "seconds": {k: round(v, 2) for k, v in parts.items()}
+            | {"rest": round(wall - sum(parts.values()), 2)},
+            "images_seen": progress.images_seen,
+            "images_invented": progress.invented,
+            "held_out": "real" if recipe.data.mix_ratio == 0 else "synthetic",
+            "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
+            "real_images_read": self.manifest["real_images_read"],
+            "teacher_access": self.teacher.access,
+            "teacher_queries": asked,
+            "promise_level": self.manifest["promise_level"],
+            "promise": self.manifest["promise"],
+            "teacher_findings": as_data(self.lab.teacher_findings),
+            "peak_memory_mb": peak_memory_mb(lab.device),
+            "seed": recipe.run.seed,
+        }
+        the_run.finish(summary, self.manifest)
+        result = Result(student, summary, tuple(findings), the_run.path)
+        if problem:
+            raise Unscored(
+                f"{problem} (the run is finished, but not scored: see synthkd evaluate)", result
+            )
+        return result
+
+    def _against(self, held_out: HeldOut) -> list[Finding]:
+        """What can be said against the student without any real image."""
+        lab = self.lab
+        findings: list[Finding] = []
+        stored = lab.memory.everything()
+        if lab.recipe.data.mix_ratio > 0 and len(stored):
+            counts = torch.tensor(lab.memory.counts)
+            if self.teacher.independent:  # a class may be there without ever being the likeliest
+                counts = (stored.logits > 0).sum(0)
+            findings += check_memory(counts, self.teacher.names)
+        if not lab.recipe.student.weights and not is_saved(lab.recipe.student.spec):
+            findings += check_budget(lab.progress.images_seen, _refined(lab))
+        names = YES_OR_NO if self.teacher.independent else self.teacher.names
+        return findings + check_agreement(held_out.learned, held_out.taught, len(names), names)
+
+
+class Unscored(InputError):
+    """A run that is finished and whose validation data could not be read; `result` is there."""
+
+    def __init__(self, text: str, result: Result) -> None:
+        super().__init__(text)
+        self.result = result
+
+
+def _checkpoint(the_run: Run, lab: Lab, round_: Round) -> None:
+    the_run.checkpoint(lab.state_dict(), round_.progress.round)
+
+
+def _check_val(recipe: Recipe) -> None:
+    """Whether validation data can be there: they are opened at the end, when it is late for a
+    misspelt path."""
+    path = recipe.data.val
+    code = ".py:" in path
+    if code and not recipe.run.trust_code:
+        raise InputError(
+            f"--val-data {quoted(path)} runs the code in that file: read it, then give --trust-code"
+        )
+    if path in ("", "none") or path.startswith("demo:") or code:
+        return
+    if not Path(path).exists():
+        raise InputError(f"--val-data {quoted(path)}: there is no such file or folder")
+
+
+def _count(value: object) -> int:
+    """A count out of a manifest; what is none counts as one."""
+    return value if isinstance(value, int) else 1
+
+
+def _word(spec: str) -> str:
+    """A SPEC as part of a directory's name.
+
+    >>> _word("nets/my_file.py:make")
+    'my_file-make'
+    """
+    return Path(spec.replace(".py:", "-").replace(":", "-")).name or "x"
+
+
+def reserved(whole: float, scoring: float) -> float:
+    """Seconds of a budget of `whole` seconds that are kept for choosing, scoring and saving: more
+    where `scoring` needs it, but a quarter of all at the most. What needs more runs over.
+
+    >>> reserved(600, 0), reserved(20, 0), reserved(180, 20.0), reserved(180, 120)
+    (12.0, 2.0, 20.0, 45.0)
+    """
+    least = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
+    return max(least, min(scoring, MOST_SCORING * whole))
+
+
+def _val(recipe: Recipe) -> str:
+    return recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
+
+
+def _refined(lab: Lab) -> int | None:
+    """How many refined images are in the memory; None where the plan refines none, or where no
+    image is stored."""
+    stored = lab.memory.everything()
+    if "pixels" not in lab.generators or len(stored) < len(lab.memory):
+        return None
+    return stored.origins.count("pixels")
+
+
+def _keep_images(lab: Lab, the_run: Run) -> None:
+    """Keeps some of the memory's images, evenly over the classes: 8-bit integers are calibrated on
+    them (synthkd export --int8). Where there is no memory, some that were held out; never real
+    ones."""
+    kept = lab.memory.everything()
+    if not len(kept):
+        if lab.recipe.data.mix_ratio == 0:
+            return
+        kept = lab.held_out.everything()
+    rng = generator_for(lab.recipe.run.seed, "calibration")
+    fitting = KEPT_BYTES // math.prod(lab.teacher.spec.shape)
+    order, seen = torch.randperm(len(kept), generator=rng), Counter[int]()
+    ranks = []  # of each image among those of its class
+    for vote in kept.votes[order].tolist():
+        ranks.append(seen[vote])
+        seen[vote] += 1
+    first = torch.tensor(ranks, dtype=torch.int64).argsort(stable=True)
+    chosen = order[first[: min(KEPT_IMAGES, fitting)]]
+    if len(chosen):
+        the_run.keep_images(kept.images[chosen], kept.votes[chosen])
+        the_run.memory_sheet(kept.images[chosen], kept.votes[chosen], lab.teacher.classes)
+
+
+def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:
+    """The SPEC that rebuilds the student's network, that of the run it started from if it did, and
+    its arguments."""
+    folder = Path(recipe.student.spec)
+    if folder.is_dir():
+        card = read_card(folder / "student.safetensors")
+        return card.network, card.args
+    return recipe.student.spec, recipe.student.args
