@@ -1,22 +1,23 @@
 """Where the time of a run goes, and what part of the machine's arithmetic it uses.
 
-    python benchmarks/where_time_goes.py MINUTES DISTILL_FLAGS...
+    python benchmarks/where_time_goes.py MINUTES [CONFIG.toml] [KEY=VALUE ...]
 
-Runs the recipe of `synthkd distill DISTILL_FLAGS` for so long (nothing is written), counts the
+Runs a recipe (`pipeline=gan`, `teacher.spec=demo`, `student.spec=resnet8`, …) for so long (nothing
+is written), counts the
 multiplications and additions of the three kinds of work on one batch each, and compares with what
 matrix products of this machine reach. "The rest" is memory, augmentation's bookkeeping and records.
 """
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from synthkd import cli
-from synthkd.commands import distill
-from synthkd.commands.display import Display
+from synthkd import recipe as recipes
+from synthkd.engine.build import build
 from synthkd.engine.loop import Lab, rounds
 
 
@@ -59,14 +60,16 @@ def costs(lab: Lab) -> dict[str, float]:
     }
 
 
-def main(minutes: str, flags: list[str]) -> None:
+def main(minutes: str, settings: list[str]) -> None:
     """Prints two tables."""
-    taken: list[Any] = []
-    distill.run = lambda recipe, **_: taken.append(recipe)  # the command line gives us its recipe
-    cli.main(["distill", "--minutes", minutes, *flags])
-    job = distill._prepare(taken[0], Display(quiet=True))
-    lab = job.lab
-    job.open_data()
+    config = next((Path(setting) for setting in settings if "=" not in setting), None)
+    flags: dict[str, Any] = {"budget": {"minutes": minutes}}
+    for setting in settings:
+        key, given, value = setting.partition("=")
+        table, _, leaf = key.rpartition(".")
+        if given:
+            (flags.setdefault(table, {}) if table else flags)[leaf] = value
+    lab = build(recipes.build(config, flags))
     reach = attainable()
     per_image = costs(lab)
     trained = 0

@@ -23,8 +23,8 @@ def state(round_: int) -> dict[str, Any]:
     return {"progress": {"round": round_}, "weights": torch.full((3,), float(round_))}
 
 
-def round_(round_: int) -> Round:
-    return Round(Progress(round=round_), "joint", 0.5, {"loss": 1.0 / round_}, None, None)
+def done(number: int) -> Round:
+    return Round(Progress(round=number), "joint", 0.5, {"loss": 1.0 / number}, None, None)
 
 
 def checkpoints(run: Run) -> list[str]:
@@ -104,7 +104,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(run: Run) -> None:
 
 
 def test_without_a_readable_checkpoint_the_run_starts_over(run: Run) -> None:
-    run.record(round_(1))
+    run.record(done(1))
     assert run.newest() is None
     assert recorded(run) == []
 
@@ -120,9 +120,9 @@ def test_a_new_checkpoint_outlives_damaged_ones_of_later_rounds(run: Run) -> Non
 
 
 def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
-    for round_ in range(1, 6):
-        run.record(round_(round_))
-        if round_ == 3:
+    for number in range(1, 6):
+        run.record(done(number))
+        if number == 3:
             run.checkpoint(state(3), 3)
     run.newest()
     assert recorded(run) == [1, 2, 3]
@@ -132,13 +132,13 @@ def test_metrics_after_the_checkpoint_are_taken_back(run: Run) -> None:
     "torn", [b'{"round": 3, "sta', b"\0\0\0\0", b"\xff\xfe\n", b"3\n", b"{}\n"]
 )
 def test_a_torn_last_line_of_the_metrics_is_dropped(run: Run, torn: bytes) -> None:
-    for round_ in (1, 2):
-        run.record(round_(round_))
+    for number in (1, 2):
+        run.record(done(number))
     run.checkpoint(state(9), 9)
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(torn)
     run.newest()
-    run.record(round_(3))
+    run.record(done(3))
     assert recorded(run) == [1, 2, 3]
 
 
