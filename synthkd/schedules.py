@@ -64,34 +64,40 @@ def share(done: int, count: int, ratio: float) -> int:
     return math.floor((done + count) * ratio + exact) - math.floor(done * ratio + exact)
 
 
+LOW, HIGH = 0.7, 0.85  # agreement under which the difficulty falls, over which it rises
+DOWN, UP = 0.8, 1.2  # the factors by which it does
+FLOOR = 0.1  # the smallest difficulty; 0 could not be left by a factor
+PATIENCE = 2  # rounds in a row beyond a threshold before it moves
+
+
 @dataclass(frozen=True)
 class Difficulty:
     """The state of the difficulty scheduler."""
 
     level: float  # 0..1
     agreement: float | None = None  # smoothed
-    above: int = 0  # rounds in a row over `high`
-    below: int = 0  # rounds in a row under `low`
+    above: int = 0  # rounds in a row over HIGH
+    below: int = 0  # rounds in a row under LOW
 
 
 def step_difficulty(state: Difficulty, agreement: float, table: DifficultyTable) -> Difficulty:
     """The state after a round in which student and teacher agreed on a share `agreement` of
     held-out images.
 
-    The share is smoothed, a ← 0.9 a + 0.1 agreement. After `patience` rounds over `high` the level
-    grows by the factor `up`, after as many under `low` it shrinks by `down`; it stays in
-    floor..ceiling.
+    The share is smoothed, a ← 0.9 a + 0.1 agreement. After PATIENCE rounds over HIGH the level
+    grows by the factor UP, at most to `table.ceiling`; after as many under LOW it shrinks by DOWN,
+    at least to FLOOR.
 
-    >>> table = DifficultyTable(start=0.5, patience=1)
-    >>> step_difficulty(Difficulty(0.5), 1.0, table).level
+    >>> table = DifficultyTable(enabled=True, start=0.5)
+    >>> step_difficulty(Difficulty(0.5, above=1), 1.0, table).level
     0.6
     """
     smooth = agreement if state.agreement is None else 0.9 * state.agreement + 0.1 * agreement
-    above = state.above + 1 if smooth > table.high else 0
-    below = state.below + 1 if smooth < table.low else 0
+    above = state.above + 1 if smooth > HIGH else 0
+    below = state.below + 1 if smooth < LOW else 0
     level = state.level
-    if table.enabled and above >= table.patience:
-        level, above = min(table.ceiling, level * table.up), 0
-    elif table.enabled and below >= table.patience:
-        level, below = max(table.floor, level * table.down), 0
+    if table.enabled and above >= PATIENCE:
+        level, above = min(table.ceiling, level * UP), 0
+    elif table.enabled and below >= PATIENCE:
+        level, below = max(FLOOR, level * DOWN), 0
     return replace(state, level=level, agreement=smooth, above=above, below=below)

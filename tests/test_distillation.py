@@ -518,7 +518,7 @@ class Listening:
 
 
 def test_the_weight_of_disagreement_follows_the_difficulty_and_the_student_poses_at_rest(teacher):
-    moving = recipe(difficulty={"patience": 1, "low": 0.99, "high": 1.0, "down": 0.5, "floor": 0.0})
+    moving = recipe(difficulty={"enabled": True, "start": 0.5})
     lab = lab_of(moving, teacher)
     listening = lab.generators["gan"] = Listening(lab.learner)  # type: ignore[assignment]
     expected = []

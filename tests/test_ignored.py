@@ -33,7 +33,7 @@ def found(**given: object) -> list[str]:
         ({"memory__capacity": 50_000, "most_remembered": 4096}, "at most 4,096"),
         ({"training__momentum": 0.5, "training__optimizer": "adam"}, "training.momentum"),
         ({"training__milestones": (0.5,)}, "training.milestones"),
-        ({"difficulty__up": 2, "difficulty__enabled": False}, "difficulty.up"),
+        ({"difficulty__ceiling": 1.0, "difficulty__enabled": False}, "difficulty.ceiling"),
         ({"pixels__decay": 0.5, "pipeline": "shaders"}, "pixels.decay"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from synthkd.core.resources import shipped
 from synthkd.engine.loop import Lab, rounds
 from synthkd.losses.synthesis import TERMS
-from synthkd.recipe import Recipe, TeacherTable, build, to_toml, validated
+from synthkd.recipe import Recipe, Stage, TeacherTable, build, settings, to_toml, validated
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis.objective import ADVERSARIAL
 from synthkd.synthesis.plan import plan
@@ -69,6 +69,24 @@ def test_a_pipeline_survives_being_written_and_read(name):
     recipe = build(flags={"pipeline": name, **flags})
     assert validated(tomllib.loads(to_toml(recipe))) == recipe
     assert recipe.budget.images
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipeline_states_nothing_that_is_the_default(name):
+    text = (shipped("pipelines") / f"{name}.toml").read_text()
+    defaults = {setting.key: setting.default for setting in settings()}
+    of_stages = {setting.key: setting.default for setting in settings(Stage)}
+    stated = tomllib.loads(text)
+    stages = stated.pop("stage")
+    values = [(f"{table}.{key}", v) for table, keys in stated.items() for key, v in keys.items()]
+    assert [key for key, value in values if as_kept(value) == defaults[key]] == []
+    values = [(key, value) for stage in stages for key, value in stage.items()]
+    assert [key for key, value in values if as_kept(value) == of_stages[key]] == []
+
+
+def as_kept(value):
+    """A value of TOML as a recipe holds it."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("name", NAMES)

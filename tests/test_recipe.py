@@ -130,7 +130,7 @@ def test_relations_are_judged_after_merging(pipeline, toml):
     """0.95 is above the ceiling that the program has, not above the one that the pipeline sets."""
     config = toml("[difficulty]\nstart = 0.95\n")
     assert recipe.build(config, {"pipeline": pipeline}).difficulty.start == 0.95
-    with pytest.raises(InputError, match="floor <= start <= ceiling"):
+    with pytest.raises(InputError, match="start must not exceed ceiling"):
         recipe.build(config, {"pipeline": pipeline, "difficulty": {"ceiling": "0.9"}})
 
 

@@ -121,9 +121,7 @@ def test_all_and_nothing_are_shares_too(done, count):
 
 # --- difficulty ---
 
-TABLE = DifficultyTable(
-    start=0.3, low=0.7, high=0.85, down=0.5, up=2.0, floor=0.1, ceiling=0.9, patience=2
-)
+TABLE = DifficultyTable(enabled=True, start=0.3, ceiling=0.9)
 
 
 def played(agreements: list[float], table: DifficultyTable = TABLE) -> list[Difficulty]:
@@ -139,29 +137,30 @@ def test_agreement_is_smoothed_by_nine_tenths_from_its_first_value_on():
 
 
 def test_the_level_moves_once_patience_is_spent_and_stops_at_the_ceiling():
-    found = [s.level for s in played([0.9] * 7)]
-    assert found == pytest.approx([0.3, 0.6, 0.6, 0.9, 0.9, 0.9, 0.9])  # 1.2 is over the ceiling
+    found = [s.level for s in played([0.9] * 15)]
+    assert found[:5] == pytest.approx([0.3, 0.36, 0.36, 0.432, 0.432])
+    assert found[-4:] == pytest.approx([0.3 * 1.2**6, 0.3 * 1.2**6, 0.9, 0.9])  # not 1.07
 
 
 def test_the_level_falls_after_bad_rounds_and_stops_at_the_floor():
-    found = [s.level for s in played([0.2] * 7)]
-    assert found == pytest.approx([0.3, 0.15, 0.15, 0.1, 0.1, 0.1, 0.1])
+    found = [s.level for s in played([0.2] * 12)]
+    assert found[:5] == pytest.approx([0.3, 0.24, 0.24, 0.192, 0.192])
+    assert found[-2:] == pytest.approx([0.1, 0.1])
 
 
 def test_a_round_between_the_thresholds_makes_patience_start_anew():
     states = played([0.9, 0.3, 0.9, 0.9, 0.9])
     assert [s.agreement for s in states] == pytest.approx([0.9, 0.84, 0.846, 0.8514, 0.85626])
     assert [s.above for s in states] == [1, 0, 0, 1, 0]
-    assert [s.level for s in states] == pytest.approx([0.3, 0.3, 0.3, 0.3, 0.6])
+    assert [s.level for s in states] == pytest.approx([0.3, 0.3, 0.3, 0.3, 0.36])
 
 
 def test_good_and_bad_rounds_are_counted_apart():
-    table = TABLE.model_copy(update={"patience": 3})
-    states = [Difficulty(0.4, agreement=1.0, above=2, below=0)]
-    for agreement in (0.0, 0.0, 0.0, 0.0):  # smoothed 0.9, 0.81, 0.729, 0.6561
-        states.append(step_difficulty(states[-1], agreement, table))
-    assert [(s.above, s.below) for s in states[1:]] == [(0, 0), (0, 0), (0, 0), (0, 1)]
-    assert [s.level for s in states[1:]] == pytest.approx([0.8, 0.8, 0.8, 0.8])
+    states = [Difficulty(0.4, agreement=1.0, above=1, below=0)]
+    for agreement in (0.0, 0.0, 0.0, 0.0, 0.0):  # smoothed 0.9, 0.81, 0.729, 0.6561, 0.59049
+        states.append(step_difficulty(states[-1], agreement, TABLE))
+    assert [(s.above, s.below) for s in states[1:]] == [(0, 0), (0, 0), (0, 0), (0, 1), (0, 0)]
+    assert [s.level for s in states[1:]] == pytest.approx([0.48, 0.48, 0.48, 0.48, 0.384])
 
 
 def test_a_disabled_difficulty_stays_but_still_watches():

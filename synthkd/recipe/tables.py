@@ -652,7 +652,7 @@ class MemoryTable(Table):
             ge=0,
             le=1,
         ),
-    ] = 0.5
+    ] = 0.0
 
 
 class DifficultyTable(Table):
@@ -660,31 +660,14 @@ class DifficultyTable(Table):
 
     enabled: Annotated[
         bool, Field(description="move the difficulty (false: it stays at start)")
-    ] = True
-    start: Annotated[float, Field(description="difficulty at the beginning", ge=0, le=1)] = 0.3
-    low: Annotated[float, Field(description="agreement under which it gets easier", ge=0, le=1)] = (
-        0.7
-    )
-    high: Annotated[float, Field(description="agreement over which it gets harder", ge=0, le=1)] = (
-        0.85
-    )
-    down: Annotated[float, Field(description="factor when it gets easier", gt=0, lt=1)] = 0.8
-    up: Annotated[float, Field(description="factor when it gets harder", gt=1, le=10)] = 1.2
-    floor: Annotated[float, Field(description="smallest difficulty", ge=0, le=1)] = 0.1
-    ceiling: Annotated[float, Field(description="largest difficulty", ge=0, le=1)] = 0.9
-    patience: Annotated[
-        int, Field(description="rounds in a row beyond a threshold before it moves", ge=1, le=MOST)
-    ] = 2
+    ] = False
+    start: Annotated[float, Field(description="difficulty at the beginning", ge=0, le=1)] = 1.0
+    ceiling: Annotated[float, Field(description="largest difficulty", ge=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.low <= self.high:
-            raise ValueError(f"low must not exceed high; got {self.low} and {self.high}")
-        if not self.floor <= self.start <= self.ceiling:
-            raise ValueError(
-                "floor <= start <= ceiling must hold; "
-                f"got {self.floor}, {self.start}, {self.ceiling}"
-            )
+        if not self.start <= self.ceiling:
+            raise ValueError(f"start must not exceed ceiling; got {self.start} and {self.ceiling}")
         return self
 
 
@@ -698,13 +681,13 @@ class AugmentTable(Table):
     affine: Annotated[
         float,
         Field(description="rotation (x 30 degrees), scale and shear at difficulty 1", ge=0, le=1),
-    ] = 0.5
+    ] = 0.0
     jitter: Annotated[
         float, Field(description="brightness and contrast change at difficulty 1", ge=0, le=1)
-    ] = 0.3
+    ] = 0.0
     erase: Annotated[
         float, Field(description="probability of an erased rectangle at difficulty 1", ge=0, le=1)
-    ] = 0.5
+    ] = 0.0
     mixup: Annotated[
         float, Field(description="probability that a batch is blended with itself", ge=0, le=1)
     ] = 0.5

@@ -17,7 +17,8 @@ from synthkd.core.images import Batch, ImageSpec, resized
 from synthkd.core.optimizers import load_optimizer
 from synthkd.images.augment import mirrored
 from synthkd.networks.unet import new_unet, working_size
-from synthkd.recipe import DifficultyTable, Recipe
+from synthkd.recipe import Recipe
+from synthkd.schedules import FLOOR
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.diffusion.diffusers_io import (
     is_diffusers_folder,
@@ -194,8 +195,8 @@ class Diffusion:
         if self.table.curriculum == "linear":
             return min(1.0, context.stage_share / self.table.opened_after)
         if self.table.curriculum == "difficulty":
-            table: DifficultyTable = self.recipe.difficulty
-            return (context.difficulty - table.floor) / max(1e-6, table.ceiling - table.floor)
+            reach = max(1e-6, self.recipe.difficulty.ceiling - FLOOR)
+            return (context.difficulty - FLOOR) / reach
         return 1.0
 
     def _sync_ema(self) -> None:
