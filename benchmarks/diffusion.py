@@ -39,7 +39,7 @@ from synthkd.data.sources import load_images
 Row = dict[str, Any]
 
 
-UNSTEERED = ("--pipeline", "diffusion", "--diffusion.guidance", 0)
+UNSTEERED = ("--pipeline", "diffusion", "--diffusion.teacher_guidance", 0)
 
 
 def call(*words: object) -> None:
@@ -140,7 +140,7 @@ def memory(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
         "procedural and refined": base,
         "these and diffusion": (*base, *UNSTEERED),
         "these and guided diffusion": (
-            *base, "--pipeline", "diffusion", "--diffusion.guidance", 2,
+            *base, "--pipeline", "diffusion", "--diffusion.teacher_guidance", 2,
         ),
         "diffusion alone": (
             *base, *UNSTEERED, "--memory.shares", "diffusion=1.0",
@@ -170,10 +170,10 @@ def denoiser(bench: Bench, name: str, images: object, *flags: object) -> Path:
 def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list[Row]]]:
     """A denoiser, of the teacher's world or of another, steered."""
     # that of another world learns no class: without one is how it is sampled
-    unasked = ("--diffusion.scale", 0) if prior else ()
+    unasked = ("--diffusion.guidance_scale", 0) if prior else ()
     name = "world" if prior else "own"
     world = (
-        denoiser(bench, name, prior, "--diffusion.drop", 1.0, *unasked)
+        denoiser(bench, name, prior, "--diffusion.label_dropout", 1.0, *unasked)
         if prior
         else denoiser(bench, name, bench.real)
     )
@@ -184,7 +184,7 @@ def guidance(bench: Bench, seeds: list[int], prior: str) -> list[tuple[str, list
         def made(place: Path) -> Row:
             row = bench.generated(
                 place, count, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "imagine",
-                "--generator-from", world, "--diffusion.guidance", scale,
+                "--generator-from", world, "--diffusion.teacher_guidance", scale,
                 "--diffusion.steps", steps, *unasked,
             )  # fmt: skip
             return row | {"student": bench.learned(place, seed)}
@@ -226,7 +226,7 @@ def sizes(bench: Bench, seeds: list[int]) -> list[tuple[str, list[Row]]]:
         return lambda place: bench.generated(
             place, 300, "--seed", seed, "--pipeline", "diffusion", "--run.stages", "learn",
             "--real-data", bench.real, "--minutes", bench.minutes, "--diffusion.size", size,
-            "--diffusion.guidance", 2, "--dataset.folders", "false",
+            "--diffusion.teacher_guidance", 2, "--dataset.folders", "false",
         )  # fmt: skip
 
     return [

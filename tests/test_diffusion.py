@@ -68,7 +68,7 @@ def context(
 
 def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: FrozenTeacher) -> None:
     """The loss of a first step, written out with the same draws."""
-    made = diffusion(teacher, drop=0.5)
+    made = diffusion(teacher, label_dropout=0.5)
     before = copy.deepcopy(made.unet)
     set_up = context(teacher, fresh=0, synthesis_steps=1)
     found = made.synthesize(set_up, seeded(7))
@@ -157,7 +157,7 @@ def test_guidance_makes_the_teacher_agree(teacher: FrozenTeacher, terms: dict[st
     labels = torch.arange(40) % 10
     shares = []
     for guidance in (0.0, 4.0):
-        made = diffusion(teacher, guidance=guidance, steps=6)
+        made = diffusion(teacher, teacher_guidance=guidance, steps=6)
         images = made.sample(labels, context(teacher, terms), seeded(5)).images
         shares.append(float((teacher(images).argmax(1) == labels).float().mean()))
     assert shares[0] < 0.4 and shares[1] > 0.8
@@ -186,7 +186,7 @@ def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: FrozenTeacher)
     closed = FrozenTeacher(teacher.classifier, access="logits")
     labels = torch.arange(10)
     one, other = (
-        diffusion(box, guidance=guidance).sample(labels, context(box), seeded(5)).images
+        diffusion(box, teacher_guidance=guidance).sample(labels, context(box), seeded(5)).images
         for box, guidance in ((closed, 4.0), (teacher, 0.0))
     )
     assert torch.equal(one, other)
@@ -215,7 +215,7 @@ def test_the_plan_says_what_is_learned_from(
 def test_classifier_free_guidance_extrapolates_from_no_class(
     teacher: FrozenTeacher, scale: float, asked: int
 ) -> None:
-    made = diffusion(teacher, scale=scale)
+    made = diffusion(teacher, guidance_scale=scale)
     assert isinstance(made.denoiser, Trained)
     noisy, labels = torch.randn(4, 1, 16, 16, generator=seeded()), torch.tensor([1, 2, 3, 4])
     nobody = torch.full((4,), -1)

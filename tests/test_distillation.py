@@ -180,7 +180,7 @@ def test_a_resumed_run_with_real_images_and_procedural_ones_is_the_same_too(
 ):
     mixed = recipe(
         data={"mix_ratio": 0.5, "real": "given"},
-        training={"batch": 16, "optimizer": "adam", "learning_rate": 0.01},
+        training={"batch": 16, "optimizer": "adamw", "learning_rate": 0.01},
         stage=[STAGES[0] | {"generator": "procedural"}, STAGES[1], STAGES[2]],
     )
     whole, first, second = (lab_of(mixed, teacher, real) for _ in range(3))

@@ -36,7 +36,7 @@ from synthkd.synthesis.diffusion.diffusers_io import (
     promise_of,
     save_folder,
 )
-from synthkd.synthesis.diffusion.generator import Diffusion, schedule_of
+from synthkd.synthesis.diffusion.generator import SCHEDULE, Diffusion
 from synthkd.synthesis.diffusion.sampling import sampled, solver
 from synthkd.teachers.frozen import FrozenTeacher
 
@@ -75,7 +75,7 @@ def unconditional(folder: Path, channels: int = 1, **more: Any) -> Path:
 
 def ours(folder: Path) -> Path:
     save_folder(
-        new_unet(1, 10, size=16, width=8), schedule_of(Recipe()), folder,
+        new_unet(1, 10, size=16, width=8), SCHEDULE, folder,
         {"classes": list("0123456789"), "promise_level": 0, "teacher_sha256": "abc"},
     )  # fmt: skip
     return folder

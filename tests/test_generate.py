@@ -305,7 +305,7 @@ def test_real_images_show_in_the_promise(imagined: Path) -> None:
 def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Path) -> None:
     flags = shlex.split(
         "--pipeline diffusion --run.stages imagine --count 20 --diffusion.steps 2 --run.threads 1 "
-        "--quiet --diffusion.guidance 2"
+        "--quiet --diffusion.teacher_guidance 2"
     )
     main(["generate", *flags, "--generator-from", str(imagined / "model"),
           "--out", str(tmp_path / "set")])  # fmt: skip
@@ -316,7 +316,7 @@ def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("more", "levels"), [("--diffusion.guidance 0 --run.precision float32", 1), ("", 8)],
+    ("more", "levels"), [("--diffusion.teacher_guidance 0 --run.precision float32", 1), ("", 8)],
     ids=["alone", "steered, in bfloat16"],
 )  # fmt: skip
 def test_a_set_is_the_same_whatever_the_batch(

@@ -28,10 +28,10 @@ def found(**given: object) -> list[str]:
     ("given", "words"),
     [
         ({"data__real": "scans"}, "--real-data is not used"),
-        ({"diffusion__guidance": 3}, "diffusion.guidance"),
+        ({"diffusion__teacher_guidance": 3}, "diffusion.teacher_guidance"),
         ({"discriminator__width": 8}, "generator gan"),
         ({"memory__capacity": 50_000, "most_remembered": 4096}, "at most 4,096"),
-        ({"training__momentum": 0.5, "training__optimizer": "adam"}, "training.momentum"),
+        ({"training__momentum": 0.5, "training__optimizer": "adamw"}, "training.momentum"),
         ({"training__milestones": (0.5,)}, "training.milestones"),
         ({"difficulty__ceiling": 1.0, "difficulty__enabled": False}, "difficulty.ceiling"),
         ({"pixels__decay": 0.5, "pipeline": "shaders"}, "pixels.decay"),
@@ -46,7 +46,7 @@ def test_what_does_nothing_is_named(given, words):
     "given",
     [
         {"data__real": "scans", "data__mix_ratio": 0.5},
-        {"diffusion__guidance": 3, "pipeline": "diffusion"},
+        {"diffusion__teacher_guidance": 3, "pipeline": "diffusion"},
         {"memory__capacity": 4000, "most_remembered": 4096},
         {"student__max_params": 9000, "student__spec": "auto"},
         {"pixels__decay": 0.5, "pipeline": "deepinversion"},
@@ -64,11 +64,15 @@ def test_a_pipelines_own_settings_are_nobodys_mistake():
 
 
 def test_the_command_line_names_them_before_it_runs(capsys):
-    main(shlex.split("distill --dry-run --run.threads 1 --real-data scans --diffusion.guidance 2"))
+    main(
+        shlex.split(
+            "distill --dry-run --run.threads 1 --real-data scans --diffusion.teacher_guidance 2"
+        )
+    )
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if line.startswith("warning: ")]
     assert any("--real-data is not used at --mix-ratio 1.0" in line for line in told)
-    assert any("diffusion.guidance" in line for line in told)
+    assert any("diffusion.teacher_guidance" in line for line in told)
 
 
 def test_the_example_of_the_help_runs(capsys):

@@ -102,7 +102,7 @@ def test_arranging_changes_neither_weights_nor_mode():
 
 
 def test_a_student_without_normalisation_learns_at_its_own_rate():
-    table = TrainingTable(learning_rate=0.3, unnormalised=0.5, warmup=0.0, ema=0)
+    table = TrainingTable(learning_rate=0.3, lr_factor_without_norm=0.5, warmup=0.0, ema=0)
     (images, answers), *_ = batches(1)
     bare = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), SPEC, 3)
     found = []
@@ -196,7 +196,7 @@ def test_a_step_is_as_long_as_the_schedule_says(schedule):
 
 
 @pytest.mark.parametrize("loss", ["soft_targets", "logit_l1"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_student_learns_its_lesson_by_heart(optimizer, loss):
     rate = 0.05 if optimizer == "sgd" else 0.01
     table = TrainingTable(optimizer=optimizer, learning_rate=rate, terms={loss: 1.0})
@@ -254,7 +254,7 @@ def test_an_answer_is_that_of_eval_mode_and_the_mode_is_put_back():
         assert torch.equal(found, copy.deepcopy(learner.student).eval()(images))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("ema", [0.0, 0.99])
 def test_a_learner_restored_from_a_file_learns_on_bit_for_bit(
     tmp_path: Path, optimizer: str, ema: float

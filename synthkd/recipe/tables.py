@@ -527,20 +527,9 @@ class DiffusionTable(Table):
     width: Annotated[
         int, Field(description="channels of its first level", ge=8, le=512, multiple_of=8)
     ] = 32
-    prediction: Annotated[
-        Literal["v", "epsilon"], Field(description="what it predicts: v, or the noise")
-    ] = "v"
-    noise: Annotated[
-        Literal["cosine", "linear"], Field(description="how noise grows over the 1000 steps")
-    ] = "cosine"
-    snr: Annotated[
+    label_dropout: Annotated[
         float,
-        Field(
-            description="largest weight of a step, as a signal-to-noise ratio (0: all alike)", ge=0
-        ),
-    ] = 5.0
-    drop: Annotated[
-        float, Field(description="share of a batch that is not told its class", ge=0, le=1)
+        Field(description="share of a training batch whose classes are hidden from it", ge=0, le=1),
     ] = 0.1
     learning_rate: Annotated[float, Field(description="AdamW's rate", gt=0, le=1)] = 1e-3
     ema: Annotated[
@@ -550,53 +539,32 @@ class DiffusionTable(Table):
         Literal["none", "linear", "difficulty"],
         Field(
             description="how training opens from coarse, noisy steps to fine ones: all at once, "
-            "over the stage, or with the run's difficulty"
+            "over the first half of the stage, or with the run's difficulty"
         ),
     ] = "none"
-    opened_after: Annotated[
-        float, Field(description="share of the stage after which linear has opened all", gt=0, le=1)
-    ] = 0.5
     steps: Annotated[int, Field(description="denoising steps of a sample", ge=1, le=1000)] = 8
     solver: Annotated[
         Literal["auto", "ddim", "dpm", "ddpm"],
         Field(description="how it steps; auto: the one whose images the teacher agrees with most"),
     ] = "ddim"
-    scale: Annotated[
+    guidance_scale: Annotated[
         float,
         Field(
-            description="classifier-free guidance (1: none, and half the price; 0: as if no class "
-            "were known; borrowed models that always know one: 1)",
+            description="scale of classifier-free guidance (1: none, at half the price; 0: without "
+            "classes; models of others that always need a class: 1)",
             ge=0,
             le=100,
         ),
     ] = 1.0
-    guidance: Annotated[
+    teacher_guidance: Annotated[
         float,
         Field(
-            description="how far the teacher's gradient may move a step's clean image, by the "
-            "stage's terms or, without any, towards the class (0: it steers nothing)",
+            description="guidance by the teacher: how far its gradient may move the predicted "
+            "clean image at each step, by the stage's terms or, without any, towards the class "
+            "(0: none)",
             ge=0,
         ),
     ] = 0.0
-    guide_schedule: Annotated[
-        Literal["constant", "rising", "falling"],
-        Field(description="its course while the image clears"),
-    ] = "constant"
-    guide_clip: Annotated[
-        float, Field(description="largest norm of the gradient, per image (0: no limit)", ge=0)
-    ] = 1.0
-    through: Annotated[
-        Literal["image", "denoiser"],
-        Field(description="what the gradient passes: the clean image alone, or the denoiser too"),
-    ] = "image"
-    recurrence: Annotated[
-        int,
-        Field(
-            description="how often a step is taken, with fresh noise between (not dpm)",
-            ge=1,
-            le=100,
-        ),
-    ] = 1
     accept: Annotated[
         Literal["agreed", "all"],
         Field(description="which samples are kept: those in which the teacher sees the class"),
@@ -607,7 +575,8 @@ class DiffusionTable(Table):
     ] = 0.0
     batch: Annotated[int, Field(description="images denoised at once", ge=1, le=MOST_AT_ONCE)] = 64
     prompt: Annotated[
-        str, Field(description="what a borrowed text model is told; {} is the class's name")
+        str,
+        Field(description="prompt of a borrowed text-to-image model; {} is the class's name"),
     ] = "a photo of a {}"
 
 
@@ -710,14 +679,16 @@ class TrainingTable(Table):
     teacher_layers: Annotated[
         Words, Field(description="the teacher's layers they are compared with, one by one")
     ] = ()
-    optimizer: Annotated[Literal["sgd", "adam"], Field(description="sgd (Nesterov) or adam")] = (
-        "sgd"
-    )
+    optimizer: Annotated[
+        Literal["sgd", "adamw"], Field(description="sgd (Nesterov's momentum) or adamw")
+    ] = "sgd"
     learning_rate: Annotated[float, Field(description="peak learning rate", gt=0)] = 0.1
-    unnormalised: Annotated[
+    lr_factor_without_norm: Annotated[
         float,
         Field(
-            description="factor of the rate for a student without normalisation layers", gt=0, le=1
+            description="factor of the learning rate for a student without normalisation layers",
+            gt=0,
+            le=1,
         ),
     ] = 1.0
     schedule: Annotated[
@@ -728,7 +699,14 @@ class TrainingTable(Table):
         Numbers, Field(description="milestones of the schedule steps, as shares of the run")
     ] = (0.4, 0.8)
     momentum: Annotated[float, Field(description="momentum of sgd", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(description="L2 penalty on weights", ge=0)] = 5e-4
+    weight_decay: Annotated[
+        float,
+        Field(
+            description="weight decay, not of biases and norms: for sgd an L2 penalty, for adamw "
+            "decoupled (times the learning rate, each step)",
+            ge=0,
+        ),
+    ] = 5e-4
     warmup: Annotated[
         float, Field(description="share of the run in which the rate rises (one_cycle)", ge=0, lt=1)
     ] = 0.1

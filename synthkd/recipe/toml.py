@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from synthkd.core import files, resources
 from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.recipe.earlier import of_today
 from synthkd.recipe.tables import Recipe, Stage, parted
 from synthkd.recipe.trust import NAMES_CODE, refuse_code
 
@@ -35,12 +36,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: a line with more than {TOML_DOTS} dots is refused")
     try:
         data = tomllib.loads(text)
-        plain = json.dumps(data, default=str)
+        json.dumps(data, default=str)
     except RecursionError:
         raise InputError(f"{where}: not a recipe: nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{where}: not valid TOML: {quoted(error)}") from None
-    _check_keys(plain, where)
+    try:
+        data = of_today(data)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    _check_keys(json.dumps(data, default=str), where)
     _check_texts(data, where)
     if data.get("run", {}).get("trust_code"):
         raise InputError(f"{where}: run.trust_code: only you can say so, by --trust-code")

@@ -44,7 +44,7 @@ class Learner:
     ) -> None:
         self.student: Classifier = student.arranged()
         if not any("Norm" in type(module).__name__ for module in student.modules()):
-            slower = table.learning_rate * table.unnormalised
+            slower = table.learning_rate * table.lr_factor_without_norm
             table = table.model_copy(update={"learning_rate": slower})
         self.table = table
         self.objective = objective or DistillationObjective(table, student)

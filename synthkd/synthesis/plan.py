@@ -58,7 +58,7 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
         if kind == "diffusion":
             reasons += _of_diffusion(recipe, teacher)
             _check_curriculum(recipe, stage)
-        guided = kind == "diffusion" and recipe.diffusion.guidance > 0
+        guided = kind == "diffusion" and recipe.diffusion.teacher_guidance > 0
         if guided and teacher.access != "full":
             guided = False
             reasons.append("guidance dropped: no gradient passes through a black box")

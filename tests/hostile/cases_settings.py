@@ -57,7 +57,7 @@ def settings() -> Iterator[Case]:
         ("--stage.joint.synthesis_batch", str(2**70), "synthesis_batch"),
         ("--stage.joint.student_steps", str(2**70), "student_steps"),
         ("--stage.joint.terms.balance", "nan", "balance"), ("--generator.restart", str(2**70), "restart"),
-        ("--difficulty.patience", str(2**70), "patience"), ("--diffusion.batch", str(2**70), "batch"),
+        ("--diffusion.batch", str(2**70), "batch"),
         ("--image-size", "1000000000", "image_size"), ("--classes", "1000000000", "classes"),
         ("--training.learning_rate", "inf", "learning_rate"), ("--teacher-mean", "nan", "mean"),
         ("--teacher-std", "inf", "std"), ("--channels", "-1", "channels"),

@@ -40,7 +40,18 @@ from synthkd.teachers.protocol import Teacher
 
 ATTEMPTS = 4  # draws for an image that the teacher does not agree with
 TRIED = 64  # images by which solvers are compared
-BETAS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
+MAX_SNR = 5.0  # the largest weight of a training step, as a signal-to-noise ratio
+OPENED_AFTER = 0.5  # the share of a stage after which the linear curriculum has opened all steps
+# The scheduler that is trained with: ᾱ falls along a cosine, the network predicts v, and the last
+# step keeps nothing of the signal (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": True,
+}
 
 
 class Trained:
@@ -92,8 +103,8 @@ class Diffusion:
     missed. A borrowed one (`generator.start`) learns nothing.
 
     One training step: x_t = √a x₀ + √(1 − a) ε at a step drawn from those that the curriculum has
-    opened, the class (the teacher's vote) hidden from a share `diffusion.drop` of the batch, the
-    squared error of the prediction weighted by `denoising.min_snr`.
+    opened, the class (the teacher's vote) hidden from a share `diffusion.label_dropout` of the
+    batch, the squared error of the prediction weighted by `maths.min_snr`.
     """
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
@@ -104,13 +115,16 @@ class Diffusion:
         spec, self.classes = teacher.spec, teacher.classes
         self.device = teacher.device
         self.objective = SynthesisObjective(recipe, teacher)
-        self.guidance = table.guidance if teacher.access == "full" else 0.0
+        self.guidance = table.teacher_guidance if teacher.access == "full" else 0.0
         self.solver: str = "" if table.solver == "auto" else table.solver
         self.borrowed = is_diffusers_folder(recipe.generator.start)
         self.denoiser: Denoiser
         if self.borrowed:
             self.denoiser = open_folder(
-                Path(recipe.generator.start), teacher, scale=table.scale, prompt=table.prompt
+                Path(recipe.generator.start),
+                teacher,
+                scale=table.guidance_scale,
+                prompt=table.prompt,
             )
             self.solvers = self._able_solvers()
             return
@@ -125,7 +139,7 @@ class Diffusion:
         )
         smooth = new_unet(spec.channels, self.classes, size=size, width=table.width)
         smooth.to(self.device).requires_grad_(False).eval()
-        self.denoiser = Trained(smooth, spec, schedule_of(recipe), table.scale)
+        self.denoiser = Trained(smooth, spec, SCHEDULE, table.guidance_scale)
         self.solvers = self._able_solvers()
         self._sync_ema()
 
@@ -167,7 +181,7 @@ class Diffusion:
         x0 = self.denoiser.encoded(images)
         noise = torch.randn(x0.shape, generator=rng).to(self.device)
         steps = drawn_steps(len(x0), self._open(context), rng)
-        hidden = torch.rand(len(x0), generator=rng) < self.table.drop
+        hidden = torch.rand(len(x0), generator=rng) < self.table.label_dropout
         labels = torch.where(hidden.to(self.device), self.classes, labels.to(self.device))
         alpha_bar = self._kept[steps]
         prediction_type = self.denoiser.prediction_type
@@ -176,7 +190,7 @@ class Diffusion:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=context.bfloat16):
             found = self.unet(add_noise(x0, noise, alpha_bar), steps.to(self.device), labels).sample
         error = (found.float() - wanted).square().flatten(1).mean(1)
-        loss = (min_snr(alpha_bar, self.table.snr, prediction_type).to(self.device) * error).mean()
+        loss = (min_snr(alpha_bar, MAX_SNR, prediction_type).to(self.device) * error).mean()
         if not loss.isfinite():
             raise InputError(
                 "the denoiser's loss is no longer finite: lower --diffusion.learning_rate "
@@ -193,7 +207,7 @@ class Diffusion:
         """How much of the curriculum is open: by the share of the stage that is over, or by the
         run's difficulty, or all."""
         if self.table.curriculum == "linear":
-            return min(1.0, context.stage_share / self.table.opened_after)
+            return min(1.0, context.stage_share / OPENED_AFTER)
         if self.table.curriculum == "difficulty":
             reach = max(1e-6, self.recipe.difficulty.ceiling - FLOOR)
             return (context.difficulty - FLOOR) / reach
@@ -257,7 +271,7 @@ class Diffusion:
         table = self.table
         return sampled(
             self.denoiser, seeds, labels, name=solver, steps=table.steps, guide=guide,
-            recurrence=table.recurrence, batch=table.batch, until=until, tick=tick,
+            batch=table.batch, until=until, tick=tick,
         )  # fmt: skip
 
     @property
@@ -267,7 +281,6 @@ class Diffusion:
 
     def _guide(self, context: SynthesisContext, rng: torch.Generator) -> Guide | None:
         """What pulls samples towards the stage's terms; without any, towards the class."""
-        table = self.table
         if not self.guidance:
             return None
         terms = weights(context.terms, judged=False) or {"one_hot": 1.0}
@@ -276,7 +289,7 @@ class Diffusion:
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return len(images) * self.objective(context, images, labels, rng).loss
 
-        return Guide(loss, self.guidance, table.guide_schedule, table.guide_clip, table.through)
+        return Guide(loss, self.guidance)
 
     def _able_solvers(self) -> tuple[str, ...]:
         """The solvers, of those that are allowed, that can run the denoiser's schedule."""
@@ -338,20 +351,6 @@ class Diffusion:
             self.average.load_state_dict(state["average"])
             self.average.to(self.device)
             self._sync_ema()
-
-
-def schedule_of(recipe: Recipe) -> dict[str, Any]:
-    """The configuration of the scheduler that a recipe trains with. With v-prediction the last step
-    keeps nothing of the signal (Lin et al. 2023, https://arxiv.org/abs/2305.08891)."""
-    table = recipe.diffusion
-    return {
-        "num_train_timesteps": 1000,
-        "beta_schedule": BETAS[table.noise],
-        "prediction_type": {"v": "v_prediction", "epsilon": "epsilon"}[table.prediction],
-        "rescale_betas_zero_snr": table.prediction == "v",
-        "timestep_spacing": "trailing",
-        "clip_sample": True,
-    }
 
 
 def scheduler_of(schedule: Mapping[str, Any]) -> Any:
