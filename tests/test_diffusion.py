@@ -191,7 +191,7 @@ def test_a_black_box_steers_nothing_and_the_plan_says_so(teacher: FrozenTeacher)
     )
     assert torch.equal(one, other)
     recipe = Recipe.model_validate({
-        "diffusion": {"guidance": 4.0},
+        "diffusion": {"teacher_guidance": 4.0},
         "stage": [{"name": "learn", "generator": "diffusion", "synthesis_steps": 2}],
     })  # fmt: skip
     said = "guidance dropped: no gradient passes through a black box"
@@ -236,8 +236,8 @@ def test_classifier_free_guidance_extrapolates_from_no_class(
         ("linear", {"stage_share": 0.25}, 0.5),
         ("linear", {"stage_share": 0.8}, 1.0),
         ("difficulty", {"difficulty": 0.1}, 0.001),  # step 999 alone
-        ("difficulty", {"difficulty": 0.5}, 0.5),
-        ("difficulty", {"difficulty": 0.9}, 1.0),
+        ("difficulty", {"difficulty": 0.55}, 0.5),
+        ("difficulty", {"difficulty": 1.0}, 1.0),
     ],
 )
 def test_the_curriculum_follows_the_stage_or_the_difficulty(

@@ -143,7 +143,7 @@ def test_a_model_of_other_classes_is_asked_for_none(
     said = f"its {classes} classes are not the teacher's 10: none is asked for"
     assert said in describe(str(folder), 10) and said not in describe(str(folder), classes)
     tables = {"generator": {"start": str(folder)},
-              "diffusion": {"steps": 2, "guidance": 2.0, "accept": "all"}}  # fmt: skip
+              "diffusion": {"steps": 2, "teacher_guidance": 2.0, "accept": "all"}}  # fmt: skip
     made = Diffusion(Recipe.model_validate(tables), teacher)
     stage = Stage(name="x", generator="diffusion", synthesis_steps=0, fresh=10)
     still = AugmentTable(shift=0.0, flip=False)

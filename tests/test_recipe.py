@@ -389,7 +389,7 @@ def test_shares_are_written_as_pairs_on_a_command_line():
 def test_ranges_are_told_in_words():
     told = {s.key: s.range for s in recipe.settings()}
     assert told["data.mix_ratio"] == "0..1" or told["data.mix_ratio"] == "0.0..1.0"
-    assert told["training.optimizer"] == "sgd | adam"
+    assert told["training.optimizer"] == "sgd | adamw"
     assert told["run.seed"] == ">= 0"
     assert told["budget.minutes"] == "> 0"
     assert told["teacher.spec"] == ""
