@@ -20,6 +20,7 @@ from synthkd.recipe import Recipe, TeacherTable
 from synthkd.schedules import share
 from synthkd.specs import load_teacher, new_student
 from synthkd.students.learner import Step
+from synthkd.synthesis import GENERATORS
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
@@ -191,6 +192,41 @@ def test_a_resumed_run_with_real_images_and_procedural_ones_is_the_same_too(
     second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
     assert told(list(rounds(second))) == told(laps[-2:])
     assert_same(weights(second), weights(whole))
+
+
+def test_generators_in_another_order_change_nothing_for_a_run_that_is_resumed(teacher, tmp_path):
+    two = recipe(
+        memory={"capacity": 80, "shares": {"procedural": 0.5}},
+        stage=[STAGES[0] | {"generator": "procedural"}, *STAGES[1:]],
+    )
+    whole, first, second = (lab_of(two, teacher) for _ in range(3))
+    laps, walk = list(rounds(whole)), rounds(first)
+    for _ in range(len(laps) - 2):
+        next(walk)
+    save_state(first.state_dict(), tmp_path / "x", "checkpoint")
+    order = dict(GENERATORS)
+    try:
+        for name in reversed(order):
+            GENERATORS[name] = GENERATORS.pop(name)
+        assert list(GENERATORS) == list(order)[::-1]
+        second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
+        assert told(list(rounds(second))) == told(laps[-2:])
+    finally:
+        for name in order:
+            GENERATORS[name] = GENERATORS.pop(name)
+    assert set(second.memory.everything().origins) == {"procedural", "gan"}
+    assert_same(weights(second), weights(whole))
+
+
+def test_a_lab_takes_over_the_memory_of_a_finished_data_set(teacher, tmp_path):
+    """Such a memory is as large as its data set, whatever the recipe's capacity."""
+    given = recipe(data={"synthetic": "given"}, memory={"capacity": 10, "form": "autoencoder"})
+    first, second = lab_of(given, teacher), lab_of(given, teacher)
+    first.fill(torch.rand(100, 1, 16, 16).mul(255).to(torch.uint8), torch.zeros(100).long())
+    save_state(first.state_dict(), tmp_path / "x", "checkpoint")
+    second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
+    assert torch.equal(first.memory.everything().images, second.memory.everything().images)
+    assert first.memory.everything().origins == ("data",) * 95
 
 
 # --- what a run tells ---

@@ -1,6 +1,10 @@
 """The memory against a slow one made of lists, and its draws against counted frequencies."""
 
+import math
+from bisect import bisect_right
 from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from synthkd.core.errors import InputError
 from synthkd.replay.memory import Memory
 
 SHAPE = (1, 2, 2)
@@ -252,3 +257,194 @@ def test_a_restored_memory_has_the_same_future(past, future, capacity):
         for name in ("images", "labels", "slots", "logits", "votes", "weights"):
             assert torch.equal(*(getattr(one, name) for one in drawn))
         assert drawn[0].origins == drawn[1].origins
+
+
+# --- origins, votes and logits ---
+
+
+def test_origins_keep_their_names_in_a_memory_that_knew_others_before():
+    memory = three_origins()
+    other = Memory(300, SHAPE, 3)
+    for name in ("2", "new", "0"):
+        other.add(*offer([0, 1, 2], 3, 0, name))
+    other.load_state_dict(memory.state_dict())
+    assert other.everything().origins == memory.everything().origins
+    rng = torch.Generator().manual_seed(0)
+    drawn = other.draw(2000, rng, shares={"1": 0.0, "2": 0.5})
+    assert set(drawn.origins) == {"0", "2"}
+    assert drawn.origins.count("2") == pytest.approx(1000, abs=100)
+
+
+def test_an_image_in_the_place_of_another_brings_its_own_origin():
+    memory = filled([0, 1], capacity=2)
+    memory.add(*offer([1], 3, 2, "gan"))
+    assert dict(
+        zip(memory.everything().labels.tolist(), memory.everything().origins, strict=True)
+    ) == {0: "any", 2: "gan"}
+
+
+def test_votes_are_those_of_the_logits_before_they_were_rounded():
+    """In float16 the first two logits of each are equal, and the first would win."""
+    logits = torch.tensor([[1.0, 1.0001, 0.0], [7e4, 8e4, -9e9], [-math.inf, math.inf, 0.0]])
+    assert logits.half().argmax(1).tolist()[:2] == [0, 0]
+    memory = Memory(3, SHAPE, 3)
+    memory.add(torch.zeros(3, *SHAPE, dtype=torch.uint8), torch.zeros(3).long(), logits, "any")
+    assert memory.everything().votes.tolist() == [1, 1, 1]
+    assert memory.counts == [0, 3, 0]
+    restored = Memory(3, SHAPE, 3)
+    restored.load_state_dict(memory.state_dict())
+    assert restored.everything().votes.tolist() == [1, 1, 1]
+    assert restored.counts == [0, 3, 0]
+
+
+@pytest.mark.parametrize("size", [65_504.0, 65_520.0, 1e6, 3e38])
+def test_logits_beyond_float16_are_cut_to_its_range(size):
+    memory = Memory(3, SHAPE, 3)
+    logits = torch.tensor([[size, -size, 0.0], [0.0, size, -size], [0.5, 0.0, 1.0]])
+    memory.add(torch.zeros(3, *SHAPE, dtype=torch.uint8), torch.arange(3), logits, "any")
+    kept = memory.everything().logits
+    assert kept[0].tolist() == [65_504.0, -65_504.0, 0.0]
+    drawn = memory.draw(300, torch.Generator().manual_seed(0), boundary=1.0)
+    assert drawn.labels.bincount(minlength=3).argmax() == 2  # the one in doubt
+
+
+# --- priorities ---
+
+
+@dataclass
+class Image:
+    vote: int
+    margin: float  # p₁ − p₂
+    origin: str
+    priority: float = 1.0
+
+
+def slow_weights(images: list[Image], classes: int, shares: dict[str, float]) -> list[float]:
+    """How often each image is drawn, priorities apart, in plain sums over lists."""
+    name = {id(image): image.origin if shares else "" for image in images}
+    present = sorted(set(name.values()))
+    rest = [origin for origin in present if origin not in shares]
+    left = max(0.0, 1 - sum(shares.get(origin, 0.0) for origin in present))
+    share = {o: shares[o] if o in shares else left / len(rest) for o in present}
+    if not any(share.values()):
+        share = dict.fromkeys(present, 1.0)
+    weights = []
+    for image in images:
+        own = [other for other in images if name[id(other)] == name[id(image)]]
+        least = math.ceil(len(own) / (4 * classes))
+        each = [1 / max(least, sum(a.vote == b.vote for b in own)) for a in own]
+        vote = 1 / max(least, sum(image.vote == b.vote for b in own))
+        weights.append(share[name[id(image)]] * vote / sum(each))
+    return weights
+
+
+IMAGES = st.lists(
+    st.tuples(
+        st.integers(0, 2), st.sampled_from([0.25, 1.0, 4.0]), st.sampled_from("abc"),
+        st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    ), min_size=1, max_size=12,
+)  # fmt: skip
+SHARES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([0.0, 0.2, 0.3]), max_size=3)
+
+
+@given(IMAGES, SHARES, st.booleans(), st.integers(0, 99))
+def test_draws_and_their_weights_are_those_of_a_slow_memory(rows, shares, by_margin, seed):
+    memory, images = Memory(len(rows), SHAPE, 3), []
+    for number, (vote, gap, origin, priority) in enumerate(rows):
+        pixels, labels, logits, _ = offer([vote], 3, number)
+        logits *= gap / 5
+        memory.add(pixels, labels, logits, origin)
+        e = math.exp(gap)
+        images.append(Image(vote, (e - 1) / (e + 2), origin, priority))
+    memory.update(torch.arange(len(rows)), torch.tensor([image.priority for image in images]))
+    rng = torch.Generator().manual_seed(seed)
+    drawn = memory.draw(20, rng, boundary=float(by_margin), shares=shares)
+
+    plain = slow_weights(images, 3, shares)
+    if by_margin:
+        plain = [
+            weight * (1 - image.margin + 1e-3) for weight, image in zip(plain, images, strict=True)
+        ]
+    priorities = [image.priority for image in images]
+    if not any(weight * priority for weight, priority in zip(plain, priorities, strict=True)):
+        priorities = [1.0] * len(images)
+    ours = [weight * priority for weight, priority in zip(plain, priorities, strict=True)]
+    places = list(accumulate(ours))
+    numbers = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    slots = [bisect_right(places, float(number) * places[-1]) for number in numbers]
+    # where a number falls on a border, rounding may decide
+    assert sum(a != b for a, b in zip(drawn.slots.tolist(), slots, strict=True)) <= 1
+    expected = [
+        (plain[slot] / sum(plain)) / (ours[slot] / sum(ours)) for slot in drawn.slots.tolist()
+    ]
+    assert drawn.weights.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("boundary", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shares", [{}, {"1": 0.6}])
+def test_a_priority_of_one_everywhere_changes_no_draw(boundary, shares):
+    plain, prioritised = three_origins(), three_origins()
+    prioritised.update(torch.arange(300), torch.ones(300))
+    a, b = (
+        memory.draw(500, torch.Generator().manual_seed(3), boundary=boundary, shares=shares)
+        for memory in (plain, prioritised)
+    )
+    assert torch.equal(a.slots, b.slots)
+    assert a.weights.tolist() == [1.0] * 500
+    assert b.weights.tolist() == pytest.approx([1.0] * 500, rel=1e-6)
+
+
+def test_an_image_of_three_times_the_priority_is_drawn_three_times_as_often():
+    """Of 1, 1, 3 and 0 the shares are 0.2, 0.2, 0.6, 0; without priorities each had 0.25, and
+    0.25 / 0.2 = 1.25, 0.25 / 0.6 = 5 / 12."""
+    memory = filled([0, 0, 0, 0])
+    memory.update(torch.tensor([2, 3, -1]), torch.tensor([3.0, 0.0, 9.0]))
+    drawn = memory.draw(20_000, torch.Generator().manual_seed(0))
+    found = drawn.slots.bincount(minlength=4) / 20_000
+    assert found.tolist() == pytest.approx([0.2, 0.2, 0.6, 0.0], abs=0.015)
+    assert {slot: drawn.weights[drawn.slots == slot].unique().tolist() for slot in (0, 2)} == {
+        0: [pytest.approx(1.25)], 2: [pytest.approx(5 / 12)],
+    }  # fmt: skip
+
+
+def test_where_no_priority_is_above_zero_they_count_for_nothing():
+    memory = filled([0, 1, 2])
+    memory.update(torch.arange(3), torch.zeros(3))
+    drawn = memory.draw(3000, torch.Generator().manual_seed(0))
+    plain = filled([0, 1, 2]).draw(3000, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.slots, plain.slots)
+    assert drawn.weights.tolist() == [1.0] * 3000
+
+
+def test_of_a_slot_that_comes_twice_the_last_priority_counts():
+    memory = filled([0] * 4)
+    memory.update(torch.tensor([1, 2] * 500 + [1, 2]), torch.tensor([7.0, 8.0] * 500 + [2.0, 5.0]))
+    assert memory.priorities is not None
+    assert memory.priorities.tolist() == [1.0, 2.0, 5.0, 1.0]
+
+
+def test_a_newcomer_has_the_highest_priority_there_is():
+    memory = filled([0, 0], capacity=3)
+    memory.update(torch.tensor([0, 1]), torch.tensor([0.25, 0.5]))
+    memory.add(*offer([0, 0], 3, 2))  # into the free slot, and in the place of the oldest
+    assert memory.priorities is not None
+    assert memory.priorities.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_priorities_are_saved():
+    memory, restored = filled([0, 1, 2]), Memory(3, SHAPE, 3)
+    memory.update(torch.tensor([1]), torch.tensor([6.0]))
+    restored.load_state_dict(memory.state_dict())
+    a, b = (one.draw(50, torch.Generator().manual_seed(0)) for one in (memory, restored))
+    assert torch.equal(a.slots, b.slots)
+    assert torch.equal(a.weights, b.weights)
+
+
+@pytest.mark.parametrize(
+    ("slot", "priority"), [(0, -1.0), (0, math.nan), (0, math.inf), (3, 1.0), (10**9, 1.0)]
+)
+def test_priorities_that_cannot_be_are_refused_and_change_nothing(slot, priority):
+    memory = filled([0, 1, 2], capacity=5)
+    with pytest.raises(InputError, match="replay priorities"):
+        memory.update(torch.tensor([1, slot]), torch.tensor([2.0, priority]))
+    assert memory.priorities is None

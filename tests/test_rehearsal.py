@@ -14,6 +14,7 @@ from synthkd.engine.loop import Lab, rounds
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
+from synthkd.replay import Memory, replay_for
 from synthkd.replay.generative import BATCH, LATENT, GenerativeReplay, encoder, kl_to_prior
 from synthkd.specs import new_student
 from synthkd.synthesis.plan import plan
@@ -177,6 +178,30 @@ def test_a_restored_one_has_the_same_future(teacher, tmp_path: Path):
         learned(memory, 2)
     assert unbroken.counts == other.counts
     assert torch.equal(unbroken.draw(9, rng()).images, other.draw(9, rng()).images)
+
+
+def test_what_it_draws_is_stored_nowhere_and_has_no_priority(teacher):
+    memory = learned(made(teacher), 1)
+    drawn = memory.draw(5, rng())
+    assert drawn.slots.tolist() == [-1] * 5
+    assert drawn.labels.tolist() == [-1] * 5
+    assert drawn.weights.tolist() == [1.0] * 5
+    assert len(memory.everything()) == 0
+    memory.update(drawn.slots, torch.full((5,), 9.0))
+    assert torch.equal(memory.draw(5, rng()).images, drawn.images)
+
+
+@pytest.mark.parametrize(
+    ("form", "synthetic", "kind"),
+    [("images", "", Memory), ("autoencoder", "", GenerativeReplay), ("autoencoder", "x", Memory)],
+)
+def test_a_recipe_gets_the_memory_that_it_asks_for(teacher, form, synthetic, kind):
+    recipe = Recipe.model_validate(
+        {"memory": {"form": form, "capacity": 7}, "data": {"synthetic": synthetic}}
+    )
+    memory = replay_for(recipe, teacher, Asked(teacher))
+    assert type(memory) is kind
+    assert (memory.capacity, len(memory), memory.counts) == (7, 0, [0, 0, 0])
 
 
 # --- in a run ---
