@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from synthkd.core.errors import InputError
+from synthkd.core.states import save_state
 from synthkd.engine.loop import Round
 from synthkd.engine.progress import Progress
 from synthkd.recipe import build
+from synthkd.runs.checkpoints import FORMAT
 from synthkd.runs.directory import Run, claim, environment, free_name
 
 
@@ -37,7 +39,7 @@ def recorded(run: Run) -> list[int]:
 
 def test_a_new_run_has_its_recipe_and_manifest_and_is_running(run: Run) -> None:
     assert build(run.path / "recipe.toml") == build(flags={"run": {"out": "x"}})
-    assert run.manifest == {"seed": 7, "state": "running"}
+    assert run.manifest == {"seed": 7, "state": "running", "format": FORMAT}
 
 
 def test_a_directory_with_anything_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -89,11 +91,49 @@ def test_a_damaged_newest_checkpoint_is_skipped(run: Run) -> None:
         assert found is not None and found["progress"]["round"] == 4
 
 
-def test_a_checkpoint_that_is_something_else_is_skipped(run: Run) -> None:
+@pytest.mark.parametrize("content", [[], 3, {"format": FORMAT}, {"format": "new"}])
+def test_a_checkpoint_that_is_something_else_is_skipped(run: Run, content: Any) -> None:
     run.checkpoint(state(4), 4)
-    run.checkpoint({"weights": torch.zeros(1)}, 8)  # readable, but it does not know its round
+    save_state(content, run.path / "checkpoints" / "000000008.safetensors", "checkpoint")
     found = run.newest()
     assert found is not None and found["progress"]["round"] == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(state(8), "of format 1,"), ({"format": FORMAT + 1}, f"{FORMAT + 1},")]
+)
+def test_a_checkpoint_of_another_format_is_named(run: Run, content: Any, told: str) -> None:
+    run.checkpoint(state(4), 4)
+    save_state(content, run.path / "checkpoints" / "000000008.safetensors", "checkpoint")
+    with pytest.raises(InputError, match=rf"000000008.*{told} and synthkd .* reads format"):
+        run.newest()
+
+
+def test_a_torn_last_line_of_the_snapshots_is_dropped(run: Run) -> None:
+    for number in (1, 2):
+        run.snapshot(number, {"weight": torch.zeros(1)}, done(number), 1.0)
+    whole = run.snapshots()
+    assert [line["file"] for line in whole] == ["00001.safetensors", "00002.safetensors"]
+    with (run.path / "snapshots.jsonl").open("a") as file:
+        file.write('{"file": "00003.safe')
+    assert run.snapshots() == whole
+    run.newest()  # as the run goes on
+    run.snapshot(3, {"weight": torch.zeros(1)}, round_(3), 1.0)
+    assert [line["file"][:5] for line in run.snapshots()] == ["00001", "00002", "00003"]
+
+
+def test_damage_before_the_last_line_of_the_snapshots_is_told(run: Run) -> None:
+    (run.path / "snapshots.jsonl").write_text('{"file": "00001.safe\n{"file": "x", "share": 1}\n')
+    with pytest.raises(InputError, match="is damaged"):
+        run.snapshots()
+
+
+@pytest.mark.parametrize("versions", [{"synthkd": "0.1.0"}, {}, None, 3])
+def test_a_run_of_a_version_with_other_checkpoints_is_named(run: Run, versions: Any) -> None:
+    (run.path / "manifest.json").write_text(json.dumps({"versions": versions}))
+    (run.path / "recipe.toml").write_text("[unknown]\nkey = 1\n")
+    with pytest.raises(InputError, match=r"was made by .*finish it with that"):
+        Run.resume(run.path)
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(run: Run) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,59 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import write_atomic
 
 
-def save_state(state: Any, path: Path, kind: str) -> None:
-    """Writes a nested state atomically. `kind` says what it is; `load_state` asks for the same."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of tensors that never change, as the images of a replay memory: a row has a number that
+    no other row of the same place in a state ever had or gets. They can be kept apart from the rest
+    of a state, and written once."""
+
+    numbers: Tensor  # [N] int64
+    columns: dict[str, Tensor]  # by name, each [N, ...]
+
+    def take(self, index: Tensor) -> "Rows":
+        """Those that an index or a mask chooses."""
+        return Rows(self.numbers[index], {key: c[index] for key, c in self.columns.items()})
+
+
+Apart = Callable[[str, Rows], dict[str, Any]]  # place and rows to what stands for them in a state
+Together = Callable[[dict[str, Any]], Any]  # and back
+
+
+def save_state(state: Any, path: Path, kind: str, *, apart: Apart | None = None) -> int:
+    """Writes a nested state atomically. `kind` says what it is; `load_state` asks for the same.
+
+    Rows are written like the rest, unless `apart` takes them and gives what is written in their
+    stead. Returns the checksum, CRC-32.
+    """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_taken_apart(state, tensors))
-    skeleton = f"{_checksum(text, tensors):08x} {text}"
+    text = json.dumps(_taken_apart(state, tensors, "", apart))
+    checksum = _checksum(text, tensors)
     # one entry only: safetensors writes several in an order that changes from call to call
-    data = save(tensors, metadata={f"synthkd-{kind}": skeleton})
+    data = save(tensors, metadata={f"synthkd-{kind}": f"{checksum:08x} {text}"})
     write_atomic(path, data)
+    return checksum
 
 
-def load_state(path: Path, kind: str) -> Any:
-    """The nested state of a file written by `save_state`, tensors on the CPU."""
+def load_state(
+    path: Path, kind: str, *, checksum: int | None = None, together: Together | None = None
+) -> Any:
+    """The nested state of a file written by `save_state`, tensors on the CPU.
+
+    `together` gives the rows back for what was written in their stead. Where a `checksum` is given
+    the file must have this one. Raises InputError that names the file.
+    """
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("not a plain file")
         with safe_open(str(path), framework="pt") as file:
-            checksum, _, text = (file.metadata() or {})[f"synthkd-{kind}"].partition(" ")
+            told, _, text = (file.metadata() or {})[f"synthkd-{kind}"].partition(" ")
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-            if int(checksum, 16) != _checksum(text, tensors):
+            if int(told, 16) != _checksum(text, tensors):
                 raise ValueError("bits have changed")
-            return _put_together(json.loads(text), tensors)
+            if checksum is not None and int(told, 16) != checksum:
+                raise ValueError("another file of this name")
+            return _put_together(json.loads(text), tensors, together)
     # RuntimeError: a file that is replaced while it is read
     except (
         SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, RuntimeError,
@@ -44,16 +76,24 @@ def load_state(path: Path, kind: str) -> Any:
         raise InputError(f"{quoted(path)} is damaged or not a {kind} of synthkd") from None
 
 
-def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON in which a tensor is ["t", name], a dictionary ["d", pairs], a list ["l", items]."""
+def _taken_apart(value: Any, tensors: dict[str, Tensor], place: str, apart: Apart | None) -> Any:
+    """JSON in which a tensor is ["t", name], a dictionary ["d", pairs], a list ["l", items], rows
+    ["r", table], rows kept apart ["a", what stands for them]."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
         return ["t", name]
+    if isinstance(value, Rows):
+        if apart is not None:
+            return ["a", _taken_apart(apart(place, value), tensors, place, None)]
+        table = {"numbers": value.numbers, "columns": value.columns}
+        return ["r", _taken_apart(table, tensors, place, None)]
     if isinstance(value, dict):
-        return ["d", [[key, _taken_apart(item, tensors)] for key, item in value.items()]]
+        pairs = value.items()
+        return ["d", [[k, _taken_apart(v, tensors, f"{place}/{k}", apart)] for k, v in pairs]]
     if isinstance(value, list | tuple):
-        return ["l", [_taken_apart(item, tensors) for item in value]]
+        items = enumerate(value)
+        return ["l", [_taken_apart(v, tensors, f"{place}/{i}", apart) for i, v in items]]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a state cannot hold a {type(value).__name__}")
@@ -68,12 +108,19 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
     return total
 
 
-def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _put_together(value: Any, tensors: Mapping[str, Tensor], together: Together | None) -> Any:
     if not isinstance(value, list):
         return value
     kind, content = value
     if kind == "t":
         return torch.empty_like(tensors[content]).copy_(tensors[content])
     if kind == "d":
-        return {key: _put_together(item, tensors) for key, item in content}
-    return [_put_together(item, tensors) for item in content]
+        return {key: _put_together(item, tensors, together) for key, item in content}
+    if kind == "l":
+        return [_put_together(item, tensors, together) for item in content]
+    table = _put_together(content, tensors, None)
+    if kind == "r":
+        return Rows(table["numbers"], table["columns"])
+    if together is None:
+        raise ValueError("rows that are kept elsewhere")
+    return together(table)

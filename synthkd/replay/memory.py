@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import InputError
+from synthkd.core.states import Rows
 from synthkd.replay.protocol import ReplayBatch
 
 HALF = torch.finfo(torch.float16).max  # 65,504
@@ -226,30 +227,34 @@ class Memory:
             self.votes[kept],
         )
 
-    _COLUMNS = ("images", "labels", "logits", "votes", "insertion_index", "origins")
+    _COLUMNS = ("images", "labels", "logits", "votes", "origins")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on as if nothing had happened."""
-        columns = {name: getattr(self, name)[: self.size] for name in self._COLUMNS}
+        """Everything needed to go on as if nothing had happened; `rows` are views of the memory."""
+        kept = slice(self.size)
+        columns = {name: getattr(self, name)[kept] for name in self._COLUMNS}
         return {
-            **columns,
+            "rows": Rows(self.insertion_index[kept], columns),
             "names": list(self.names),
             "total_added": self.total_added,
             "capacity": self.capacity,
-            "priorities": None if self.priorities is None else self.priorities[: self.size],
+            "priorities": None if self.priorities is None else self.priorities[kept],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved memory of images of the same shape, with its capacity."""
         self._allocate(int(state["capacity"]))
-        self.size = len(state["images"])
+        rows: Rows = state["rows"]
+        self.size = len(rows.numbers)
+        kept = slice(self.size)
+        self.insertion_index[kept] = rows.numbers
         for name in self._COLUMNS:
-            getattr(self, name)[: self.size] = state[name]
+            getattr(self, name)[kept] = rows.columns[name]
         self.names = [str(name) for name in state["names"]]
         self.total_added = int(state["total_added"])
         if state["priorities"] is not None:
             self.priorities = torch.ones(self.capacity, dtype=torch.float64)
-            self.priorities[: self.size] = state["priorities"]
-        votes = self.votes[: self.size].tolist()
-        for slot in self.insertion_index[: self.size].argsort().tolist():
+            self.priorities[kept] = state["priorities"]
+        votes = self.votes[kept].tolist()
+        for slot in self.insertion_index[kept].argsort().tolist():
             self._queues[votes[slot]].append(slot)

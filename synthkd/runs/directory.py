@@ -3,7 +3,7 @@
 recipe.toml          the resolved recipe: running it again gives the same run
 manifest.json        what was read, with which versions, seeds and promise level; its state
 metrics.jsonl        one line per round
-checkpoints/         the newest two states of the lab
+checkpoints/         the newest two states of the lab, see runs/checkpoints.py
 samples/             contact sheets: the first and the latest images of a stage, the memory's
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
 calibration.npz      some of the images that the student learned from, with the teacher's votes
@@ -35,15 +35,12 @@ from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
 from synthkd.core.images import class_sheet, save_picture
-from synthkd.core.states import load_state, save_state
 from synthkd.engine.loop import Round
 from synthkd.recipe import Recipe, read_toml, to_toml, validated
+from synthkd.runs.checkpoints import FORMAT, Checkpoints, written
 
-KEPT = 2  # checkpoints
 SHEET_SECONDS = 30  # between two contact sheets
 CALIBRATION = "calibration.npz"
-# what we write, and so may delete
-CHECKPOINT = re.compile(r"\d{9,}\.safetensors")
 SNAPSHOT = re.compile(r"\d{5,}\.safetensors")
 
 
@@ -52,6 +49,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
         self._metrics = path / "metrics.jsonl"
         self._snapshots = path / "snapshots.jsonl"
         self._latest: Round | None = None  # whose images are still to be drawn
@@ -79,8 +77,18 @@ class Run:
             raise InputError(f"--resume {quoted(path)}: this is not a run directory")
         if (path / "summary.json").is_file():
             raise InputError(f"--resume {quoted(path)}: this run is finished; see its summary.json")
-        recipe = validated(read_toml(path / "recipe.toml"))
-        return cls(path), recipe
+        run = cls(path)
+        manifest = run.manifest
+        if manifest.get("format", 1) != FORMAT:  # before the recipe, whose keys may be others too
+            versions = manifest.get("versions")
+            made = versions.get("synthkd") if isinstance(versions, dict) else None
+            raise InputError(
+                f"--resume {quoted(path)}: this run was made by "
+                + (f"synthkd {quoted(made)}" if made else "another version of synthkd")
+                + f", whose checkpoints synthkd {__version__} cannot read: finish it with that "
+                "version, or start a new run"
+            )
+        return run, validated(read_toml(path / "recipe.toml"))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -92,8 +100,8 @@ class Run:
             raise InputError(f"{quoted(path)} is missing or damaged") from None
 
     def write_manifest(self, data: dict[str, Any]) -> None:
-        """Replaces manifest.json."""
-        files.write_json(self.path / "manifest.json", data)
+        """Replaces manifest.json; it tells the format of the checkpoints."""
+        files.write_json(self.path / "manifest.json", {"format": FORMAT, **data})
 
     def record(self, round_: Round) -> None:
         """Adds a line to metrics.jsonl."""
@@ -140,33 +148,14 @@ class Run:
         save_picture(sheet, self.path / "samples" / "memory.png")
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
-        """Saves the lab's state; others go only after the new one has been read back.
-
-        What lies there from later rounds was unreadable when the run went on, and goes first.
-        """
-        folder = self.path / "checkpoints"
-        path = folder / f"{round_:09d}.safetensors"
-        save_state(state, path, "checkpoint")
-        load_state(path, "checkpoint")
-        present = _written(folder, CHECKPOINT)
-        kept = [other for other in present if other.name <= path.name][-KEPT:]
-        for other in present:
-            if other not in kept:
-                other.unlink()
-        return path
+        """Saves the lab's state after a round, see `Checkpoints.save`."""
+        return self.checkpoints.save(state, round_)
 
     def newest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None; metrics of rounds after it are taken back."""
-        state, last = None, 0
         for folder in (self.path, self.path / "checkpoints", self.path / "snapshots"):
             files.sweep(folder)
-        for path in reversed(_written(self.path / "checkpoints", CHECKPOINT)):
-            try:
-                state = load_state(path, "checkpoint")
-                last = int(state["progress"]["round"])
-                break
-            except (InputError, KeyError, TypeError, ValueError):
-                state = None
+        last, state = self.checkpoints.newest() or (0, None)
         if self._metrics.is_file():
             lines = []
             for line in self._metrics.read_text("utf-8", errors="replace").splitlines():
@@ -177,7 +166,8 @@ class Run:
                     break  # a line torn by a crash
             files.write_atomic(self._metrics, "".join(lines))
         if self._snapshots.is_file():  # under a name of its own, whatever it was linked with
-            files.write_atomic(self._snapshots, self._snapshots.read_bytes())
+            whole_lines, end, _ = self._snapshots.read_bytes().rpartition(b"\n")
+            files.write_atomic(self._snapshots, whole_lines + end)  # what a crash tore goes
         return state
 
     def snapshot(
@@ -199,11 +189,13 @@ class Run:
         files.append_line(self._snapshots, json.dumps(line, allow_nan=False))
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """The lines of snapshots.jsonl; of a file written twice, after a crash, the last."""
+        """The lines of snapshots.jsonl; of a file written twice, after a crash, the last. A last
+        line that a crash tore is passed over."""
         if not self._snapshots.is_file():
             return []
         try:
-            lines = [json.loads(line) for line in self._snapshots.read_text("utf-8").splitlines()]
+            whole_lines, _, _ = self._snapshots.read_bytes().rpartition(b"\n")
+            lines = [json.loads(line) for line in whole_lines.decode().splitlines()]
             last = {str(line["file"]): line for line in lines}
             numbers = [value for line in lines for key, value in line.items() if key != "file"]
             whole = all(re.fullmatch(r"\w[\w.]*", name) for name in last) and all(
@@ -223,22 +215,14 @@ class Run:
 
     def tidy(self) -> None:
         """Removes the checkpoints and snapshots of a finished run."""
-        for name, kind in (("checkpoints", CHECKPOINT), ("snapshots", SNAPSHOT)):
-            for path in _written(self.path / name, kind):
-                path.unlink()
+        self.checkpoints.clear()
+        for path in written(self.path / "snapshots", SNAPSHOT):
+            path.unlink()
 
     def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Manifest first, summary last: a run with a summary is complete."""
         self.write_manifest(manifest | {"state": "finished"})
         files.write_json(self.path / "summary.json", summary)
-
-
-def _written(folder: Path, kind: re.Pattern[str]) -> list[Path]:
-    """The files of a kind in a folder of a run, in their order; none where the folder is a link."""
-    if folder.is_symlink() or not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if kind.fullmatch(path.name)]
-    return sorted(path for path in found if files.is_plain(path))
 
 
 def _is_number(value: object) -> bool:
