@@ -118,7 +118,7 @@ def test_a_torn_last_line_of_the_snapshots_is_dropped(run: Run) -> None:
         file.write('{"file": "00003.safe')
     assert run.snapshots() == whole
     run.newest()  # as the run goes on
-    run.snapshot(3, {"weight": torch.zeros(1)}, round_(3), 1.0)
+    run.snapshot(3, {"weight": torch.zeros(1)}, done(3), 1.0)
     assert [line["file"][:5] for line in run.snapshots()] == ["00001", "00002", "00003"]
 
 
