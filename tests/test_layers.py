@@ -18,7 +18,7 @@ LAYERS = (  # from plain values up to effects
     ("checks", "evaluation", "engine", "export"),
     ("runs", "reports"),
     ("jobs",),
-    ("commands",),
+    ("commands", "library"),
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS, start=1) for name in layer}

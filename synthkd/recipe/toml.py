@@ -148,9 +148,14 @@ def build(
         flags["training"] = flags["training"] | {"terms": parted(terms)}
     data = over(merge(low, high), flags)
     data["pipeline"] = name
+    return _with_stages(data, stage_flags or {})
+
+
+def _with_stages(data: dict[str, Any], changed: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """A recipe of plain data, some stages of which are changed."""
     stages = [dict(s) for s in data.get("stage", ())]
     known = [s.get("name") for s in stages]
-    for stage, changes in (stage_flags or {}).items():
+    for stage, changes in changed.items():
         if stage not in known:
             raise InputError(
                 f"--stage.{stage}: no such stage{suggest(stage, [str(k) for k in known])}"
@@ -159,6 +164,31 @@ def build(
         stages[known.index(stage)] = merge(target, changes)
     data["stage"] = stages
     return validated(data)
+
+
+def from_settings(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
+    """A recipe from settings by dotted name, laid over `base` or over a pipeline.
+
+    "stage.NAME.KEY" changes the stage of this name.
+
+    >>> from_settings({"pipeline": "gan", "training.batch": 32}).training.batch
+    32
+    """
+    flags: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        first, *rest = key.split(".")
+        if first == "stage" and len(rest) > 1:
+            place: dict[str, Any] = stages.setdefault(rest[0], {})
+            tables, leaf = rest[1:-1], rest[-1]
+        else:
+            place, tables, leaf = flags, [first, *rest][:-1], [first, *rest][-1]
+        for table in tables:
+            place = place.setdefault(table, {})
+        place[leaf] = value
+    if base is None:
+        return build(None, flags, stages)
+    return _with_stages(over(base.model_dump(), flags), stages)
 
 
 def validated(data: Mapping[str, Any]) -> Recipe:

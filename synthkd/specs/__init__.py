@@ -165,15 +165,22 @@ def _is_closed(classifier: Classifier) -> bool:
 
 
 def load_classifier(
-    table: StudentTable, contract: TeacherTable, *, trust_code: bool = False
+    table: StudentTable,
+    contract: TeacherTable,
+    *,
+    trust_code: bool = False,
+    network: nn.Module | None = None,
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A trained student for evaluation, and its class names. `contract` says what its source does
-    not: how images are to be fed."""
+    not: how images are to be fed. `network` is a living one of the same form, of which a copy takes
+    the saved weights, where the student was given as a Python object."""
     told = contract.model_copy(update={
         "args": table.args, "weights_key": "", "output": "", "features": "", "access": "full",
         "answers": "auto",
     })  # fmt: skip
-    return _classifier(table.spec, table.weights, told, trust_code=trust_code, role="student")
+    return _classifier(
+        table.spec, table.weights, told, trust_code=trust_code, role="student", network=network
+    )
 
 
 def new_student(
@@ -250,8 +257,8 @@ def _classifier(
     network: Any = None,
 ) -> tuple[Classifier, tuple[str, ...]]:  # fmt: skip
     """A network with weights and its input contract."""
-    if network is None and is_saved(spec):
-        return _saved(spec, weights, table, trust_code=trust_code, role=role)
+    if is_saved(spec):
+        return _saved(spec, weights, table, trust_code=trust_code, role=role, network=network)
     source = _source(spec, weights, table, trust_code=trust_code, role=role, network=network)
     if not source.complete:
         raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
@@ -323,8 +330,9 @@ def _guarded(spec: str, role: str) -> AbstractContextManager[None]:
 
 
 def _saved(
-    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str
-) -> tuple[Classifier, tuple[str, ...]]:
+    spec: str, weights: str, table: TeacherTable, *, trust_code: bool, role: str,
+    network: Any = None,
+) -> tuple[Classifier, tuple[str, ...]]:  # fmt: skip
     """The demo, or the student of a run."""
     saved = resources.shipped("assets") / DEMO_TEACHER if spec == "demo" else Path(spec) / STUDENT
     if not saved.is_file():
@@ -345,7 +353,9 @@ def _saved(
     held = read_checkpoint(saved)
     numbers = sum(tensor.numel() for tensor in held.tensors.values())
     with limits.within(numbers, len(held.tensors), f"--{role} {quoted(spec)}"):
-        body = _source(card.network, "", told, trust_code=trust_code, role=role).body
+        body = _source(
+            card.network, "", told, trust_code=trust_code, role=role, network=network
+        ).body
     fill(body, held)
     known = card.answers if card.answers in KINDS else "auto"
     if table.answers not in ("auto", known):
@@ -369,7 +379,7 @@ def is_saved(spec: str) -> bool:
 
 def _is_code(spec: str) -> bool:
     """Whether building a network runs somebody's code."""
-    return not is_named(spec) and not spec.startswith(("torchvision:", "timm:"))
+    return not is_named(spec) and not spec.startswith(("torchvision:", "timm:", "<"))
 
 
 def _source(

@@ -1,0 +1,79 @@
+"""What is known of a network before anything is done with it."""
+
+from typing import Any, NamedTuple
+
+from synthkd.checks import inspection
+from synthkd.checks.teacher import check_teacher
+from synthkd.core.findings import Finding, as_data
+from synthkd.engine.estimate import memory_of
+from synthkd.engine.machine import peak_memory_mb, prepare
+from synthkd.engine.reporter import Reporter, Silent
+from synthkd.recipe import Recipe
+from synthkd.specs import load_teacher
+from synthkd.synthesis import plan as plans
+
+IMAGES = 10_000  # for which times are told
+Card = dict[str, Any]  # plain data, as `synthkd inspect --json` prints it
+
+
+class Inspection(NamedTuple):
+    """A network, looked at."""
+
+    card: Card
+    plan: plans.Plan  # what the recipe would do with it
+    findings: list[Finding]  # what looks wrong
+    refine_steps: int  # of an image whose seconds the card tells
+
+
+def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = None) -> Inspection:
+    """Looks at `recipe.teacher`, or at a living network: input, classes, answers, what a run would
+    do with it and cost, and what looks wrong."""
+    report = report or Silent()
+    recipe, device, bfloat16 = prepare(recipe)
+    teacher = load_teacher(recipe.teacher, trust_code=recipe.run.trust_code, network=network).to(
+        device
+    )
+    teacher.low_precision = bfloat16
+    report.say("asking the teacher about drawings, to see what looks wrong …")
+    found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
+    spec = teacher.spec
+    report.say("timing its answers …")
+    costs = inspection.costs(teacher)
+    the_plan = plans.plan(recipe, teacher)
+    one = spec.channels * spec.height * spec.width + 2 * teacher.classes
+    expected = memory_of(
+        teacher, the_plan.stages, None, batch=recipe.training.batch,
+        remembered=float(recipe.memory.capacity * one), bfloat16=bfloat16,
+    )  # fmt: skip
+    steps = max((s.synthesis_steps for s in the_plan.stages if s.generator == "pixels"), default=0)
+    card: Card = {
+        "spec": recipe.teacher.spec,
+        "sha256": teacher.digest,
+        "network": type(teacher.classifier.body).__name__,
+        "parameters": teacher.parameters_count,
+        "operations_per_image": costs.flops,
+        "input": {
+            "channels": spec.channels, "height": spec.height, "width": spec.width,
+            "mean": list(spec.mean), "std": list(spec.std),
+        },
+        "classes": teacher.classes,
+        "names": list(teacher.names),
+        "answers": teacher.classifier.answers,
+        "answers_read": str(teacher.classifier.reading),
+        "access": teacher.access,
+        "batchnorm_layers": len(teacher.norms),
+        "features": teacher.feature_size,
+        "seconds_per_10000_answers": IMAGES * costs.answer,
+        "seconds_per_10000_refined": None if costs.gradient is None or not steps
+        else IMAGES * steps * costs.gradient,
+        "peak_memory_mb": peak_memory_mb(device),
+        "expected_memory_mb": round(expected / 1e6, 1),
+        "precision": recipe.run.precision,
+        "fast_answers": teacher.folded_reason or "by the network itself",
+        "notes": as_data(teacher.notes),
+        "plan": list(the_plan.reasons),
+        "stages": [stage.model_dump() for stage in the_plan.stages],
+        "findings": as_data(found),
+        "warnings": [str(one) for one in found],
+    }  # fmt: skip
+    return Inspection(card, the_plan, found, steps)

@@ -1,0 +1,245 @@
+"""The library: what the commands do, with living objects in the place of names and paths.
+
+`import synthkd` offers everything here; nothing prints unless asked, and what is wrong with an
+input is an `InputError`. B batch, C channels, H height, W width, K classes.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from synthkd.commands.display import Display
+from synthkd.core.errors import InputError
+from synthkd.engine.build import build as build_lab
+from synthkd.engine.build import images_for
+from synthkd.engine.loop import Lab
+from synthkd.engine.machine import choose_device
+from synthkd.engine.reporter import Reporter, Silent
+from synthkd.evaluation.compare import Comparison, compare
+from synthkd.jobs import inspection
+from synthkd.jobs.distillation import Distillation, Result, Unscored
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe, StudentTable, TeacherTable, from_settings
+from synthkd.runs.directory import Run
+from synthkd.specs import living, load_classifier, load_teacher
+from synthkd.teachers.protocol import Teacher
+
+Network = nn.Module | Callable[..., Any]  # a network, or a function from arrays to answers
+
+
+class UselessResult(UserWarning):
+    """A student, or a data set, of no use: no better than a constant classifier, say."""
+
+
+def distill(
+    teacher: str | Teacher | Network = "demo",
+    student: str | nn.Module | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    images: int | None = None,
+    minutes: float | None = None,
+    mix_ratio: float | None = None,
+    real_data: Any = None,
+    val_data: Any = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    pipeline: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    resume: str | Path | None = None,
+    progress: bool | Reporter = False,
+) -> Result:
+    """A small student from a frozen teacher, in a run directory.
+
+    `teacher` and `student` are SPECs as on the command line, or living objects: an `nn.Module` (a
+    copy of it is used, yours stays as it is), or for the teacher any function from a float32 array
+    [B, C, H, W] of pixels in 0..1 to answers, or a `Teacher` of your own. The input of a living
+    teacher is said once: `image_size` in pixels (a side, or height and width), `channels`, and the
+    `mean` and `std` that its images are normalised by.
+
+    The budget is `images`, which the student sees, or `minutes`. `mix_ratio` is the share of
+    synthetic images in what it sees; below 1.0 `real_data` is needed. `real_data` and `val_data`
+    are paths, tensors or arrays of images ([N, C, H, W], [N, H, W, C] or [N, H, W]; 0..1 or
+    0..255), pairs of images and labels, or Datasets. `val_data` is opened after the student is
+    chosen, and never decides anything; without it nothing is scored on real images.
+
+    Everything else stands in `settings`, by dotted name as in docs/settings.md
+    ({"training.batch": 64}), or in a `recipe`, over which the other arguments are laid. `resume`
+    goes on with an interrupted run; give living objects again. `progress` true shows what the
+    command shows; a `Reporter` is told instead.
+
+    Returns the student, an `nn.Module` on images in 0..1 in eval mode, its summary and its run
+    directory. Warns with `UselessResult` where the student is of no use. Ctrl-C saves and raises
+    KeyboardInterrupt. Raises InputError.
+    """
+    started = time.perf_counter()
+    report = _reporter(progress)
+    given = {
+        "pipeline": pipeline,
+        "teacher.spec": _spec(teacher),
+        "student.spec": _spec(student) if student is not None else None,
+        "data.real": _spec(real_data) if real_data is not None else None,
+        "data.val": _spec(val_data) if val_data is not None else None,
+        "budget.images": images,
+        "budget.minutes": minutes,
+        "data.mix_ratio": mix_ratio,
+        "run.seed": seed,
+        "run.out": str(out) if out is not None else None,
+        **_contract(image_size, channels, mean, std),
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if recipe is not None and teacher == "demo":
+        del given["teacher.spec"]
+    if resume is not None:
+        left = given.keys() - {"teacher.spec", "student.spec", "data.real", "data.val"}
+        if left or settings or recipe:
+            raise InputError("resume= goes on with the recipe of the run: give no other settings")
+        _, chosen = Run.resume(Path(resume))
+    else:
+        chosen = from_settings({**(settings or {}), **given}, recipe)
+    job = Distillation(
+        chosen,
+        teacher=_object(teacher),
+        student=_object(student),
+        real_data=_object(real_data),
+        val_data=_object(val_data),
+        report=report,
+        given=tuple(settings or ()),
+        started=started,
+    )
+    try:
+        if resume is None and not isinstance(report, Silent):
+            job.expect()
+        result = job.start() if resume is None else job.resume(Path(resume))
+    except Unscored as problem:
+        warnings.warn(str(problem), UserWarning, stacklevel=2)
+        result = problem.result
+    except SystemExit as stop:  # Ctrl-C, when what was done is saved
+        raise KeyboardInterrupt(f"stopped; what was done is saved ({stop.code})") from None
+    if result.summary["verdict"] == "useless":
+        said = "; ".join(str(finding) for finding in result.findings if finding.serious)
+        warnings.warn(said or "the student is of no use", UselessResult, stacklevel=2)
+    return result
+
+
+def build(
+    recipe: Recipe,
+    *,
+    teacher: Teacher | Network | None = None,
+    student: nn.Module | None = None,
+    real_data: Any = None,
+    progress: bool | Reporter = False,
+) -> Lab:
+    """The lab of a recipe, one level below `distill`: teacher, student, plan, generators and memory
+    in one object, without a run directory.
+
+        lab = synthkd.build(recipe, teacher=net)
+        for round in lab:
+            print(round.share, round.measures)
+        student = lab.learner.student
+
+    The objects are those of `distill`; `engine.build.build` says more.
+    """
+    return build_lab(
+        recipe, teacher=teacher, student=student, real_data=real_data, report=_reporter(progress)
+    )
+
+
+def evaluate(
+    student: nn.Module | str | Path,
+    teacher: str | Teacher | Network = "demo",
+    val_data: Any = "demo:unseen",
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    batch: int = 256,
+) -> Comparison:
+    """Student and teacher on labelled images, beside what a constant classifier would get.
+
+    `student` is a run directory or an `nn.Module` on images in 0..1 (`Result.student`), `teacher`
+    and `val_data` are as in `distill`. Shares lie in 0..1. Raises InputError.
+    """
+    told = _contract(image_size, channels, mean, std) | {"teacher.spec": _spec(teacher)}
+    recipe = from_settings({k: v for k, v in told.items() if v is not None})
+    known = _object(teacher)
+    if known is None or not hasattr(known, "teach"):
+        known = load_teacher(recipe.teacher, shared=True, network=known)
+    network = load_student(student) if isinstance(student, str | Path) else student
+    images = images_for(recipe, val_data, known, labelled=True)
+    return compare(network.to(known.device), known, images, batch=batch)
+
+
+def inspect(
+    teacher: str | Network = "demo",
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What a network is, wants and costs, what would be done with it, and what looks wrong: the
+    data of `synthkd inspect --json`, by the same names. Needs no images. Raises InputError."""
+    told = _contract(image_size, channels, mean, std) | {"teacher.spec": _spec(teacher)}
+    recipe = from_settings({k: v for k, v in told.items() if v is not None})
+    return inspection.inspect(recipe, network=_object(teacher)).card
+
+
+def load_student(
+    run: str | Path, *, network: nn.Module | None = None, trust_code: bool = False
+) -> Classifier:
+    """The student of a run directory: an `nn.Module` on images [B, C, H, W] in 0..1, to logits
+    [B, K], in eval mode.
+
+    A student that was given as a living object needs `network` again: an `nn.Module` of the same
+    form, of which a copy takes the saved weights. One that is built by code in a file needs
+    `trust_code`. Raises InputError.
+    """
+    table, none = StudentTable(spec=str(run)), TeacherTable()
+    found, _ = load_classifier(table, none, trust_code=trust_code, network=network)
+    return found.eval().to(choose_device("cpu"))
+
+
+def _spec(given: Any) -> str:
+    """What stands for an argument in a recipe."""
+    return str(given) if isinstance(given, str | Path) else living(given)
+
+
+def _object(given: Any) -> Any:
+    """An argument that is a living object; None for a SPEC or a path."""
+    return None if given is None or isinstance(given, str | Path) else given
+
+
+def _contract(
+    image_size: int | tuple[int, int] | None,
+    channels: int | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+) -> dict[str, Any]:
+    """What is said of a teacher's input, as settings."""
+
+    def several(values: float | Sequence[float] | None) -> tuple[float, ...] | None:
+        if values is None:
+            return None
+        return (values,) if isinstance(values, int | float) else tuple(values)
+
+    return {
+        "teacher.image_size": image_size,
+        "teacher.channels": channels,
+        "teacher.mean": several(mean),
+        "teacher.std": several(std),
+    }
+
+
+def _reporter(progress: bool | Reporter) -> Reporter:
+    if isinstance(progress, bool):
+        return Display() if progress else Silent()
+    return progress
