@@ -1,10 +1,13 @@
 """The direction of imports: a module sees its own layer and lower ones, wherever it imports."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import synthkd
 
 PACKAGE = Path(__file__).parent.parent / "synthkd"
 LAYERS = (  # from plain values up to effects
@@ -22,7 +25,7 @@ LAYERS = (  # from plain values up to effects
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS, start=1) for name in layer}
-HEIGHT["__init__"] = 0
+HEIGHT["__init__"] = HEIGHT["library"]
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "_data" not in path.parts]
 
 
@@ -51,6 +54,8 @@ def too_high(name: str, source: str) -> list[str]:
         package, *rest = target.split(".")
         # `import synthkd` and `from synthkd import __version__` mean the package itself: height 0
         height = HEIGHT.get(rest[0], 0) if rest else 0
+        if rest and rest[0] in set(synthkd.__all__) - {"__version__"}:
+            height = HEIGHT["library"]  # what the package offers comes from there
         if not package or height > HEIGHT[name]:
             found.append(target)
     return found
@@ -59,6 +64,24 @@ def too_high(name: str, source: str) -> list[str]:
 def test_every_module_has_a_layer_and_no_layer_is_listed_twice():
     assert {unit(path) for path in FILES} == set(HEIGHT)
     assert len(HEIGHT) == 1 + sum(len(layer) for layer in LAYERS)
+
+
+def test_packages_import_in_no_circle():
+    """A package may be left for others and come back only within a layer's order: none does."""
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        for target in imported(path.read_text(encoding="utf-8")):
+            _, *rest = target.split(".")
+            if rest and rest[0] in HEIGHT and rest[0] != unit(path) and unit(path) != "__init__":
+                arrows.setdefault(unit(path), set()).add(rest[0])
+    assert list(graphlib.TopologicalSorter(arrows).static_order())  # a circle is a CycleError
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_private_is_taken_from_another_module(path):
+    targets = imported(path.read_text(encoding="utf-8"))
+    private = [t for t in targets if any(p.startswith("_") and p[1] != "_" for p in t.split("."))]
+    assert private == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -75,6 +98,7 @@ def test_no_module_imports_from_above(path):
         "from synthkd import runs",
         "from synthkd import errors, runs",
         "from synthkd.runs import Run",
+        "from synthkd import distill",
         "from . import runs",
         "from .runs import Run",
     ],
