@@ -1,6 +1,6 @@
 PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 
-.PHONY: setup test lint types demo bench
+.PHONY: setup test lint types demo bench site
 
 setup:  # a virtual environment with everything for developers
 	python3 -m venv .venv
@@ -20,3 +20,6 @@ demo:  # the main job on the embedded teacher
 
 bench:  # the same with three seeds; results in runs/
 	for seed in 0 1 2; do $(PYTHON) -m synthkd distill --seed $$seed || exit; done
+
+site:  # the documentation, in site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
