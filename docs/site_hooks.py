@@ -58,7 +58,10 @@ def on_files(files: Files, config: Any) -> Files:
     listed = []
     for name in packages():
         whole, *parts = members(name)
-        blocks = [f"::: {whole}\n    options:\n      heading_level: 1", *(f"::: {m}" for m in parts)]
+        blocks = [
+            f"::: {whole}\n    options:\n      heading_level: 1",
+            *(f"::: {m}" for m in parts),
+        ]
         add(f"reference/{name}.md", "\n\n".join(blocks) + "\n")
         first = griffe.visit(f"synthkd.{name}", _file(name), _file(name).read_text("utf-8"))
         said = first.docstring.value.split("\n\n")[0].replace("\n", " ") if first.docstring else ""
@@ -96,7 +99,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         wanted = posixpath.normpath(posixpath.join(base, path))
         if place and not wanted.startswith("../") and wanted.startswith("docs/"):
             return match[0]
-        copies = (wanted.removeprefix("docs/"), f"project/{wanted}", f"files/{wanted}")
+        copies = (
+            wanted.removeprefix("docs/"), f"project/{wanted}", f"files/{wanted}",
+            f"reference/{wanted.removeprefix('synthkd/')}.md",
+        )  # fmt: skip
         for uri in copies:
             if files.get_file_from_path(uri):
                 there = posixpath.relpath(uri, posixpath.dirname(here))
