@@ -80,11 +80,9 @@ def test_the_recipe_on_the_page_for_research_is_one(tmp_path):
     (text,) = blocks(ROOT / "docs/start/research.md", "toml")
     path = tmp_path / "mine.toml"
     path.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "synthkd", "distill", "--pipeline", str(path), "--dry-run"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "100,000 student images" in done.stdout
+    made = recipe.from_settings({"pipeline": str(path)})
+    assert made.budget.images == 100_000
+    assert [(stage.name, stage.generator) for stage in made.stages] == [
+        ("draw", "procedural"),
+        ("study", "none"),
+    ]
