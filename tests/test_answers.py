@@ -234,9 +234,9 @@ def test_confident_sigmoids_are_no_softmax_though_rows_sum_to_about_one():
         (lambda z: even(z).exp(), 2, "binary-logit or binary-percentage"),
         (lambda z: (z - 4).sigmoid() * 100, None, "multilabel-percentages or logits"),
         (lambda z: z.argmax(1), None, "give --classes K"),
-        (lambda z: z.argmax(1).float(), 5, "no classes below 5"),
+        (lambda z: z.argmax(1).float(), 5, "not classes below 5"),
         (lambda z: (z[:, :7], z), None, "--classes K"),
-        (lambda z: {"cat": z[:, 0], "dog": z[:, 1], "cow": z[:, 2]}, None, "a column a class"),
+        (lambda z: {"cat": z[:, 0], "dog": z[:, 1], "cow": z[:, 2]}, None, "a column per class"),
         (lambda z: (odds(z).sigmoid() * 255).round().byte(), None, "percentages or logits"),
         (lambda z: listed(z, 3), None, "give --classes K"),
         (lambda z: [["cat", "dog"][k % 2] for k in z.argmax(1).tolist()], 10, "--class-names"),
@@ -297,7 +297,7 @@ def test_class_names_in_lists_are_placed_by_the_names_that_are_known():
         (lambda z: z, "log-probabilities", "do not sum to 1"),
         (lambda z: odds(z).sigmoid(), "top-k", "rows sum to"),
         (lambda z: z, "multilabel-probabilities", "not from 0 to 1"),
-        (lambda z: z, "binary-logit", "10 numbers an image"),
+        (lambda z: z, "binary-logit", "10 numbers per image"),
         (lambda z: even(z)[:, None], "logits", "one number an image"),
         (lambda z: even(z), "binary-probability", "not from 0 to 1"),
         (lambda z: z, "labels", "not 0 and 1"),
@@ -443,9 +443,9 @@ def test_answers_that_change_their_form_later_are_one_line():
     body = Wrap(lambda z: z[:, : 10 if len(z) > 4 else 7].numpy())
     classes, found = recognise(body, SPEC, None)
     network = Classifier(body, SPEC, classes, found)
-    with pytest.raises(InputError, match="otherwise than when it was recognised"), torch.no_grad():
+    with pytest.raises(InputError, match="have another form"), torch.no_grad():
         network(digits(2))
-    with pytest.raises(InputError, match="otherwise"):
+    with pytest.raises(InputError, match="another form"):
         taken("text", Answers("logits"), 10, 4)
 
 

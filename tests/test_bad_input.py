@@ -182,7 +182,7 @@ def test_a_wrong_setting_is_refused_at_once(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("distill --mix-ratio 0.5", ("mix ratio 0.5 wants real images", "--real-data")),
+        ("distill --mix-ratio 0.5", ("mix ratio 0.5 needs real images", "--real-data")),
         ("distill --mix-ratio nan", "mix_ratio"),
         ("distill --mix-ratio -0.1", "mix_ratio"),
         ("distill --mix-ratio", "--mix-ratio"),
@@ -453,7 +453,7 @@ def test_a_full_run_directory_is_refused_and_left_alone(place: Place) -> None:
         place.refused(word, "--out", "run", words=("'run'", "not empty"))
     place.refused("evaluate", "--student", "demo", "--out", "run", words="not an empty directory")
     assert [path.name for path in (place.folder / "run").iterdir()] == ["thesis.txt"]
-    place.refused("distill", "--out", "run/thesis.txt", words="there is a file of this name")
+    place.refused("distill", "--out", "run/thesis.txt", words="this is a file, not a directory")
 
 
 @pytest.fixture(scope="module")
@@ -474,7 +474,7 @@ def broken_off(place: Place, started: Path) -> Path:
     return run
 
 
-BUSY = "another synthkd is at work in it"
+BUSY = "another synthkd is using it"
 
 
 @contextmanager
@@ -534,7 +534,7 @@ def test_an_empty_directory_that_another_process_has_claimed_is_refused(
         ("manifest.json", b"{", "missing or damaged"),
         ("manifest.json", b"[]", "missing or damaged"),
         ("manifest.json", b"{}", "was made by another version of synthkd"),
-        ("manifest.json", b'{"format": 2}', "the teacher is another one"),
+        ("manifest.json", b'{"format": 2}', "the teacher is not the one"),
     ],
 )
 def test_a_damaged_run_is_not_resumed(
@@ -563,7 +563,7 @@ def test_a_run_that_lacks_a_file_is_not_resumed(place: Place, broken_off: Path, 
 def test_a_run_whose_recipe_was_changed_is_not_resumed(place: Place, broken_off: Path) -> None:
     text = (broken_off / "recipe.toml").read_text()
     (broken_off / "recipe.toml").write_text(text.replace("seed = 0", "seed = 1"))
-    place.refused("distill", "--resume", str(broken_off), words="recipe.toml is not the one")
+    place.refused("distill", "--resume", str(broken_off), words="recipe.toml")
 
 
 def test_a_checkpoint_of_another_run_is_refused(place: Place, broken_off: Path) -> None:
@@ -614,7 +614,7 @@ def test_a_generator_that_goes_by_a_student_alone_is_refused_without_one(
 def test_a_bench_takes_only_what_its_runs_understand(place: Place) -> None:
     for table, words in (
         ("[dataset]\ncount = 5", "dataset.count: the runs of a bench have no such setting"),
-        ('[teacher]\nargs = { kinds = "a,b" }', "teacher.args.kinds: a bench cannot hand on"),
+        ('[teacher]\nargs = { kinds = "a,b" }', "teacher.args.kinds: bench cannot pass on"),
     ):
         place.file("bench.toml", table)
         place.refused("bench", "--config", "bench.toml", "--minutes", "1", "--out", "arena",

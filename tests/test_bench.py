@@ -413,7 +413,7 @@ class TestBench:
         assert benched.stopped.returncode == 143
         assert benched.stopped.stderr == ""
         assert "1/4 gan-s0: " in benched.stopped.stdout
-        assert "the same command line goes on" in benched.stopped.stdout
+        assert "the same command again" in benched.stopped.stdout
         assert benched.left
 
     def test_gone_on_with_it_skips_what_is_done_and_does_the_unfinished_anew(
@@ -421,7 +421,7 @@ class TestBench:
     ) -> None:
         assert benched.code == 0
         assert "1 of 4 runs are done already" in benched.text
-        assert "tiny-s0: it was not finished and is done anew" in benched.text
+        assert "tiny-s0: it was not finished and is done again" in benched.text
         assert "gan-s0: " not in benched.text
 
     def test_every_pipeline_has_its_first_seed_before_any_has_its_second(
@@ -562,7 +562,7 @@ def test_all_means_every_shipped_pipeline(
     (tmp_path / "pipelines" / "real.toml").write_text("[data]\nmix_ratio = 0\n" + TINY)
     monkeypatch.setattr(bench.resources, "shipped", lambda kind: tmp_path / kind)
     notes, runs = plan(capsys, "--seeds", "4,2")
-    assert notes == ["real is left out: it wants --real-data"]
+    assert notes == ["real is left out: it needs --real-data"]
     names = [line.split(":")[0] for line in runs]
     assert names == ["gan-s4", "other-s4", "tiny-s4", "gan-s2", "other-s2", "tiny-s2"]
     notes, runs = plan(capsys, "--real-data", "demo:seen")
@@ -595,7 +595,7 @@ def test_settings_reach_every_run_as_they_were_given(
         (["--minutes", "1"], "give --out DIR"),
         (["--out", "x"], "give --minutes M"),
         (["--out", "x", "--minutes", "0"], "budget.minutes: input should be greater than 0"),
-        (["--out", "x", "--minutes", "1", "--seeds", "0,b"], "whole numbers with commas"),
+        (["--out", "x", "--minutes", "1", "--seeds", "0,b"], "whole numbers"),
         (["--out", "x", "--minutes", "1", "--seeds", ""], "--seeds is empty"),
         (["--out", "x", "--minutes", "1", "--pipelines", "shadres"], "did you mean 'shaders'?"),
         (["--out", "x", "--minutes", "1", "--pipelines", "no.toml"], "there is no such file"),
@@ -606,7 +606,7 @@ def test_settings_reach_every_run_as_they_were_given(
         ),
         (
             ["--out", "x", "--minutes", "1", "--pipelines", "half.toml"],
-            "pipeline half: mix ratio 0.5 wants real images: give --real-data",
+            "pipeline half: mix ratio 0.5 needs real images: give --real-data",
         ),
         (["--out", "x", "--minutes", "1", "--also", "a.npz"], "give NAME=PATH"),
         (["--out", "x", "--minutes", "1", "--also", "a=/no.npz"], "/no.npz"),

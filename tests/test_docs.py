@@ -13,7 +13,7 @@ from synthkd.core.resources import shipped
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-MAKE_WORDS = ("setup", "test", "lint", "types", "demo", "bench", "site")
+MAKE_WORDS = ("setup", "test", "lint", "types", "demo", "bench", "seeds", "site")
 
 
 def text(name: str) -> str:

@@ -140,7 +140,7 @@ def test_a_model_of_other_classes_is_asked_for_none(
     with torch.no_grad():
         wanted = model.network(noisy, timestep=times, class_labels=none).sample[:, :4]
     torch.testing.assert_close(found, wanted)
-    said = f"its {classes} classes are not the teacher's 10: none is asked for"
+    said = f"its {classes} classes are not the teacher's 10: it is sampled without classes"
     assert said in describe(str(folder), 10) and said not in describe(str(folder), classes)
     tables = {"generator": {"start": str(folder)},
               "diffusion": {"steps": 2, "teacher_guidance": 2.0, "accept": "all"}}  # fmt: skip
@@ -300,7 +300,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "sizes of another form": (spoil_config(sample_size="8"), "cannot be read as a UNet2DModel"),
     "another prediction": (
         spoil_config("scheduler/scheduler_config.json", prediction_type="flow"),
-        "it predicts 'flow', which is not understood",
+        "it predicts 'flow', which is not supported",
     ),
     "half of the weights": (lambda f: halve(f / "unet"), r"lack \d+ tensors, '\w+.* among them"),
     "another kind": (

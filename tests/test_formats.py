@@ -612,11 +612,11 @@ def test_a_folder_of_timm_cannot_reach_outside(tmp_path: Path) -> None:
         {"model_args": 5},
     ):
         path.write_text(json.dumps(good | change))
-        with pytest.raises(InputError, match="is no plain network of timm"):
+        with pytest.raises(InputError, match="is not a plain network of timm"):
             load_teacher(TeacherTable(**made.table))
     nameless = {"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "/else.pth"}}
     path.write_text(json.dumps(nameless))
-    with pytest.raises(InputError, match="is no plain network of timm"):
+    with pytest.raises(InputError, match="is not a plain network of timm"):
         load_teacher(TeacherTable(**made.table))
 
 

@@ -291,7 +291,7 @@ def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
     assert "its recipe.toml is not the one that it was begun with" in refused()
     recipe.write_text(told)
     save_state(state | {"real": "others"}, checkpoint, "checkpoint")
-    assert "the real images are other ones" in refused()
+    assert "the real images are not those it was begun with" in refused()
     save_state(state | {"writer": {"rows": []}}, checkpoint, "checkpoint")
     assert "its checkpoint does not fit it" in refused()
 

@@ -207,7 +207,7 @@ def test_other_precisions_are_fed_and_told(tmp_path: Path, form: str) -> None:
     if form == "double":
         export(path, Pooling().double(), torch.rand(2, 3, 32, 32).double())
         teacher = load(path, **NUMBERS)
-        assert "numbers are double; computed in float32" in said(teacher)
+        assert "numbers are double; run in float32" in said(teacher)
         images = torch.rand(3, 3, 32, 32)
         torch.testing.assert_close(teacher(images), POOLING((images - 0.4) / 0.2),
                                    atol=1e-3, rtol=1e-3)  # fmt: skip
@@ -218,7 +218,7 @@ def test_other_precisions_are_fed_and_told(tmp_path: Path, form: str) -> None:
     model = convert_float_to_float16(onnx.load(str(path)), keep_io_types=form != "float16")
     onnx.save(model, str(path))
     teacher = check(path, POOLING, off=5e-2)
-    assert ("numbers are float16; computed in float32" in said(teacher)) == (form == "float16")
+    assert ("numbers are float16; run in float32" in said(teacher)) == (form == "float16")
 
 
 LAYOUTS: dict[str, tuple[Callable[[Any, Tensor], Any], tuple[int, ...], str]] = {

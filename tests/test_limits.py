@@ -146,7 +146,7 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path) -> None:
     for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors"), "", 3, "a\\b",
                  "nowhere.safetensors"):  # fmt: skip
         index.write_text(json.dumps({"metadata": {}, "weight_map": {"vit.a": name}}))
-        with pytest.raises(InputError, match="which is no file in this folder"):
+        with pytest.raises(InputError, match="which is not a file in this folder"):
             load(f"hf:{tmp_path / 'net'}")
 
 
@@ -193,9 +193,9 @@ def run(folder: Path, **change: Any) -> Path:
         ({"network": "timm:vit_giant_patch14_224", "height": 224, "width": 224}, LARGER),
         ({"network": "torchvision:regnet_y_128gf"}, LARGER),
         ({"network": "resnet56-w512"}, LARGER),
-        ({"mean": [float("nan")] * 3}, "its card tells of means and deviations"),
-        ({"std": [0.0, 1.0, 1.0]}, "its card tells of means and deviations"),
-        ({"classes": 10**9}, "its card tells of names for other classes"),
+        ({"mean": [float("nan")] * 3}, "its card has means and deviations"),
+        ({"std": [0.0, 1.0, 1.0]}, "its card has means and deviations"),
+        ({"classes": 10**9}, "its card has names for other classes"),
     ],
 )
 def test_a_card_is_bounded_by_the_weights_below_it(

@@ -403,7 +403,7 @@ def test_a_file_cannot_choose_what_is_called(tmp_path: Path) -> None:
     """With arguments of its own a SPEC like subprocess:run would run any command."""
     for table, key in (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor")):
         (tmp_path / "a.toml").write_text(f'[{table}]\n{key} = "subprocess:run"\n')
-        with pytest.raises(InputError, match="stands in a file and would be called"):
+        with pytest.raises(InputError, match="is named in a file and would be called"):
             recipe.build(tmp_path / "a.toml")
         trusted = recipe.build(tmp_path / "a.toml", {"run": {"trust_code": True}})
         assert getattr(getattr(trusted, table), key) == "subprocess:run"

@@ -52,7 +52,7 @@ def test_a_directory_with_anything_in_it_is_refused_and_left_alone(tmp_path: Pat
 def test_an_empty_directory_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
     claim(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="there is a file of this name"):
+    with pytest.raises(InputError, match="this is a file, not a directory"):
         claim(tmp_path / "file")
     with pytest.raises(InputError, match="Not a directory"):
         claim(tmp_path / "file" / "below")

@@ -175,7 +175,7 @@ def test_a_student_swapped_for_another_is_not_exported_under_the_old_ones_scores
     state["linear.weight"] = -state["linear.weight"]
     save_file(state, copy / "student.safetensors", metadata=header)
     text = failing(capsys, "export", str(copy), "--format", "safetensors")
-    assert "is not the student that its summary.json tells of" in text
+    assert "is not the student that its summary.json describes" in text
     assert not (copy / "export").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_failed_export_leaves_nothing_and_a_repeated_one_goes_elsewhere(
     with monkeypatch.context() as patched:
         patched.setattr(torch.export, "export", refuses)
         text = failing(capsys, "export", str(run), "--format", "safetensors,pt2", "--quiet")
-    assert "student.pt2: this student cannot be exported so: 'no such operator'" in text
+    assert "student.pt2: this student cannot be exported this way: 'no such operator'" in text
     assert not (run / "export").exists()
     for name in ("export", "export-2"):
         main(["export", str(run), "--format", "safetensors", "--quiet"])

@@ -187,7 +187,7 @@ def test_the_classes_are_those_of_the_last_layer_whatever_follows_it(tmp_path: P
 def test_other_precisions_are_read_and_told(tmp_path: Path, kind: torch.dtype) -> None:
     teacher = load(tmp_path / "w.pt", as_kind(kind))
     assert {p.dtype for p in teacher.parameters()} == {torch.float32} and answers(teacher)
-    assert f"holds {str(kind)[6:]}; computed in float32" in str(teacher.notes[0])
+    assert f"holds {str(kind)[6:]}; run in float32" in str(teacher.notes[0])
 
 
 @pytest.mark.parametrize("kind", ["half", "double", "bfloat16"])

@@ -102,7 +102,7 @@ def check_budget(images_seen: int, refined: int | None) -> list[Finding]:
         found.append(
             Finding(
                 "few-images",
-                f"the student saw {images_seen:,} images; good students were only seen from "
+                f"the student saw {images_seen:,} images; students were only good from "
                 f"{SOME_IMAGES:,} on",
                 "give more time (--minutes) or images (--images-seen), or a smaller student",
                 serious=images_seen < FEW_IMAGES,
@@ -149,7 +149,7 @@ def check_agreement(
     if not len(taught):
         return [
             Finding(
-                "not-judged", "no image was held out, so nothing is known of the student",
+                "not-judged", "no image was held out, so nothing is known about the student",
                 "score it with synthkd evaluate on labelled images",
             )
         ]  # fmt: skip
@@ -229,7 +229,7 @@ def check_accuracy(
             Finding(
                 "one-class-labelled",
                 f"all labelled images are of one class ({_name(names, own.worst)}): a constant "
-                "classifier could be right in all of them",
+                "classifier could be right on all of them",
                 "score it on images of several classes",
             )
         ]

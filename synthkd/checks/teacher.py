@@ -80,7 +80,7 @@ def refuse(findings: Iterable[Finding], spec: str, *, anyway: bool) -> None:
     serious = [str(one) for one in findings if one.serious]
     if serious and not anyway:
         raise InputError(
-            f"--teacher {quoted(spec)}: {'; '.join(serious)}; to go on all the same, give --anyway"
+            f"--teacher {quoted(spec)}: {'; '.join(serious)}; give --anyway to go on nevertheless"
         )
 
 
@@ -171,8 +171,8 @@ class _Questions:
         one = "a single image" if len(images) == 1 else f"{len(images)} images at once"
         raise _Failed(Finding(
             "fails", f"it takes 16 images at once, but not {one} ({reason})",
-            "any number of images must do: squeeze, view and BatchNorm in training mode are common "
-            "causes", serious=True,
+            "it must accept any number of images: squeeze, view and BatchNorm in training mode "
+            "are common causes", serious=True,
         ))  # fmt: skip
 
     def _affordable(self) -> int:
@@ -195,8 +195,8 @@ class _Questions:
             named = f" (in training mode: {', '.join(map(quoted, asleep[:3]))})" if asleep else ""
             return [Finding(
                 "not-deterministic",
-                f"the same {len(images)} images asked twice get other answers: {flipped:.0%} other "
-                f"votes, {100 * moved:.1f} % of the probability moved{named}",
+                f"the same {len(images)} images get other answers when asked twice: {flipped:.0%} "
+                f"other votes, {100 * moved:.1f} % of the probability moved{named}",
                 "switch off what is random in it: dropout with training=False, no noise, no random "
                 "resizing or cropping", serious,
             )]  # fmt: skip
@@ -207,7 +207,7 @@ class _Questions:
         if moved > 0.005:
             return [Finding(
                 "depends-on-batch",
-                f"an image's answer depends on the others asked with it: {flipped:.0%} other votes "
+                f"an image's answer depends on the others in its batch: {flipped:.0%} other votes "
                 f"and {100 * moved:.1f} % of the probability moved in another batch",
                 "BatchNorm must use its running statistics (eval mode, training=False), and "
                 "nothing may be normalised or shuffled over the batch",
@@ -224,7 +224,7 @@ class _Questions:
             gradient = torch.autograd.grad((logits * weights).sum(), few, allow_unused=True)[0]
         if gradient is None or not gradient.any():
             return [Finding(
-                "no-gradients", "its answers pass no gradient on to the image: something in it "
+                "no-gradients", "no gradient of its answers reaches the image: something in it "
                 "rounds, or cuts the graph", "give --teacher-access logits",
             )]  # fmt: skip
         broken = (~gradient.flatten(1).isfinite().all(1)).sum()
@@ -259,7 +259,8 @@ class _Questions:
             same = float(logits.std(0).max()) < 1e-4 and teacher.access == "full"
             serious = not labels and (own.sure < 0.99 or same)
             return [Finding(
-                "constant", f"it answers alike, whatever it is shown ({len(images)} drawings)",
+                "constant",
+                f"it gives the same answer whatever it is shown ({len(images)} drawings)",
                 f"are these the right weights? {CHECK_CONTRACT}", serious,
             )]  # fmt: skip
         if teacher.independent:
@@ -309,7 +310,7 @@ class _Questions:
         )
         return [Finding(
             "input-scale",
-            f"its answers to different drawings {seen}, as if it wanted pixels in {wanted} and "
+            f"its answers to different drawings {seen}, as if it expected pixels in {wanted} and "
             f"were given {given}", CHECK_CONTRACT, True,
         )]  # fmt: skip
 

@@ -107,13 +107,15 @@ def run(
     """
     display = Display(quiet=quiet or as_json)
     if not recipe.run.out and not dry_run:
-        raise InputError("a bench wants a directory: give --out DIR")
+        raise InputError("bench needs a directory: give --out DIR")
     folder = Path(recipe.run.out or "bench")
     if report:
         if folder.is_dir():
             files.plain_tree(folder, f"--out {quoted(folder)}")
         arena.report(folder, strict=True)
-        display.say(f"written anew: {folder / 'table.md'}, results.csv, results.json, accuracy.png")
+        display.say(
+            f"written again: {folder / 'table.md'}, results.csv, results.json, accuracy.png"
+        )
         if as_json:
             print((folder / "results.json").read_text("utf-8"), end="")
         return
@@ -136,7 +138,7 @@ def run(
             with _terminated():
                 failed = _walk(bench, entries, lock)
         except (KeyboardInterrupt, SystemExit):
-            display.say("stopped: the same command line goes on")
+            display.say("stopped: run the same command again to continue")
             raise
     if as_json:
         print((folder / "results.json").read_text("utf-8"), end="")
@@ -163,11 +165,11 @@ def _common(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     for key in ("teacher", "student"):
         for name, value in data.get(key, {}).get("args", {}).items():
             if "," in value:
-                raise InputError(f"{key}.args.{name}: a bench cannot hand on a comma")
+                raise InputError(f"{key}.args.{name}: bench cannot pass on a comma")
     if recipe.budget.minutes is None:
-        raise InputError("a bench compares at equal time: give --minutes M")
+        raise InputError("bench compares at equal time: give --minutes M")
     if recipe.data.val == "none" or not (recipe.data.val or recipe.teacher.spec == "demo"):
-        raise InputError("a bench scores its students: give --val-data PATH, labelled images")
+        raise InputError("bench scores its students: give --val-data PATH, labelled images")
     return data
 
 
@@ -189,7 +191,7 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
 def _seeds(text: str) -> list[int]:
     """`0,1,2` as numbers."""
     if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text):
-        raise InputError(f"--seeds {quoted(text)}: whole numbers with commas, as in 0,1,2")
+        raise InputError(f"--seeds {quoted(text)}: comma-separated whole numbers, as in 0,1,2")
     return list(dict.fromkeys(int(seed) for seed in text.split(",")))
 
 
@@ -205,7 +207,7 @@ def _pipelines(text: str, recipe: Recipe, display: Display) -> dict[str, str]:
             path = recipes.pipeline_path(spec)
             ratio = recipes.read_toml(path).get("data", {}).get("mix_ratio", 1)
             if word == "all" and ratio < 1 and not recipe.data.real:
-                display.say(f"{spec} is left out: it wants --real-data")
+                display.say(f"{spec} is left out: it needs --real-data")
             elif chosen.setdefault(path.stem, spec) != spec:
                 raise InputError(f"--pipelines: two of them are called {quoted(path.stem)}")
     if not chosen:
@@ -287,7 +289,7 @@ def _open(
         if any(finding.serious for finding in check.findings) and not recipe.run.anyway:
             raise InputError(
                 f"{quoted(path)}: {check.findings[0]}; every score would be of no use (--anyway "
-                "compares all the same)"
+                "compares them nevertheless)"
             )
         display.findings(check.findings)
         return images
@@ -479,10 +481,10 @@ def _clear(bench: Bench, entry: Entry) -> None:
         (bench.folder / "replaced").mkdir(exist_ok=True)
         aside = free_name(bench.folder / "replaced" / entry.path.name)
         entry.path.rename(aside)
-        bench.display.say(f"{entry.path.name}: done anew; the old run is now {aside}")
+        bench.display.say(f"{entry.path.name}: done again; the old run is now {aside}")
     elif entry.path.exists():
         shutil.rmtree(entry.path)
-        bench.display.say(f"{entry.path.name}: it was not finished and is done anew")
+        bench.display.say(f"{entry.path.name}: it was not finished and is done again")
     entry.record.unlink(missing_ok=True)
 
 
@@ -536,7 +538,7 @@ def _scored(bench: Bench, entry: Entry) -> dict[str, Any]:
             student.load_state_dict(load_file(path, device=str(bench.device)))
             kept = {key: line[key] for key in ("share", "seconds", "images_seen")}
         except (SafetensorError, OSError, RuntimeError, KeyError):
-            raise InputError(f"{quoted(path)} is damaged, or not told of in full") from None
+            raise InputError(f"{quoted(path)} is damaged or incomplete") from None
         curve.append(kept | {"accuracy": _accuracy(student, bench.val, bench.device)})
     read = Run(entry.path).manifest.get("data", {}).get("real", {}).get("digest")
     return {"summary": summary, "others": others, "curve": curve, "real_sha256": read}

@@ -196,7 +196,7 @@ class Display:
     def acknowledge(self) -> None:
         """Says that a wish to stop was heard."""
         self.say(
-            "stopping: the step in hand is finished first (again to stop at once, without saving)"
+            "stopping: finishing the current step first (again to stop at once, without saving)"
         )
 
     def stop(self) -> None:

@@ -82,7 +82,7 @@ def _told(summary: dict[str, Any]) -> list[tuple[str, str]]:
         for name, title in names.items()
         if ours[name] is not None and theirs[name] is not None
     ]
-    return [("a class against the rest", ", ".join(text))]
+    return [("one class against the rest", ", ".join(text))]
 
 
 def _show(result: Result, display: Display) -> None:

@@ -75,7 +75,7 @@ def run(
     if found != summary["student_sha256"]:  # its scores would be another student's
         raise InputError(
             f"export {quoted(path)}: its student.safetensors (SHA-256 {found[:12]}…) is not the "
-            f"student that its summary.json tells of ({quoted(summary['student_sha256'], 12)}): "
+            f"student that its summary.json describes ({quoted(summary['student_sha256'], 12)}): "
             "copy the run directory again, as a whole"
         )
     network = Shipped(student, bytes_in=uint8_input, probabilities=softmax)
@@ -163,7 +163,7 @@ def _findings(done: Sequence[Exported], manifest: Mapping[str, Any], classes: in
         found.append(Finding(
             "names-one-class",
             f"the student names one of {classes:,} classes on all {parity.images:,} images: that "
-            "a file votes as it does says nothing", "distil it anew, with more --minutes",
+            "a file votes as it does proves nothing", "distil it again, with more --minutes",
         ))  # fmt: skip
     chosen = manifest.get("student_chosen")
     promised = chosen.get("latency_ms") if isinstance(chosen, dict) else None
@@ -290,10 +290,10 @@ class Export:
             raise
         except Exception as error:  # whatever the converters raise at networks of strangers
             said = quoted(" ".join(str(error).split()), 160)
-            raise InputError(f"{name}: this student cannot be exported so: {said}") from None
+            raise InputError(f"{name}: this student cannot be exported this way: {said}") from None
         if exact and not parity.holds:
             raise InputError(
-                f"{name}: the exported file votes otherwise on {1 - parity.agreement:.2%} of "
+                f"{name}: the exported file votes differently on {1 - parity.agreement:.2%} of "
                 f"{parity.images:,} images (largest difference {parity.largest:.2g} of "
                 f"{parity.scale:.2g}): not kept"
             )

@@ -285,7 +285,7 @@ def _go(
         job.real, job.level = len(real.pixels), max(job.level, 2)
         opened["real"] = real.digest
     if state is not None and state.get("real") != opened["real"]:
-        raise InputError(f"--resume {quoted(out)}: the real images are other ones")
+        raise InputError(f"--resume {quoted(out)}: the real images are not those it was begun with")
 
     def save(writer: Writer | None) -> None:
         job.seconds = before + time.perf_counter() - started

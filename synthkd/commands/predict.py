@@ -40,7 +40,7 @@ def run(
     InputError only where none can be read. `csv_file` writes a line an image (`-`: to the
     screen)."""
     if not images:
-        raise InputError("predict wants images or folders: synthkd predict RUN IMAGE…")
+        raise InputError("predict needs images or folders: synthkd predict RUN IMAGE…")
     if top < 1:
         raise InputError(f"--top {top}: at least 1")
     if csv_file.startswith("--"):

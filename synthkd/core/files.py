@@ -108,7 +108,7 @@ def read_bytes(path: Path, most: int, *, pipes: bool = False) -> bytes:
         parts, size, end = [], 0, time.monotonic() + PATIENCE
         while size <= most:
             if waits and not _answers(handle, end - time.monotonic()):
-                raise OSError(errno.ETIMEDOUT, "nothing is written into this pipe", str(path))
+                raise OSError(errno.ETIMEDOUT, "nothing was written into this pipe", str(path))
             part = os.read(handle, min(1 << 20, most + 1 - size))
             if not part:
                 break

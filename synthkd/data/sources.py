@@ -289,8 +289,8 @@ def _judged(
         problem = f"labels are needed, but {found.unlabelled}"
     elif classes is not None and found.classes not in (None, classes):
         problem = (
-            f"it has {found.classes} classes (one a folder), the teacher has {classes}; "
-            "a class without images wants an empty folder"
+            f"it has {found.classes} classes (one per folder), the teacher has {classes}; "
+            "give a class without images an empty folder"
         )
     elif int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes):
         top = f"0..{classes - 1}" if classes is not None else "0 and up"
@@ -352,7 +352,7 @@ def _from_folder(
     if not members:
         beside = f", only {found.skipped}" if found.skipped else ""
         raise InputError(f"{where}: there is no image in it or in its class folders{beside}")
-    arrangement, unlabelled = None, "its images lie in no class folders; make one folder per class"
+    arrangement, unlabelled = None, "its images are not in class folders; make one folder per class"
     if any(filled):
         try:
             arrangement = arranged(found.names, filled, *target)

@@ -119,8 +119,9 @@ def compare(
         )
     if images.labels is not None and images.labels.dim() > 1 and not teacher.independent:
         raise InputError(
-            f"{quoted(images.source)}: labels of several classes an image, but the teacher's "
-            "classes exclude each other: give one class an image, or --teacher-answers multilabel-…"
+            f"{quoted(images.source)}: labels of several classes per image, but the teacher's "
+            "classes exclude each other: give one class per image, or --teacher-answers "
+            "multilabel-…"
         )
     images, check = settled(images, taught.argmax(1), teacher)
     labels = images.labels

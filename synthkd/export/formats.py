@@ -154,9 +154,9 @@ def metadata(
     wanted = "uint8 0..255" if network.bytes_in else "float32 0..1"
     output = "logits, of which softmax makes probabilities"
     if network.student.independent:
-        output = "a logit a class, of which sigmoid makes probabilities; several may apply"
+        output = "a logit per class, of which sigmoid makes probabilities; several may apply"
     if network.probabilities:
-        one = "a probability a class; several may apply"
+        one = "a probability per class; several may apply"
         output = one if network.student.independent else "probabilities that sum to 1"
     return {
         "classes": json.dumps(list(names), ensure_ascii=False),
@@ -241,7 +241,7 @@ def to_executorch(network: Shipped, path: Path) -> Answer:
         from executorch.runtime import Runtime
     except ImportError:
         raise InputError(
-            "--format executorch wants the extra executorch: pip install 'synthkd[executorch]'"
+            "--format executorch needs the extra executorch: pip install 'synthkd[executorch]'"
         ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -431,11 +431,13 @@ def _handling(network: Shipped, files: Sequence[Exported]) -> list[str]:
     order = {1: "grey", 2: "grey and opacity", 3: "red, green, blue"}.get(spec.channels, "RGBA")
     answer = "logits; softmax makes probabilities of them"
     if network.student.independent:
-        answer = "a logit a class, of which sigmoid makes a probability; several classes may apply"
+        answer = (
+            "a logit per class, of which sigmoid makes a probability; several classes may apply"
+        )
     if network.probabilities:
         answer = "probabilities that sum to 1"
         if network.student.independent:
-            answer = "a probability a class; several classes may apply"
+            answer = "a probability per class; several classes may apply"
     lines = [
         "## Input and output", "",
         f"- in: `{INPUT}`, [batch, {spec.channels}, {spec.height}, {spec.width}], {pixels}; "

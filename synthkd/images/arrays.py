@@ -283,7 +283,7 @@ class _Stacked:
             found.append(
                 Finding(
                     "transparency",
-                    f"{self.where}: partly transparent, laid on a {name} ground",
+                    f"{self.where}: partly transparent, on a {name} ground",
                     f"--data.background {other} for the other",
                 )
             )

@@ -325,7 +325,7 @@ class _Reading:
                 remedy = "" if self.table.range else "if not so, give --data.range BLACK,WHITE"
             elif code == "transparency":
                 name, other = ("white", "black") if ground else ("black", "white")
-                said = f"partly transparent, laid on a {name} ground"
+                said = f"partly transparent, on a {name} ground"
                 remedy = f"--data.background {other} for the other"
             elif code == "aspect":
                 said, remedy = told_aspect(self.table.resize)

@@ -166,7 +166,7 @@ class Distillation:
         changed meanwhile. Settings that are newer than the run have their defaults."""
         where, before = f"--resume {quoted(the_run.path)}", the_run.manifest
         if before.get("teacher_sha256") != self.teacher.digest:
-            raise InputError(f"{where}: the teacher is another one than at the start")
+            raise InputError(f"{where}: the teacher is not the one that the run was started with")
         if before.get("recipe_sha256") != sha256_of(the_run.path / "recipe.toml"):
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
         kept = ("command", "student_chosen", "recipe_sha256")
@@ -174,7 +174,7 @@ class Distillation:
         self.manifest["sittings"] = _count(before.get("sittings")) + 1
         self._open_data()
         if before.get("data") != self.manifest["data"]:
-            raise InputError(f"{where}: the data are other ones than at the start")
+            raise InputError(f"{where}: the data are not those that the run was started with")
         state = the_run.newest()
         if state is None:
             self.report.say("no checkpoint yet: starting from the beginning")

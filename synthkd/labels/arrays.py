@@ -58,7 +58,7 @@ def pair_in(names: Iterable[str], part: str | None) -> tuple[str, str | None]:
         if len(parts) > 1:
             listed = ", ".join(sorted(parts))
             raise InputError(
-                f"it holds several parts ({listed}): name one behind the file, as in "
+                f"it holds several parts ({listed}): name one after the file, as in "
                 f"FILE.npz:{'test' if 'test' in parts else sorted(parts)[0]}"
             )
         chosen = parts[0] if parts else ""
@@ -109,7 +109,7 @@ def told_labels(labels: object, count: int) -> Told:
     rows = labels if len(labels) == count else labels.T
     if not np.isin(rows, (0, 1)).all():
         raise InputError(
-            f"labels of shape {labels.shape} must be rows of 0 and 1, or one number an image"
+            f"labels of shape {labels.shape} must be rows of 0 and 1, or one number per image"
         )
     numbers = _whole(rows)
     if (numbers.sum(1) == 1).all():

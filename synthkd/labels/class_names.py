@@ -107,19 +107,21 @@ def told_list(text: str, flag: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
         if not _is_file(path) or path.stat().st_size > MOST_TEXT:
-            raise InputError(f"{flag} {quoted(text)}: no text file of at most {MOST_TEXT:,} bytes")
+            raise InputError(
+                f"{flag} {quoted(text)}: not a text file of at most {MOST_TEXT:,} bytes"
+            )
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{flag} {quoted(text)}: {quoted(error.strerror)}") from None
     except UnicodeDecodeError:
-        raise InputError(f"{flag} {quoted(text)}: this is no text in UTF-8") from None
+        raise InputError(f"{flag} {quoted(text)}: this is not text in UTF-8") from None
     lines = [line.strip() for line in content.strip().splitlines()]
     split = [re.fullmatch(r"(\d+)[\s:,;]+(.+)", line) for line in lines]
     if all(one and int(one[1]) == k for k, one in enumerate(split)):
         lines = [one[2] for one in split if one]
     if not all(0 < len(line) <= MOST_NAME and line.isprintable() for line in lines):
         raise InputError(
-            f"{flag} {quoted(text)}: one entry a line, of at most {MOST_NAME} characters"
+            f"{flag} {quoted(text)}: one entry per line, of at most {MOST_NAME} characters"
         )
     return tuple(lines)
 
@@ -239,7 +241,7 @@ def arranged(
     if order != "alphabetical" and numbers is not None:
         return _by_number(given, used, numbers, classes, order)
     if order not in ("auto", "alphabetical"):
-        raise InputError(f"--class-order {order}: these are no numbers: {_few(given)}")
+        raise InputError(f"--class-order {order}: these are not numbers: {_few(given)}")
     return _by_text(given, used, names, classes)
 
 

@@ -30,9 +30,9 @@ KINDS: Mapping[str, str] = {
     "binary-logit": "one logit for two classes",
     "binary-probability": "one probability for two classes",
     "binary-percentage": "one percentage for two classes",
-    "multilabel-logits": "a logit a class, independent of the others",
-    "multilabel-probabilities": "a probability a class, independent of the others",
-    "multilabel-percentages": "a percentage a class, independent of the others",
+    "multilabel-logits": "a logit per class, independent of the others",
+    "multilabel-probabilities": "a probability per class, independent of the others",
+    "multilabel-percentages": "a percentage per class, independent of the others",
     "labels": "labels",
 }
 BINARY = ("binary-logit", "binary-probability", "binary-percentage")
@@ -280,7 +280,7 @@ def taken(answer: Any, answers: Answers, classes: int, count: int) -> Tensor:
     if value is None or (value.shape[1] if value.dim() > 1 else 1) != wide:
         got = tuple(value.shape) if value is not None else type(answer).__name__
         raise InputError(
-            f"the network answers {count} images otherwise than when it was recognised: got {got}"
+            f"the network's answers to {count} images have another form than at first: got {got}"
         )
     return value
 
@@ -423,8 +423,8 @@ def _chosen(
         )
     if widths == [1] and not single:
         raise InputError(
-            f"the network answers with {len(fitting)} tensors of one number an image: let it "
-            "return one tensor, a column a class"
+            f"the network answers with {len(fitting)} tensors of one number per image: let it "
+            "return one tensor, a column per class"
         )
     path = fitting[0][0]
     note = f"the network answers with {len(parts)} tensors, scores per image: {said}"
@@ -548,7 +548,7 @@ def _of_rows(
     wide = values.shape[1]
     if told in BINARY:
         raise InputError(
-            f"--teacher-answers {told}: the network answers with {wide} numbers an image, not one"
+            f"--teacher-answers {told}: the network answers with {wide} numbers per image, not one"
         )
     if classes is not None and classes != wide:
         raise InputError(f"--classes {classes}: the network has {wide} classes; omit it")
@@ -667,7 +667,7 @@ def _of_scores(
     if told not in ("auto", "labels", *BINARY):
         raise InputError(
             f"--teacher-answers {told}: the network answers with one number an image; "
-            f"known for that: {', '.join((*BINARY, 'labels'))}"
+            f"choices for that: {', '.join((*BINARY, 'labels'))}"
         )
     if told == "labels" or (told == "auto" and whole):
         if classes is None:
@@ -677,7 +677,7 @@ def _of_scores(
             )
         if not whole or not 0 <= low <= high < classes:
             raise InputError(
-                f"the network answers with numbers that are no classes below {classes}"
+                f"the network answers with numbers that are not classes below {classes}"
             )
         return classes, replace(found, kind="labels")
     if classes not in (None, 2):

@@ -112,8 +112,9 @@ class TeacherTable(Table):
     weights_key: Annotated[
         str,
         Field(
-            description="which of several sets of weights in its file, by the key or prefix before "
-            "their names, e.g. model_ema (default: raw ones before averages)"
+            description="which of several sets of weights in its file, by the key or prefix of "
+            "their names, e.g. model_ema (default: raw weights rather than averaged "
+            "ones)"
         ),
     ] = ""
     output: Annotated[
@@ -141,7 +142,7 @@ class TeacherTable(Table):
     ] = None
     std: Annotated[
         Numbers | None,
-        Field(description="deviation it divides by, per channel"),
+        Field(description="standard deviation it divides by, per channel"),
         Flag("--teacher-std"),
     ] = None
     classes: Annotated[
@@ -154,8 +155,8 @@ class TeacherTable(Table):
     class_names: Annotated[
         str,
         Field(
-            description="names of its classes in its own order, with commas or one a line in a "
-            "text file (default: what it tells itself)"
+            description="names of its classes in its own order, comma-separated or one per line "
+            "in a text file (default: those stored with the network)"
         ),
         Flag("--class-names"),
     ] = ""
@@ -168,7 +169,7 @@ class TeacherTable(Table):
         Literal["full", "logits", "labels"],
         Field(
             description="what may be used of it: everything; its answers, without gradients; or "
-            "the class it names alone"
+            "only the class it names"
         ),
         Flag("--teacher-access", "what may be used: full, logits or labels"),
     ] = "full"
@@ -180,16 +181,16 @@ class TeacherTable(Table):
         ],
         Field(
             description="what it answers (auto: recognised by asking it): scores of classes of "
-            "which one applies; one score for two classes (binary-); a score a class, independent "
-            "of the others (multilabel-); or class numbers"
+                "which one applies; one score for two classes (binary-); one score per "
+                "class, independent of the others (multilabel-); or class numbers"
         ),
         Flag("--teacher-answers", "what it answers (auto: recognised)"),
     ] = "auto"  # fmt: skip
     features: Annotated[
         str,
         Field(
-            description="module whose output is taken for its features, by name (default: what its "
-            "last linear layer takes in); maps and tokens are averaged"
+            description="module whose output is taken as its features, by name (default: the "
+            "input of its last linear layer); maps and tokens are averaged"
         ),
     ] = ""
 
@@ -201,8 +202,9 @@ class StudentTable(Table):
         str,
         Field(
             description="student: a named network, any other SPEC of --teacher, or auto: the "
-            "largest under --max-params, --max-flops and --max-latency-ms: of ours, and for "
-            "images from 64 pixels on of small ones of timm and torchvision"
+            "largest network within --max-params, --max-flops and --max-latency-ms, "
+            "of the built-in ones and, for images of 64 pixels or more, of small "
+            "ones of timm and torchvision"
         ),
         Flag("--student", "a SPEC, or auto: the largest within limits"),
     ] = "resnet8-w12"
@@ -214,8 +216,9 @@ class StudentTable(Table):
     start: Annotated[
         Literal["new", "teacher"],
         Field(
-            description="first weights: drawn at random, or the teacher's: its layers of the same "
-            "name, and of wider ones the channels that matter most, as far as the shapes allow"
+            description="initial weights: random, or the teacher's: its layers of the same "
+            "name, and of wider ones the channels that matter most, as far as the "
+            "shapes allow"
         ),
     ] = "new"
     args: Annotated[
@@ -230,14 +233,14 @@ class StudentTable(Table):
     ] = None
     max_flops: Annotated[
         float | None,
-        Field(description="auto: most floating-point operations per image", gt=0),
+        Field(description="auto: largest number of floating-point operations per image", gt=0),
         Flag("--max-flops"),
     ] = None
     max_latency_ms: Annotated[
         float | None,
         Field(
-            description="auto: most milliseconds of one image alone, by the exported file on this "
-            "machine",
+            description="auto: longest time for a single image, in milliseconds, measured with "
+            "the exported file on this machine",
             gt=0,
         ),
         Flag("--max-latency-ms", "limit of --student auto, for one image"),
@@ -265,7 +268,7 @@ class DataTable(Table):
         str,
         Field(
             description="labelled images for the final score; they never influence the run "
-            "(demo teacher: the digits nobody saw; none: no score)"
+            "(demo teacher: digits that it never saw; none: no score)"
         ),
         Flag("--val-data", "labelled images, for the final score alone"),
     ] = ""
@@ -273,8 +276,9 @@ class DataTable(Table):
         str,
         Field(
             description="which class of the teacher each class of the images is: auto, names, "
-            "numeric, alphabetical, one-based, background-first, or for each in turn the teacher's "
-            "number or name, with commas or one a line in a text file"
+            "numeric, alphabetical, one-based, background-first, or for each class "
+            "in turn the teacher's number or name, comma-separated or one per line "
+            "in a text file"
         ),
         Flag("--class-order", "how classes of images match the teacher's"),
     ] = "auto"
@@ -282,21 +286,21 @@ class DataTable(Table):
         Numbers,
         Field(
             description="values that are black and white, BLACK,WHITE, in images of more than 8 "
-            "bits and in arrays (default: judged by all values of a set)"
+            "bits and in arrays (default: inferred from all values of a set)"
         ),
     ] = ()
     background: Annotated[
         Literal["auto", "white", "black"],
         Field(
-            description="ground under transparent images; auto: the one that what is drawn on it "
-            "stands out from"
+            description="background of transparent images; auto: whichever of the two their "
+            "content stands out from"
         ),
     ] = "auto"
     resize: Annotated[
         Literal["stretch", "crop", "pad"],
         Field(
-            description="images of another proportion than the teacher's: the whole stretched, "
-            "the middle cut out, or a ground put around"
+            description="images of another proportion than the teacher's: stretched, cropped to "
+            "the middle, or padded"
         ),
     ] = "stretch"
     synthetic: Annotated[
@@ -308,7 +312,7 @@ class DataTable(Table):
     @model_validator(mode="after")
     def _check_range(self) -> Self:
         if self.range and (len(self.range) != 2 or self.range[0] == self.range[1]):
-            raise ValueError("range wants two different numbers, the values of black and of white")
+            raise ValueError("range takes two different numbers, the values of black and of white")
         return self
 
 
@@ -365,7 +369,12 @@ class RunTable(Table):
         60.0
     )
     snapshots: Annotated[
-        int, Field(description="how often the student's weights are kept on the way", ge=0, le=MOST)
+        int,
+        Field(
+            description="number of copies of the student's weights to keep along the way",
+            ge=0,
+            le=MOST,
+        ),
     ] = 0
     trust_code: Annotated[
         bool,
@@ -377,19 +386,19 @@ class RunTable(Table):
     ] = False
     anyway: Annotated[
         bool,
-        Field(description="go on although a check found something serious with the teacher"),
+        Field(description="go on although a check found a serious fault in the teacher"),
         Flag("--anyway", "go on although a check found a serious fault"),
     ] = False
 
 
 class GeneratorTable(Table):
-    """Who invents images; and the decoder of `gan` and `episodes`."""
+    """What makes images; and the decoder of `gan` and `episodes`."""
 
     kind: Annotated[
         Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion"],
         Field(
-            description='who invents in the stages that leave it open (generator = "auto"); '
-            "auto: chosen by looking at the teacher"
+            description="what makes images in the stages that leave it open (generator = "
+            '"auto"); auto: chosen by looking at the teacher'
         ),
         Flag("--generator", "what makes images in stages that say auto"),
     ] = "auto"
@@ -409,8 +418,8 @@ class GeneratorTable(Table):
     source: Annotated[
         Literal["noise", "noisy_layer"],
         Field(
-            description="where variety comes from: a noise vector, or a first layer whose random "
-            "weights are drawn anew for every batch (NAYER)"
+            description="where variety comes from: a noise vector, or a first layer whose "
+            "random weights are drawn again for every batch (NAYER)"
         ),
     ] = "noise"
     output: Annotated[
@@ -452,13 +461,13 @@ class GeneratorTable(Table):
     restart: Annotated[
         int,
         Field(
-            description="episodes after which its weights are drawn anew (0: never)", ge=0, le=MOST
+            description="episodes after which its weights are drawn again (0: never)", ge=0, le=MOST
         ),
     ] = 0
     schedule: Annotated[
-        Literal["constant", "cosine"], Field(description="how the rate falls over the run")
+        Literal["constant", "cosine"], Field(description="how the learning rate falls over the run")
     ] = "constant"
-    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 2e-3
+    learning_rate: Annotated[float, Field(description="Adam's learning rate", gt=0, le=1)] = 2e-3
     beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
     clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
         5.0
@@ -498,7 +507,7 @@ class PixelsTable(Table):
         Literal["pixels", "fourier"],
         Field(description="what is moved: pixels, or their spectrum scaled by 1/frequency"),
     ] = "fourier"
-    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 0.05
+    learning_rate: Annotated[float, Field(description="Adam's learning rate", gt=0, le=1)] = 0.05
     beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
     beta2: Annotated[float, Field(description="Adam's second decay", ge=0, lt=1)] = 0.9
     decay: Annotated[
@@ -531,7 +540,7 @@ class DiffusionTable(Table):
         float,
         Field(description="share of a training batch whose classes are hidden from it", ge=0, le=1),
     ] = 0.1
-    learning_rate: Annotated[float, Field(description="AdamW's rate", gt=0, le=1)] = 1e-3
+    learning_rate: Annotated[float, Field(description="AdamW's learning rate", gt=0, le=1)] = 1e-3
     ema: Annotated[
         float, Field(description="longest decay of the averaged weights", ge=0, lt=1)
     ] = 0.999
@@ -545,7 +554,7 @@ class DiffusionTable(Table):
     steps: Annotated[int, Field(description="denoising steps of a sample", ge=1, le=1000)] = 8
     solver: Annotated[
         Literal["auto", "ddim", "dpm", "ddpm"],
-        Field(description="how it steps; auto: the one whose images the teacher agrees with most"),
+        Field(description="sampler; auto: the one whose images the teacher agrees with most"),
     ] = "ddim"
     guidance_scale: Annotated[
         float,
@@ -567,11 +576,17 @@ class DiffusionTable(Table):
     ] = 0.0
     accept: Annotated[
         Literal["agreed", "all"],
-        Field(description="which samples are kept: those in which the teacher sees the class"),
+        Field(
+            description="which samples are kept: all, or those in which the teacher sees the class"
+        ),
     ] = "agreed"
     confidence: Annotated[
         float,
-        Field(description="least probability of that class, to be kept (agreed)", ge=0, le=1),
+        Field(
+            description="least probability of that class for a sample to be kept (agreed)",
+            ge=0,
+            le=1,
+        ),
     ] = 0.0
     batch: Annotated[int, Field(description="images denoised at once", ge=1, le=MOST_AT_ONCE)] = 64
     prompt: Annotated[
@@ -584,7 +599,7 @@ class DiscriminatorTable(Table):
     """The critic behind the term `realism`."""
 
     width: Annotated[int, Field(description="channels of its first layer", ge=4, le=512)] = 16
-    learning_rate: Annotated[float, Field(description="Adam's rate", gt=0, le=1)] = 4e-4
+    learning_rate: Annotated[float, Field(description="Adam's learning rate", gt=0, le=1)] = 4e-4
     spectral_norm: Annotated[
         bool, Field(description="bound every layer's largest singular value by 1")
     ] = True
@@ -598,7 +613,9 @@ class MemoryTable(Table):
     ] = 20_000
     replayed: Annotated[
         float,
-        Field(description="share of the synthetic images of a batch taken from it", ge=0, le=1),
+        Field(
+            description="share of the synthetic images of a batch that is taken from it", ge=0, le=1
+        ),
     ] = 0.75
     shares: Annotated[
         Shares,
@@ -693,7 +710,7 @@ class TrainingTable(Table):
     ] = 1.0
     schedule: Annotated[
         Literal["one_cycle", "constant", "steps"],
-        Field(description="course of the rate; steps: a tenth from each milestone on"),
+        Field(description="course of the learning rate; steps: a tenth from each milestone on"),
     ] = "one_cycle"
     milestones: Annotated[
         Numbers, Field(description="milestones of the schedule steps, as shares of the run")
@@ -708,7 +725,10 @@ class TrainingTable(Table):
         ),
     ] = 5e-4
     warmup: Annotated[
-        float, Field(description="share of the run in which the rate rises (one_cycle)", ge=0, lt=1)
+        float,
+        Field(
+            description="share of the run in which the learning rate rises (one_cycle)", ge=0, lt=1
+        ),
     ] = 0.1
     temperature: Annotated[
         float, Field(description="softening of the logits (soft_targets)", gt=0, le=100)
@@ -795,7 +815,7 @@ class Stage(Table):
     name: Annotated[str, Field(description="its name", pattern=r"^[a-z][a-z0-9_-]*$")]
     generator: Annotated[
         Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion", "none"],
-        Field(description="who invents images; auto: as generator.kind says"),
+        Field(description="what makes images; auto: as generator.kind says"),
     ] = "auto"
     share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
     synthesis_steps: Annotated[
@@ -807,8 +827,8 @@ class Stage(Table):
     offer: Annotated[
         Literal["new", "last", "best"],
         Field(
-            description="what a round adds: fresh samples, or the very images of the generator's "
-            "last or best step"
+            description="what a round adds: fresh samples, or the images of the generator's "
+            "last or best step themselves"
         ),
     ] = "new"
     fresh: Annotated[
@@ -863,7 +883,7 @@ class Recipe(Table):
                 raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
         if self.data.mix_ratio < 1 and not self.data.real:
             raise ValueError(
-                f"mix ratio {self.data.mix_ratio:g} wants real images: give --real-data PATH, "
+                f"mix ratio {self.data.mix_ratio:g} needs real images: give --real-data PATH, "
                 "or leave --mix-ratio at 1.0 for a data-free run"
             )
         limits = ("max_params", "max_flops", "max_latency_ms")

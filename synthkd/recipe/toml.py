@@ -48,7 +48,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     _check_keys(json.dumps(data, default=str), where)
     _check_texts(data, where)
     if data.get("run", {}).get("trust_code"):
-        raise InputError(f"{where}: run.trust_code: only you can say so, by --trust-code")
+        raise InputError(
+            f"{where}: run.trust_code: only --trust-code on the command line can say so"
+        )
     return data
 
 

@@ -35,6 +35,6 @@ def refuse_code(data: Mapping[str, Any], *, trust_code: bool) -> None:
     spec = names_code(data)
     if spec and not trust_code:
         raise InputError(
-            f"{quoted(spec)} stands in a file and would be called: give --trust-code if you trust "
-            "it, or name it by a flag"
+            f"{quoted(spec)} is named in a file and would be called: give --trust-code if you "
+            "trust it, or give it by a flag"
         )

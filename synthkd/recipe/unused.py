@@ -50,9 +50,10 @@ def ignored(
         ("training.momentum", training.optimizer != "sgd",
          f"training.momentum is for sgd, and the optimizer is {training.optimizer}", "omit it"),
         ("training.temperature", not training.terms.get("soft_targets"),
-         "training.temperature is not used by the loss l1", "omit it"),
+         "training.temperature is for the term soft_targets, and training.terms lack it",
+         "omit it"),
         ("training.milestones", training.schedule != "steps",
-         f"training.milestones are for the schedule steps, and it is {training.schedule}",
+         f"training.milestones are for the schedule steps, and this one is {training.schedule}",
          "omit them"),
     ]  # fmt: skip
     found = [

@@ -557,7 +557,7 @@ def report(folder: Path, *, strict: bool = False) -> list[PipelineResult]:
         data = _read(path)
         wrong = damage(data) if data is not None else "no JSON"
         if wrong and strict:
-            raise InputError(f"{quoted(path)} is damaged: {wrong}; remove it, or run it anew")
+            raise InputError(f"{quoted(path)} is damaged: {wrong}; remove it, or run it again")
         if data is not None and not wrong and data["state"] != "running":
             records.append(data)
     records.sort(key=lambda record: (record["pipeline"], record["seed"]))

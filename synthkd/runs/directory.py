@@ -233,7 +233,7 @@ def claim(path: Path, *, resumable: bool = False) -> None:
     """Makes a directory, or takes an empty one; anything else is refused: one that is `resumable`
     may be gone on with."""
     if files.exists(path) and not path.is_dir():
-        raise InputError(f"--out {quoted(path)}: there is a file of this name")
+        raise InputError(f"--out {quoted(path)}: this is a file, not a directory")
     if files.exists(path) and any(path.iterdir()):
         raise InputError(
             f"--out {quoted(path)}: this directory is not empty; choose another"
@@ -251,17 +251,17 @@ def resumable(again: str) -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        raise InputError(f"{error}; mend that, then {again}") from None
+        raise InputError(f"{error}; put that right, then {again}") from None
     except OSError as error:
         if error.filename is None or isinstance(error, BrokenPipeError):  # no file of ours
             raise
         said = f"{quoted(error.filename)}: cannot be written: {error.strerror or quoted(error)}"
-        raise InputError(f"{said}; mend that, then {again}") from None
+        raise InputError(f"{said}; put that right, then {again}") from None
 
 
 def held(path: Path, flag: str) -> AbstractContextManager[int]:
     """Keeps other processes out of a directory while one works in it; `flag` gave its name."""
-    return files.alone(path, f"{flag} {quoted(path)}: another synthkd is at work in it")
+    return files.alone(path, f"{flag} {quoted(path)}: another synthkd is using it")
 
 
 def free_name(base: Path) -> Path:

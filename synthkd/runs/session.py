@@ -168,7 +168,7 @@ def giving_up(cadence: Cadence, report: Reporter, again: str) -> Callable[[], bo
             report.stop()
             before = "all" if cadence.saved else "nothing"
             report.say(
-                f"stopped in the middle: {clock(cadence.unsaved)} of work are given up, {before} "
+                f"stopped in the middle: {clock(cadence.unsaved)} of work are lost, {before} "
                 f"before is saved; {again}"
             )
         return True

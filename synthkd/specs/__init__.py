@@ -427,7 +427,7 @@ def _source(
         body = call_installed(spec, named, role=role)
     else:
         raise InputError(
-            f"--{role} {quoted(spec)}: neither a run directory, nor a network of ours, nor "
+            f"--{role} {quoted(spec)}: neither a run directory, nor a built-in network, nor "
             "torchvision:NAME, timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, "
             "package.module:callable or file.py:callable"
         )
@@ -479,7 +479,7 @@ def _check_file(path: Path, role: str) -> None:
     raise InputError(
         f"--{role} {quoted(path)} holds weights: name the network that they belong to, and give "
         f"them with --{role}-weights"
-        if is_checkpoint(path) else f"--{role} {quoted(path)}: no network that is understood"
+        if is_checkpoint(path) else f"--{role} {quoted(path)}: not a network that synthkd can read"
     )  # fmt: skip
 
 
@@ -491,7 +491,7 @@ def _in_float32(
     other = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
     if not other:
         return body, notes
-    seen = f"the network is made in {', '.join(other)}; it is computed in float32"
+    seen = f"the network is made in {', '.join(other)}; it runs in float32"
     return body.float(), (*notes, Finding("network-precision", seen, ""))
 
 
@@ -504,7 +504,7 @@ def _named(spec: str, weights: str, table: TeacherTable, role: str) -> Source:
             f"{suggest(spec, NAMES)}"
         )
     if weights == zoo.HUB:
-        raise InputError(f"{quoted(spec)}: a network of ours has no weights on a hub")
+        raise InputError(f"{quoted(spec)}: built-in networks have no weights on a hub")
     held = zoo.held_in(weights, table, role)
     known = None
     if held is not None:

@@ -79,5 +79,5 @@ def read_card(path: Path) -> Card:
         return Card(**data)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         card = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
-        why = f"its card tells of {error}" if card else "no card in its header"
+        why = f"its card has {error}" if card else "no card in its header"
         raise InputError(f"{quoted(path)} is not a network saved by synthkd ({why})") from None

@@ -51,7 +51,9 @@ def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     values = (size, channels, mean, std)
     missing = [word for word, value in zip(words, values, strict=True) if value is None]
     if missing:
-        raise InputError(f"{quoted(spec)} does not tell its input: give {', '.join(missing)}")
+        raise InputError(
+            f"{quoted(spec)} does not say what its input is: give {', '.join(missing)}"
+        )
     assert size and channels and mean and std
     if not 1 <= channels <= 4 or not all(8 <= side <= 1024 for side in size):
         raise InputError(

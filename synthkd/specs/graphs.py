@@ -228,7 +228,7 @@ def _read(path: Path, where: str, onnx: Any) -> Any:
         pass
     except Exception as error:
         said = " ".join(str(error).split())
-        raise InputError(f"{where}: this is no valid ONNX graph: {quoted(said, 160)}") from None
+        raise InputError(f"{where}: this is not a valid ONNX graph: {quoted(said, 160)}") from None
     return model
 
 
@@ -238,7 +238,7 @@ def _onnx(where: str) -> Any:
         import onnx.external_data_helper
         import onnx.inliner
     except ImportError:
-        raise InputError(f"{where} wants the extra onnx: pip install 'synthkd[onnx]'") from None
+        raise InputError(f"{where} needs the extra onnx: pip install 'synthkd[onnx]'") from None
     return onnx
 
 
@@ -253,7 +253,7 @@ def _runtime(where: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(f"{where} wants the extra onnx: pip install 'synthkd[onnx]'") from None
+        raise InputError(f"{where} needs the extra onnx: pip install 'synthkd[onnx]'") from None
     return onnxruntime
 
 
@@ -522,7 +522,7 @@ def _network(model: Any, output: str, fixed: int | None, where: str) -> nn.Modul
     except Exception as error:
         what = quoted(error, 120)
     raise InputError(
-        f"{where}: {what} cannot be turned into torch; it still answers without gradients: "
+        f"{where}: {what} cannot be converted to torch; it still answers without gradients: "
         "give --teacher-access logits"
     ) from None
 
@@ -579,7 +579,7 @@ def _compare(
             raise ValueError(f"it answers {tuple(found.shape)}, not {tuple(right.shape)}")
     except Exception as error:
         raise InputError(
-            f"{where}: it cannot be turned into torch: {quoted(error, 120)}; it still answers "
+            f"{where}: it cannot be converted to torch: {quoted(error, 120)}; it still answers "
             "without gradients: give --teacher-access logits"
         ) from None
     if not right.isfinite().all():
@@ -588,8 +588,8 @@ def _compare(
     off = float((found - right).abs().max() / size)
     if off > (0.1 if rough else 0.01):
         raise InputError(
-            f"{where}: turned into torch it answers otherwise than ONNX Runtime does ({off:.1%} "
-            "off): give --teacher-access logits, which takes the latter's answers"
+            f"{where}: converted to torch it answers differently from ONNX Runtime ({off:.1%} "
+            "off): give --teacher-access logits, which uses ONNX Runtime's answers"
         )
 
 

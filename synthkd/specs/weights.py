@@ -153,8 +153,8 @@ class Checkpoint:
             some = ", ".join(quoted(name) for name in extra[:3])
             notes.append(Finding(
                 "weights-left-out",
-                f"weights: {len(extra)} of {self.where} that are no part of this network were left "
-                f"out ({some}{', …' if len(extra) > 3 else ''})", "",
+                f"weights: {len(extra)} of {self.where} that are not part of this network were "
+                f"left out ({some}{', …' if len(extra) > 3 else ''})", "",
             ))  # fmt: skip
         kinds = {self.tensors[name].dtype for name in way.keys.values()}
         other = sorted(str(k).removeprefix("torch.") for k in kinds
@@ -162,7 +162,7 @@ class Checkpoint:
         if other:
             notes.append(Finding(
                 "weights-precision",
-                f"weights: {self.where} holds {', '.join(other)}; computed in float32", "",
+                f"weights: {self.where} holds {', '.join(other)}; run in float32", "",
             ))  # fmt: skip
         return notes
 
@@ -266,7 +266,7 @@ def read_checkpoint(path: Path, *, chosen: str = "", flag: str = "") -> Checkpoi
     if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] == b"{":
         data: Any = _safetensors(path, where)
     elif path.suffix == ".safetensors":
-        raise InputError(f"{where} is not a readable safetensors file: it begins otherwise")
+        raise InputError(f"{where} is not a readable safetensors file: it does not begin like one")
     else:
         data = pickles.read_pickled(path, where)
     if not isinstance(data, dict):

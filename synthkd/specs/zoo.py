@@ -177,7 +177,7 @@ def from_hugging_face(folder: Path, role: str) -> Source:
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError:
-        raise InputError(f"{where}: it wants the package transformers: install it") from None
+        raise InputError(f"{where}: it needs the package transformers: install it") from None
     notes = ()
     try:
         with limits.quietly(), limits.within(numbers, tensors, where):
@@ -222,7 +222,8 @@ def _weights_in(folder: Path, where: str) -> tuple[list[Path], Checkpoint | None
             plain = isinstance(part, str) and part == Path(part).name == PureWindowsPath(part).name
             if not plain or not (folder / str(part)).is_file():
                 raise InputError(
-                    f"{where}: {index.name} names {quoted(part)}, which is no file in this folder"
+                    f"{where}: {index.name} names {quoted(part)}, which is not a file in this "
+                    "folder"
                 )
     files = sorted(folder.glob("*.safetensors"))
     if files:
@@ -257,7 +258,7 @@ def _of_timm_folder(
     name = str(config.get("architecture"))
     arguments = config.get("model_args") or {}
     if not timm.is_model(name) or not isinstance(arguments, dict) or REACHING & set(arguments):
-        raise InputError(f"{where}: {quoted(name)} is no plain network of timm")
+        raise InputError(f"{where}: {quoted(name)} is not a plain network of timm")
 
     def read() -> Known:
         cfg = config.get("pretrained_cfg") or {}
@@ -302,8 +303,8 @@ def _of_transformers(seen: dict[str, Any], config: dict[str, Any], where: str) -
         or abs(scale - 1 / 255) > 1e-6
     ):
         raise InputError(
-            f"{where}: its preprocessor_config.json scales pixels otherwise than to 0..1 "
-            "(do_rescale, rescale_factor, rescale_offset), which is not understood"
+            f"{where}: its preprocessor_config.json does not scale pixels to 0..1 "
+            "(do_rescale, rescale_factor, rescale_offset), which is not supported"
         )
     labels = config.get("id2label") or {}
     names = tuple(str(labels[k]) for k in sorted(labels, key=int))

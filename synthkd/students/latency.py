@@ -83,7 +83,7 @@ def write_onnx(network: torch.nn.Module, example: Tensor, path: Path, output: st
     """Writes ONNX with a free batch, weights inside the file. `example` [2, ...] has the form of
     what goes in."""
     if not has_onnx():
-        raise InputError("ONNX files want the extra onnx: pip install 'synthkd[onnx]'")
+        raise InputError("ONNX files need the extra onnx: pip install 'synthkd[onnx]'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -132,7 +132,7 @@ def onnx_answer(path: Path, threads: int | None = None) -> Answer:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("ONNX files want the extra onnx: pip install 'synthkd[onnx]'") from None
+        raise InputError("ONNX files need the extra onnx: pip install 'synthkd[onnx]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 4

@@ -200,7 +200,7 @@ class Gan:
             raise InputError(
                 f"--generator-from {quoted(run)}: it makes {about['classes']} classes "
                 f"of {about['shape']} images, "
-                f"the teacher wants {self.classes} of {list(self.shape)}"
+                f"the teacher takes {self.classes} of {list(self.shape)}"
             )
         self.decoder.load_state_dict(state)
         if self.average:

@@ -109,7 +109,7 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
     if teacher.access == "labels" and recipe.training.temperature != 1:
         training = recipe.training.model_copy(update={"temperature": 1.0})
         return recipe.model_copy(update={"training": training}), (
-            "labels alone have no softness to be scaled: temperature 1",
+            "labels cannot be softened: temperature 1",
         )
     return recipe, ()
 

@@ -139,7 +139,7 @@ def sides(config: Any) -> tuple[int, int]:
     side = config.sample_size
     both = (side, side) if isinstance(side, int) else tuple(side or ())
     if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
-        raise ValueError("its config.json tells no sample_size")
+        raise ValueError("its config.json has no sample_size")
     return both[0], both[1]
 
 
@@ -172,14 +172,14 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> P
     if "beta_schedule" not in schedule:
         raise InputError(
             f"{_where(folder)}: its scheduler has no betas: a consistency model of another kind, "
-            "which is not understood"
+            "which is not supported"
         )
     betas = [schedule.get(key, 0.5) for key in ("beta_start", "beta_end")]
     betas += schedule.get("trained_betas") or []
     if not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
         raise InputError(f"{_where(folder)}: its scheduler has betas that do not lie in 0..1")
     if (aim := schedule.get("prediction_type", "epsilon")) not in PREDICTED:
-        raise InputError(f"{_where(folder)}: it predicts {quoted(aim)}, which is not understood")
+        raise InputError(f"{_where(folder)}: it predicts {quoted(aim)}, which is not supported")
     spec, device = teacher.spec, teacher.device
     if kind in PIXELS:
         unet = _network(folder, "unet", "UNet2DModel")
@@ -226,11 +226,14 @@ def describe(path: str, classes: int) -> list[str]:
     known = about(folder)
     told = [f"generator borrowed: {index.get('_class_name')} in {folder}"]
     if not known:
-        told.append("nobody here knows what it was trained on: promise level 1, outside prior")
+        told.append("what it was trained on is not known: promise level 1, outside prior")
     if index.get("_class_name") in CLASSES:
         config = read_table(folder / "transformer" / "config.json", _where(folder))
         if (other := config.get("num_embeds_ada_norm")) != classes:
-            told.append(f"its {other} classes are not the teacher's {classes}: none is asked for")
+            told.append(
+                f"its {other} classes are not the teacher's {classes}: it is sampled "
+                "without classes"
+            )
     checker = index.get("safety_checker")
     if isinstance(checker, list) and any(checker):
         told.append("its safety checker is not used: images are judged by your teacher")
@@ -319,7 +322,7 @@ def _embeddings(folder: Path, texts: list[str]) -> Tensor:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError:
         raise InputError(
-            f"{_where(folder)}: text-conditional models want the package transformers: install it"
+            f"{_where(folder)}: text-conditional models need the package transformers: install it"
         ) from None
     if not (folder / "text_encoder" / "model.safetensors").is_file():
         raise InputError(f"{_where(folder)}: text_encoder/model.safetensors is missing")
