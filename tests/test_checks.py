@@ -512,3 +512,19 @@ def test_the_true_doubt_about_what_other_people_trained(
     told = third_parties(tmp_path)[name].model_copy(update=wrong)
     findings = check_teacher(load_teacher(told, trust_code=True), told, trust_code=True)
     assert {one.code: one.serious for one in findings}.get(code) is serious
+
+
+def test_operations_that_cannot_be_counted_are_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "teacher.py"
+    file.write_text(
+        "def brightness(images):\n"
+        "    mean = images.mean((1, 2, 3))\n"
+        "    import torch\n"
+        "    return torch.stack([mean, 1 - mean, 2 * mean], 1)\n"
+    )
+    main(["inspect", f"{file}:brightness", "--trust-code", *CONTRACT, "--run.threads", "1"])
+    assert "unknown operations an image" in " ".join(capsys.readouterr().out.split())
+    main(["inspect", f"{file}:brightness", "--trust-code", *CONTRACT, "--json"])
+    assert json.loads(capsys.readouterr().out)["operations_per_image"] is None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from synthkd.core.errors import InputError
 from synthkd.core.images import Batch, ImageSpec, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.states import load_state, save_state
@@ -612,3 +613,12 @@ def test_settle_without_an_average_keeps_the_last_weights(teacher):
     before = weights(lab)
     assert select_final_weights(lab)[0]["weights"] == "last"
     assert_same(weights(lab), before)
+
+
+def test_a_critic_whose_loss_is_not_finite_ends_in_one_line(teacher):
+    """Of the images that it compares with, the generator's loss knows nothing."""
+    lab = lab_of(recipe(), teacher)
+    labels = torch.zeros(4, dtype=torch.int64)
+    good, bad = (Batch(torch.full((4, 1, 16, 16), x), labels) for x in (0.5, float("nan")))
+    with pytest.raises(InputError, match=r"critic's loss is no longer finite.*learning_rate"):
+        lab.generators["gan"]._critic_step(good, bad)

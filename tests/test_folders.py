@@ -446,3 +446,25 @@ def test_a_model_of_the_hub_is_fetched_by_name_or_said_to_be_out_of_reach(tmp_pa
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: --generator-from 'hub:nobody/nothing': it cannot be")
+
+
+@pytest.mark.parametrize("word", ["distill", "generate"])
+def test_a_dry_run_does_not_touch_the_network(tmp_path: Path, word: str) -> None:
+    program = (
+        "import sys\n"
+        "def heard(event, args):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo'):\n"
+        "        print('touched', event, args, file=sys.stderr)\n"
+        "sys.addaudithook(heard)\n"
+        "from synthkd.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, word, "--dry-run", "--pipeline", "diffusion",
+         "--generator-from", "hub:nobody/nothing"],
+        capture_output=True, text=True, timeout=100, cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+        | {"HF_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --generator-from 'hub:nobody/nothing': it is not on this")

@@ -22,7 +22,7 @@ TRIED = 2**19  # pixels in a batch that is timed: 64 images of 90 x 90, 10 of 22
 class Costs:
     """What a teacher costs on this machine."""
 
-    flops: float  # multiplications and additions of one answer
+    flops: float | None  # multiplications and additions of one answer; None: not countable
     answer: float  # seconds per image
     gradient: float | None  # seconds per image-step, answer included; None: it passes none
 
@@ -41,9 +41,9 @@ def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             teacher.forward_network(one)
-        flops = float(counter.get_total_flops())
+        flops = float(counter.get_total_flops()) or None
     except Exception:  # graphs and black boxes are not all countable
-        flops = 0.0
+        flops = None
     count = max(4, min(64, TRIED // (teacher.spec.height * teacher.spec.width)))
     batch = torch.rand(count, *teacher.spec.shape, device=device)
 

@@ -10,6 +10,7 @@ from synthkd.commands.display import Display
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.recipe import Recipe
 from synthkd.runs.directory import Run
+from synthkd.synthesis.diffusion.diffusers_io import offline
 
 
 def run(
@@ -20,7 +21,8 @@ def run(
     `as_json` prints it and nothing else."""
     quiet = quiet or as_json
     display = Display(quiet=quiet)
-    job = Distillation(recipe, report=display, given=given, started=started, by_force=True)
+    with offline(dry_run):
+        job = Distillation(recipe, report=display, given=given, started=started, by_force=True)
     if not quiet:
         job.expect()
     if dry_run:
@@ -48,7 +50,8 @@ def resume(
     recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
     recipe = recipe.model_copy(update={"run": table})
-    job = Distillation(recipe, report=display, anyway=anyway, started=started, by_force=True)
+    with offline(dry_run):
+        job = Distillation(recipe, report=display, anyway=anyway, started=started, by_force=True)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}

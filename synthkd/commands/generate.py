@@ -31,7 +31,7 @@ from synthkd.runs.directory import claim, environment, free_name, held, resumabl
 from synthkd.runs.session import Cadence, giving_up, stopping, ticking, trusting
 from synthkd.specs import load_teacher
 from synthkd.synthesis import plan as plans
-from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder, promise_of
+from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder, offline, promise_of
 from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.teachers.protocol import Teacher
@@ -53,7 +53,8 @@ def run(
     `as_json` the manifest is all that is printed. `given` are the keys that the user set."""
     started = time.perf_counter()
     display = Display(quiet=quiet or as_json)
-    recipe, job = _prepare(recipe, display, save_generator)
+    with offline(dry_run):
+        recipe, job = _prepare(recipe, display, save_generator)
     idle = ignored(recipe, job.stages, given, most_remembered=MEMORY)
     display.findings(idle)
     job.idle = idle
@@ -92,7 +93,8 @@ def resume(
     recipe = recipes.validated(told)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
     recipe = recipe.model_copy(update={"run": table})
-    recipe, job = _prepare(recipe, display, save_generator)
+    with offline(dry_run):
+        recipe, job = _prepare(recipe, display, save_generator)
     if dry_run:
         print(recipes.to_toml(recipe), end="")
         return {}
@@ -144,7 +146,7 @@ def _take_up(job: "Job", path: Path, display: Display) -> dict[str, Any] | None:
             )
         try:
             job.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
             raise InputError(f"--resume {quoted(path)}: its checkpoint does not fit it") from None
     display.say("no checkpoint yet: starting from the beginning" if state is None else "going on")
     return state
@@ -358,7 +360,7 @@ def _go(
 def _take_over(writer: Writer, state: dict[str, Any], out: Path) -> None:
     try:
         writer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
         raise InputError(f"--resume {quoted(out)}: its checkpoint does not fit it") from None
 
 

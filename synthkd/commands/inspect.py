@@ -20,10 +20,12 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
         return card
     shape, classes, norms = card["input"], card["classes"], card["batchnorm_layers"]
     names = ", ".join(card["names"][:10]) + (", …" if classes > 10 else "")
+    counted = card["operations_per_image"]
+    operations = f"{counted / 1e6:,.1f} million" if counted else "unknown"
     refined = card["seconds_per_10000_refined"]
     display.table("card", ("what", "value"), [
         ("network", f"{card['network']}, {card['parameters']:,} parameters, "
-                    f"{card['operations_per_image'] / 1e6:,.1f} million operations an image"),
+                    f"{operations} operations an image"),
         ("input", f"{shape['channels']} x {shape['height']} x {shape['width']}, mean "
                   f"{_numbers(shape['mean'])}, std {_numbers(shape['std'])}"),
         ("classes", f"{classes}: {names}"),

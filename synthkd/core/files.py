@@ -1,6 +1,7 @@
 """Files written at once or not at all; files of strangers read without waiting and without end."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -21,9 +22,9 @@ PATIENCE = 5.0  # seconds that a pipe is waited for
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
-# where the system has them: never wait for who writes into a pipe, never follow a link
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# never wait for who writes into a pipe, never follow a link
+_AT_ONCE = os.O_NONBLOCK | os.O_CLOEXEC
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
@@ -207,10 +208,7 @@ def sweep(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk (does nothing where that is not
-    possible)."""
-    if os.name != "posix":
-        return
+    """Waits until the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -221,13 +219,7 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def alone(path: Path, complaint: str) -> Iterator[int]:
     """Holds the lock of a file or folder, and gives the handle, with which it can be handed on to a
-    child. Where another process holds it: an InputError of `complaint`. Where the system has no
-    such locks nothing is held."""
-    if os.name != "posix":
-        yield -1
-        return
-    import fcntl
-
+    child. Where another process holds it: an InputError of `complaint`."""
     # a network's file system locks files only for those who may write in them
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -234,8 +234,8 @@ def check_archive(archive: zipfile.ZipFile, path: Path, where: str) -> None:
 
 def check_room(size: int, where: str) -> None:
     """Refuses what would take more than half of the machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else 0
-    if memory and size > memory // 2:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory // 2:
         raise InputError(
             f"{where} holds {size / 1e9:,.1f} GB, this machine {memory / 1e9:,.1f} GB of memory: "
             "not read"

@@ -1,6 +1,7 @@
 """A generator trained against the frozen teacher, with a critic."""
 
 import copy
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,10 +139,15 @@ class Gan:
             self.critic(reference.images, classes.clamp_min(0)),
             self.critic(made.images, made.labels.clamp_min(0)),
         )
+        if not (value := float(loss.detach())) < math.inf:  # NaN is not less either
+            raise InputError(
+                "the critic's loss is no longer finite: lower --discriminator.learning_rate (now "
+                f"{self.critic_optimizer.param_groups[0]['lr']:g})"
+            )
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
-        return float(loss.detach())
+        return value
 
     def _fresh(self, count: int, rng: torch.Generator, bfloat16: bool) -> Batch:
         """New images; half of them from the average, where there is one, in random order."""

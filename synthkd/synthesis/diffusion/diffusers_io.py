@@ -9,7 +9,9 @@ B batch, C channels, H height, W width of what is denoised.
 import functools
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,35 @@ def is_diffusers_folder(path: str) -> bool:
     return path.startswith(HUB) or (bool(path) and _folder(path) is not None)
 
 
+_offline = ContextVar("_offline", default=False)
+
+
+@contextmanager
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Nothing is fetched while the `with` lasts, as in a dry run: what `hub:` names is then a model
+    that has been fetched before, or an InputError."""
+    token = _offline.set(wanted)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
+
 @functools.cache
-def _fetched(name: str) -> Path:
+def _fetched(name: str, offline: bool) -> Path:
     """A model of the hub, as data alone: JSON, text and safetensors; over the network, because the
-    user wrote `hub:`."""
+    user wrote `hub:`, unless `offline`."""
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.txt", "*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=offline))
     except Exception as error:  # no network, no such model, no room
+        if offline:
+            raise InputError(
+                f"--generator-from {quoted(HUB + name)}: it is not on this machine yet, and a dry "
+                "run fetches nothing: give the name of a folder, or run without --dry-run"
+            ) from None
         said = " ".join(str(error).split())[:120]
         raise InputError(
             f"--generator-from {quoted(HUB + name)}: it cannot be fetched: {quoted(said)}"
@@ -61,7 +83,7 @@ def _fetched(name: str) -> Path:
 
 def _folder(path: str) -> Path | None:
     if path.startswith(HUB):
-        return _fetched(path.removeprefix(HUB))
+        return _fetched(path.removeprefix(HUB), _offline.get())
     for folder in (Path(path), Path(path) / "diffusion"):
         if (folder / INDEX).is_file():
             return folder
