@@ -519,12 +519,13 @@ def test_operations_that_cannot_be_counted_are_unknown(
 ) -> None:
     file = tmp_path / "teacher.py"
     file.write_text(
-        "def brightness(images):\n"
-        "    mean = images.mean((1, 2, 3))\n"
-        "    import torch\n"
-        "    return torch.stack([mean, 1 - mean, 2 * mean], 1)\n"
+        "import torch\n"
+        "class Brightness(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        mean = images.mean((1, 2, 3))\n"
+        "        return torch.stack([mean, 1 - mean, 2 * mean], 1)\n"
     )
-    main(["inspect", f"{file}:brightness", "--trust-code", *CONTRACT, "--run.threads", "1"])
+    main(["inspect", f"{file}:Brightness", "--trust-code", *CONTRACT, "--run.threads", "1"])
     assert "unknown operations an image" in " ".join(capsys.readouterr().out.split())
-    main(["inspect", f"{file}:brightness", "--trust-code", *CONTRACT, "--json"])
+    main(["inspect", f"{file}:Brightness", "--trust-code", *CONTRACT, "--json"])
     assert json.loads(capsys.readouterr().out)["operations_per_image"] is None
