@@ -88,6 +88,8 @@ def _file(name: str) -> Path:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links to files of the repository lead to their copies on the site; what has none is named."""
     here = page.file.src_uri
+    if here == "settings.md" or here.startswith("bench/"):
+        page.meta["hide"] = ["toc"]  # a single wide table
     place = "" if here.startswith("project/") else "docs"
     base = posixpath.join(place, posixpath.dirname(here)) if place else ""
 
