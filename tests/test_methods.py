@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from synthkd import measures, schedules
+from synthkd import measures, recipe, schedules
 from synthkd.losses import distillation, synthesis
 from synthkd.synthesis import GENERATORS
 from synthkd.synthesis.drawings import DRAWINGS
@@ -64,6 +64,31 @@ def test_every_file_and_setting_that_is_named_is_there():
     }
     assert len(keys) > 30
     assert [key for key in sorted(keys) if f"`{key}`" not in known] == []
+
+
+def test_every_short_name_of_a_setting_is_the_end_of_a_key():
+    every = [*recipe.settings(), *recipe.settings(recipe.Stage, "stage.NAME.")]
+    known = {setting.key.rpartition(".")[2] for setting in every}
+    known |= {*synthesis.TERMS, *distillation.TERMS, *GENERATORS, "Guide", "sampled"}
+    clauses = re.findall(r"[Ss]ettings:?(.*?)(?:\n-|\n\n|Files?:|Pitfalls|\|)", METHODS, flags=re.S)
+    named = {name for clause in clauses for name in re.findall(r"`([\w.]+)`", clause)}
+    assert len(named) > 60
+    assert [name for name in named if name.rpartition(".")[2] not in known] == []
+
+
+def test_every_new_name_of_the_glossary_is_in_the_code():
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    renamed = glossary.partition("## Old names")[2]
+    new = re.findall(r"^\| `[^|]*\| `([\w./]+)`", renamed.partition("Gone, with")[0], flags=re.M)
+    assert len(new) > 60
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "synthkd").rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    gone = [
+        name
+        for name in new
+        if not ((ROOT / name).is_file() if "/" in name else {*name.split(".")} <= words)
+    ]
+    assert gone == []
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
