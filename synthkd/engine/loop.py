@@ -19,6 +19,8 @@ from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding
 from synthkd.core.images import Batch, to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
+from synthkd.engine import batches
+from synthkd.engine.batches import TeachingBatch
 from synthkd.engine.controllers import CONTROLLERS, Controller
 from synthkd.engine.progress import (
     Progress,
@@ -77,9 +79,10 @@ class Lab:
         self.bfloat16 = bfloat16
         self.learner: Learner | None = None
         if student is not None:
-            objective = DistillationObjective(
-                recipe.training, student, teacher, capacity=recipe.memory.capacity
-            )
+            with globally(generator_for(recipe.run.seed, "objective")):
+                objective = DistillationObjective(
+                    recipe.training, student, teacher, capacity=recipe.memory.capacity
+                )
             self.learner = Learner(student, recipe.training, objective, bfloat16=bfloat16)
         self.memory: Replay = replay_for(recipe, teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
@@ -227,7 +230,10 @@ def rounds(lab: Lab) -> Iterator[Round]:
             measures |= taught
             with lab.timed("student"):
                 measures |= _agreement(lab, rng)
-            measures |= _update_controllers(lab, measures | {"progress": lab.taught_share})
+            signals = measures | {"progress": lab.taught_share}
+            for controller in lab.controllers.values():
+                controller.update(signals)
+        measures |= {name: controller.value for name, controller in lab.controllers.items()}
 
         now = time.perf_counter()
         lab.progress = advance(
@@ -382,9 +388,12 @@ def _teach(
             )
         turn = fresh[order[torch.arange(used, used + new) % max(1, len(order))]]
         used += new
-        pixels = _hybrid(lab, turn, made - new, count - made, rng)  # [B, C, H, W]
+        new_ones = batches.plain(turn, stage.generator)
+        batch = _hybrid(lab, new_ones, made - new, count - made, rng)
         with lab.timed("student"):
-            images = to_float(pixels.to(lab.device)).contiguous(memory_format=torch.channels_last)
+            images = to_float(batch.images.to(lab.device)).contiguous(
+                memory_format=torch.channels_last
+            )
             images = augmented(images, recipe.augment, lab.difficulty, rng)
             if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
                 images = mixed_up(images, rng)
@@ -395,8 +404,10 @@ def _teach(
             spent = replace(lab.progress, taught=lab.progress.taught + passed)
             share = taught_share(spent, lab.budget)
             loss = lab.learner.step(
-                images, taught, share, temperature=temperature, stage=stage.name
-            ).loss
+                images, taught, share, slots=batch.slots.to(lab.device),
+                weights=None if batch.weights is None else batch.weights.to(lab.device),
+                temperature=temperature, stage=stage.name,
+            ).loss  # fmt: skip
         seen, synthetic = seen + count, synthetic + made
     if seen and not loss.isfinite():
         raise InputError(
@@ -413,16 +424,20 @@ def _replayed(lab: Lab, made: int, fresh: int) -> int:
     return round(lab.recipe.memory.replayed * made) if fresh else made
 
 
-def _hybrid(lab: Lab, fresh: Tensor, replayed: int, real: int, rng: torch.Generator) -> Tensor:
-    """uint8 images of one batch: `fresh` [N, C, H, W], so many replayed and so many real ones."""
+def _hybrid(
+    lab: Lab, fresh: TeachingBatch, replayed: int, real: int, rng: torch.Generator
+) -> TeachingBatch:
+    """One batch: the `fresh` images, so many replayed and so many real ones."""
     parts = [fresh]
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty
-        parts.append(lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares).images)
+        drawn = lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares)
+        parts.append(batches.replayed(drawn))
     if real:
         assert lab.real is not None
-        parts.append(lab.real[torch.randint(len(lab.real), (real,), generator=rng)])
-    return torch.cat(parts)
+        chosen = lab.real[torch.randint(len(lab.real), (real,), generator=rng)]
+        parts.append(batches.plain(chosen, "real"))
+    return batches.joined(parts)
 
 
 def _agreement(lab: Lab, rng: torch.Generator) -> dict[str, float]:
@@ -434,11 +449,6 @@ def _agreement(lab: Lab, rng: torch.Generator) -> dict[str, float]:
     answers = lab.learner.answer(to_float(drawn.images.to(lab.device))).cpu()
     own = decided(answers, independent=lab.teacher.independent)
     return {"agreement": float((own == _taught(lab, drawn)).float().mean())}
-
-
-def _update_controllers(lab: Lab, signals: Mapping[str, float]) -> dict[str, float]:
-    """Moves every controller by what a round showed; returns their values, by name."""
-    return {name: controller.update(signals) for name, controller in lab.controllers.items()}
 
 
 def _taught(lab: Lab, kept: ReplayBatch) -> Tensor:

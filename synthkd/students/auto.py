@@ -24,7 +24,7 @@ from synthkd.networks.lenet import LeNet5
 from synthkd.recipe import StudentTable
 from synthkd.students import latency
 from synthkd.students.latency import Conditions
-from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.teachers.protocol import Teacher
 
 # of ours, by family, the smallest first
 CANDIDATES: dict[str, tuple[str, ...]] = {
@@ -69,7 +69,7 @@ class Candidate:
     findings: tuple[Finding, ...] = ()
 
 
-def best_student(table: StudentTable, teacher: FrozenTeacher) -> Candidate:
+def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     """The candidate with the most weights within the limits. Without a limit it has at most a
     quarter of the teacher's weights.
 
@@ -102,10 +102,10 @@ def best_student(table: StudentTable, teacher: FrozenTeacher) -> Candidate:
     return next(light, group[0]).told()
 
 
-def _groups(teacher: FrozenTeacher) -> Iterator[tuple[str, ...]]:
+def _groups(teacher: Teacher) -> Iterator[tuple[str, ...]]:
     """Names, the group to be tried first before the others."""
     side = min(teacher.spec.height, teacher.spec.width)
-    family = "lenet" if isinstance(teacher.classifier.body, LeNet5) else "resnet"
+    family = "lenet" if isinstance(getattr(teacher.network, "body", None), LeNet5) else "resnet"
     if side >= STRIDED_FIRST:
         yield STRIDED
     yield CANDIDATES[family]
@@ -117,7 +117,7 @@ def _groups(teacher: FrozenTeacher) -> Iterator[tuple[str, ...]]:
 class _Sketch:
     """A candidate without memory for its weights."""
 
-    def __init__(self, name: str, teacher: FrozenTeacher) -> None:
+    def __init__(self, name: str, teacher: Teacher) -> None:
         self.name = name
         self._shape = teacher.spec.shape
         with torch.device("meta"), warnings.catch_warnings():
@@ -138,7 +138,7 @@ class _Sketch:
         return Candidate(self.name, self.params, self.flops, ms, how)
 
 
-def _sketches(names: tuple[str, ...], teacher: FrozenTeacher) -> list[_Sketch]:
+def _sketches(names: tuple[str, ...], teacher: Teacher) -> list[_Sketch]:
     """The candidates that can take the teacher's images, the largest first."""
     found = []
     for name in names:
@@ -162,7 +162,7 @@ def _nothing(tried: list[_Sketch], one: Candidate | None, what: str) -> InputErr
     return InputError(f"--student auto: no {kind} is within these limits{told}")
 
 
-def _body(name: str, teacher: FrozenTeacher) -> nn.Module:
+def _body(name: str, teacher: Teacher) -> nn.Module:
     """A candidate with random weights."""
     spec, classes = teacher.spec, teacher.classes
     kind, _, rest = name.partition(":")
@@ -191,14 +191,14 @@ def _counted(network: nn.Module, images: torch.Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def operations(teacher: FrozenTeacher) -> float:
+def operations(teacher: Teacher) -> float:
     """Operations of one of the teacher's answers; 0 where they cannot be counted, or where looking
     inside is forbidden."""
     if teacher.access != "full":
         return 0.0
     try:
         blank = torch.zeros(1, *teacher.spec.shape, device=teacher.device)
-        return _counted(teacher.classifier, blank)
+        return _counted(teacher.network, blank)
     except Exception:  # graphs are not all countable
         return 0.0
 
@@ -206,7 +206,7 @@ def operations(teacher: FrozenTeacher) -> float:
 class _Search:
     """The largest candidate within a limit of milliseconds, measured one by one."""
 
-    def __init__(self, limit: float, teacher: FrozenTeacher, groups: list[list[_Sketch]]) -> None:
+    def __init__(self, limit: float, teacher: Teacher, groups: list[list[_Sketch]]) -> None:
         self.limit, self.teacher, self.groups = limit, teacher, groups
         self.exported = latency.has_onnx()
         self.conditions = latency.conditions(exported=self.exported)
@@ -286,24 +286,24 @@ def _ms(
     return latency.milliseconds({"": work}, seconds=seconds, most=most)[""]
 
 
-def teacher_ms(teacher: FrozenTeacher, *, exported: bool) -> float | None:
+def teacher_ms(teacher: Teacher, *, exported: bool) -> float | None:
     """The teacher's time for one image, measured as a student's; None where it cannot be."""
     if teacher.access != "full" or teacher.device.type != "cpu":
         return None
     try:
-        return _ms(teacher.classifier, 2 * ABOUT, exported)
+        return _ms(teacher.network, 2 * ABOUT, exported)
     except Exception:  # what the exporters raise at a network
         return None
 
 
-def against_teacher(student: Classifier, teacher: FrozenTeacher) -> list[Finding]:
+def against_teacher(student: Classifier, teacher: Teacher) -> list[Finding]:
     """Whether a student has more weights than its teacher, or takes longer for an image.
 
     Times are first taken by torch, which costs little; where the student then seems slower, both
     are measured as exported files, where that can be done.
     """
     count = sum(p.numel() for p in student.parameters())
-    devices = {p.device.type for p in (*student.parameters(), teacher.classifier.mean)}
+    devices = {p.device.type for p in student.parameters()} | {teacher.device.type}
     ms = large = None
     how = str(latency.conditions(exported=False))
     if teacher.access == "full" and devices == {"cpu"}:
@@ -311,7 +311,7 @@ def against_teacher(student: Classifier, teacher: FrozenTeacher) -> list[Finding
         student.eval()
         try:
             with torch.random.fork_rng(devices=[]):  # some draw when they are asked
-                ms, large = _side_by_side(student, teacher.classifier)
+                ms, large = _side_by_side(student, teacher.network)
                 if ms > SLOWER * large and latency.has_onnx():
                     exported = teacher_ms(teacher, exported=True)
                     if exported is not None:
@@ -335,7 +335,7 @@ def _side_by_side(student: Classifier, teacher: Classifier) -> tuple[float, floa
 
 
 def _compared(
-    count: int, teacher: FrozenTeacher, ms: float | None, large_ms: float | None, how: str
+    count: int, teacher: Teacher, ms: float | None, large_ms: float | None, how: str
 ) -> list[Finding]:
     """What there is to say of a student of so many weights and ms."""
     found = []

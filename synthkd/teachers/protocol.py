@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec
@@ -59,8 +59,9 @@ class Teacher(Protocol):
         """Of "gradients", "features" and "statistics", those that it has."""
 
     @property
-    def network(self) -> nn.Module:
-        """What takes images and answers: for costs, and for who needs to look at layers."""
+    def network(self) -> Any:
+        """The nn.Module that takes images and answers: for costs, and for who needs to look at
+        layers."""
 
     @property
     def notes(self) -> tuple[Finding, ...]:
@@ -89,6 +90,9 @@ class Teacher(Protocol):
     @property
     def parameters_count(self) -> int:
         """Number of weights; 0 where they are unknown."""
+
+    def to(self, device: torch.device) -> Self:
+        """Itself, on a device."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images to logits."""

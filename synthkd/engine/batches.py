@@ -1,0 +1,60 @@
+"""Batches for the student: new, replayed and real images together, each with its identity.
+
+B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synthkd.replay import ReplayBatch
+
+
+@dataclass(frozen=True)
+class TeachingBatch:
+    """Images that student and teacher are about to be shown.
+
+    `weights` are those of the images in the loss, None where all weigh alike; they come from a
+    replay memory with priorities (`ReplayBatch.weights`).
+    """
+
+    images: Tensor  # [B, C, H, W] uint8
+    slots: Tensor  # [B] int64, place in the replay memory, −1 where it is in none
+    origins: tuple[str, ...]  # B names: of a generator, "data" of a data set, "real"
+    weights: Tensor | None = None  # [B] float32
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def plain(images: Tensor, origin: str) -> TeachingBatch:
+    """Images [B, C, H, W] that come from no memory."""
+    count = len(images)
+    return TeachingBatch(images, torch.full((count,), -1), (origin,) * count)
+
+
+def replayed(drawn: ReplayBatch) -> TeachingBatch:
+    """Images drawn from a memory."""
+    weights = None if bool((drawn.weights == 1).all()) else drawn.weights
+    return TeachingBatch(drawn.images, drawn.slots, drawn.origins, weights)
+
+
+def joined(parts: Sequence[TeachingBatch]) -> TeachingBatch:
+    """Several batches as one, in their order.
+
+    >>> a, b = plain(torch.zeros(1, 1, 2, 2), "gan"), plain(torch.ones(2, 1, 2, 2), "real")
+    >>> whole = joined([a, b])
+    >>> whole.origins, whole.slots.tolist(), whole.weights
+    (('gan', 'real', 'real'), [-1, -1, -1], None)
+    """
+    weights = None
+    if any(part.weights is not None for part in parts):
+        weights = torch.cat([torch.ones(len(p)) if p.weights is None else p.weights for p in parts])
+    return TeachingBatch(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.slots for part in parts]),
+        tuple(name for part in parts for name in part.origins),
+        weights,
+    )

@@ -1,0 +1,233 @@
+"""Parts of one's own: each of the examples is a file that adds one, and runs; what it adds resumes
+exactly, and is checked by another route than its own code."""
+
+import copy
+import inspect as python_inspect
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import synthkd
+from synthkd.core.errors import InputError
+from synthkd.core.states import load_state, save_state
+from synthkd.engine import controllers
+from synthkd.losses import distillation
+from synthkd.losses.distillation import DistillationView
+from synthkd.recipe import from_settings
+from synthkd.specs import load_teacher
+from synthkd.teachers.ensemble import AveragedTeacher
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What an example adds is gone after the test."""
+    tables: tuple[dict[str, Any], ...] = (distillation.TERMS, controllers.CONTROLLERS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="example")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_short_and_says_what_it_is_for(name):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert text.startswith('"""') and f"python examples/{name}.py" in text
+    assert 30 <= len(text.splitlines()) <= 85
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = example(name)["main"]
+    given = {"images": 3000, "out": str(tmp_path / "out"), "seeds": 2}
+    wanted = python_inspect.signature(main).parameters
+    with pytest.warns() if name in ("distil_your_network", "sweep") else nothing():
+        main(**{key: value for key, value in given.items() if key in wanted})
+
+
+def nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def test_an_example_runs_as_a_file_of_its_own(tmp_path):
+    code = f"import runpy; runpy.run_path({str(EXAMPLES / 'relational_loss.py')!r})['main'](2000)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "study 100%" in done.stdout
+
+
+# --- the same bytes after a break, with each part
+
+
+PARTS: dict[str, Mapping[str, Any]] = {
+    "attention_of_tokens_and_maps": {
+        "training.terms": {"soft_targets": 1.0, "token_attention": 20.0},
+        "training.student_layers": ["layer2", "layer3"],
+        "training.teacher_layers": ["layer2", "layer3"],
+    },
+    "relational_loss": {"training.terms": {"soft_targets": 1.0, "relational_distance": 10.0}},
+    "contrastive_loss": {"training.terms": {"soft_targets": 1.0, "contrastive": 0.5}},
+    "temperature_controller": {},
+}
+TINY = {
+    "budget.images": 1500, "training.batch": 32, "memory.capacity": 300,
+    "stage.draw.fresh": 64, "stage.refine.synthesis_batch": 20, "stage.refine.synthesis_steps": 2,
+    "run.threads": 1, "stage.study.student_steps": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_run_with_a_part_of_ones_own_resumes_bit_for_bit(name, tmp_path):
+    example(name)
+    recipe = from_settings({**TINY, **PARTS[name]})
+    unbroken, first, second = (synthkd.build(recipe) for _ in range(3))
+    rounds = len(list(unbroken))
+    for done, _ in enumerate(first, start=1):
+        if done == rounds - 2:
+            break
+    save_state(first.state_dict(), tmp_path / "x", "lab")
+    second.load_state_dict(load_state(tmp_path / "x", "lab"))
+    list(second)
+    ours, theirs = (lab.learner.state_dict() for lab in (second, unbroken))
+    assert ours["student"].keys() == theirs["student"].keys()
+    for key in ("student", "objective"):
+        for tensor, value in theirs[key].items():
+            assert torch.equal(ours[key][tensor], value), tensor
+    assert {n: c.state_dict() for n, c in second.controllers.items()} == {
+        n: c.state_dict() for n, c in unbroken.controllers.items()
+    }
+
+
+# --- what they compute
+
+
+def view(**given: Any) -> DistillationView:
+    logits = torch.zeros(2, 3)
+    whole = {"images": torch.zeros(2, 1, 8, 8), "learned": logits, "taught": logits,
+             "student_features": {}, "teacher_features": {}}  # fmt: skip
+    return DistillationView(**{**whole, **given})
+
+
+def test_tokens_that_look_where_maps_look_cost_nothing():
+    term = example("attention_of_tokens_and_maps")["token_attention"]
+    maps = torch.rand(2, 5, 4, 4)
+    tokens = maps.flatten(2).transpose(1, 2)  # [B, T, D], the same places
+    withed = torch.cat([torch.rand(2, 1, 5), tokens], 1)  # and a token for the class before them
+    pairs = (("s", "t"),)
+    for shown in (tokens, withed):
+        alike = view(student_features={"s": shown}, teacher_features={"t": maps}, pairs=pairs)
+        assert term(alike).tolist() == pytest.approx([0, 0], abs=1e-6)
+    turned = view(student_features={"s": tokens.flip(1)}, teacher_features={"t": maps}, pairs=pairs)
+    assert (term(turned) > 0.01).all()
+
+
+def test_relations_do_not_see_scale_or_rotation_and_have_a_sound_gradient():
+    term = example("relational_loss")["relational_distance"]
+    taught = torch.randn(6, 3, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    assert term(view(learned=3 * taught @ turn, taught=taught)).item() == pytest.approx(0, abs=1e-9)
+    learned = torch.randn(6, 3, requires_grad=True)
+    found = term(view(learned=learned, taught=taught.float()))
+    (gradient,) = torch.autograd.grad(found, learned)
+    step = 1e-3 * torch.randn(6, 3)
+    moved = [float(term(view(learned=learned + s * step, taught=taught.float()))) for s in (1, -1)]
+    assert (moved[0] - moved[1]) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.05)
+
+
+def test_the_contrastive_bank_holds_the_teachers_last_embeddings_in_a_ring():
+    module = example("contrastive_loss")
+    known = distillation.KnownBeforehand({"s": (4, 2, 2)}, {"t": (6, 2, 2)}, (("s", "t"),), 3, 0)
+    term = module["Contrastive"](known)
+    shown = [torch.rand(300, 6, 2, 2) for _ in range(4)]
+    for maps in shown:
+        term(view(images=torch.zeros(300, 1, 8, 8), student_features={"s": torch.rand(300, 4, 2, 2)},
+                  teacher_features={"t": maps}, pairs=(("s", "t"),)))  # fmt: skip
+    every = torch.cat([term.teacher_head(maps.mean((2, 3))) for maps in shown])
+    every = torch.nn.functional.normalize(every, dim=1)
+    assert torch.allclose(term.bank[176 - 50 : 176], every[1150:1200], atol=1e-6)
+    assert torch.allclose(term.bank[176:], every[176:1024], atol=1e-6)
+
+
+def test_the_temperature_falls_with_the_loss_and_is_told_every_round():
+    temperatures = example("temperature_controller")["main"](images=6000)
+    assert temperatures[0] == 8.0
+    assert temperatures[-1] < 7
+    assert all(1 <= t <= 8 for t in temperatures)
+    assert any(a > b for a, b in pairwise(temperatures))
+
+
+# --- two teachers
+
+
+@pytest.fixture(scope="module")
+def teachers() -> list[Any]:
+    found = [load_teacher(synthkd.Recipe().teacher) for _ in range(2)]
+    with torch.no_grad():
+        found[1].classifier.body.linear.bias += torch.linspace(-1, 1, 10)
+    return found
+
+
+def test_an_average_is_that_of_the_probabilities_and_passes_gradients(teachers):
+    both, images = AveragedTeacher(teachers), torch.rand(5, 1, 16, 16, requires_grad=True)
+    mean = sum(t.forward_network(images).softmax(1) for t in teachers) / 2
+    found = both.forward_network(images)
+    assert torch.allclose(found.softmax(1), mean, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found[:, 3].sum(), images)
+    assert gradient.abs().sum() > 0
+    with both.exact():
+        assert not any(t.low_precision for t in teachers)
+    before = both.queries
+    both(images.detach())
+    assert both.queries == before + 5
+    assert both.abilities == {"gradients"}
+
+
+def test_teachers_of_other_classes_are_not_averaged(teachers):
+    other = copy.deepcopy(teachers[0])
+    other.classifier.classes = 7
+    with pytest.raises(InputError, match="other images or classes"):
+        AveragedTeacher([teachers[0], other])
+
+
+def test_terms_that_need_layers_are_refused_for_an_average(teachers):
+    recipe = from_settings({**TINY, "training.terms": {"attention": 1.0}})
+    with pytest.raises(InputError, match="compares layers inside the teacher"):
+        synthkd.build(recipe, teacher=AveragedTeacher(teachers))
+
+
+def test_two_teachers_alike_teach_what_one_teaches(teachers):
+    """The mean of equal answers is the answer itself, so the student is nearly the same."""
+    plain = {**TINY, "run.precision": "float32", "pipeline": "leaves"}
+    plain = {key: value for key, value in plain.items() if not key.startswith("stage.")}
+    recipe = from_settings(plain)
+    one, twin = teachers[0], copy.deepcopy(teachers[0])
+    answers: list[Tensor] = []
+    for teacher in (one, AveragedTeacher([one, twin])):
+        lab = synthkd.build(recipe, teacher=teacher)
+        list(lab)
+        answers.append(
+            lab.learner.answer(
+                torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+            ).softmax(1)
+        )
+    assert (answers[0] - answers[1]).abs().max() < 0.05
