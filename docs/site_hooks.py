@@ -131,13 +131,8 @@ class Docstrings(griffe.Extension):
 def fenced(text: str) -> str:
     """A docstring with its examples and its indented formulas in fences.
 
-    >>> print(fenced("Twice.\\n\\n>>> 1 + 1\\n2"))
-    Twice.
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> fenced("The sum.\\n\\n    a + b")
+    'The sum.\\n\\n```text\\na + b\\n```'
     """
     blocks = []
     for block in re.split(r"\n\s*\n", text):
