@@ -30,6 +30,17 @@ def members(package: str) -> list[str]:
     return sorted(".".join(name) for name in names if not any(n[0] == "_" for n in name))
 
 
+def examples() -> list[Path]:
+    """The programs in examples/."""
+    return sorted((ROOT / "examples").glob("*.py"))
+
+
+def _example(path: Path) -> str:
+    """A page with the text of an example."""
+    title = path.stem.replace("_", " ").capitalize()
+    return f"# {title}\n\n`examples/{path.name}`\n\n```python\n{path.read_text('utf-8')}```\n"
+
+
 def on_config(config: Any) -> Any:
     """Fills the parts of the navigation that follow the files."""
     pages = [{f"synthkd.{name}": f"reference/{name}.md"} for name in packages()]
@@ -38,6 +49,8 @@ def on_config(config: Any) -> Any:
     for part in config.nav:
         if "Reference" in part:
             part["Reference"] = [{"synthkd": "reference/index.md"}, *pages]
+        if "Examples" in part:
+            part["Examples"] = [f"examples/{path.stem}.md" for path in examples()]
         for inner in part.get("Project", []):
             if "Decisions" in inner:
                 inner["Decisions"] = records
@@ -52,9 +65,10 @@ def on_files(files: Files, config: Any) -> Files:
 
     for name in DOCUMENTS:
         add(f"project/{name}", (ROOT / name).read_text(encoding="utf-8"))
-    for folder, kind in (("pipelines", "*.toml"), ("examples", "*.py")):
-        for path in sorted((ROOT / folder).glob(kind)):
-            add(f"files/{folder}/{path.name}", path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "pipelines").glob("*.toml")):
+        add(f"files/pipelines/{path.name}", path.read_text(encoding="utf-8"))
+    for path in examples():
+        add(f"examples/{path.stem}.md", _example(path))
     listed = []
     for name in packages():
         whole, *parts = members(name)
@@ -103,7 +117,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return match[0]
         copies = (
             wanted.removeprefix("docs/"), f"project/{wanted}", f"files/{wanted}",
-            f"reference/{wanted.removeprefix('synthkd/')}.md",
+            f"reference/{wanted.removeprefix('synthkd/')}.md", f"{wanted.removesuffix('.py')}.md",
         )  # fmt: skip
         for uri in copies:
             if files.get_file_from_path(uri):
