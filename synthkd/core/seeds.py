@@ -29,12 +29,19 @@ def generator_for(seed: int, *path: int | str) -> torch.Generator:
 
 
 @contextmanager
-def globally(rng: torch.Generator) -> Iterator[None]:
-    """Seeds torch's global random state from `rng` for a while, and puts the old state back.
+def globally(rng: torch.Generator, device: torch.device | None = None) -> Iterator[None]:
+    """Seeds torch's global random state from `rng` for a while, and puts the old state back: that
+    of the CPU and, where there are GPUs, of the one in use, `device` (default: the current one).
 
     For code that takes no generator: initial weights and kornia.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
+    if device is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        seed = int(torch.randint(2**62, (1,), generator=rng))
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield

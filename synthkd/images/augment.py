@@ -78,7 +78,7 @@ def bent(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
         padding_mode="border",
         p=1.0,
     )
-    with globally(rng):
+    with globally(rng, images.device):
         warped: Tensor = warp(images)
     return warped
 

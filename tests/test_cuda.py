@@ -1,0 +1,59 @@
+"""A tiny run on a GPU; skipped where there is none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthkd.cli import main
+from synthkd.core.seeds import generator_for, globally
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+SMALL = [
+    "distill", "--images-seen", "1200", "--training.batch", "32", "--student", "resnet8-w4",
+    "--run.device", "cuda", "--stage.draw.fresh", "128", "--stage.refine.synthesis_batch", "32",
+    "--stage.refine.fresh", "32", "--stage.refine.synthesis_steps", "4", "--memory.capacity", "600",
+    "--quiet", "--out",
+]  # fmt: skip
+
+
+def finished(argv: list[str]) -> None:
+    """Runs a command; a student of no use (3) is a result too."""
+    try:
+        main(argv)
+    except SystemExit as left:
+        assert left.code in (None, 0, 3)
+
+
+def test_a_run_on_a_gpu_ends_with_a_student_and_tells_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in its rounds waits for the whole device."""
+
+    def waited(*_: Any) -> None:
+        raise AssertionError("torch.cuda.synchronize was called")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "synchronize", waited)
+        finished([*SMALL, str(tmp_path / "run"), "--val-data", "none"])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["images_seen"] == 1200
+    assert all(summary["seconds"][part] > 0 for part in ("synthesis", "labelling", "student"))
+    parts = sum(summary["seconds"][part] for part in ("synthesis", "labelling", "student"))
+    assert parts <= summary["wall_seconds"] + 0.1
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+def test_only_the_gpu_in_use_is_seeded_and_its_state_comes_back() -> None:
+    before = [torch.cuda.get_rng_state(gpu) for gpu in range(torch.cuda.device_count())]
+    with globally(generator_for(1)):
+        one = torch.rand(3, device="cuda")
+        for gpu in range(1, torch.cuda.device_count()):
+            assert torch.equal(torch.cuda.get_rng_state(gpu), before[gpu])
+    with globally(generator_for(1), torch.device("cuda", 0)):
+        assert torch.equal(torch.rand(3, device="cuda"), one)
+    for gpu, state in enumerate(before):
+        assert torch.equal(torch.cuda.get_rng_state(gpu), state)
