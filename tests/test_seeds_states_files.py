@@ -25,7 +25,7 @@ from synthkd.core.files import (
     write_json,
 )
 from synthkd.core.seeds import derived, generator_for, globally
-from synthkd.core.states import load_state, save_state
+from synthkd.core.states import check_state, load_state, save_state
 
 # --- seeds ---
 
@@ -373,3 +373,16 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     (tmp_path / ".folder.1.tmp").mkdir()
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, ".folder.1.tmp"}
+
+
+def test_a_state_is_checked_without_being_put_together(tmp_path):
+    path = tmp_path / "x"
+    checksum = save_state({"a": torch.rand(50), "b": torch.rand(3)}, path, "thing")
+    check_state(path, "thing", checksum)
+    for kind, number in (("other", checksum), ("thing", checksum ^ 1)):
+        with pytest.raises(InputError, match="is damaged or not a"):
+            check_state(path, kind, number)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match="is damaged"):
+        check_state(path, "thing", checksum)

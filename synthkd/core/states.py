@@ -57,6 +57,24 @@ def load_state(
     `together` gives the rows back for what was written in their stead. Where a `checksum` is given
     the file must have this one. Raises InputError that names the file.
     """
+    text, tensors = _read(path, kind, checksum)
+    try:
+        return _put_together(json.loads(text), tensors, together)
+    except (KeyError, ValueError, TypeError, RecursionError, RuntimeError):
+        raise _damaged(path, kind) from None
+
+
+def check_state(path: Path, kind: str, checksum: int) -> None:
+    """Raises InputError that names the file, unless it is whole and has this checksum."""
+    _read(path, kind, checksum)
+
+
+def _damaged(path: Path, kind: str) -> InputError:
+    return InputError(f"{quoted(path)} is damaged or not a {kind} of synthkd")
+
+
+def _read(path: Path, kind: str, checksum: int | None) -> tuple[str, dict[str, Tensor]]:
+    """The text and the tensors of a file, which are as they were written."""
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("not a plain file")
@@ -68,12 +86,12 @@ def load_state(
                 raise ValueError("bits have changed")
             if checksum is not None and int(told, 16) != checksum:
                 raise ValueError("another file of this name")
-            return _put_together(json.loads(text), tensors, together)
+            return text, tensors
     # RuntimeError: a file that is replaced while it is read
     except (
         SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, RuntimeError,
     ):  # fmt: skip
-        raise InputError(f"{quoted(path)} is damaged or not a {kind} of synthkd") from None
+        raise _damaged(path, kind) from None
 
 
 def _taken_apart(value: Any, tensors: dict[str, Tensor], place: str, apart: Apart | None) -> Any:
@@ -81,7 +99,11 @@ def _taken_apart(value: Any, tensors: dict[str, Tensor], place: str, apart: Apar
     ["r", table], rows kept apart ["a", what stands for them]."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensor = value.detach().cpu().contiguous()
+        shared = tensor.untyped_storage().nbytes() != tensor.nbytes or any(
+            tensor.data_ptr() == other.data_ptr() for other in tensors.values()
+        )
+        tensors[name] = tensor.clone() if shared else tensor  # safetensors takes no views
         return ["t", name]
     if isinstance(value, Rows):
         if apart is not None:

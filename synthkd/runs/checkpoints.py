@@ -22,7 +22,7 @@ from torch import Tensor
 from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.states import Rows, load_state, save_state
+from synthkd.core.states import Rows, check_state, load_state, save_state
 
 FORMAT = 2  # of checkpoints; those of 0.1.0, with all images within, have no number
 KEPT = 2
@@ -64,8 +64,7 @@ class Checkpoints:
             return {"place": place, "numbers": rows.numbers, "files": named, "empty": empty}
 
         whole = {"format": FORMAT, "round": round_, "state": state}
-        save_state(whole, path, "checkpoint", apart=apart)
-        load_state(path, "checkpoint", together=_left_apart)
+        check_state(path, "checkpoint", save_state(whole, path, "checkpoint", apart=apart))
         self._segments = segments
         self._used[path.name] = {s.name for found in segments.values() for s in found}
         self._tidy(path)
@@ -88,10 +87,9 @@ class Checkpoints:
             kept.pop()
         found = [segment for segment, _ in kept]
         if bool(fresh.any()):
-            part = rows.take(fresh)
-            checksum = save_state(part, self.folder / name, "rows")
-            load_state(self.folder / name, "rows", checksum=checksum)
-            found.append(_Segment(name, checksum, part.numbers))
+            checksum = save_state(rows.take(fresh), self.folder / name, "rows")
+            check_state(self.folder / name, "rows", checksum)
+            found.append(_Segment(name, checksum, rows.numbers[fresh]))
         return found
 
     def _tidy(self, newest: Path) -> None:
@@ -170,10 +168,6 @@ class Checkpoints:
         for kind in (CHECKPOINT, ROWS):
             for path in written(self.folder, kind):
                 path.unlink()
-
-
-def _left_apart(described: dict[str, Any]) -> None:
-    """In the place of rows, where only the rest of a state is read."""
 
 
 def written(folder: Path, kind: re.Pattern[str]) -> list[Path]:
