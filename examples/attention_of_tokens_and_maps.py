@@ -14,7 +14,6 @@ from torch import Tensor
 import synthkd
 from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.losses.term import Term
-from synthkd.recipe import from_settings
 
 
 def places(features: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ TERMS["token_attention"] = Term(
 
 def main(images: int = 20_000) -> synthkd.Recipe:
     """One run with it; in TOML the settings are the same."""
-    recipe = from_settings(
+    recipe = synthkd.Recipe.of(
         {
             "training.terms": {"soft_targets": 1.0, "token_attention": 20.0},
             "training.student_layers": ["layer2", "layer3"],

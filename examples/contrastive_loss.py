@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import synthkd
 from synthkd.losses.distillation import TERMS, DistillationView, KnownBeforehand
 from synthkd.losses.term import Term
-from synthkd.recipe import from_settings
 
 SIZE, BANK, TEMPERATURE = 64, 1024, 0.1
 
@@ -57,7 +56,7 @@ TERMS["contrastive"] = Term(
 def main(images: int = 20_000) -> None:
     """One run with it."""
     terms = {"soft_targets": 1.0, "contrastive": 0.5}
-    lab = synthkd.build(from_settings({"training.terms": terms, "budget.images": images}))
+    lab = synthkd.build(synthkd.Recipe.of({"training.terms": terms, "budget.images": images}))
     for round in lab:
         print(f"{round.stage} {round.share:.0%} {round.measures.get('loss', 0.0):.3f}")
 

@@ -14,7 +14,6 @@ from torch import Tensor
 import synthkd
 from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.losses.term import Term
-from synthkd.recipe import from_settings
 
 
 def distances(answers: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ TERMS["relational_distance"] = Term(
 
 def main(images: int = 20_000) -> None:
     """One run with it."""
-    recipe = from_settings(
+    recipe = synthkd.Recipe.of(
         {
             "training.terms": {"soft_targets": 1.0, "relational_distance": 10.0},
             "budget.images": images,

@@ -12,7 +12,7 @@ from typing import Any
 
 import synthkd
 from synthkd.engine.controllers import CONTROLLERS
-from synthkd.recipe import Recipe, from_settings
+from synthkd.recipe import Recipe
 
 
 class TemperatureByLoss:
@@ -52,7 +52,7 @@ CONTROLLERS["temperature"] = lambda recipe: TemperatureByLoss(recipe.training.te
 
 def main(images: int = 40_000) -> list[float]:
     """One run with it; returns the temperatures."""
-    recipe: Recipe = from_settings({"budget.images": images})
+    recipe: Recipe = synthkd.Recipe.of({"budget.images": images})
     temperatures = []
     for round in synthkd.build(recipe):
         temperatures.append(round.measures["temperature"])

@@ -8,7 +8,6 @@ Any object that follows `synthkd.teachers.protocol.Teacher` can teach; `Averaged
 import torch
 
 import synthkd
-from synthkd.recipe import from_settings
 from synthkd.specs import load_teacher
 from synthkd.teachers.ensemble import AveragedTeacher
 from synthkd.teachers.protocol import Teacher
@@ -27,7 +26,7 @@ def main(images: int = 20_000) -> float:
     """Distils from both; returns the student's accuracy."""
     one, other = (load_teacher(synthkd.Recipe().teacher) for _ in range(2))
     both = AveragedTeacher([one, noisy(other, 0.05)])
-    lab = synthkd.build(from_settings({"budget.images": images}), teacher=both)
+    lab = synthkd.build(synthkd.Recipe.of({"budget.images": images}), teacher=both)
     for round in lab:
         print(f"{round.stage} {round.share:.0%} {round.measures.get('loss', 0.0):.3f}")
     assert lab.learner is not None

@@ -82,3 +82,13 @@ def test_the_wheel_holds_the_package_the_licence_the_types_and_nothing_else(whee
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     # a package below _data would shadow ours in an editable install
     assert not [name for name in names if "/_data/" in name and name.endswith("__init__.py")]
+
+
+def test_the_library_of_an_installed_wheel_distils_elsewhere(installed, tmp_path):
+    """The example of the checkout, run where there is no checkout."""
+    example = tmp_path / "example.py"
+    example.write_text((ROOT / "examples" / "distil_your_network.py").read_text())
+    ask = "import synthkd, example; result = example.main(2000, 'run'); print(synthkd.__file__)"
+    said = run("-W", "ignore", "-c", ask, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert Path(said.splitlines()[-1]).is_relative_to(installed)
+    assert (tmp_path / "run" / "student.safetensors").is_file()

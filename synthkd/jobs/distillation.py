@@ -92,7 +92,8 @@ class Distillation:
         self.started = time.perf_counter() if started is None else started
         self.report = report or Silent()
         self.real_data, self.by_force = real_data, by_force
-        _check_val(recipe)
+        if val_data is None:
+            _check_val(recipe)
         self.lab = build(
             recipe, teacher=teacher, student=student, data=False, anyway=anyway, report=self.report
         )

@@ -6,8 +6,9 @@ range; `Flag` gives a daily setting a short flag beside its dotted name. Knows o
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -902,6 +903,17 @@ class Recipe(Table):
         if self.teacher.std is not None and any(s <= 0 for s in self.teacher.std):
             raise ValueError("--teacher-std must be positive")
         return self
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any] | None = None) -> "Recipe":
+        """The recipe of a pipeline with some settings changed, by dotted name.
+
+        >>> Recipe.of({"training.batch": 32, "stage.refine.synthesis_steps": 10}).training.batch
+        32
+        """
+        from synthkd.recipe.toml import from_settings
+
+        return from_settings(settings or {})
 
     @property
     def stages(self) -> tuple[Stage, ...]:
