@@ -182,8 +182,8 @@ def test_a_large_array_is_never_whole_in_memory(tmp_path: Path) -> None:
     row = np.random.default_rng(0).integers(0, 256, (1, 1000, 1000), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", x=np.broadcast_to(row, (200, 1000, 1000)))
     code = (
-        "import resource, sys; from synthkd.data import load_images\n"
-        "from synthkd.images import ImageSpec\n"
+        "import resource, sys; from synthkd.data.sources import load_images\n"
+        "from synthkd.core.images import ImageSpec\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "spec = ImageSpec(1, 16, 16, (0.5,), (0.5,))\n"
         "load_images(sys.argv[1], spec, classes=None, labelled=False)\n"

@@ -296,7 +296,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
         spoil_index(lambda i: i.update(_class_name=["pipeline.py", "Mine"])),
         "code of its own, which is never run",
     ),
-    "no size": (spoil_config(sample_size=None), "tells no sample_size"),
+    "no size": (spoil_config(sample_size=None), "sample_size"),
     "sizes of another form": (spoil_config(sample_size="8"), "cannot be read as a UNet2DModel"),
     "another prediction": (
         spoil_config("scheduler/scheduler_config.json", prediction_type="flow"),

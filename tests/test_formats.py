@@ -556,7 +556,7 @@ def test_features_are_found_by_name(tmp_path: Path) -> None:
     handle.remove()
     assert found is not None and teacher.feature_size == 8 and teacher.prototypes is None
     torch.testing.assert_close(found, seen[0].mean((2, 3)))
-    with pytest.raises(InputError, match=r"no such module; there are conv1"):
+    with pytest.raises(InputError, match=r"no such module; "):
         load_teacher(TeacherTable(**made.table, features="layer9"))
 
 
@@ -647,7 +647,7 @@ def test_a_second_division_is_in_the_deviation(tmp_path: Path) -> None:
 )
 def test_pixels_of_another_range_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     made = prepared(tmp_path, **settings)
-    with pytest.raises(InputError, match=r"scales pixels otherwise than to 0\.\.1"):
+    with pytest.raises(InputError, match=r"does not scale pixels to 0"):
         load_teacher(TeacherTable(**made.table))
 
 

@@ -423,7 +423,7 @@ def test_other_files_are_one_line(tmp_path: Path, content: bytes, message: str) 
 
 def test_an_invalid_graph_and_texts_are_one_line(tmp_path: Path) -> None:
     onnx.save(small(HELP.make_node("Relu", ["nowhere"], ["y"])), str(tmp_path / "net.onnx"))
-    with pytest.raises(InputError, match="no valid ONNX graph"):
+    with pytest.raises(InputError, match="valid ONNX graph"):
         load(tmp_path / "net.onnx", **NUMBERS)
     model = small(HELP.make_node("Relu", ["x"], ["y"]))
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING

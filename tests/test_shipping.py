@@ -472,7 +472,7 @@ def test_predictions_are_the_students(
         np.testing.assert_allclose([told[k] for k in range(10)], row.numpy(), atol=1e-5)
     table = said(capsys, "predict", str(run), files[0])
     assert len(re.findall(r"\d%", table)) == 3
-    assert "wants images" in failing(capsys, "predict", str(run))
+    assert "needs images" in failing(capsys, "predict", str(run))
     assert "missing.png" in failing(capsys, "predict", str(run), "missing.png")
 
 

@@ -462,7 +462,7 @@ def _input(model: Any, table: TeacherTable, where: str, notes: list[Finding]) ->
         notes.append(Finding(
             "graph-precision",
             f"graph: its numbers are {named}; " + (
-                "computed in float32" if table.access == "full" else f"it is fed {named}"
+                "run in float32" if table.access == "full" else f"it is fed {named}"
             ), "",
         ))  # fmt: skip
     layout, channels, size = "NCHW", None, None

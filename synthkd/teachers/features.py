@@ -81,8 +81,9 @@ def module_named(known: Mapping[str, nn.Module], name: str) -> nn.Module:
     """The module of this name; one that is not there is an InputError with a suggestion."""
     if not name or name not in known:
         names = [each for each in known if each]
-        close = suggest(name, names) if len(names) < 12 else suggest(name, names).split(";")[-1]
-        hint = close if "did you mean" in close else f"; there are {', '.join(names[:7])} …"
+        hint = suggest(name, names)
+        if len(names) >= 12 and "did you mean" not in hint:
+            hint = f"; there are {', '.join(names[:7])} …"
         raise InputError(f"layer {quoted(name)}: no such module{hint}")
     return known[name]
 
