@@ -73,7 +73,7 @@ def distill(
     Everything else stands in `settings`, by dotted name as in docs/settings.md
     ({"training.batch": 64}), or in a `recipe`, over which the other arguments are laid. `resume`
     goes on with an interrupted run; give living objects again. `progress` true shows what the
-    command shows; a `Reporter` is told instead.
+    command shows; a `Reporter` hears it instead.
 
     Returns the student, an `nn.Module` on images in 0..1 in eval mode, its summary and its run
     directory. Warns with `UselessResult` where the student is of no use. Ctrl-C saves and raises

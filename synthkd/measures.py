@@ -163,7 +163,7 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
 
 
 class BinaryScores(NamedTuple):
-    """How well a yes or no is told, each 0..1; NaN where there is nothing to tell.
+    """How well yes and no are told apart, each 0..1; NaN where there is nothing to tell.
 
     `auroc` needs no threshold; the others are for a probability of one half.
     """

@@ -159,7 +159,7 @@ class _Questions:
         """Images [B, C, H, W] at once to logits [B, K] in float32."""
         try:
             logits = self.teacher.forward_network(images)
-        except Exception as error:  # whatever a stranger's network raises
+        except Exception as error:  # whatever the user's network raises
             told = str(error).partition("\n")[0] or type(error).__name__
             if isinstance(error, InputError) and "NaN" in told:  # whoever reads answers refuses it
                 raise _Failed(_not_finite(f"some of {len(images)}")) from None
@@ -297,7 +297,7 @@ class _Questions:
         x = (images - classifier.mean) / classifier.std * (255.0 if small else 1 / 255)
         try:
             other = Spread.of(classifier.read(classifier.body, x).float(), classifier)
-        except Exception:  # whatever a stranger's network raises at odd pixels
+        except Exception:  # whatever the user's network raises at odd pixels
             return []
         if other.moved < 0.15 or (
             other.votes <= own.votes or other.moved < 10 * own.moved
@@ -459,7 +459,7 @@ def _first_distance(teacher: FrozenTeacher, classifier: nn.Module, images: Tenso
         classifier(images)
     except _Enough:
         pass
-    except Exception:  # a stranger's network, at pixels that it does not expect; or its guard
+    except Exception:  # the user's network, at pixels that it does not expect; or its guard
         if not seen:
             return math.nan
     finally:
@@ -533,7 +533,7 @@ def _called_again(
 
 
 class Norm(NamedTuple):
-    """What is told of a BatchNorm layer."""
+    """What is reported of a BatchNorm layer."""
 
     fresh: bool  # its statistics are as they begin: 0 and 1
     initial: bool  # so are its weights

@@ -99,7 +99,7 @@ class Display:
             )
 
     def expect(self, schedule: Schedule) -> None:
-        """What the time left is told by; the clock starts here."""
+        """What the time left is estimated from; the clock starts here."""
         self._schedule, self._started = schedule, time.monotonic()
 
     def tick(self, part: str, done: int, total: int) -> None:

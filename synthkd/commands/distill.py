@@ -43,7 +43,7 @@ def resume(
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.
 
-    Trust in code is not kept in the run directory: it is given anew.
+    Trust in code is not kept in the run directory: it is given again.
     """
     display = Display(quiet=quiet or as_json)
     _, recipe = Run.resume(path)

@@ -364,7 +364,7 @@ def _figure(value: float | None) -> str:
 
 
 def _safe(text: object) -> str:
-    """A name from a stranger's folder, shown as it is only where that is harmless."""
+    """A name from somebody else's folder, shown as it is only where that is harmless."""
     return str(text) if str(text).isprintable() else quoted(text)
 
 

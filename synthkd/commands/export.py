@@ -288,7 +288,7 @@ class Export:
             parity = shipping.compared(own, answer, images)
         except InputError:
             raise
-        except Exception as error:  # whatever the converters raise at networks of strangers
+        except Exception as error:  # whatever the converters raise at other people's networks
             said = quoted(" ".join(str(error).split()), 160)
             raise InputError(f"{name}: this student cannot be exported this way: {said}") from None
         if exact and not parity.holds:

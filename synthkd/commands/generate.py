@@ -38,7 +38,7 @@ from synthkd.teachers.protocol import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
-MEMORY = 4096  # images remembered at the most
+MEMORY = 4096  # images remembered at most
 RECIPE, CHECKPOINT = "recipe.toml", "checkpoint.safetensors"  # of a data set that is being made
 
 

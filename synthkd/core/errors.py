@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and the one formatter for strings of strangers."""
+"""The one exception that a user is meant to see, and the one formatter for untrusted strings."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Files written at once or not at all; files of strangers read without waiting and without end."""
+"""Files written at once or not at all; untrusted files read without waiting and without end."""
 
 import errno
 import fcntl
@@ -240,7 +240,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_table(path: Path, where: str) -> dict[str, Any]:
-    """A JSON object out of a file of a stranger's of at most JSON_BYTES; what is wrong with it is
+    """A JSON object out of an untrusted file of at most JSON_BYTES; what is wrong with it is
     one InputError that begins with `where`."""
     try:
         data = json.loads(read_bytes(path, JSON_BYTES))

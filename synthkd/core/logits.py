@@ -18,8 +18,8 @@ def as_logits(answer: Tensor, kind: str, *, total: float = 1.0, step: float = 0.
     probability by its log-odds.
 
     What was rounded to multiples of `step` has lost its small values. Of a row, the classes at 0
-    share evenly what the others leave, 1 − Σ p, at least step / 2 in all; each has at the most
-    step / 2, in a top-k list at the most what the last of the list has. Log-odds end at
+    share evenly what the others leave, 1 − Σ p, at least step / 2 in all; each has at most
+    step / 2, in a top-k list at most what the last of the list has. Log-odds end at
     p = step / 4 and 1 − step / 4.
 
     `answer` is [B, K], or for kinds that begin with "binary" [B] or [B, 1].

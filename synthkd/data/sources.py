@@ -6,8 +6,8 @@
     FILE.py:CALLABLE[:ARGUMENT]     runs that code (with --trust-code)
     demo:seen, demo:unseen          scikit-learn's digits: what the demo teacher saw, and the others
 
-N images, C channels, H height, W width, K classes. Files are taken for strangers' files: nothing in
-them is run, headers are read before memory is given, and what is wrong is one line.
+N images, C channels, H height, W width, K classes. Files are not trusted: nothing in them
+is run, headers are read before memory is given, and what is wrong is one line.
 """
 
 import difflib
@@ -230,7 +230,7 @@ def count_images(path: str) -> int | None:
                 # by the labels, where there are any: images may lie along any axis
                 with archive.open(f"{labels or images}.npy") as file:
                     return max(header(file)[0]) if labels else header(file)[0][0]
-    except Exception:  # of a stranger's file, as many kinds as there are readers
+    except Exception:  # an untrusted file, as many kinds as there are readers
         return None
     return None
 
@@ -452,7 +452,7 @@ def _checked(
     where: str, pixels: Tensor, labels: object, unlabelled: str, notes: Sequence[Finding],
     target: Target, said: str = "",
 ) -> _Found:  # fmt: skip
-    """Images with the labels of a stranger, read as the teacher's classes."""
+    """Images with labels from elsewhere, read as the teacher's classes."""
     found = _Found(pixels, None, unlabelled=unlabelled, notes=tuple(notes), order=said)
     if labels is None:
         return found

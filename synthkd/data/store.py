@@ -138,7 +138,7 @@ class Writer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state of a writer of the same folder. Shards that were written after
-        it are written anew."""
+        it are written again."""
         pixels, labels, logits = state["rows"]
         self._filled = len(labels)
         self._pixels[: self._filled] = pixels.numpy()
@@ -150,7 +150,7 @@ class Writer:
 
     def prune(self) -> None:
         """Removes what an interrupted writer left after the shards of this state: it is written
-        anew, perhaps otherwise."""
+        again, perhaps otherwise."""
         first = sum(shard["count"] for shard in self._shards)
         known = {_shard_file(i, part) for i in range(len(self._shards)) for part in PARTS}
         with _disk(self.out):

@@ -1,4 +1,4 @@
-"""Who is told how a run goes: a terminal, a notebook, or nobody."""
+"""Who hears how a run goes: a terminal, a notebook, or nobody."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from synthkd.synthesis.plan import Plan
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the time left is told by: when a timed run ends, or what the stages of another take."""
+    """What the time left is estimated from: the end of a timed run, or what stages take."""
 
     ends: float | None = None  # by time.perf_counter
     stages: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Reporter(Protocol):
         """What it will take."""
 
     def expect(self, schedule: Schedule) -> None:
-        """What the time left is told by; the clock starts here."""
+        """What the time left is estimated from; the clock starts here."""
 
     def follow(self, round_: Round) -> None:
         """A round is over."""

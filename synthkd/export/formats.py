@@ -1,4 +1,4 @@
-"""A student as files that run elsewhere: ONNX, torch.export, ExecuTorch, and what is told about it.
+"""A student as files that run elsewhere: ONNX, torch.export, ExecuTorch, and the model card.
 
 What is exported takes images [B, C, H, W] in 0..1, or bytes, and returns logits [B, K], or
 probabilities: normalisation is inside. Every export is read back and compared with the student;

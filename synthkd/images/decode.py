@@ -1,7 +1,7 @@
-"""Files of images, decoded: whatever a stranger's file holds, as bytes for a network.
+"""Files of images, decoded: whatever an untrusted file holds, as bytes for a network.
 
 N images, C channels, H height, W width. A file is judged by its content, not by its name; headers
-are read before memory is given. What had to be assumed is told as findings, for all files together.
+are read before memory is given. What had to be assumed is in the findings, for all files.
 """
 
 import functools
@@ -40,8 +40,8 @@ MOST_DEEP = 64_000_000  # pixels of a file of more than 8 bits, or of one that w
 BOMB_BYTES, BOMB_RATIO = 300 << 20, 200  # decoded bytes from which on that ratio is refused
 MOST_BYTES = 16 << 30  # of all images together
 MARGIN = 3  # times the wanted side to which a large image is reduced before it is resized
-ASPECT = 1.25  # from which change of proportion on it is told
-TINY, SHRUNK = 64, 16  # below this side, from that factor on, it is told how much is lost
+ASPECT = 1.25  # the change of proportion from which on it is reported
+TINY, SHRUNK = 64, 16  # below this side, from that factor on, the loss is reported
 HELD_BYTES = 256 << 20  # of images that wait for the others to be judged
 
 _FOREIGN = (

@@ -43,7 +43,7 @@ def read_scan(path: Path) -> Scan:
             return _read(pydicom, path)
     except InputError:
         raise
-    except Exception as error:  # of a stranger's file, as many kinds as there are fields
+    except Exception as error:  # an untrusted file, as many kinds as there are fields
         said = " ".join(str(error).split())
         raise InputError(f"this DICOM file cannot be read: {quoted(said, 160)}") from None
 

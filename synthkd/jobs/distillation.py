@@ -1,6 +1,6 @@
 """Distillation as a job: one run directory, from a recipe to a student, its scores and its summary.
 
-What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporter` is told.
+What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporter` hears of it.
 """
 
 import math
@@ -238,7 +238,7 @@ class Distillation:
         return seconds
 
     def _schedule(self) -> Schedule:
-        """By what the time left is told."""
+        """What the time left is estimated from."""
         minutes, lab = self.recipe.budget.minutes, self.lab
         if minutes:
             return Schedule(ends=self.started + 60 * minutes - lab.progress.seconds)
@@ -410,7 +410,7 @@ def _word(spec: str) -> str:
 
 def reserved(whole: float, scoring: float) -> float:
     """Seconds of a budget of `whole` seconds that are kept for choosing, scoring and saving: more
-    where `scoring` needs it, but a quarter of all at the most. What needs more runs over.
+    where `scoring` needs it, but a quarter of all at most. What needs more runs over.
 
     >>> reserved(600, 0), reserved(20, 0), reserved(180, 20.0), reserved(180, 120)
     (12.0, 2.0, 20.0, 45.0)

@@ -93,7 +93,7 @@ class Classifier(nn.Module):
                 self.forward(torch.zeros(2, *self.spec.shape, device=self.mean.device))
         except InputError:  # an answer of which nothing can be made, however it is laid out
             raise
-        except Exception:  # whatever a stranger's network raises at the layout
+        except Exception:  # whatever the user's network raises at the layout
             self.to(memory_format=torch.contiguous_format)
             self.channels_last = False
         return self

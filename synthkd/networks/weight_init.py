@@ -65,7 +65,7 @@ def _chain(body: nn.Module) -> list[tuple[str, nn.Module]] | None:
     BatchNorm."""
     try:
         nodes = torch.fx.Tracer().trace(body).nodes
-    except Exception:  # whatever a stranger's network does when it is traced
+    except Exception:  # whatever the user's network does when it is traced
         return None
     if any(len(node.all_input_nodes) > 1 or len(node.users) > 1 for node in nodes):
         return None

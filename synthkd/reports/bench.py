@@ -1,7 +1,7 @@
 """The arena: what a bench measured -> statistics, tables, a plot.
 
 `bench.json` in the bench's folder says what all its runs share. `runs/P-sS.json` is the record of
-one run of pipeline P with seed S; `report` makes everything else from these and writes it anew.
+one run of pipeline P with seed S; `report` makes everything else from these and writes it again.
 """
 
 import csv
@@ -548,7 +548,7 @@ def damage(record: Mapping[str, Any]) -> str:
 
 
 def report(folder: Path, *, strict: bool = False) -> list[PipelineResult]:
-    """Writes results.csv, results.json, table.md and accuracy.png anew from the records.
+    """Writes results.csv, results.json, table.md and accuracy.png again from the records.
 
     Records that are damaged are left out; `strict`: they are an InputError that names the file."""
     settings = read_settings(folder)["settings"]

@@ -4,7 +4,7 @@
 rows-000000012-0.safetensors  rows that were new then; later checkpoints refer to them
 
 A state's `Rows` (the images of a replay memory) are most of it, and few of them are new. Only those
-go into a new file. A file of which less than half is still in use is written anew together with
+go into a new file. A file of which less than half is still in use is written again together with
 the new rows, and so is one that is not twice as large as what is to be written. So the files of a
 checkpoint hold at most twice the rows in use, and there are few of them.
 """

@@ -69,7 +69,7 @@ class Run:
 
     @classmethod
     def resume(cls, path: Path) -> tuple["Run", Recipe]:
-        """An interrupted run and its recipe. What a stranger may have put there is refused before
+        """An interrupted run and its recipe. What somebody may have put there is refused before
         anything is opened: a link, through which files outside would be written or deleted."""
         if path.is_dir():
             files.plain_tree(path, f"--resume {quoted(path)}")

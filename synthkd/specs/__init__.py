@@ -1,4 +1,4 @@
-"""The grammar of SPEC: the only door for strangers' files.
+"""The grammar of SPEC: the only door for files from elsewhere.
 
     demo                       the teacher that ships with the package
     DIRECTORY                  a run directory: its student
@@ -441,7 +441,7 @@ def _copied(network: Any) -> Any:
         return network
     try:
         return copy.deepcopy(network)
-    except Exception:  # whatever a stranger's network holds that cannot be copied
+    except Exception:  # whatever the user's network holds that cannot be copied
         return network
 
 
@@ -496,7 +496,7 @@ def _in_float32(
 
 
 def _named(spec: str, weights: str, table: TeacherTable, role: str) -> Source:
-    """A network of ours. It is told its number of classes; the last layer in the file knows it
+    """A built-in network. It is given its number of classes; the last layer in the file knows it
     best."""
     if not is_known(spec):
         raise InputError(

@@ -627,7 +627,7 @@ def _typed(graph: nn.Module, table: TeacherTable) -> tuple[nn.Module, Known, tup
         try:
             with torch.no_grad():
                 graph(blank.to(kind))
-        except Exception:  # whatever a stranger's graph raises
+        except Exception:  # whatever the graph raises
             continue
         named = str(kind).removeprefix("torch.")
         if kind == torch.float32:

@@ -1,4 +1,4 @@
-"""What a stranger's file may ask for, judged before a network is built from it.
+"""What an untrusted file may ask for, judged before a network is built from it.
 
 A configuration is a few bytes that may name a network of any size; its weights are as large as they
 are. So a network may have at most GROWTH times the numbers and tensors of its file, and some more.

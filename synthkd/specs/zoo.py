@@ -295,7 +295,7 @@ def _of_timm_folder(
 
 
 def _of_transformers(seen: dict[str, Any], config: dict[str, Any], where: str) -> Known:
-    """What a processor's settings `seen` do to an image, and what the network is told."""
+    """What a processor's settings `seen` do to an image, and the contract that follows."""
     scale = float(seen.get("rescale_factor") or 1 / 255)
     if (
         not seen.get("do_rescale", True)

@@ -317,7 +317,7 @@ def against_teacher(student: Classifier, teacher: Teacher) -> list[Finding]:
                     if exported is not None:
                         large, ms = exported, _ms(student, 2 * ABOUT, True)
                         how = str(latency.conditions())
-        except Exception:  # whatever networks of strangers raise
+        except Exception:  # whatever other people's networks raise
             pass
         finally:
             student.train(mode)

@@ -61,7 +61,7 @@ class SynthesisObjective:
 
     The head is a two-layer network on the spatial means of all BatchNorm layers' inputs; Adam
     trains it on the gradients that the caller's backward leaves in it. CMI's bank holds these means
-    and projects them anew in every step. Ours holds the embeddings of the time, cheaper by a pass
+    and projects them again in every step. Ours holds the embeddings of the time, cheaper by a pass
     of 4,096 through the head; they age as the head learns. Of the two views of an image the one
     that is judged carries the gradient and a zoomed one is the key; in CMI the other way round, at
     the price of a second backward pass through the teacher.

@@ -238,7 +238,7 @@ class FrozenTeacher(nn.Module):
         try:
             quick = folded_copy(self.classifier)
             found = quick(images)
-        except Exception as error:  # whatever tracing or folding a stranger's network raises
+        except Exception as error:  # whatever tracing or folding the user's network raises
             self.folded_reason = f"no folded copy: {type(error).__name__}: {quoted(error, 60)}"
             return
         alike = float((found.argmax(1) == exact.argmax(1)).float().mean())

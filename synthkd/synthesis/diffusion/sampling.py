@@ -103,7 +103,7 @@ def able_solvers(
     for name in names:
         try:
             solver(name, schedule, steps)
-        except Exception as error:  # whatever the library says to a stranger's numbers
+        except Exception as error:  # whatever the library says to untrusted numbers
             said = " ".join(str(error).split())[:160]
         else:
             able.append(name)
@@ -125,7 +125,7 @@ def sampled(
     tick: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """An image for every seed, [B, C', H', W'] in 0..1; after `until`, a time of
-    time.perf_counter, no second batch is begun, and the rest is left out. `tick` is told of the
+    time.perf_counter, no second batch is begun, and the rest is left out. `tick` hears of the
     images done, of how many, before every denoising step; it may raise.
 
     `labels` [B] are the classes asked for (−1: none). An image depends on its seed and label alone,
