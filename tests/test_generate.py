@@ -294,6 +294,9 @@ def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
     assert "the real images are not those it was begun with" in refused()
     save_state(state | {"writer": {"rows": []}}, checkpoint, "checkpoint")
     assert "its checkpoint does not fit it" in refused()
+    del state["format"]
+    save_state(state, checkpoint, "checkpoint")
+    assert "begun by another version of synthkd" in refused()
 
 
 def test_real_images_show_in_the_promise(imagined: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from synthkd import __version__
 from synthkd import recipe as recipes
 from synthkd.checks.student import check_dataset, verdict
 from synthkd.commands.display import Display
@@ -27,6 +28,7 @@ from synthkd.engine.loop import Lab, rounds, synthesize
 from synthkd.engine.machine import peak_memory_mb, prepare
 from synthkd.recipe import Recipe, Stage
 from synthkd.recipe.unused import ignored
+from synthkd.runs.checkpoints import FORMAT
 from synthkd.runs.directory import claim, environment, free_name, held, resumable
 from synthkd.runs.session import Cadence, giving_up, stopping, ticking, trusting
 from synthkd.specs import load_teacher
@@ -138,6 +140,12 @@ def _take_up(job: "Job", path: Path, display: Display) -> dict[str, Any] | None:
     state: dict[str, Any] | None = None
     if (path / CHECKPOINT).is_file():
         state = load_state(path / CHECKPOINT, "checkpoint")
+        if state.get("format") != FORMAT:
+            raise InputError(
+                f"--resume {quoted(path)}: this data set was begun by another version of synthkd, "
+                f"whose checkpoint synthkd {__version__} cannot read: finish it with that version, "
+                "or make it anew"
+            )
         if state.get("teacher_sha256") != job.teacher.digest:
             raise InputError(f"--resume {quoted(path)}: the teacher is another one")
         if state.get("recipe_sha256") != files.sha256_of(path / RECIPE):
@@ -294,6 +302,7 @@ def _go(
         if writer is not None:
             job.writing = written + time.perf_counter() - writing
         data = {
+            "format": FORMAT,
             "teacher_sha256": job.teacher.digest,
             "writer": writer.state_dict() if writer else None,
             **opened,
