@@ -56,7 +56,7 @@ def test_a_round_that_is_given_up_is_done_again_alike(
         main([*shlex.split(SMALL), str(folder)])
     assert stopped.value.code == 128 + number
     said = capsys.readouterr().out
-    assert "stopping: " in said and "are given up" in said and "distill --resume" in said
+    assert "stopping: " in said and "are lost" in said and "distill --resume" in said
     monkeypatch.setattr(Display, "tick", lambda *_: None)
     main(["distill", "--resume", str(folder)])
     student = "student.safetensors"
