@@ -250,6 +250,22 @@ def test_a_dotted_name_is_the_short_flag(
     assert take_stage_flags([flag, "x"]) == ([value, "x"], {})
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--training.unnormalised=0.3", "now called --training.lr_factor_without_norm"),
+        ("--diffusion.guide-clip", "this setting is gone"),
+    ],
+)
+def test_the_flag_of_a_renamed_or_removed_setting_says_so(
+    capsys: pytest.CaptureFixture[str], flag: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--dry-run", flag, "1"])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_stages_are_changed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--stage.joint.terms.statistics=2", "--stage.joint.student-steps", "3"]
     found = tomllib.loads(planned(capsys, "--pipeline", "gan", *flags))

@@ -6,6 +6,7 @@ from typing import Any
 
 from synthkd import recipe
 from synthkd.core.errors import InputError, plain, quoted
+from synthkd.recipe.earlier import REMOVED, RENAMED
 
 StageFlags = dict[str, dict[str, Any]]  # changes by the name of the stage
 
@@ -25,6 +26,7 @@ def take_stage_flags(tokens: Sequence[str]) -> tuple[list[str], StageFlags]:
         name, equals, value = token.partition("=")
         if "." in name and name.startswith("--"):
             name = "--" + name[2:].replace("-", "_") if not name.startswith("--stage.") else name
+            _check_known(name)
             # the parser takes `--teacher.spec` for a part of `--teacher`
             name = short.get(name, name)
             token = name + equals + value
@@ -45,6 +47,14 @@ def take_stage_flags(tokens: Sequence[str]) -> tuple[list[str], StageFlags]:
                 )
         place[keys[-1].replace("-", "_")] = value
     return rest, stages
+
+
+def _check_known(name: str) -> None:
+    """Refuses the flag of a setting that has another name now, or is gone."""
+    if name[2:] in RENAMED:
+        raise InputError(f"{name} is now called --{RENAMED[name[2:]]}")
+    if name[2:] in REMOVED:
+        raise InputError(f"{name}: this setting is gone, and every run has {REMOVED[name[2:]]}")
 
 
 def check_empty(tokens: Sequence[str]) -> None:
