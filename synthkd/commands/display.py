@@ -27,7 +27,11 @@ class Display:
     def __init__(self, *, quiet: bool = False) -> None:
         # a log file wants whole lines, not lines broken at the 80th column
         terminal = Console()
-        self.console = terminal if terminal.is_terminal else Console(width=200, no_color=True)
+        self.console = (
+            terminal
+            if terminal.is_terminal
+            else Console(width=200, no_color=True, force_jupyter=False)
+        )
         self.quiet = quiet
         self._started = time.monotonic()
         self._schedule = Schedule()
