@@ -6,7 +6,7 @@ errors of input are `InputError`. Importing this is cheap: torch is imported on 
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from synthkd.core.errors import InputError

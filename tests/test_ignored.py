@@ -13,13 +13,12 @@ from synthkd.recipe.unused import given_keys, ignored
 
 def found(**given: object) -> list[str]:
     pipeline = str(given.pop("pipeline", "synthkd"))
-    most = int(str(given.pop("most_remembered", 0)))
     nested: dict[str, dict[str, object]] = {}
     for key, value in given.items():
         table, _, leaf = key.partition("__")
         nested.setdefault(table, {})[leaf] = value
     recipe = build(None, {"pipeline": pipeline, **nested}, {})
-    told = ignored(recipe, recipe.stage, given_keys(nested), most_remembered=most)
+    told = ignored(recipe, recipe.stage, given_keys(nested))
     assert all(one.code == "ignored-setting" and not one.serious for one in told)
     return [one.seen for one in told]
 
@@ -30,7 +29,6 @@ def found(**given: object) -> list[str]:
         ({"data__real": "scans"}, "--real-data is not used"),
         ({"diffusion__teacher_guidance": 3}, "diffusion.teacher_guidance"),
         ({"discriminator__width": 8}, "generator gan"),
-        ({"memory__capacity": 50_000, "most_remembered": 4096}, "at most 4,096"),
         ({"training__momentum": 0.5, "training__optimizer": "adamw"}, "training.momentum"),
         ({"training__milestones": (0.5,)}, "training.milestones"),
         ({"difficulty__ceiling": 1.0, "difficulty__enabled": False}, "difficulty.ceiling"),
@@ -47,7 +45,6 @@ def test_what_does_nothing_is_named(given, words):
     [
         {"data__real": "scans", "data__mix_ratio": 0.5},
         {"diffusion__teacher_guidance": 3, "pipeline": "diffusion"},
-        {"memory__capacity": 4000, "most_remembered": 4096},
         {"student__max_params": 9000, "student__spec": "auto"},
         {"pixels__decay": 0.5, "pipeline": "deepinversion"},
         {"training__momentum": 0.5, "training__optimizer": "sgd"},

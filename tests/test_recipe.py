@@ -155,7 +155,6 @@ def test_a_recipe_cannot_be_changed(pipeline):
         ("[memry]\ncapacity = 1\n", "unknown key 'memry'; did you mean 'memory'?"),
         ("seed = 1\n", "unknown key 'seed'"),
         ('[[stage]]\nname = "a"\nshair = 1\n', "'stage.0.shair'; did you mean 'share'?"),
-        ('[[stage]]\nname = "a"\nterms = { one_hit = 1 }\n', "did you mean 'one_hot'?"),
         ("[[stage]]\nshare = 1\n", "stage.0.name"),
     ],
 )
@@ -329,7 +328,9 @@ def test_the_defaults_come_back_from_their_text(toml):
     capacity=st.integers(0, 10**12),
     flip=st.booleans(),
     size=st.none() | st.integers(8, 1024),
-    terms=st.dictionaries(st.sampled_from(sorted(recipe.TERMS)), st.floats(-1e9, 1e9)),
+    terms=st.dictionaries(
+        st.sampled_from(["one_hot", "statistics", "spread"]), st.floats(-1e9, 1e9)
+    ),
     stages=st.sampled_from([(), ("one",), ("one", "two")]),
 )
 def test_any_recipe_comes_back_from_its_text(

@@ -1,6 +1,7 @@
 """Ways of inventing images, and the plan that chooses among them."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -243,11 +244,11 @@ def test_sampling_changes_nothing(teacher, frozen):
 
 def test_settling_makes_the_running_statistics_plain_means_over_batches(teacher):
     one = gan(teacher)
-    one.recalibrate_batchnorm(seeded(7), batches=4, size=50)
+    one.finalise(seeded(7))
     rng, means = seeded(7), []
-    for _ in range(4):
-        z, _ = decoding.inputs(one.decoder, 50, 10, rng)
-        means.append(one.decoder.linear(z).view(50, 8, 4, 4).mean((0, 2, 3)))
+    for _ in range(20):
+        z, _ = decoding.inputs(one.decoder, 256, 10, rng)
+        means.append(one.decoder.linear(z).view(256, 8, 4, 4).mean((0, 2, 3)))
     assert torch.allclose(
         one.decoder.norm0.norm.running_mean, torch.stack(means).mean(0), atol=1e-5
     )
@@ -287,16 +288,16 @@ def test_a_saved_decoder_can_be_borrowed_with_its_form(teacher, tmp_path, form):
     recipe = borrow(Recipe.model_validate({"generator": {"start": str(tmp_path)}}))
     assert (recipe.generator.latent, recipe.generator.width) == (8, 4)
     other = Gan(recipe, teacher)
-    other.take_over(str(tmp_path))
+    other.load(str(tmp_path))
     assert torch.equal(other.sample(5, seeded(1)).images, one.sample(5, seeded(1)).images)
 
 
 def test_a_decoder_for_other_images_is_told(teacher, lenet, tmp_path):
     save_decoder(gan(teacher), tmp_path / "generator.safetensors")
     with pytest.raises(
-        InputError, match=r"\[1, 16, 16\] images, the teacher wants 10 of \[1, 32, 32\]"
+        InputError, match=r"\[1, 16, 16\] images, the teacher takes 10 of \[1, 32, 32\]"
     ):
-        Gan(RECIPE, lenet).take_over(str(tmp_path))
+        Gan(RECIPE, lenet).load(str(tmp_path))
 
 
 def test_a_directory_without_a_generator_is_told(tmp_path):
@@ -739,3 +740,18 @@ def test_sampling_after_learning_is_one_stage(before, steps, names):
     assert found[-1].terms == {"balance": 2.0}
     if len(found) == 2:
         assert (found[-1].synthesis_steps, found[-1].fresh) == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"terms": {"one_hit": 1.0}}, "unknown term 'one_hit'; did you mean 'one_hot'?"),
+        ({"generator": "gann"}, "unknown generator 'gann'; did you mean 'gan'?"),
+        ({"options": {"sigma": 2}}, "pixels has no option 'sigma'; it has none"),
+    ],
+)
+def test_what_a_stage_names_and_there_is_not_is_said_by_the_plan(teacher, stage, said):
+    whole = {"name": "a", "generator": "pixels", "terms": {"one_hot": 1.0}} | stage
+    recipe = Recipe.model_validate({"stage": [whole]})
+    with pytest.raises(InputError, match=re.escape(said)):
+        plan(recipe, teacher)

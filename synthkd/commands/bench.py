@@ -205,8 +205,9 @@ def _pipelines(text: str, recipe: Recipe, display: Display) -> dict[str, str]:
     for word in (part.strip() for part in text.split(",") if part.strip()):
         for spec in shipped if word == "all" else [word]:
             path = recipes.pipeline_path(spec)
-            ratio = recipes.read_toml(path).get("data", {}).get("mix_ratio", 1)
-            if word == "all" and ratio < 1 and not recipe.data.real:
+            told = {"pipeline": spec, "data": {"real": "somewhere"}}
+            mixes = recipes.sources_of(recipes.build(flags=told)).real
+            if word == "all" and mixes and not recipe.data.real:
                 display.say(f"{spec} is left out: it needs --real-data")
             elif chosen.setdefault(path.stem, spec) != spec:
                 raise InputError(f"--pipelines: two of them are called {quoted(path.stem)}")
@@ -235,7 +236,7 @@ def _entry(folder: Path, common: Mapping[str, Any], name: str, spec: str, seed: 
     data = recipes.merge(common, own)
     try:
         built = recipes.build(flags=data)
-        if built.data.mix_ratio == 1 and built.data.real:
+        if built.data.real and not recipes.sources_of(built).real:
             # a data-free run is not even told where real images are
             data["data"] = {k: v for k, v in data["data"].items() if k != "real"}
             built = recipes.build(flags=data)

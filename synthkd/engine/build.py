@@ -26,12 +26,12 @@ from synthkd.data.store import open_store
 from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.reporter import Reporter, Silent
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, sources_of
 from synthkd.specs import load_teacher, new_student
 from synthkd.students.auto import against_teacher, best_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
-from synthkd.synthesis.gan import Gan, borrow
+from synthkd.synthesis.gan import borrow
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher
 
@@ -116,15 +116,70 @@ def build(
     )
     report.findings(doubts)
     lab = Lab(recipe, plan.stages, known, learner, device=device, bfloat16=bfloat16)
-    if recipe.generator.start and "gan" in lab.generators:
-        gan = lab.generators["gan"]
-        assert isinstance(gan, Gan)
-        gan.take_over(recipe.generator.start)
+    begin(lab)
     lab.plan, lab.student_choice, lab.student_findings = plan, choice, doubts
     lab.teacher_findings = checked(known, recipe, report, anyway=anyway)
     if data:
         report.findings(open_data(lab, real_data=real_data).notes)
     return lab
+
+
+def build_synthesis(
+    recipe: Recipe,
+    *,
+    teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
+    anyway: bool = False,
+    report: Reporter | None = None,
+) -> tuple[Lab, bool]:
+    """A lab without a student, for images alone, and whether its last generator needs no training
+    more. Real images may be read where the recipe gives them; none are opened."""
+    report = report or Silent()
+    recipe, device, bfloat16 = prepare(borrow(recipe))
+    known = _teacher(recipe, teacher).to(device)
+    known.low_precision = bfloat16
+    sources = sources_of(recipe, student=False)
+    whole = plans.plan(recipe, known, sources)
+    stages = plans.alone(whole.stages)
+    if not stages:
+        raise InputError(
+            "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
+        )
+    lab = Lab(recipe, stages, known, None, device=device, bfloat16=bfloat16, sources=sources)
+    trained = stages[-1].generator in begin(lab)
+    for stage in () if trained else stages:
+        if plans.without_a_guide(stage):
+            raise InputError(
+                f"stage {stage.name}: without a student its generator has nothing to go by: take "
+                "another --pipeline, or give it terms (--stage.NAME.terms.one_hot 1)"
+            )
+    if trained:
+        lab.generators[stages[-1].generator].finalise(generator_for(recipe.run.seed, "settle"))
+    lab.plan = plans.Plan(stages, whole.reasons)
+    budget = (
+        counted(recipe.budget.minutes, "minute")
+        if recipe.budget.minutes
+        else f"{recipe.budget.images or 0:,} images"
+    )
+    report.plan(lab.plan, "no training" if trained else f"{budget} of training")
+    lab.teacher_findings = checked(known, recipe, report, anyway=anyway)
+    return lab, trained
+
+
+def begin(lab: Lab) -> list[str]:
+    """Lets the generators that can take over what lies at `generator.start` do so; returns their
+    names. What none of them takes is an InputError."""
+    start = lab.recipe.generator.start
+    if not start or not lab.generators:
+        return []
+    taking = {name: one for name, one in lab.generators.items() if one.loads(start)}
+    if not taking:
+        raise InputError(
+            f"--generator-from {quoted(start)}: no generator of this pipeline takes that "
+            f"({', '.join(lab.generators)})"
+        )
+    for generator in taking.values():
+        generator.load(start)
+    return list(taking)
 
 
 def _teacher(recipe: Recipe, given: Any) -> Any:
@@ -175,10 +230,10 @@ def _check(recipe: Recipe, plan: plans.Plan) -> None:
         )
     if recipe.budget.minutes is None and recipe.budget.images is None:
         raise InputError("the pipeline has no budget: give --minutes or --images-seen")
-    if recipe.data.synthetic or recipe.data.mix_ratio == 0:
+    if recipe.data.synthetic or not sources_of(recipe).synthetic:
         return
     for stage in plan.stages:
-        if stage.generator != "none" and stage.fresh:
+        if stage.invents and stage.fresh:
             return
         if stage.student_steps:
             raise InputError(
@@ -208,7 +263,7 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
         promise_of(recipe.generator.start, teacher.digest),
         _level_of_student(recipe, teacher.digest),
     )
-    if table.mix_ratio < 1:
+    if lab.sources.real:
         given = table.real if real_data is None else real_data
         real = images_for(recipe, given, teacher, labelled=False)
         found.data["real"] = {
@@ -217,7 +272,7 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
         found.real_images, found.notes = len(real.pixels), real.notes
         found.level = max(found.level, 2)  # labels, where there are any, are not used
         lab.use_real(real.pixels)
-    if table.synthetic and table.mix_ratio > 0:
+    if table.synthetic and lab.sources.synthetic:
         store = open_store(Path(table.synthetic))
         if store.classes != teacher.classes:
             raise InputError(

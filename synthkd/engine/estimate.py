@@ -244,7 +244,15 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
             )
         }
     )
-    tried = Lab(small, lab.stages, teacher, student, device=lab.device, bfloat16=lab.bfloat16)
+    tried = Lab(
+        small,
+        lab.stages,
+        teacher,
+        student,
+        device=lab.device,
+        bfloat16=lab.bfloat16,
+        sources=lab.sources,
+    )
     rng = torch.Generator().manual_seed(0)
     shape = teacher.spec.shape
     most = recipe.training.batch if patient else few
@@ -304,7 +312,7 @@ def _round(
     if stage.student_steps:
         student += LOOKED_BACK * answer
     seen = float(stage.student_steps * batch) if step else 0.0
-    if stage.generator == "none":
+    if not stage.invents:
         return RoundCost(0.0, 0.0, student, seen=seen)
     many, fresh = min(stage.synthesis_batch, few), min(stage.fresh, max(1, few // 2))
 

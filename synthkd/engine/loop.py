@@ -36,7 +36,7 @@ from synthkd.images.augment import augmented, mixed_up
 from synthkd.measures import decided, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
-from synthkd.recipe import Recipe, Stage
+from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
 from synthkd.students.learner import Learner
 from synthkd.students.objective import DistillationObjective
@@ -73,7 +73,9 @@ class Lab:
         *,
         device: torch.device | None = None,
         bfloat16: bool = False,
+        sources: Sources | None = None,
     ) -> None:
+        self.sources = sources or sources_of(recipe)
         self.recipe, self.stages, self.teacher = recipe, tuple(stages), teacher
         self.device = device or torch.device("cpu")
         self.bfloat16 = bfloat16
@@ -88,7 +90,7 @@ class Lab:
         self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
         self.generators: dict[str, Generator] = {}
-        for kind in dict.fromkeys(s.generator for s in self.stages if s.generator != "none"):
+        for kind in dict.fromkeys(s.generator for s in self.stages if s.invents):
             with globally(generator_for(recipe.run.seed, "generator", kind)):
                 self.generators[kind] = GENERATORS[kind](recipe, teacher)
         self.controllers: dict[str, Controller] = {
@@ -125,7 +127,7 @@ class Lab:
         """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is
         held out."""
         self.real = real
-        if self.recipe.data.mix_ratio == 0:
+        if not self.sources.synthetic:
             order = torch.randperm(
                 len(real), generator=generator_for(self.recipe.run.seed, "held-out")
             )
@@ -288,7 +290,7 @@ def synthesize(
 ) -> SyntheticBatch:
     """The generator's turn; no step of it begins after `until`. The adversarial weight follows the
     difficulty."""
-    if stage.generator == "none":
+    if not stage.invents:
         nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
         return SyntheticBatch(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
     terms = dict(stage.terms)
@@ -329,7 +331,7 @@ def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
 
 def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
     """Real images where they are allowed, else from the memory as `_remembered` has it."""
-    if lab.real is None or lab.recipe.data.mix_ratio == 1:
+    if lab.real is None or not lab.sources.real:
         return _remembered(lab, without, count, rng)
     pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
     labels = lab.label(pixels).argmax(1)
@@ -404,7 +406,7 @@ def _teach(
         count = recipe.training.batch
         if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
             count = int(left - seen)
-        made = schedules.share(lab.progress.images_seen + seen, count, recipe.data.mix_ratio)
+        made = schedules.share(lab.progress.images_seen + seen, count, lab.sources.ratio)
         new = made - _replayed(lab, made, len(fresh))
         if new and not len(fresh):
             raise InputError(

@@ -40,14 +40,13 @@ from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, Stage
 from synthkd.recipe.unused import ignored
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.runs.session import Session, trusting
 from synthkd.specs import card_of, is_saved, read_card
 from synthkd.students.learner import save_student
-from synthkd.synthesis.diffusion.generator import Diffusion
-from synthkd.synthesis.gan import Gan, save_decoder
+from synthkd.synthesis import GENERATORS
 from synthkd.teachers.protocol import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
@@ -132,10 +131,11 @@ class Distillation:
         refined = sum(
             found.invented
             for found, stage in zip(expected.stages, lab.stages, strict=True)
-            if stage.generator == "pixels"
+            if _refines(stage)
         )
         begun = self.recipe.student.weights or is_saved(self.recipe.student.spec)
-        findings = expect_budget(expected.seen, refined if "pixels" in lab.generators else None)
+        able = any(_refines(stage) for stage in lab.stages)
+        findings = expect_budget(expected.seen, refined if able else None)
         self.report.findings([] if begun else findings)
         self.manifest["estimate"] = asdict(expected)
         return expected
@@ -263,11 +263,8 @@ class Distillation:
         network, args = _rebuilding(recipe)
         save_student(student, card_of(student, network, self.teacher.names, args), path)
         _keep_images(lab, the_run)
-        gan, diffusion = lab.generators.get("gan"), lab.generators.get("diffusion")
-        if isinstance(gan, Gan):
-            save_decoder(gan, the_run.path / "generator.safetensors")
-        if isinstance(diffusion, Diffusion) and not diffusion.borrowed:
-            diffusion.save(the_run.path / "diffusion", self.manifest["promise_level"])
+        for generator in lab.generators.values():
+            generator.save(the_run.path, self.manifest["promise_level"])
         scores: dict[str, Any] = {
             "student_accuracy": None,
             "teacher_accuracy": None,
@@ -332,7 +329,7 @@ class Distillation:
             | {"rest": round(wall - sum(parts.values()), 2)},
             "images_seen": progress.images_seen,
             "images_invented": progress.invented,
-            "held_out": "real" if recipe.data.mix_ratio == 0 else "synthetic",
+            "held_out": "synthetic" if lab.sources.synthetic else "real",
             "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
             "real_images_read": self.manifest["real_images_read"],
             "teacher_access": self.teacher.access,
@@ -356,7 +353,7 @@ class Distillation:
         lab = self.lab
         findings: list[Finding] = []
         stored = lab.memory.everything()
-        if lab.recipe.data.mix_ratio > 0 and len(stored):
+        if lab.sources.synthetic and len(stored):
             counts = torch.tensor(lab.memory.counts)
             if self.teacher.independent:  # a class may be there without ever being the likeliest
                 counts = (stored.logits > 0).sum(0)
@@ -423,13 +420,19 @@ def _val(recipe: Recipe) -> str:
     return recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
 
 
+def _refines(stage: Stage) -> bool:
+    """Whether a stage improves its images one by one."""
+    return stage.invents and GENERATORS[stage.generator].abilities.refines
+
+
 def _refined(lab: Lab) -> int | None:
     """How many refined images are in the memory; None where the plan refines none, or where no
     image is stored."""
     stored = lab.memory.everything()
-    if "pixels" not in lab.generators or len(stored) < len(lab.memory):
+    refining = {stage.generator for stage in lab.stages if _refines(stage)}
+    if not refining or len(stored) < len(lab.memory):
         return None
-    return stored.origins.count("pixels")
+    return sum(stored.origins.count(name) for name in refining)
 
 
 def _keep_images(lab: Lab, the_run: Run) -> None:
@@ -438,7 +441,7 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
     ones."""
     kept = lab.memory.everything()
     if not len(kept):
-        if lab.recipe.data.mix_ratio == 0:
+        if not lab.sources.synthetic:
             return
         kept = lab.held_out.everything()
     rng = generator_for(lab.recipe.run.seed, "calibration")

@@ -10,6 +10,7 @@ from synthkd.engine.machine import peak_memory_mb, prepare
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.recipe import Recipe
 from synthkd.specs import load_teacher
+from synthkd.synthesis import GENERATORS
 from synthkd.synthesis import plan as plans
 
 IMAGES = 10_000  # for which times are told
@@ -45,7 +46,9 @@ def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = No
         teacher, the_plan.stages, None, batch=recipe.training.batch,
         remembered=float(recipe.memory.capacity * one), bfloat16=bfloat16,
     )  # fmt: skip
-    steps = max((s.synthesis_steps for s in the_plan.stages if s.generator == "pixels"), default=0)
+    inventing = [s for s in the_plan.stages if s.invents]
+    refining = [s for s in inventing if GENERATORS[s.generator].abilities.refines]
+    steps = max((s.synthesis_steps for s in refining), default=0)
     card: Card = {
         "spec": recipe.teacher.spec,
         "sha256": teacher.digest,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from synthkd.core.logits import paired
+from synthkd.losses.term import Term
 
 LayerMoments = tuple[tuple[Tensor, Tensor], ...]  # per BatchNorm layer: mean, var [C]
 
@@ -306,22 +307,64 @@ def activation(view: View) -> Tensor:
     return -torch.log1p(view.features.abs().mean())
 
 
-TERMS: Mapping[str, Callable[[View], Tensor]] = {
-    "one_hot": one_hot,
-    "statistics": statistics,
-    "statistics_norm": statistics_norm,
-    "prototype": prototype,
-    "consistency": consistency,
-    "disagreement": disagreement,
-    "logit_gap": logit_gap,
-    "divergence": divergence,
-    "jensen_shannon": jensen_shannon,
-    "realism": realism,
-    "balance": balance,
-    "smoothness": smoothness,
-    "variation": variation,
-    "magnitude": magnitude,
-    "contrast": contrast,
-    "spread": spread,
-    "activation": activation,
+# what a term can need -> the fields of `View` that it then finds filled
+NEEDS: Mapping[str, str] = {
+    "student": "learned",
+    "features": "features",
+    "prototypes": "prototypes",
+    "second view": "other_features",
+    "statistics": "moments, stored",
+    "projection": "embedded, embedded_other, bank",
+    "critic": "validity",
+    "normalised": "normalised",
 }
+
+
+def _term(fn: Callable[[View], Tensor], meaning: str, *needs: str, **instead: float) -> Term:
+    return Term(meaning, fn, frozenset(needs), instead=instead)
+
+
+# What a stage may name under `terms`; one of your own is one more entry, a `Term`.
+TERMS: dict[str, Term] = {
+    "one_hot": _term(one_hot, "cross-entropy to the class asked for"),
+    "statistics": _term(
+        statistics, "relative distance to the teacher's BatchNorm statistics", "statistics",
+        smoothness=0.2, balance=0.2,
+    ),
+    "statistics_norm": _term(
+        statistics_norm, "the gaps to those statistics, their lengths summed", "statistics"
+    ),
+    "prototype": _term(
+        prototype, "features near the class's row of the last layer", "features", "prototypes"
+    ),
+    "consistency": _term(
+        consistency, "two views of an image have the same features", "features", "second view"
+    ),
+    "disagreement": _term(
+        disagreement, "the student's disagreement, where both still vote alike (maximised)",
+        "student",
+    ),
+    "logit_gap": _term(
+        logit_gap, "the gap between the two logits, as in DFAD (maximised)", "student"
+    ),
+    "divergence": _term(
+        divergence, "KL from teacher to student, everywhere, as in ZSKT (maximised)", "student"
+    ),
+    "jensen_shannon": _term(
+        jensen_shannon,
+        "1 minus the Jensen-Shannon divergence of the two networks, as in DeepInversion", "student",
+    ),
+    "realism": _term(realism, "a critic cannot tell the image from reference images", "critic"),
+    "balance": _term(balance, "classes equally frequent over the batch"),
+    "smoothness": _term(smoothness, "total variation of the pixels"),
+    "variation": _term(
+        variation, "norms of four differences of the normalised images", "normalised"
+    ),
+    "magnitude": _term(magnitude, "length of a normalised image", "normalised"),
+    "contrast": _term(
+        contrast, "an image's two views are alike, all other images differ, as in CMI",
+        "projection", "statistics",
+    ),
+    "spread": _term(spread, "images of one class have different features", "features"),
+    "activation": _term(activation, "strong features", "features"),
+}  # fmt: skip

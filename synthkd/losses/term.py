@@ -1,7 +1,7 @@
 """A term of a sum that is minimised, of a student's or of a synthesis objective."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ class Term:
     fn: Callable[[Any], Tensor] | None = None
     needs: frozenset[str] = frozenset()
     module: Callable[[Any], nn.Module] | None = None
+    # terms that take its place where a need cannot be met, with their share of its weight
+    instead: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, view: Any) -> Tensor:
+        """The term of a view, where it is a function."""
+        assert self.fn is not None
+        return self.fn(view)
 
     def __post_init__(self) -> None:
         if (self.fn is None) == (self.module is None):

@@ -4,10 +4,10 @@ Knows the standard library and pydantic: `--help` must not wait for torch.
 """
 
 from synthkd.recipe.describe import Setting, settings, settings_table
+from synthkd.recipe.sources import Sources, sources_of
 from synthkd.recipe.tables import (
     MOST_CLASSES,
     MOST_SIDE,
-    TERMS,
     AugmentTable,
     BudgetTable,
     DatasetTable,
@@ -46,7 +46,6 @@ __all__ = [
     "MOST_CLASSES",
     "MOST_SIDE",
     "PROMPT",
-    "TERMS",
     "AugmentTable",
     "BudgetTable",
     "DataTable",
@@ -62,6 +61,7 @@ __all__ = [
     "Recipe",
     "RunTable",
     "Setting",
+    "Sources",
     "Stage",
     "StudentTable",
     "Table",
@@ -79,6 +79,7 @@ __all__ = [
     "refuse_code",
     "settings",
     "settings_table",
+    "sources_of",
     "to_toml",
     "validated",
 ]

@@ -396,10 +396,11 @@ class GeneratorTable(Table):
     """What makes images; and the decoder of `gan` and `episodes`."""
 
     kind: Annotated[
-        Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion"],
+        str,
         Field(
             description="what makes images in the stages that leave it open (generator = "
-            '"auto"); auto: chosen by looking at the teacher'
+            '"auto"), by name; auto: chosen by looking at the teacher',
+            pattern=r"^[a-z][a-z0-9_]*$",
         ),
         Flag("--generator", "what makes images in stages that say auto"),
     ] = "auto"
@@ -789,34 +790,16 @@ class EvaluationTable(Table):
     batch: Annotated[int, Field(description="images per forward pass", ge=1, le=MOST_AT_ONCE)] = 256
 
 
-TERMS: dict[str, str] = {
-    "one_hot": "cross-entropy to the class asked for",
-    "statistics": "relative distance to the teacher's BatchNorm statistics",
-    "statistics_norm": "as published: the length of the gaps to those statistics, summed",
-    "prototype": "features near the class's row of the last layer",
-    "consistency": "two views of an image have the same features",
-    "disagreement": "the student's disagreement, where both still vote alike (maximised)",
-    "logit_gap": "as in DFAD: the gap between the two networks' logits (maximised)",
-    "divergence": "as in ZSKT: KL from teacher to student, everywhere (maximised)",
-    "jensen_shannon": "as in DeepInversion: 1 - a Jensen-Shannon divergence of the two networks",
-    "realism": "a critic cannot tell the image from reference images",
-    "balance": "classes equally frequent over the batch",
-    "smoothness": "total variation of the pixels",
-    "variation": "total variation as published: norms of four differences of the normalised images",
-    "magnitude": "length of a normalised image",
-    "contrast": "as in CMI: an image's two views are alike, all other images differ",
-    "spread": "images of one class have different features",
-    "activation": "strong features",
-}
-
-
 class Stage(Table):
     """One stage of a run: `[[stage]]` in TOML, `--stage.NAME.key VALUE` on the command line."""
 
     name: Annotated[str, Field(description="its name", pattern=r"^[a-z][a-z0-9_-]*$")]
     generator: Annotated[
-        Literal["auto", "gan", "episodes", "pixels", "procedural", "diffusion", "none"],
-        Field(description="what makes images; auto: as generator.kind says"),
+        str,
+        Field(
+            description="what makes images, by name; auto: as generator.kind says; none: nothing",
+            pattern=r"^[a-z][a-z0-9_]*$",
+        ),
     ] = "auto"
     share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
     synthesis_steps: Annotated[
@@ -837,13 +820,14 @@ class Stage(Table):
     ] = 128
     student_steps: Annotated[int, Field(description="student steps per round", ge=0, le=MOST)] = 10
     terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
+    options: Annotated[
+        dict[str, Any], Field(description="settings of a generator of your own")
+    ] = {}
 
-    @model_validator(mode="after")
-    def _known_terms(self) -> Self:
-        for term in self.terms:
-            if term not in TERMS:
-                raise ValueError(f"unknown term {quoted(term)}{suggest(term, TERMS)}")
-        return self
+    @property
+    def invents(self) -> bool:
+        """Whether it has a generator."""
+        return self.generator != "none"
 
 
 class Recipe(Table):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from synthkd.core.findings import Finding
-from synthkd.recipe import Recipe, Stage
+from synthkd.recipe import Recipe, Stage, sources_of
 
 # by table: the generators that read it
 _READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -33,20 +33,18 @@ def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
 
 
 def ignored(
-    recipe: Recipe, stages: Sequence[Stage], given: Collection[str], *, most_remembered: int = 0
+    recipe: Recipe, stages: Sequence[Stage], given: Collection[str], *, student: bool = True
 ) -> list[Finding]:
     """A finding for each of the `given` keys that changes nothing, by the recipe and the stages
-    that will run. `most_remembered` is a limit of the command on the memory (0: none)."""
+    that will run, with a student or without one."""
+    sources = sources_of(recipe, student=student)
     generators = {stage.generator for stage in stages}
-    data, training = recipe.data, recipe.training
+    training = recipe.training
     idle = [
-        ("data.real", data.mix_ratio == 1 and not most_remembered,
+        ("data.real", not sources.real,
          "--real-data is not used at --mix-ratio 1.0", "give --mix-ratio 0.5 to mix, or omit it"),
-        ("data.synthetic", data.mix_ratio == 0,
+        ("data.synthetic", not sources.synthetic,
          "--synthetic is not used at --mix-ratio 0", "give a larger --mix-ratio, or omit it"),
-        ("memory.capacity", 0 < most_remembered < recipe.memory.capacity,
-         f"memory.capacity {recipe.memory.capacity:,}: generate remembers at most "
-         f"{most_remembered:,} images", "omit it"),
         ("training.momentum", training.optimizer != "sgd",
          f"training.momentum is for sgd, and the optimizer is {training.optimizer}", "omit it"),
         ("training.temperature", not training.terms.get("soft_targets"),

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis import decoding
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.objective import SynthesisObjective, weights
+from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
 REPTILE = 67.0  # the factor in the public code of Fast, which gives no reason for it
 
 
-class Episodes:
+class Episodes(Generator):
     """One `synthesize` is one episode: noise and classes are drawn, and Adam, new each time, moves
     weights (and, with `generator.latent_rate`, the noise) for `stage.synthesis_steps` steps.
 
@@ -50,6 +52,10 @@ class Episodes:
     code crops and mirrors as well); the images on offer are the whole ones.
     """
 
+    abilities = Abilities(
+        needs_gradients=True, uses_terms=True, serves=frozenset({"projection"}), needs_steps=True
+    )
+
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.recipe, self.teacher, self.table = recipe, teacher, recipe.generator
         self.objective = SynthesisObjective(recipe, teacher)
@@ -74,7 +80,7 @@ class Episodes:
         optimizer = torch.optim.Adam(groups, betas=(table.beta1, 0.999))
         self.meta.zero_grad(set_to_none=True)
         worker.train()
-        best, offered, measures = float("inf"), None, {}
+        best, offered, verdict = torch.full((), torch.inf, device=z.device), None, None
         for _ in range(stage.synthesis_steps if weights(context.terms, judged=False) else 0):
             if steps and time.perf_counter() > context.deadline:
                 break
@@ -82,8 +88,11 @@ class Episodes:
             images = decoding.painted(worker, z, drawn, bfloat16=context.bfloat16)
             view = augmented(images, context.augment, 0.0, rng)
             verdict = self.objective(context, view, labels, rng)
-            if stage.offer == "last" or float(verdict.loss.detach()) < best:
-                best, offered = float(verdict.loss.detach()), images.detach().clone()
+            if stage.offer != "new":
+                loss, chosen = verdict.loss.detach(), images.detach()
+                if stage.offer == "best" and offered is not None:
+                    chosen = torch.where(loss < best, chosen, offered)
+                best, offered = torch.minimum(best, loss), chosen
             optimizer.zero_grad(set_to_none=True)
             verdict.loss.backward()  # type: ignore[no-untyped-call]
             if table.clip:
@@ -91,8 +100,10 @@ class Episodes:
             if table.meta == "maml":
                 _add_gradients(self.decoder, worker)
             optimizer.step()
-            steps, measures = steps + 1, verdict.measures(labels)
+            steps += 1
         self.objective.close()
+        self.objective.check()
+        measures = verdict.measures(labels) if verdict else {}
         self.episodes += 1
         if steps and worker is not self.decoder:
             self._learn(worker, rate * steps)
@@ -134,20 +145,20 @@ class Episodes:
         self.meta = self._new_meta()
 
     def state_dict(self) -> dict[str, Any]:
-        """θ, the meta optimizer, the number of episodes, and what the jury remembers."""
+        """θ, the meta optimizer, the number of episodes, and what the objective remembers."""
         return {
             "decoder": self.decoder.state_dict(),
             "meta": self.meta.state_dict(),
             "episodes": self.episodes,
-            "jury": self.objective.state_dict(),
+            "objective": self.objective.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
         self.decoder.load_state_dict(state["decoder"])
         load_optimizer(self.meta, state["meta"])
         self.episodes = int(state["episodes"])
-        self.objective.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["objective"])
 
 
 def _add_gradients(start: nn.Module, worker: nn.Module) -> None:

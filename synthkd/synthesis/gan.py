@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from synthkd.synthesis import decoding
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder
 from synthkd.synthesis.objective import SynthesisObjective, weights
+from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
 
@@ -32,7 +34,7 @@ class Step(NamedTuple):
     measures: dict[str, float]
 
 
-class Gan:
+class Gan(Generator):
     """Decoder, critic and their optimizers. Initial weights come from torch's global random
     state.
 
@@ -41,9 +43,14 @@ class Gan:
     https://arxiv.org/abs/2209.10359). It normalises by the batch, like the decoder.
     """
 
+    abilities = Abilities(
+        trains=True, needs_gradients=True, uses_terms=True,
+        serves=frozenset({"critic", "projection"}),
+    )  # fmt: skip
+
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         table, critic = recipe.generator, recipe.discriminator
-        self.table = table
+        self.table, self.final = table, False
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
         self.device = teacher.device
@@ -150,7 +157,10 @@ class Gan:
         return value
 
     def _fresh(self, count: int, rng: torch.Generator, bfloat16: bool) -> Batch:
-        """New images; half of them from the average, where there is one, in random order."""
+        """New images; half of them from the average, where there is one, in random order. Of a
+        final decoder its own alone."""
+        if self.final:
+            return self.sample(count, rng)
         if self.average is None or count < 2:
             return self.sample(count, rng, bfloat16=bfloat16, frozen=False)
         parts = [
@@ -171,25 +181,29 @@ class Gan:
         )
         return Batch(images, self._asked(labels))
 
-    def recalibrate_batchnorm(
-        self, rng: torch.Generator, *, batches: int = 20, size: int = 256
-    ) -> None:
-        """Re-estimates the running statistics as plain means over some batches, before sampling for
-        good."""
-        decoding.recalibrate_batchnorm(self.decoder, self.classes, rng, batches=batches, size=size)
+    def finalise(self, rng: torch.Generator) -> None:
+        """Re-estimates the running statistics as plain means over some batches; from now on images
+        are normalised by them and do not depend on each other."""
+        decoding.recalibrate_batchnorm(self.decoder, self.classes, rng, batches=20, size=256)
+        self.final = True
+
+    def save(self, run: Path, level: int) -> None:
+        """The decoder as generator.safetensors."""
+        save_decoder(self, run / "generator.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizers, and what the jury remembers."""
+        """Networks, optimizers, and what the objective remembers."""
         return {
             "decoder": self.decoder.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "critic": self.critic.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-            "jury": self.objective.state_dict(),
+            "objective": self.objective.state_dict(),
+            "final": self.final,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
         self.decoder.load_state_dict(state["decoder"])
         if self.average:
@@ -197,14 +211,20 @@ class Gan:
         self.critic.load_state_dict(state["critic"])
         load_optimizer(self.optimizer, state["optimizer"])
         load_optimizer(self.critic_optimizer, state["critic_optimizer"])
-        self.objective.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["objective"])
+        self.final = bool(state["final"])
 
-    def take_over(self, run: str) -> None:
+    @classmethod
+    def loads(cls, source: str) -> bool:
+        """Whether it is a run, and not a folder of diffusers."""
+        return bool(source) and not is_diffusers_folder(source)
+
+    def load(self, source: str) -> None:
         """Loads the decoder that an earlier run trained."""
-        state, about = _read_generator(run)
+        state, about = _read_generator(source)
         if (about["classes"], tuple(about["shape"])) != (self.classes, self.shape):
             raise InputError(
-                f"--generator-from {quoted(run)}: it makes {about['classes']} classes "
+                f"--generator-from {quoted(source)}: it makes {about['classes']} classes "
                 f"of {about['shape']} images, "
                 f"the teacher takes {self.classes} of {list(self.shape)}"
             )

@@ -20,11 +20,6 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.teachers.protocol import Teacher
 
-ADVERSARIAL = ("disagreement", "logit_gap", "divergence", "jensen_shannon")  # ask the student
-FEATURES = ("prototype", "consistency", "spread", "activation")  # need a linear last layer
-STATISTICS = ("statistics", "statistics_norm")  # need BatchNorm
-NORMALISED = ("variation", "magnitude")
-_STRIDES = {"pixels": ("pixels", "learning_rate"), "diffusion": ("diffusion", "guidance")}
 EMBEDDING = 256  # E
 BANK = 40_960  # embeddings remembered
 NEGATIVES = 4_096  # of these, compared with in one step
@@ -36,7 +31,7 @@ class SynthesisLoss(NamedTuple):
 
     loss: Tensor  # the weighted sum, to be minimised; its gradient runs to the images
     values: dict[str, Tensor]  # each term, unweighted and detached
-    taught: Tensor  # [B, K] the teacher's logits
+    taught: Tensor  # [B, K] the teacher's logits, detached
     independent: bool = False  # classes
 
     def measures(self, labels: Tensor) -> dict[str, float]:
@@ -59,6 +54,8 @@ class SynthesisObjective:
     `generator.statistics_ema`, see `losses.blended`), and for the term `contrast` (CMI, Fang et al.
     2021, https://arxiv.org/abs/2105.08584) a projection head and a bank of embeddings.
 
+    `rate` is the setting to lower where a loss is not finite.
+
     The head is a two-layer network on the spatial means of all BatchNorm layers' inputs; Adam
     trains it on the gradients that the caller's backward leaves in it. CMI's bank holds these means
     and projects them again in every step. Ours holds the embeddings of the time, cheaper by a pass
@@ -67,9 +64,13 @@ class SynthesisObjective:
     the price of a second backward pass through the teacher.
     """
 
-    def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
+    def __init__(
+        self, recipe: Recipe, teacher: Teacher, *, rate: str = "generator.learning_rate"
+    ) -> None:
         self.recipe, self.teacher = recipe, teacher
+        self.rate = rate
         self.device = teacher.device
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
         self.running: LayerMoments = ()
         self.head: nn.Module | None = None  # made at the first contrast
         self.optimizer: torch.optim.Optimizer | None = None
@@ -90,22 +91,31 @@ class SynthesisObjective:
         Without `generator.conditional`, or where a label is −1, the class is the teacher's vote, as
         in DAFL. Where the classes are independent, a label K + k asks for images without class k.
         `validity` [B] is the critic's opinion; without it the term `realism` rests. Where no term
-        is left, `values` is empty and `loss` a constant. A loss that is not finite is an
-        InputError.
+        is left, `values` is empty and `loss` a constant. Whether the loss was finite is what
+        `check` tells.
         """
         terms = weights(context.terms, judged=validity is not None)
         self._improve_head()
         view = self._view(context, terms, images, labels, validity, rng)
         values = {name: TERMS[name](view) for name in terms}
         loss = sum((terms[t] * value for t, value in values.items()), images.new_zeros(()))
-        if not loss.isfinite():
-            table, key = _STRIDES.get(context.stage.generator, ("generator", "learning_rate"))
-            stride = getattr(getattr(self.recipe, table), key)
-            raise InputError(
-                f"the generator's loss is no longer finite: lower --{table}.{key} (now {stride:g})"
-            )
+        self.note(loss)
         found = {t: value.detach() for t, value in values.items()}
-        return SynthesisLoss(loss, found, view.taught, view.independent)
+        return SynthesisLoss(loss, found, view.taught.detach(), view.independent)
+
+    def note(self, loss: Tensor) -> None:
+        """Remembers whether a loss was finite, without waiting for its value."""
+        self._finite = self._finite & loss.detach().isfinite().all()
+
+    def check(self) -> None:
+        """Refuses to go on, by an InputError that names the setting to lower, if a loss was not
+        finite. To be called once a round: it waits for the device."""
+        if not self._finite:
+            table, _, key = self.rate.partition(".")
+            now = getattr(getattr(self.recipe, table), key)
+            raise InputError(
+                f"the generator's loss is no longer finite: lower --{self.rate} (now {now:g})"
+            )
 
     def close(self) -> None:
         """Ends a batch: the running statistics and the bank take over what its last step
@@ -126,15 +136,14 @@ class SynthesisObjective:
         validity: Tensor | None,
         rng: torch.Generator,
     ) -> View:
-        def want(*names: str) -> bool:
-            return any(name in terms for name in names)
+        needs = frozenset[str]().union(*(TERMS[name].needs for name in terms))
 
         teacher = self.teacher
         seen = teacher.observe(
             images,
-            features=want(*FEATURES),
-            statistics=want(*STATISTICS),
-            pooled=want("contrast"),
+            features="features" in needs,
+            statistics="statistics" in needs,
+            pooled="projection" in needs,
         )
         votes, absent = seen.logits.argmax(1), None
         if teacher.independent:
@@ -147,16 +156,16 @@ class SynthesisObjective:
             images=images,
             labels=torch.where(labels < 0, votes, labels) if asked else votes,
             taught=seen.logits,
-            learned=context.student(images) if want(*ADVERSARIAL) else None,
+            learned=context.student(images) if "student" in needs else None,
             features=seen.features,
             other_features=self._other_features(context, images, rng)
-            if want("consistency")
+            if "second view" in needs
             else None,
             prototypes=teacher.prototypes,
             moments=moments,
             stored=teacher.stored if moments else (),
             validity=validity,
-            normalised=teacher.normalise(images) if want(*NORMALISED) else None,
+            normalised=teacher.normalise(images) if "normalised" in needs else None,
             embedded=embedded,
             embedded_other=other,
             bank=bank,
@@ -240,12 +249,12 @@ def asked_of(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def weights(terms: Mapping[str, float], *, judged: bool) -> dict[str, float]:
-    """The terms that count: those with a weight; `realism` only where a critic has judged.
+    """The terms that count: those with a weight; such as ask a critic only where it has judged.
 
     >>> weights({"one_hot": 0.5, "realism": 1.0, "spread": 0.0}, judged=False)
     {'one_hot': 0.5}
     """
-    return {t: w for t, w in terms.items() if w and (judged or t != "realism")}
+    return {t: w for t, w in terms.items() if w and (judged or "critic" not in TERMS[t].needs)}
 
 
 def zoomed(images: Tensor, smallest: float, rng: torch.Generator) -> Tensor:

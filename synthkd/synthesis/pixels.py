@@ -1,6 +1,7 @@
 """Pixels improved by gradients through the teacher, without a generator."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.synthesis.procedural import Procedural
+from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
 RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is cut instead
 
 
-class Pixels:
+class Pixels(Generator):
     """A batch of images at a time is moved by Adam until the stage's terms are content.
 
     From noise in the pixel basis this is DeepInversion (Yin et al. 2020,
@@ -27,6 +29,11 @@ class Pixels:
     long as those that were drawn last.
     """
 
+    abilities = Abilities(
+        needs_gradients=True, uses_terms=True, serves=frozenset({"projection"}), needs_steps=True,
+        offers_its_batch=True, refines=True,
+    )  # fmt: skip
+
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.table = recipe.pixels
         self.conditional = recipe.generator.conditional
@@ -34,7 +41,7 @@ class Pixels:
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
         self.device = teacher.device
-        self.objective = SynthesisObjective(recipe, teacher)
+        self.objective = SynthesisObjective(recipe, teacher, rate="pixels.learning_rate")
         self.drawings = Procedural(recipe, teacher)
         self.scale = frequencies(*self.shape[1:]).to(self.device)
         self.inks = colours(self.shape[0]).to(self.device)
@@ -53,7 +60,7 @@ class Pixels:
         optimizer = torch.optim.Adam(
             [moved], lr=table.learning_rate, betas=(table.beta1, table.beta2)
         )
-        best, offered, measures = float("inf"), None, {}
+        best, offered, verdict = torch.full((), torch.inf, device=self.device), None, None
         for step in range(stage.synthesis_steps):
             if step and time.perf_counter() > context.deadline:
                 break
@@ -61,9 +68,11 @@ class Pixels:
             images = self._decode(moved)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
             verdict = self.objective(context, self._view(images, context, rng), labels, rng)
-            loss = float(verdict.loss.detach())
-            if stage.offer == "best" and loss < best:
-                best, offered = loss, images.detach().clone()
+            if stage.offer == "best":
+                loss = verdict.loss.detach()
+                chosen = images.detach()
+                offered = chosen if offered is None else torch.where(loss < best, chosen, offered)
+                best = torch.minimum(best, loss)
             optimizer.param_groups[0]["lr"] = table.learning_rate * (
                 1 - table.decay * step / stage.synthesis_steps
             )
@@ -72,8 +81,9 @@ class Pixels:
             optimizer.step()
             if table.basis == "pixels":
                 moved.data = self._encode(self._decode(moved.data).clamp(0, 1))
-            measures = verdict.measures(labels)
         self.objective.close()
+        self.objective.check()
+        measures = verdict.measures(labels) if verdict else {}
         with torch.no_grad():
             images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
         labels = torch.where(labels < self.classes, labels, -1)
@@ -127,11 +137,11 @@ class Pixels:
 
     def state_dict(self) -> dict[str, Any]:
         """What the terms remember, and the drawings' parents."""
-        return {"jury": self.objective.state_dict(), "drawings": self.drawings.state_dict()}
+        return {"objective": self.objective.state_dict(), "drawings": self.drawings.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.objective.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["objective"])
         self.drawings.load_state_dict(state["drawings"])
 
 

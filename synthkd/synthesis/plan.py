@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synthkd.core.errors import InputError
-from synthkd.recipe import Recipe, Stage
-from synthkd.synthesis.diffusion.diffusers_io import describe, is_diffusers_folder
-from synthkd.synthesis.objective import ADVERSARIAL, FEATURES
+from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.losses.synthesis import TERMS
+from synthkd.recipe import Recipe, Sources, Stage, sources_of
+from synthkd.synthesis import GENERATORS, Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
 
@@ -19,22 +19,25 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-def plan(recipe: Recipe, teacher: Teacher) -> Plan:
+def plan(recipe: Recipe, teacher: Teacher, sources: Sources | None = None) -> Plan:
     """Chooses generators and synthesis terms by looking at the teacher.
 
     With BatchNorm statistics the pixels follow them. Without, images are procedural: they need only
     the teacher's answers. A generator that is asked for all the same goes by class, features and
     smoothness. Terms whose ingredients are missing are dropped; each choice is one line of
-    `reasons`.
+    `reasons`. `sources` are those of the recipe, unless a command without a student says
+    otherwise. Raises InputError for generators, terms and options that there are not.
     """
+    sources = sources or sources_of(recipe)
     reasons = [_portrait(teacher), *map(str, teacher.notes)]
     stages: list[Stage] = []
     if recipe.data.synthetic:
         reasons.append("images come from --synthetic: no generator")
-    elif recipe.data.mix_ratio == 0:
+    elif not sources.synthetic:
         reasons.append("mix ratio 0: real images only, no generator")
     for stage in recipe.stages:
-        if recipe.data.synthetic or recipe.data.mix_ratio == 0:
+        _check_terms(stage)
+        if recipe.data.synthetic or not sources.synthetic:
             stages += [stage.model_copy(update=_SILENT)] if stage.student_steps else []
             continue
         kind: str = stage.generator
@@ -45,30 +48,39 @@ def plan(recipe: Recipe, teacher: Teacher) -> Plan:
                 reasons.append(f"{why}: procedural images, kept in balance by the teacher's votes")
                 if not stage.student_steps:  # a drawing costs next to nothing
                     stage = stage.model_copy(update={"share": min(stage.share, DRAWING)})
-        if kind == "diffusion" and is_diffusers_folder(recipe.generator.start) and not stage.fresh:
+        maker = _known(kind, stage)
+        able = maker.abilities if maker else Abilities()
+        loaded = maker is not None and able.trains and maker.loads(recipe.generator.start)
+        if loaded and able.exports and not stage.fresh:  # a borrowed model has nothing to learn
             if not stage.student_steps:
-                continue  # a borrowed model has nothing to learn
-            kind = "none"
+                continue
+            kind, maker, able = "none", None, Abilities()
         if kind == "none" and recipe.memory.capacity == 0 and stages:
             kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
+            maker = _known(kind, stage)
+            able = maker.abilities if maker else Abilities()
             kept: dict[str, Any] = {"synthesis_steps": 0}
-            if kind in ("pixels", "episodes"):  # without steps these have nothing to offer
+            if able.needs_steps:
                 kept = stages[-1].model_dump(include=set(AS_BEFORE))
             stage = stage.model_copy(update=kept)
-        if kind == "diffusion":
-            reasons += _of_diffusion(recipe, teacher)
-            _check_curriculum(recipe, stage)
-        guided = kind == "diffusion" and recipe.diffusion.teacher_guidance > 0
+        if maker is not None:
+            reasons += maker.remarks(recipe, stage, teacher, sources)
+            _check_options(stage, kind, able)
+        guided = maker is not None and maker.guided(recipe)
         if guided and teacher.access != "full":
             guided = False
             reasons.append("guidance dropped: no gradient passes through a black box")
-        _needs_gradients(stage, kind, teacher)
-        judged = guided or (kind in JUDGED and stage.synthesis_steps)
-        terms = _terms(stage, kind, teacher, reasons) if judged else {}
+        if able.needs_gradients and stage.synthesis_steps > 0 and teacher.access != "full":
+            raise InputError(
+                f"stage {stage.name}: the generator {kind} follows gradients through the teacher, "
+                f"and this one shows its {teacher.access} alone: use --pipeline synthkd"
+            )
+        judged = guided or (able.uses_terms and stage.synthesis_steps)
+        terms = _served(stage, kind, able, teacher, reasons) if judged else {}
         update: dict[str, object] = {"generator": kind, "terms": terms}
         if kind == "none":
             update = dict(_SILENT)
-        elif judged and (kind == "pixels" or (stage.offer != "new" and stage.fresh == 0)):
+        elif judged and (able.offers_its_batch or (stage.offer != "new" and stage.fresh == 0)):
             update["fresh"] = stage.synthesis_batch  # the very images of a step
         elif recipe.memory.capacity == 0 and stage.student_steps and stage.fresh == 0:
             update["fresh"] = recipe.training.batch
@@ -86,21 +98,31 @@ def alone(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     A diffusion model that samples in a stage of its own, after it has learned, samples at the end
     of the one stage that is left, as that asks it to: what is written comes from there.
     """
-    inventing = [stage for stage in stages if stage.generator != "none"]
+    inventing = [stage for stage in stages if stage.invents]
     chosen = [stage for stage in inventing if not stage.student_steps] or inventing[:1]
     match chosen:
         case [*before, learner, sampler] if (
-            learner.generator == sampler.generator == "diffusion" and not sampler.synthesis_steps
+            learner.generator == sampler.generator
+            and GENERATORS[learner.generator].abilities.exports
+            and not sampler.synthesis_steps
         ):
             terms = {"terms": sampler.terms, "fresh": 0}
             chosen = [*before, learner.model_copy(update=terms)]
     return tuple(
         stage.model_copy(update={
             "student_steps": 0,
-            "terms": {t: weight for t, weight in stage.terms.items() if t not in ADVERSARIAL},
+            "terms": {
+                t: weight for t, weight in stage.terms.items() if "student" not in TERMS[t].needs
+            },
         })
         for stage in chosen
     )  # fmt: skip
+
+
+def without_a_guide(stage: Stage) -> bool:
+    """Whether a stage's generator would take steps that nothing judges."""
+    able = GENERATORS[stage.generator].abilities
+    return bool(able.uses_terms and stage.synthesis_steps and not stage.terms)
 
 
 def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
@@ -116,7 +138,6 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 
 DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients
 AS_BEFORE = ("synthesis_steps", "synthesis_batch", "offer", "terms")
-JUDGED = ("gan", "episodes", "pixels")  # generators that go by terms
 _SILENT = {"generator": "none", "terms": {}, "synthesis_steps": 0, "fresh": 0}
 
 
@@ -124,32 +145,37 @@ def _chosen(recipe: Recipe, teacher: Teacher) -> str:
     """The generator of a stage that leaves it open."""
     if recipe.generator.kind != "auto":
         return recipe.generator.kind
-    if is_diffusers_folder(recipe.generator.start):
-        return "diffusion"
     if recipe.generator.start:
-        return "gan"
+        start = recipe.generator.start
+        return next(name for name, maker in GENERATORS.items() if maker.loads(start))
     return "pixels" if teacher.stored else "procedural"
 
 
-def _needs_gradients(stage: Stage, kind: str, teacher: Teacher) -> None:
-    """Refuses a generator that a black box cannot serve."""
-    if kind in JUDGED and stage.synthesis_steps > 0 and teacher.access != "full":
-        raise InputError(
-            f"stage {stage.name}: the generator {kind} follows gradients through the teacher, and "
-            f"this one shows its {teacher.access} alone: use --pipeline synthkd"
-        )
+def _known(kind: str, stage: Stage) -> type[Generator] | None:
+    """The generator of this name; None for none."""
+    if kind == "none":
+        return None
+    if kind not in GENERATORS:
+        hint = suggest(kind, [*GENERATORS, "auto", "none"])
+        raise InputError(f"stage {stage.name}: unknown generator {quoted(kind)}{hint}")
+    return GENERATORS[kind]
 
 
-def _of_diffusion(recipe: Recipe, teacher: Teacher) -> list[str]:
-    """What should be known before a diffusion model is used."""
-    if is_diffusers_folder(recipe.generator.start):
-        return describe(recipe.generator.start, teacher.classes)
-    if recipe.data.real and recipe.data.mix_ratio < 1:
-        return ["the diffusion model learns from the real images that are allowed"]
-    return [
-        "the diffusion model learns from the memory: it varies and mixes what others found, "
-        "it cannot find what they missed"
-    ]
+def _check_terms(stage: Stage) -> None:
+    """Refuses synthesis terms that there are not."""
+    for term in stage.terms:
+        if term not in TERMS:
+            raise InputError(
+                f"stage {stage.name}: terms: unknown term {quoted(term)}{suggest(term, TERMS)}"
+            )
+
+
+def _check_options(stage: Stage, kind: str, able: Abilities) -> None:
+    """Refuses options that the stage's generator does not know."""
+    for option in stage.options:
+        if option not in able.options:
+            hint = suggest(option, able.options) if able.options else "; it has none"
+            raise InputError(f"stage {stage.name}: {kind} has no option {quoted(option)}{hint}")
 
 
 def _portrait(teacher: Teacher) -> str:
@@ -168,39 +194,34 @@ def _portrait(teacher: Teacher) -> str:
     )
 
 
-def _check_curriculum(recipe: Recipe, stage: Stage) -> None:
-    """Refuses a curriculum that would never open."""
-    moves = recipe.difficulty.enabled and stage.student_steps
-    if recipe.diffusion.curriculum == "difficulty" and stage.synthesis_steps and not moves:
-        raise InputError(
-            f"stage {stage.name}: the difficulty moves only while a student learns (and with "
-            "--difficulty.enabled true): use --diffusion.curriculum linear"
-        )
-
-
-def _terms(stage: Stage, kind: str, teacher: Teacher, reasons: list[str]) -> dict[str, float]:
-    """The stage's terms that this generator and this teacher can serve."""
+def _served(
+    stage: Stage, kind: str, able: Abilities, teacher: Teacher, reasons: list[str]
+) -> dict[str, float]:
+    """The stage's terms whose needs this generator and this teacher can meet; what stands in for
+    the others is added."""
+    missing = {
+        "critic": "" if "critic" in able.serves else f"{kind} has no critic",
+        "projection": "" if "projection" in able.serves
+        else "its head learns in a generator's steps alone",
+        "statistics": "" if teacher.stored else "no BatchNorm",
+        "features": "" if teacher.feature_size
+        else "the last layer is not linear, so there are no features",
+        "prototypes": "" if teacher.prototypes is not None
+        else "features are not those of the last layer",
+    }  # fmt: skip
     terms = {name: weight for name, weight in stage.terms.items() if weight}
-    if kind != "gan" and terms.pop("realism", 0):
-        reasons.append(f"realism dropped: {kind} has no critic")
-    if kind == "diffusion" and terms.pop("contrast", 0):
-        reasons.append("contrast dropped: its head learns in a generator's steps alone")
-    if "statistics" in terms and not teacher.stored:
-        weight = terms.pop("statistics")
-        terms.setdefault("smoothness", 0.2 * weight)
-        terms.setdefault("balance", 0.2 * weight)
-        reasons.append("statistics dropped: no BatchNorm; smoothness and balance instead")
-    unseen = "the last layer is not linear, so there are no features"
-    elsewhere = "features are not those of the last layer"
-    for names, missing, there in (
-        (("statistics_norm", "contrast"), "no BatchNorm", teacher.stored),
-        (FEATURES, unseen, teacher.feature_size),
-        (("prototype",), elsewhere, teacher.prototypes is not None),
-    ):
-        gone = [name for name in names if name in terms and not there]
-        if gone:
-            terms = {name: weight for name, weight in terms.items() if name not in gone}
-            reasons.append(f"{', '.join(gone)} dropped: {missing}")
+    dropped: dict[str, list[str]] = {}
+    for name in list(terms):
+        why = next((missing[need] for need in missing if need in TERMS[name].needs
+                    and missing[need]), "")  # fmt: skip
+        if not why:
+            continue
+        weight, instead = terms.pop(name), TERMS[name].instead
+        for other, share in instead.items():
+            terms.setdefault(other, share * weight)
+        said = f"{why}; {' and '.join(instead)} instead" if instead else why
+        dropped.setdefault(said, []).append(name)
+    reasons += [f"{', '.join(names)} dropped: {why}" for why, names in dropped.items()]
     return terms
 
 

@@ -4,6 +4,7 @@ teacher spreads. The formulas are in `drawings`; here is what depends on the tea
 B images, K classes, P numbers that describe a stroke drawing.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.drawings.strokes import draw_strokes, mutated, stroke_parameters
+from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
 PARENTS = 256  # drawings per class that others are made from
@@ -22,7 +24,7 @@ SURE = 0.9  # how sure the teacher must be of a parent
 SCENES = ("shaders", "leaves", "spectrum", "polygons", "fractals")
 
 
-class Procedural:
+class Procedural(Generator):
     """Draws images of the recipe's kinds in equal parts.
 
     The mean that the teacher subtracts tells how bright its images are: strokes are light on black
@@ -32,6 +34,8 @@ class Procedural:
     teacher was sure of a class, every class as often as the others: selection and mutation, by the
     teacher's answers alone. These parents are all its state.
     """
+
+    abilities = Abilities()
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.shape = teacher.spec.shape
@@ -108,7 +112,7 @@ class Procedural:
         """The parents, where drawings evolve."""
         return {"parents": self.parents, "found": self.found} if self.evolve else {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
         if self.evolve:
             self.parents.copy_(state["parents"])

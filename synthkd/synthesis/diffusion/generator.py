@@ -17,10 +17,11 @@ from synthkd.core.images import Batch, ImageSpec, resized
 from synthkd.core.optimizers import load_optimizer
 from synthkd.images.augment import mirrored
 from synthkd.networks.unet import new_unet, working_size
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, Sources, Stage
 from synthkd.schedules import FLOOR
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.diffusion.diffusers_io import (
+    describe,
     is_diffusers_folder,
     open_folder,
     save_folder,
@@ -36,6 +37,7 @@ from synthkd.synthesis.diffusion.maths import (
 )
 from synthkd.synthesis.diffusion.sampling import SOLVERS, Denoiser, Guide, able_solvers, sampled
 from synthkd.synthesis.objective import SynthesisObjective, weights
+from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
 ATTEMPTS = 4  # draws for an image that the teacher does not agree with
@@ -95,7 +97,7 @@ class Trained:
         return resized(x0 / 2 + 0.5, (self.spec.height, self.spec.width))
 
 
-class Diffusion:
+class Diffusion(Generator):
     """A denoiser learns what images look like; sampling it, guided by the teacher, gives new ones.
 
     It learns from real images where they are allowed. Where they are not, it learns from what other
@@ -107,6 +109,8 @@ class Diffusion:
     batch, the squared error of the prediction weighted by `maths.min_snr`.
     """
 
+    abilities = Abilities(trains=True, exports=True)
+
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         from diffusers.training_utils import EMAModel
 
@@ -117,7 +121,8 @@ class Diffusion:
         self.objective = SynthesisObjective(recipe, teacher)
         self.guidance = table.teacher_guidance if teacher.access == "full" else 0.0
         self.solver: str = "" if table.solver == "auto" else table.solver
-        self.borrowed = is_diffusers_folder(recipe.generator.start)
+        self.borrowed = self.loads(recipe.generator.start)
+        self.least_confidence = table.confidence
         self.denoiser: Denoiser
         if self.borrowed:
             self.denoiser = open_folder(
@@ -319,7 +324,43 @@ class Diffusion:
 
     # State
 
-    def save(self, folder: Path, level: int) -> None:
+    @classmethod
+    def loads(cls, source: str) -> bool:
+        """Whether it is a folder of diffusers."""
+        return is_diffusers_folder(source)
+
+    @classmethod
+    def guided(cls, recipe: Recipe) -> bool:
+        """Whether the teacher guides its samples."""
+        return recipe.diffusion.teacher_guidance > 0
+
+    @classmethod
+    def remarks(cls, recipe: Recipe, stage: Stage, teacher: Teacher, sources: Sources) -> list[str]:
+        """What it learns from; refuses a curriculum that would never open."""
+        moves = recipe.difficulty.enabled and stage.student_steps
+        if recipe.diffusion.curriculum == "difficulty" and stage.synthesis_steps and not moves:
+            raise InputError(
+                f"stage {stage.name}: the difficulty moves only while a student learns (and with "
+                "--difficulty.enabled true): use --diffusion.curriculum linear"
+            )
+        if cls.loads(recipe.generator.start):
+            return describe(recipe.generator.start, teacher.classes)
+        if recipe.data.real and sources.real:
+            return ["the diffusion model learns from the real images that are allowed"]
+        return [
+            "the diffusion model learns from the memory: it varies and mixes what others found, "
+            "it cannot find what they missed"
+        ]
+
+    def load(self, source: str) -> None:
+        """Nothing: a borrowed model is opened when it is made."""
+
+    def save(self, run: Path, level: int) -> None:
+        """A model that was trained here, as the folder `diffusion`."""
+        if not self.borrowed:
+            self.export(run / "diffusion", level)
+
+    def export(self, folder: Path, level: int) -> None:
         """Writes the averaged denoiser as a folder that diffusers alone can sample; `level` is the
         promise level of what it learned from."""
         assert isinstance(self.denoiser, Trained)
@@ -331,8 +372,8 @@ class Diffusion:
         save_folder(self.denoiser.unet, self.denoiser.schedule, folder, known)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimizer, average, and what the jury remembers."""
-        state: dict[str, Any] = {"jury": self.objective.state_dict(), "solver": self.solver}
+        """Network, optimizer, average, and what the objective remembers."""
+        state: dict[str, Any] = {"objective": self.objective.state_dict(), "solver": self.solver}
         if not self.borrowed:
             state |= {
                 "unet": self.unet.state_dict(),
@@ -341,9 +382,9 @@ class Diffusion:
             }
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.objective.load_state_dict(state["jury"])
+        self.objective.load_state_dict(state["objective"])
         self.solver = state["solver"]
         if not self.borrowed:
             self.unet.load_state_dict(state["unet"])
