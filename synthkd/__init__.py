@@ -11,14 +11,24 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from synthkd.core.errors import InputError
     from synthkd.jobs.distillation import Result
-    from synthkd.library import UselessResult, build, distill, evaluate, inspect, load_student
+    from synthkd.jobs.generation import DataSet
+    from synthkd.library import (
+        UselessResult,
+        build,
+        distill,
+        evaluate,
+        generate,
+        inspect,
+        load_student,
+    )  # fmt: skip
     from synthkd.recipe import Recipe
 
 __all__ = [
-    "InputError", "Recipe", "Result", "UselessResult", "__version__", "build", "distill",
-    "evaluate", "inspect", "load_student",
+    "DataSet", "InputError", "Recipe", "Result", "UselessResult", "__version__", "build", "distill",
+    "evaluate", "generate", "inspect", "load_student",
 ]  # fmt: skip
 _PLACES = {
+    "DataSet": "synthkd.jobs.generation",
     "InputError": "synthkd.core.errors",
     "Recipe": "synthkd.recipe",
     "Result": "synthkd.jobs.distillation",

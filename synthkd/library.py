@@ -22,6 +22,7 @@ from synthkd.engine.reporter import Reporter, Silent
 from synthkd.evaluation.compare import Comparison, compare
 from synthkd.jobs import inspection
 from synthkd.jobs.distillation import Distillation, Result, Unscored
+from synthkd.jobs.generation import DataSet, Generation, begun, used
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable, TeacherTable, from_settings
 from synthkd.runs.directory import Run
@@ -127,6 +128,69 @@ def distill(
         said = "; ".join(str(finding) for finding in result.findings if finding.serious)
         warnings.warn(said or "the student is of no use", UselessResult, stacklevel=2)
     return result
+
+
+def generate(
+    teacher: str | Teacher | Network = "demo",
+    *,
+    count: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    images: int | None = None,
+    minutes: float | None = None,
+    real_data: Any = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    pipeline: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    resume: str | Path | None = None,
+    progress: bool | Reporter = False,
+) -> DataSet:
+    """A synthetic data set of `count` images that a teacher agrees with, every class as often as
+    the others, written as shards with the teacher's logits (see docs, `data.store`).
+
+    `images` or `minutes` are the budget of a generator that is trained first. `real_data` may be
+    given where such a generator shall see it. The other arguments are those of `distill`. Returns
+    where the set lies and its manifest; warns with `UselessResult` where it is of no use. Raises
+    InputError, and KeyboardInterrupt when what was done is saved.
+    """
+    report = _reporter(progress)
+    given = {
+        "pipeline": pipeline,
+        "teacher.spec": _spec(teacher),
+        "data.real": _spec(real_data) if real_data is not None else None,
+        "dataset.count": count,
+        "budget.images": images,
+        "budget.minutes": minutes,
+        "run.seed": seed,
+        "run.out": str(out) if out is not None else None,
+        **_contract(image_size, channels, mean, std),
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if recipe is not None and teacher == "demo":
+        del given["teacher.spec"]
+    names = (*(settings or ()), *given)
+    if resume is not None:
+        if settings or recipe or given.keys() - {"teacher.spec", "data.real"}:
+            raise InputError("resume= goes on with the recipe of the set: give no other settings")
+        chosen = begun(Path(resume))
+    else:
+        chosen = used(from_settings({**(settings or {}), **given}, recipe), names)
+    job = Generation(
+        chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
+        given=tuple(settings or ()),
+    )  # fmt: skip
+    try:
+        made = job.start() if resume is None else job.resume(Path(resume))
+    except SystemExit as stop:
+        raise KeyboardInterrupt(f"stopped; what was done is saved ({stop.code})") from None
+    if made.manifest["verdict"] == "useless":
+        said = "; ".join(str(finding) for finding in made.findings if finding.serious)
+        warnings.warn(said or "the data set is of no use", UselessResult, stacklevel=2)
+    return made
 
 
 def build(

@@ -19,10 +19,12 @@ import synthkd
 from synthkd.core.errors import InputError
 from synthkd.core.states import load_state, save_state
 from synthkd.engine import controllers
-from synthkd.losses import distillation
+from synthkd.jobs.generation import Generation
+from synthkd.losses import distillation, synthesis
 from synthkd.losses.distillation import DistillationView
 from synthkd.recipe import from_settings
 from synthkd.specs import load_teacher
+from synthkd.synthesis import GENERATORS
 from synthkd.teachers.ensemble import AveragedTeacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -32,7 +34,9 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What an example adds is gone after the test."""
-    tables: tuple[dict[str, Any], ...] = (distillation.TERMS, controllers.CONTROLLERS)
+    tables: tuple[dict[str, Any], ...] = (
+        distillation.TERMS, controllers.CONTROLLERS, synthesis.TERMS, GENERATORS
+    )  # fmt: skip
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -88,6 +92,8 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "relational_loss": {"training.terms": {"soft_targets": 1.0, "relational_distance": 10.0}},
     "contrastive_loss": {"training.terms": {"soft_targets": 1.0, "contrastive": 0.5}},
     "temperature_controller": {},
+    "your_generator": {},
+    "your_synthesis_term": {"stage.refine.terms.contrast_range": 2.0},
 }
 TINY = {
     "budget.images": 1500, "training.batch": 32, "memory.capacity": 300,
@@ -98,8 +104,11 @@ TINY = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_run_with_a_part_of_ones_own_resumes_bit_for_bit(name, tmp_path):
-    example(name)
+    added = example(name)
     recipe = from_settings({**TINY, **PARTS[name]})
+    if name == "your_generator":
+        stage = added["STAGE"].model_copy(update={"fresh": 64, "student_steps": 5})
+        recipe = recipe.model_copy(update={"stage": (stage,)})
     unbroken, first, second = (synthkd.build(recipe) for _ in range(3))
     rounds = len(list(unbroken))
     for done, _ in enumerate(first, start=1):
@@ -113,6 +122,9 @@ def test_a_run_with_a_part_of_ones_own_resumes_bit_for_bit(name, tmp_path):
     for key in ("student", "objective"):
         for tensor, value in theirs[key].items():
             assert torch.equal(ours[key][tensor], value), tensor
+    assert {n: g.state_dict() for n, g in second.generators.items() if n == "blurred_noise"} == {
+        n: g.state_dict() for n, g in unbroken.generators.items() if n == "blurred_noise"
+    }
     assert {n: c.state_dict() for n, c in second.controllers.items()} == {
         n: c.state_dict() for n, c in unbroken.controllers.items()
     }
@@ -180,6 +192,28 @@ def test_the_temperature_falls_with_the_loss_and_is_told_every_round():
     assert temperatures[-1] < 7.5
     assert all(1 <= t <= 8 for t in temperatures)
     assert any(a > b for a, b in pairwise(temperatures))
+
+
+def test_a_generator_of_ones_own_makes_a_data_set_too(tmp_path):
+    added = example("your_generator")
+    recipe = synthkd.Recipe.of({"dataset.count": 40, "run.out": str(tmp_path / "set")})
+    made = Generation(recipe.model_copy(update={"stage": (added["STAGE"],)})).start()
+    assert made.manifest["generator"] == "blurred_noise"
+    assert 0 < made.count <= 40
+    with pytest.raises(InputError, match="blurred_noise has no option 'pases'; did you mean"):
+        stage = added["STAGE"].model_copy(update={"options": {"pases": 2}})
+        synthkd.build(recipe.model_copy(update={"stage": (stage,)}))
+
+
+def test_a_synthesis_term_of_ones_own_moves_the_images(tmp_path):
+    added = example("your_synthesis_term")
+    without, with_it = added["main"](images=600)
+    assert with_it > 1.1 * without
+    images = torch.rand(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    labels, taught = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: added["contrast_range"](synthesis.View(x, labels, taught)), images
+    )
 
 
 # --- two teachers

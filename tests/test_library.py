@@ -288,3 +288,29 @@ def test_inspecting_a_network_tells_its_input_and_classes():
     card = synthkd.inspect(net(), **CONTRACT)
     assert (card["classes"], card["input"]["height"]) == (10, 16)
     assert card["parameters"] == sum(p.numel() for p in net().parameters())
+
+
+def test_a_data_set_is_made_and_learned_from(tmp_path):
+    made = synthkd.generate(
+        net(), count=60, out=tmp_path / "set", settings=TINY, images=64, **CONTRACT
+    )
+    assert (made.count, made.path) == (60, tmp_path / "set")
+    assert made.manifest["real_images_read"] == 0
+    learned = distil(
+        tmp_path / "run", student=small(), settings={**TINY, "data.synthetic": str(made.path)}
+    )
+    assert learned.summary["images_invented"] == 0
+    with pytest.raises(InputError, match="this data set is finished"):
+        synthkd.generate(net(), resume=made.path)
+
+
+def test_what_is_recorded_of_a_data_set_is_what_was_used(tmp_path):
+    settings = {**TINY, "memory.capacity": 5000, "diffusion.accept": "agreed"}
+    made = synthkd.generate(count=40, out=tmp_path / "a", settings=settings)
+    assert "capacity = 5000" in made.manifest["recipe"]
+    assert 'accept = "all"' in made.manifest["recipe"]  # the writer chooses, not the sampler
+    assert "mix_ratio = 1.0" in made.manifest["recipe"]
+    del settings["memory.capacity"]
+    default = synthkd.generate(count=40, out=tmp_path / "b", settings=settings)
+    assert "capacity = 4096" in default.manifest["recipe"]
+    assert (tmp_path / "b" / "recipe.toml").read_text() == default.manifest["recipe"]

@@ -7,9 +7,7 @@ from typing import Any
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
-from synthkd.core import files
-from synthkd.core.errors import InputError, quoted
-from synthkd.jobs.generation import RECIPE, DataSet, Generation, check_unfinished, used
+from synthkd.jobs.generation import DataSet, Generation, begun, used
 from synthkd.recipe import Recipe
 from synthkd.synthesis.diffusion.diffusers_io import offline
 
@@ -39,14 +37,8 @@ def resume(
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a data set that was interrupted, in training or in writing."""
     display = Display(quiet=quiet or as_json)
-    if path.is_dir():
-        files.plain_tree(path, f"--resume {quoted(path)}")
-    check_unfinished(path)
-    if not (path / RECIPE).is_file():
-        raise InputError(f"--resume {quoted(path)}: no data set was begun here")
-    told = recipes.read_toml(path / RECIPE)
-    recipes.refuse_code(told, trust_code=trust_code)
-    recipe = recipes.validated(told)
+    recipe = begun(path)
+    recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
     table = recipe.run.model_copy(update={"trust_code": trust_code})
     recipe = recipe.model_copy(update={"run": table})
     with offline(dry_run):

@@ -361,6 +361,17 @@ class Generation:
             pause()
 
 
+def begun(path: Path) -> Recipe:
+    """The recipe of a data set that was interrupted. What a stranger may have put there is refused
+    before anything is opened."""
+    if path.is_dir():
+        files.plain_tree(path, f"--resume {quoted(path)}")
+    check_unfinished(path)
+    if not (path / RECIPE).is_file():
+        raise InputError(f"--resume {quoted(path)}: no data set was begun here")
+    return recipes.validated(recipes.read_toml(path / RECIPE))
+
+
 def check_unfinished(path: Path) -> None:
     """Refuses to go on with a data set that is finished."""
     if (path / MANIFEST).exists():
