@@ -35,7 +35,9 @@ def test_every_block_says_whether_it_is_python_a_terminal_or_a_file(page):
     assert kinds <= {"python", "sh", "toml", "text"}
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=ids)
+@pytest.mark.parametrize(
+    "page", [p for p in [*PAGES, ROOT / "README.md"] if blocks(p, "python")], ids=ids
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path):
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Networks by name: `resnet20`, `resnet8-w8` (CIFAR form, first width 8), `wrn-16-1`, `lenet5`,
-`lenet5-half`, `mobilenet`, `mobilenet-0.5`."""
+`lenet5-half`, `mobilenet`, `mobilenet-0.5`. `NETWORKS` has them; one more is one more line."""
 
 import re
+from typing import Protocol
 
 from torch import nn
 
@@ -11,10 +12,55 @@ from synthkd.networks.mobilenet import MobileNet
 from synthkd.networks.resnet import ResNet
 from synthkd.networks.wide import WideResNet
 
-_DEPTHS = (8, 14, 20, 32, 44, 56)
-_WIDE = ("wrn-16-1", "wrn-16-2", "wrn-28-1", "wrn-40-1", "wrn-40-2")
-_MOBILE = ("mobilenet", "mobilenet-0.25", "mobilenet-0.5")
-NAMES = (*(f"resnet{depth}" for depth in _DEPTHS), *_WIDE, "lenet5", "lenet5-half", *_MOBILE)
+DEPTHS = (8, 14, 20, 32, 44, 56)  # of a ResNet
+
+
+class Builder(Protocol):
+    """Makes a network with random weights that takes normalised images [B, C, H, W] and returns
+    logits [B, K]."""
+
+    def __call__(self, channels: int, size: int | tuple[int, int], classes: int) -> nn.Module:
+        """`channels` C, `size` a side or height and width in pixels, `classes` K."""
+
+
+def _resnet(depth: int, width: int = 16) -> Builder:
+    return lambda channels, size, classes: ResNet(
+        depth, width=width, channels=channels, classes=classes
+    )
+
+
+def _wide(depth: int, factor: int) -> Builder:
+    return lambda channels, size, classes: WideResNet(
+        depth, factor, channels=channels, classes=classes
+    )
+
+
+def _lenet(*, half: bool) -> Builder:
+    return lambda channels, size, classes: LeNet5(
+        channels=channels, size=size, classes=classes, half=half
+    )
+
+
+def _mobilenet(width: float) -> Builder:
+    return lambda channels, size, classes: MobileNet(
+        width=width, channels=channels, classes=classes
+    )
+
+
+NETWORKS: dict[str, Builder] = {
+    **{f"resnet{depth}": _resnet(depth) for depth in DEPTHS},
+    "wrn-16-1": _wide(16, 1),
+    "wrn-16-2": _wide(16, 2),
+    "wrn-28-1": _wide(28, 1),
+    "wrn-40-1": _wide(40, 1),
+    "wrn-40-2": _wide(40, 2),
+    "lenet5": _lenet(half=False),
+    "lenet5-half": _lenet(half=True),
+    "mobilenet": _mobilenet(1.0),
+    "mobilenet-0.25": _mobilenet(0.25),
+    "mobilenet-0.5": _mobilenet(0.5),
+}
+NAMES = tuple(NETWORKS)
 
 
 def is_named(spec: str) -> bool:
@@ -25,9 +71,7 @@ def is_named(spec: str) -> bool:
 
 def is_known(name: str) -> bool:
     """Whether a network of ours is called so."""
-    match = re.fullmatch(r"resnet(\d+)(?:-w(\d{1,3}))?", name)
-    wide = match is not None and (match[2] is None or 2 <= int(match[2]) <= 512)
-    return name in NAMES or (match is not None and int(match[1]) in _DEPTHS and wide)
+    return _builder(name) is not None
 
 
 def build_network(
@@ -35,17 +79,18 @@ def build_network(
 ) -> nn.Module:
     """The network `name` with random weights, for images of `size`: a side, or height and width. It
     takes normalised images and returns logits [B, K]."""
-    if name in ("lenet5", "lenet5-half"):
-        return LeNet5(channels=channels, size=size, classes=classes, half=name.endswith("half"))
-    if name in _WIDE:
-        depth, factor = (int(part) for part in name.split("-")[1:])
-        return WideResNet(depth, factor, channels=channels, classes=classes)
-    if name in _MOBILE:
-        width = float(name.partition("-")[2] or 1)
-        return MobileNet(width=width, channels=channels, classes=classes)
-    match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?", name)
-    if match and int(match[1]) in _DEPTHS and (match[2] is None or 2 <= int(match[2]) <= 512):
-        return ResNet(int(match[1]), width=int(match[2] or 16), channels=channels, classes=classes)
-    raise InputError(
-        f"no network is called {quoted(name)}{suggest(name, NAMES)} (resnets also as resnet8-w8)"
-    )
+    builder = _builder(name)
+    if builder is None:
+        raise InputError(
+            f"no network is called {quoted(name)}{suggest(name, NETWORKS)} "
+            "(resnets also as resnet8-w8)"
+        )
+    return builder(channels, size, classes)
+
+
+def _builder(name: str) -> Builder | None:
+    """By its name; ResNets also with the width of their first group, 2 to 512."""
+    match = re.fullmatch(r"resnet(\d+)-w(\d{1,3})", name)
+    if match and int(match[1]) in DEPTHS and 2 <= int(match[2]) <= 512:
+        return _resnet(int(match[1]), int(match[2]))
+    return NETWORKS.get(name)
