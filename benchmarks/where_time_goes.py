@@ -69,7 +69,7 @@ def main(minutes: str, settings: list[str]) -> None:
         table, _, leaf = key.rpartition(".")
         if given:
             (flags.setdefault(table, {}) if table else flags)[leaf] = value
-    lab = build(recipes.build(config, flags))
+    lab = build(recipes.load_recipe(config, flags))
     reach = attainable()
     per_image = costs(lab)
     trained = 0

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from synthkd.networks import build_network
-from synthkd.recipe import build, to_toml
+from synthkd.recipe import load_recipe, to_toml
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="cases are forked processes")
 
@@ -505,7 +505,7 @@ def test_a_run_in_which_another_process_works_is_left_alone(place: Place, broken
 
 
 def test_a_data_set_on_which_another_process_works_is_left_alone(place: Place) -> None:
-    recipe = build(flags={
+    recipe = load_recipe(flags={
         "dataset": {"count": 20}, "generator": {"kind": "procedural"}, "budget": {"images": 64},
     })  # fmt: skip
     path = Path(place.file("set/recipe.toml", to_toml(recipe))).parent

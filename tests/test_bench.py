@@ -27,7 +27,7 @@ from synthkd.commands.display import Display
 from synthkd.core.errors import InputError
 from synthkd.data.sources import load_images
 from synthkd.evaluation.compare import compare
-from synthkd.recipe import StudentTable, TeacherTable, build
+from synthkd.recipe import StudentTable, TeacherTable, load_recipe
 from synthkd.reports import bench as arena
 from synthkd.reports.bench import (
     CurvePoint,
@@ -306,9 +306,16 @@ def test_the_curve_has_the_accuracy_of_every_snapshot(kept: Path) -> None:
     teacher = load_teacher(TeacherTable())
     val = load_images("demo:unseen", teacher.spec, classes=10, labelled=True)
     job = bench.Bench(
-        kept, build(), torch.device("cpu"), teacher, val, {"again": val}, {}, Display(quiet=True)
+        kept,
+        load_recipe(),
+        torch.device("cpu"),
+        teacher,
+        val,
+        {"again": val},
+        {},
+        Display(quiet=True),
     )
-    entry = bench.Entry("tiny", 0, build(), (), kept)
+    entry = bench.Entry("tiny", 0, load_recipe(), (), kept)
     summary = summary_of(kept)
     with pytest.raises(InputError, match="it was not scored"):
         bench._scored(job, entry)
@@ -327,7 +334,7 @@ def test_the_curve_has_the_accuracy_of_every_snapshot(kept: Path) -> None:
 
 
 def test_a_finished_run_is_tidied_of_what_only_an_unfinished_one_needs(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", build(), {})
+    run = Run.create(tmp_path / "run", load_recipe(), {})
     for name in ("checkpoints/000000001", "student"):
         (run.path / f"{name}.safetensors").write_bytes(b"")
     run.tidy()
@@ -528,7 +535,7 @@ class TestBench:
 
     def test_a_recipe_that_has_changed_is_noticed(self, benched: Benched) -> None:
         def entry(*changes: tuple[str, dict[str, Any]]) -> bench.Entry:
-            recipe = build(flags={
+            recipe = load_recipe(flags={
                 "pipeline": str(benched.folder / "tiny.toml"), "budget": {"minutes": 0.03},
                 "student": {"spec": "resnet8-w4"},
                 "run": {"threads": 1, "device": "cpu", "snapshots": 12, "out": "elsewhere",

@@ -15,7 +15,7 @@ from synthkd import __version__, commands
 from synthkd.cli import COMMANDS, Command, Positional, Switch, main
 from synthkd.cli.flags import take_stage_flags
 from synthkd.networks import build_network
-from synthkd.recipe import build, settings
+from synthkd.recipe import load_recipe, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -183,7 +183,7 @@ def test_a_dry_run_prints_a_recipe_and_touches_nothing(
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
     Path("again.toml").write_text(text)
-    recipe = build(Path("again.toml"))
+    recipe = load_recipe(Path("again.toml"))
     assert (recipe.run.seed, recipe.stage[-1].share) == (7, 0.25)
     assert planned(capsys, "--config", "again.toml") == text
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from synthkd.core.errors import InputError
 from synthkd.core.images import Batch
 from synthkd.core.states import load_state, save_state
-from synthkd.engine.loop import Lab, rounds
+from synthkd.engine.build import assemble
+from synthkd.engine.loop import rounds
 from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis.context import SynthesisContext
@@ -138,7 +139,7 @@ def test_a_student_of_a_generator_that_nobody_agrees_with_is_told_so(
     }  # fmt: skip
     recipe = Recipe.model_validate(tables)
     shy = FrozenTeacher(teacher.classifier, access="labels")  # its smoothed votes are 0.91 sure
-    lab = Lab(recipe, plan(recipe, shy).stages, shy, new_student(recipe.student, shy))
+    lab = assemble(recipe, shy, new_student(recipe.student, shy))
     with pytest.raises(InputError, match=r"stage imagine: .* accepted no image so far"):
         list(rounds(lab))
 

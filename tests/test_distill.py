@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from short_runs import DONE, main
 
-from synthkd.recipe import build
+from synthkd.recipe import load_recipe
 from synthkd.specs import load_teacher, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +205,8 @@ def test_an_interrupt_before_the_run_begins_leaves_no_traceback(tmp_path: Path) 
         [sys.executable, "-c", "from synthkd import cli, recipe\nimport signal\n"
          # who starts a job in the background has it ignore SIGINT
          "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-         "recipe.build = lambda *_: signal.raise_signal(signal.SIGINT)\ncli.main()", "distill"],
+         "recipe.load_recipe = lambda *_: signal.raise_signal(signal.SIGINT)\n"
+         "cli.main()", "distill"],
         cwd=tmp_path, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE,
     )  # fmt: skip
     _, err = process.communicate(timeout=60)
@@ -255,7 +256,7 @@ def test_the_manifest_tells_what_was_read_and_by_whom(finished: Path) -> None:
     assert found["state"] == "finished"
     assert found["data"] == {}
     assert (found["promise_level"], found["real_images_read"], found["seed"]) == (0, 0, 3)
-    assert found["teacher_sha256"] == load_teacher(build().teacher).digest
+    assert found["teacher_sha256"] == load_teacher(load_recipe().teacher).digest
     assert found["recipe_sha256"] == sha256(finished / "recipe.toml")
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert found["platform"] and found["plan"] and found["command"]

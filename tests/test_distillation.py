@@ -14,6 +14,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import Batch, ImageSpec, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.states import load_state, save_state
+from synthkd.engine.build import assemble
 from synthkd.engine.loop import Lab, Round, rounds, select_final_weights
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
@@ -23,7 +24,6 @@ from synthkd.specs import load_teacher, new_student
 from synthkd.students.learner import Step
 from synthkd.synthesis import GENERATORS
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
-from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
 from synthkd.teachers.protocol import Seen
 
@@ -75,7 +75,7 @@ def real() -> Tensor:
 def lab_of(the_recipe: Recipe, teacher: FrozenTeacher, real: Tensor | None = None) -> Lab:
     with globally(generator_for(the_recipe.run.seed, "student")):
         student = new_student(the_recipe.student, teacher)
-    lab = Lab(the_recipe, plan(the_recipe, teacher).stages, teacher, student)
+    lab = assemble(the_recipe, teacher, student)
     if real is not None:
         lab.use_real(real)
     return lab
@@ -161,9 +161,7 @@ def test_a_run_resumed_from_a_file_gives_the_student_of_an_unbroken_one(
     save_state(first.state_dict(), tmp_path / "x", "checkpoint")
 
     torch.manual_seed(77)
-    second = Lab(
-        recipe(), plan(recipe(), teacher).stages, teacher, new_student(recipe().student, teacher)
-    )
+    second = assemble(recipe(), teacher, new_student(recipe().student, teacher))
     second.load_state_dict(load_state(tmp_path / "x", "checkpoint"))
     rest = list(rounds(second))
     assert told(rest) == told(laps[after:])
@@ -526,7 +524,7 @@ def test_rounds_can_be_left_and_gone_on_with(teacher, unbroken):
 
 def test_a_lab_without_a_student_makes_images(teacher):
     alone = recipe(stage=STAGES[:1])
-    lab = Lab(alone, plan(alone, teacher).stages, teacher, None)
+    lab = assemble(alone, teacher, None)
     list(rounds(lab))
     assert len(lab.memory) > 0
     assert lab.state_dict()["learner"] is None

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from synthkd.core.images import ImageSpec
+from synthkd.engine.build import assemble
 from synthkd.engine.estimate import RoundCost, activations, estimate, measure, predict
 from synthkd.engine.loop import Lab, rounds
 from synthkd.engine.progress import Budget
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe, Stage, build
+from synthkd.recipe import Recipe, Stage, load_recipe
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis import plan as plans
 from synthkd.teachers.frozen import FrozenTeacher
@@ -58,12 +59,11 @@ def lab_of(recipe: Recipe) -> Lab:
     teacher = load_teacher(recipe.teacher)
     torch.manual_seed(1)
     student = new_student(recipe.student, teacher)
-    recipe, _ = plans.suited(recipe, teacher)
-    return Lab(recipe, plans.plan(recipe, teacher).stages, teacher, student)
+    return assemble(recipe, teacher, student)
 
 
 def recipe_of(pipeline: str, images: int = 512) -> Recipe:
-    return build(
+    return load_recipe(
         None,
         {
             "pipeline": pipeline, "student": {"spec": "resnet8-w4"}, "budget": {"images": images},
@@ -117,6 +117,6 @@ def test_a_black_box_is_asked_little_and_it_is_counted():
     teacher = FrozenTeacher(Classifier(body, spec, 3), access="logits")
     recipe = recipe_of("shaders")
     recipe, _ = plans.suited(recipe, teacher)
-    lab = Lab(recipe, plans.plan(recipe, teacher).stages, teacher, None)
+    lab = assemble(recipe, teacher, None)
     measure(lab)
     assert 0 < teacher.queries <= 32

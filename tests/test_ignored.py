@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from synthkd.cli import main
-from synthkd.recipe import build
+from synthkd.recipe import load_recipe
 from synthkd.recipe.unused import given_keys, ignored
 
 
@@ -17,7 +17,7 @@ def found(**given: object) -> list[str]:
     for key, value in given.items():
         table, _, leaf = key.partition("__")
         nested.setdefault(table, {})[leaf] = value
-    recipe = build(None, {"pipeline": pipeline, **nested}, {})
+    recipe = load_recipe(None, {"pipeline": pipeline, **nested}, {})
     told = ignored(recipe, recipe.stage, given_keys(nested))
     assert all(one.code == "ignored-setting" and not one.serious for one in told)
     return [one.seen for one in told]
@@ -56,7 +56,7 @@ def test_what_does_something_is_not(given):
 
 
 def test_a_pipelines_own_settings_are_nobodys_mistake():
-    recipe = build(None, {"pipeline": "gan"}, {})
+    recipe = load_recipe(None, {"pipeline": "gan"}, {})
     assert ignored(recipe, recipe.stage, given_keys({}, {"pipeline": "gan"})) == []
 
 

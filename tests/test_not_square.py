@@ -16,13 +16,13 @@ from synthkd.core.errors import InputError
 from synthkd.core.findings import EXIT_USELESS
 from synthkd.core.images import to_float
 from synthkd.data.store import open_store
-from synthkd.engine.loop import Lab, rounds
+from synthkd.engine.build import assemble
+from synthkd.engine.loop import rounds
 from synthkd.networks import build_network
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import _source, load_classifier, load_teacher, new_student
 from synthkd.students.auto import best_student
 from synthkd.synthesis.diffusion.generator import Diffusion
-from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher
 
 SIZE = (8, 24)
@@ -164,7 +164,7 @@ def test_evaluate_predict_inspect_and_export_take_the_student(student, place, ca
     ["cmi", "deepinversion", "dfad", "diffusion", "gan", "leaves", "nayer", "shaders", "synthkd"],
 )
 def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide: FrozenTeacher):
-    built = recipe.build(flags={"pipeline": pipeline, "student": {"spec": "resnet8-w4"}})
+    built = recipe.load_recipe(flags={"pipeline": pipeline, "student": {"spec": "resnet8-w4"}})
     stages = tuple(
         stage.model_copy(
             update={
@@ -184,7 +184,7 @@ def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide
     }
     small = built.model_copy(update=tables)
     torch.manual_seed(0)
-    lab = Lab(small, plan(small, wide).stages, wide, new_student(small.student, wide))
+    lab = assemble(small, wide, new_student(small.student, wide))
     for round_ in rounds(lab):
         assert all(math.isfinite(value) for value in round_.measures.values())
     assert lab.progress.images_seen == 100
@@ -192,7 +192,7 @@ def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide
 
 
 def test_a_denoiser_works_in_the_proportion_of_the_images(wide: FrozenTeacher):
-    built = recipe.build(flags={"pipeline": "diffusion", "diffusion": {"width": 8}})
+    built = recipe.load_recipe(flags={"pipeline": "diffusion", "diffusion": {"width": 8}})
     made = Diffusion(built, wide)
     assert made.denoiser.shape == (1, 8, 24)
     clean = made.denoiser.encoded(torch.rand(2, 1, *SIZE))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from synthkd.core.resources import shipped
-from synthkd.engine.loop import Lab, rounds
+from synthkd.engine.build import assemble
+from synthkd.engine.loop import rounds
 from synthkd.losses.synthesis import TERMS
-from synthkd.recipe import Recipe, Stage, TeacherTable, build, settings, to_toml, validated
+from synthkd.recipe import Recipe, Stage, TeacherTable, load_recipe, settings, to_toml, validated
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
@@ -40,7 +41,7 @@ def small(name: str) -> Recipe:
     The student begins with layers of the teacher's, so that it agrees now and then.
     """
     student = {"spec": "resnet8", "start": "teacher"}
-    recipe = build(flags={"pipeline": name, "student": student})
+    recipe = load_recipe(flags={"pipeline": name, "student": student})
     stages = tuple(
         stage.model_copy(
             update={
@@ -65,7 +66,7 @@ def small(name: str) -> Recipe:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipeline_survives_being_written_and_read(name):
     flags = {"data": {"real": "x"}} if name == "real" else {}
-    recipe = build(flags={"pipeline": name, **flags})
+    recipe = load_recipe(flags={"pipeline": name, **flags})
     assert validated(tomllib.loads(to_toml(recipe))) == recipe
     assert recipe.budget.images
 
@@ -103,7 +104,7 @@ def test_a_pipeline_runs_and_leaves_the_teacher_as_it_was(teacher, name):
         if planned.generator in ("gan", "episodes", "pixels"):
             assert planned.terms == asked.terms  # this teacher can serve them all
     torch.manual_seed(0)
-    lab = Lab(recipe, stages, teacher, new_student(recipe.student, teacher))
+    lab = assemble(recipe, teacher, new_student(recipe.student, teacher))
     lowest: dict[str, float] = {}
     for round_ in rounds(lab):
         lowest |= {k: min(v, lowest.get(k, v)) for k, v in round_.measures.items()}
@@ -118,7 +119,7 @@ def test_a_pipeline_runs_and_leaves_the_teacher_as_it_was(teacher, name):
 def test_every_pipeline_with_an_adversary_is_known_here():
     found = {}
     for name in NAMES:
-        recipe = build(flags={"pipeline": name, "data": {"real": "x"}})
+        recipe = load_recipe(flags={"pipeline": name, "data": {"real": "x"}})
         terms = {term for stage in recipe.stage for term in stage.terms}
         assert terms <= set(TERMS)
         for term in (t for t in terms if "student" in TERMS[t].needs):

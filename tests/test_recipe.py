@@ -67,57 +67,57 @@ def refusal(path):
 
 def test_flags_win_over_the_config_and_the_config_over_the_pipeline(pipeline, toml):
     config = toml("[memory]\ncapacity = 200\nreplayed = 0.25\n[run]\nseed = 3\n")
-    built = recipe.build(config, {"pipeline": pipeline, "memory": {"capacity": "300"}})
+    built = recipe.load_recipe(config, {"pipeline": pipeline, "memory": {"capacity": "300"}})
     assert (built.memory.capacity, built.memory.replayed, built.run.seed) == (300, 0.25, 3)
-    assert recipe.build(config, {"pipeline": pipeline}).memory.capacity == 200
-    assert recipe.build(None, {"pipeline": pipeline}).memory.capacity == 100
-    assert recipe.build(None, {"pipeline": pipeline}).memory.replayed == 0.75
+    assert recipe.load_recipe(config, {"pipeline": pipeline}).memory.capacity == 200
+    assert recipe.load_recipe(None, {"pipeline": pipeline}).memory.capacity == 100
+    assert recipe.load_recipe(None, {"pipeline": pipeline}).memory.replayed == 0.75
 
 
 def test_a_config_may_name_the_pipeline_and_a_flag_overrules_it(pipeline, toml, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text("[memory]\ncapacity = 7\n")
     config = toml(f'pipeline = "{other}"\n')
-    assert recipe.build(config).memory.capacity == 7
-    assert recipe.build(config).pipeline == str(other)
-    assert recipe.build(config, {"pipeline": pipeline}).memory.capacity == 100
+    assert recipe.load_recipe(config).memory.capacity == 7
+    assert recipe.load_recipe(config).pipeline == str(other)
+    assert recipe.load_recipe(config, {"pipeline": pipeline}).memory.capacity == 100
 
 
 def test_stages_of_a_config_replace_those_of_the_pipeline(pipeline, toml):
     config = toml('[[stage]]\nname = "only"\n')
-    assert [s.name for s in recipe.build(config, {"pipeline": pipeline}).stage] == ["only"]
+    assert [s.name for s in recipe.load_recipe(config, {"pipeline": pipeline}).stage] == ["only"]
 
 
 def test_a_stage_flag_changes_one_setting_of_one_stage(pipeline):
     changed = {"warm": {"student_steps": "4", "terms": {"one_hot": "0.5"}}}
-    warm, learn = recipe.build(None, {"pipeline": pipeline}, changed).stage
+    warm, learn = recipe.load_recipe(None, {"pipeline": pipeline}, changed).stage
     assert (warm.student_steps, warm.terms) == (4, {"one_hot": 0.5, "balance": 2.0})
-    assert learn == recipe.build(None, {"pipeline": pipeline}).stage[1]
+    assert learn == recipe.load_recipe(None, {"pipeline": pipeline}).stage[1]
 
 
 def test_a_flag_for_an_unknown_stage_suggests_the_right_one(pipeline):
     with pytest.raises(InputError, match="did you mean 'learn'"):
-        recipe.build(None, {"pipeline": pipeline}, {"lern": {"share": "1"}})
+        recipe.load_recipe(None, {"pipeline": pipeline}, {"lern": {"share": "1"}})
 
 
 def test_only_the_named_stages_run_in_their_own_order(pipeline):
-    built = recipe.build(None, {"pipeline": pipeline, "run": {"stages": "learn,warm"}})
+    built = recipe.load_recipe(None, {"pipeline": pipeline, "run": {"stages": "learn,warm"}})
     assert [s.name for s in built.stages] == ["warm", "learn"]
-    built = recipe.build(None, {"pipeline": pipeline, "run": {"stages": "learn"}})
+    built = recipe.load_recipe(None, {"pipeline": pipeline, "run": {"stages": "learn"}})
     assert [s.name for s in built.stages] == ["learn"]
     with pytest.raises(InputError, match="did you mean 'learn'"):
-        recipe.build(None, {"pipeline": pipeline, "run": {"stages": "lurn"}})
+        recipe.load_recipe(None, {"pipeline": pipeline, "run": {"stages": "lurn"}})
 
 
 def test_a_budget_takes_the_place_of_the_other_kind_in_a_lower_layer(pipeline):
-    built = recipe.build(None, {"pipeline": pipeline, "budget": {"minutes": "2"}})
+    built = recipe.load_recipe(None, {"pipeline": pipeline, "budget": {"minutes": "2"}})
     assert (built.budget.minutes, built.budget.images) == (2.0, None)
 
 
 def test_two_budgets_in_one_layer_are_refused(pipeline, toml):
     config = toml("[budget]\nminutes = 5\nimages = 3\n")
     with pytest.raises(InputError, match="--minutes or --images-seen, not both"):
-        recipe.build(config, {"pipeline": pipeline})
+        recipe.load_recipe(config, {"pipeline": pipeline})
 
 
 def test_merging_leaves_its_arguments_alone():
@@ -129,18 +129,18 @@ def test_merging_leaves_its_arguments_alone():
 def test_relations_are_judged_after_merging(pipeline, toml):
     """0.95 is above the ceiling that the program has, not above the one that the pipeline sets."""
     config = toml("[difficulty]\nstart = 0.95\n")
-    assert recipe.build(config, {"pipeline": pipeline}).difficulty.start == 0.95
+    assert recipe.load_recipe(config, {"pipeline": pipeline}).difficulty.start == 0.95
     with pytest.raises(InputError, match="start must not exceed ceiling"):
-        recipe.build(config, {"pipeline": pipeline, "difficulty": {"ceiling": "0.9"}})
+        recipe.load_recipe(config, {"pipeline": pipeline, "difficulty": {"ceiling": "0.9"}})
 
 
 def test_an_unknown_pipeline_is_one_line():
     with pytest.raises(InputError, match="--pipeline: no pipeline 'defualt'"):
-        recipe.build(None, {"pipeline": "defualt"})
+        recipe.load_recipe(None, {"pipeline": "defualt"})
 
 
 def test_a_recipe_cannot_be_changed(pipeline):
-    built = recipe.build(None, {"pipeline": pipeline})
+    built = recipe.load_recipe(None, {"pipeline": pipeline})
     with pytest.raises(ValidationError):
         built.run.seed = 4
 
@@ -229,18 +229,20 @@ def test_a_value_out_of_range_is_refused(toml, text):
 )
 def test_a_wrong_flag_is_one_line(pipeline, flags, says):
     with pytest.raises(InputError) as caught:
-        recipe.build(None, {"pipeline": pipeline, **flags})
+        recipe.load_recipe(None, {"pipeline": pipeline, **flags})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_flags_write_lists_with_commas(pipeline):
-    built = recipe.build(None, {"pipeline": pipeline, "teacher": {"mean": "0.5, 0.25", "std": "1"}})
+    built = recipe.load_recipe(
+        None, {"pipeline": pipeline, "teacher": {"mean": "0.5, 0.25", "std": "1"}}
+    )
     assert (built.teacher.mean, built.teacher.std) == ((0.5, 0.25), (1.0,))
 
 
 def test_a_mix_ratio_with_real_data_is_accepted(pipeline):
-    built = recipe.build(
+    built = recipe.load_recipe(
         None, {"pipeline": pipeline, "data": {"mix_ratio": "0.5", "real": "somewhere"}}
     )
     assert built.data.mix_ratio == 0.5
@@ -303,7 +305,7 @@ def test_a_missing_file_a_directory_and_an_impossible_name_are_one_line(tmp_path
     (tmp_path / "folder.toml").mkdir()
     assert "cannot be read" in refusal(tmp_path / "folder.toml")
     with pytest.raises(InputError, match="cannot be read"):
-        recipe.build(None, {"pipeline": "a\0.toml"})
+        recipe.load_recipe(None, {"pipeline": "a\0.toml"})
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
@@ -381,10 +383,10 @@ def test_the_settings_are_exactly_the_leaves_of_a_recipe():
 
 
 def test_shares_are_written_as_pairs_on_a_command_line():
-    built = recipe.build(None, {"memory": {"shares": "pixels=0.6, gan=0.2"}})
+    built = recipe.load_recipe(None, {"memory": {"shares": "pixels=0.6, gan=0.2"}})
     assert built.memory.shares == {"pixels": 0.6, "gan": 0.2}
     with pytest.raises(InputError, match=r"memory\.shares"):
-        recipe.build(None, {"memory": {"shares": "pixels"}})
+        recipe.load_recipe(None, {"memory": {"shares": "pixels"}})
 
 
 def test_ranges_are_told_in_words():
@@ -405,16 +407,16 @@ def test_a_file_cannot_choose_what_is_called(tmp_path: Path) -> None:
     for table, key in (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor")):
         (tmp_path / "a.toml").write_text(f'[{table}]\n{key} = "subprocess:run"\n')
         with pytest.raises(InputError, match="is named in a file and would be called"):
-            recipe.build(tmp_path / "a.toml")
-        trusted = recipe.build(tmp_path / "a.toml", {"run": {"trust_code": True}})
+            recipe.load_recipe(tmp_path / "a.toml")
+        trusted = recipe.load_recipe(tmp_path / "a.toml", {"run": {"trust_code": True}})
         assert getattr(getattr(trusted, table), key) == "subprocess:run"
     flags = {"teacher": {"spec": "mine.nets:make"}}
     (tmp_path / "a.toml").write_text('[teacher]\nargs = { depth = "8" }\n')
-    assert recipe.build(tmp_path / "a.toml", flags).teacher.args == {"depth": "8"}
+    assert recipe.load_recipe(tmp_path / "a.toml", flags).teacher.args == {"depth": "8"}
 
 
 def test_a_device_that_is_not_served_says_which_are() -> None:
     for name in ("mps", "xpu", "tpu:0"):
         with pytest.raises(InputError, match="known devices: auto, cpu, cuda, cuda:N") as told:
-            recipe.build(flags={"run": {"device": name}})
+            recipe.load_recipe(flags={"run": {"device": name}})
         assert ("use cpu" in str(told.value)) == (name == "mps")

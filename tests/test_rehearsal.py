@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from synthkd.core.images import ImageSpec, to_float
 from synthkd.core.states import load_state, save_state
+from synthkd.engine.build import assemble
 from synthkd.engine.loop import Lab, rounds
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
@@ -17,7 +18,6 @@ from synthkd.recipe import Recipe, StudentTable
 from synthkd.replay import Memory, replay_for
 from synthkd.replay.generative import BATCH, LATENT, GenerativeReplay, encoder, kl_to_prior
 from synthkd.specs import new_student
-from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 SPEC = ImageSpec(1, 8, 8, (0.5,), (0.25,))
@@ -226,7 +226,7 @@ def test_a_run_rehearses_and_goes_on_after_a_break_as_if_there_had_been_none(tea
     def lab() -> Lab:
         torch.manual_seed(4)
         student = new_student(StudentTable(spec="resnet8-w4"), teacher)
-        return Lab(recipe, plan(recipe, teacher).stages, teacher, student)
+        return assemble(recipe, teacher, student)
 
     unbroken = lab()
     laps = list(rounds(unbroken))

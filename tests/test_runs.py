@@ -11,14 +11,14 @@ from synthkd.core.errors import InputError
 from synthkd.core.states import save_state
 from synthkd.engine.loop import Round
 from synthkd.engine.progress import Progress
-from synthkd.recipe import build
+from synthkd.recipe import load_recipe
 from synthkd.runs.checkpoints import FORMAT
 from synthkd.runs.directory import Run, claim, environment, free_name
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run.create(tmp_path / "run", build(flags={"run": {"out": "x"}}), {"seed": 7})
+    return Run.create(tmp_path / "run", load_recipe(flags={"run": {"out": "x"}}), {"seed": 7})
 
 
 def state(round_: int) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def recorded(run: Run) -> list[int]:
 
 
 def test_a_new_run_has_its_recipe_and_manifest_and_is_running(run: Run) -> None:
-    assert build(run.path / "recipe.toml") == build(flags={"run": {"out": "x"}})
+    assert load_recipe(run.path / "recipe.toml") == load_recipe(flags={"run": {"out": "x"}})
     assert run.manifest == {"seed": 7, "state": "running", "format": FORMAT}
 
 
 def test_a_directory_with_anything_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not empty"):
-        Run.create(tmp_path, build(), {})
+        Run.create(tmp_path, load_recipe(), {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -184,7 +184,7 @@ def test_a_torn_last_line_of_the_metrics_is_dropped(run: Run, torn: bytes) -> No
 
 def test_only_an_unfinished_run_is_resumed(run: Run, tmp_path: Path) -> None:
     _, recipe = Run.resume(run.path)
-    assert recipe == build(flags={"run": {"out": "x"}})
+    assert recipe == load_recipe(flags={"run": {"out": "x"}})
     run.finish({"student_accuracy": 0.5}, {"seed": 7})
     assert run.manifest["state"] == "finished"
     with pytest.raises(InputError, match="finished"):

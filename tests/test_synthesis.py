@@ -19,7 +19,7 @@ from synthkd.losses.synthesis import TERMS, View, smoothness
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.decoder import Decoder
-from synthkd.recipe import DiffusionTable, Recipe, Stage, TeacherTable, build
+from synthkd.recipe import DiffusionTable, Recipe, Stage, TeacherTable, load_recipe
 from synthkd.specs import load_teacher
 from synthkd.synthesis import GENERATORS, decoding
 from synthkd.synthesis.context import SynthesisContext, even_labels
@@ -554,7 +554,7 @@ def test_every_generator_follows_the_protocol(teacher, kind):
 
 def default(**tables: dict[str, Any]) -> Recipe:
     """Three stages with a generator that is named: what the plan may change is seen best there."""
-    return build(flags={"pipeline": "gan", **tables})
+    return load_recipe(flags={"pipeline": "gan", **tables})
 
 
 def kinds(recipe: Recipe, teacher: FrozenTeacher, **how: bool) -> dict[str, str]:
@@ -574,7 +574,7 @@ def test_a_teacher_with_batchnorm_gets_the_gan_and_all_its_terms(teacher):
 
 
 def test_auto_means_pixels_for_a_teacher_with_batchnorm_and_drawings_without(teacher, lenet):
-    recipe = build(stage_flags={"refine": {"generator": "auto"}})
+    recipe = load_recipe(stage_flags={"refine": {"generator": "auto"}})
     assert kinds(recipe, teacher)["refine"] == "pixels"
     assert kinds(recipe, lenet)["refine"] == "procedural"
     assert "no BatchNorm" in said(recipe, lenet)
@@ -667,7 +667,7 @@ def test_without_a_memory_every_stage_that_teaches_has_fresh_images(teacher):
 
 
 def test_without_a_memory_pixels_are_improved_as_before(teacher):
-    recipe = build(flags={"memory": {"capacity": 0, "shares": {}}})
+    recipe = load_recipe(flags={"memory": {"capacity": 0, "shares": {}}})
     *_, refine, study = plan(recipe, teacher).stages
     assert (study.generator, study.student_steps) == ("pixels", 10)
     assert study.synthesis_steps == refine.synthesis_steps > 0

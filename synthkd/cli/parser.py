@@ -92,7 +92,7 @@ def _run_with_recipe(
         return _module(name).resume(resumed, **trust, **context, **switches)
     # a wrong setting is reported at once, not after seconds of importing torch
     if command.pipeline:
-        checked = recipe.build(config, flags, stages)
+        checked = recipe.load_recipe(config, flags, stages)
     else:
         checked = recipe.validated(recipe.over(recipe.read_toml(config) if config else {}, flags))
     if "given" in command.context:

@@ -206,7 +206,7 @@ def _pipelines(text: str, recipe: Recipe, display: Display) -> dict[str, str]:
         for spec in shipped if word == "all" else [word]:
             path = recipes.pipeline_path(spec)
             told = {"pipeline": spec, "data": {"real": "somewhere"}}
-            mixes = recipes.sources_of(recipes.build(flags=told)).real
+            mixes = recipes.sources_of(recipes.load_recipe(flags=told)).real
             if word == "all" and mixes and not recipe.data.real:
                 display.say(f"{spec} is left out: it needs --real-data")
             elif chosen.setdefault(path.stem, spec) != spec:
@@ -235,11 +235,11 @@ def _entry(folder: Path, common: Mapping[str, Any], name: str, spec: str, seed: 
     own = {"pipeline": spec, "run": {"out": str(path), "seed": seed, "snapshots": SNAPSHOTS}}
     data = recipes.merge(common, own)
     try:
-        built = recipes.build(flags=data)
+        built = recipes.load_recipe(flags=data)
         if built.data.real and not recipes.sources_of(built).real:
             # a data-free run is not even told where real images are
             data["data"] = {k: v for k, v in data["data"].items() if k != "real"}
-            built = recipes.build(flags=data)
+            built = recipes.load_recipe(flags=data)
     except InputError as error:
         raise InputError(f"pipeline {name}: {error}") from None
     return Entry(name, seed, built, tuple(_flags(data)), path)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from synthkd.checks.teacher import check_teacher, refuse
@@ -26,6 +27,7 @@ from synthkd.data.store import open_store
 from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.reporter import Reporter, Silent
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, sources_of
 from synthkd.specs import load_teacher, new_student
 from synthkd.students.auto import against_teacher, best_student
@@ -96,16 +98,14 @@ def build(
         ).to(device)
     if not choice:  # no time has been measured yet
         doubts = list(against_teacher(learner, known))
-    recipe, reasons = plans.suited(recipe, known)
-    plan = plans.plan(recipe, known)
-    plan = plans.Plan(plan.stages, (*plan.reasons, *reasons))
-    _check(recipe, plan)
+    lab = assemble(recipe, known, learner, device=device, bfloat16=bfloat16)
+    recipe = lab.recipe
     budget = (
         counted(recipe.budget.minutes, "minute")
         if recipe.budget.minutes
         else f"{recipe.budget.images:,} student images"
     )
-    report.plan(plan, budget)
+    report.plan(lab.plan, budget)
     taken, tensors = learner.inherited
     begun = f", {taken} of {tensors} tensors begun as the teacher's" if taken else ""
     small, large = sum(p.numel() for p in learner.parameters()), known.parameters_count
@@ -115,12 +115,41 @@ def build(
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
     )
     report.findings(doubts)
-    lab = Lab(recipe, plan.stages, known, learner, device=device, bfloat16=bfloat16)
-    begin(lab)
-    lab.plan, lab.student_choice, lab.student_findings = plan, choice, doubts
+    lab.student_choice, lab.student_findings = choice, doubts
     lab.teacher_findings = checked(known, recipe, report, anyway=anyway)
     if data:
         report.findings(open_data(lab, real_data=real_data).notes)
+    return lab
+
+
+def assemble(
+    recipe: Recipe,
+    teacher: Teacher,
+    student: Classifier | None,
+    *,
+    device: torch.device | None = None,
+    bfloat16: bool = False,
+) -> Lab:
+    """The lab of a teacher and a student that are there already, without checks of either: the
+    recipe is suited to the teacher, planned, and its generators are made, or begun from what
+    `generator.start` names. Without a student it makes images alone.
+
+    What `build` and `build_synthesis` come down to. Raises InputError for a plan that cannot be
+    served.
+    """
+    sources = sources_of(recipe, student=student is not None)
+    recipe, reasons = plans.suited(recipe, teacher)
+    plan = plans.plan(recipe, teacher, sources)
+    stages = plan.stages if student is not None else plans.alone(plan.stages)
+    plan = plans.Plan(stages, (*plan.reasons, *reasons))
+    if student is not None:
+        _check(recipe, plan)
+    elif not stages:
+        raise InputError(
+            "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
+        )
+    lab = Lab(recipe, stages, teacher, student, device=device, bfloat16=bfloat16, sources=sources)
+    lab.plan, lab.begun = plan, begin(lab)
     return lab
 
 
@@ -137,15 +166,9 @@ def build_synthesis(
     recipe, device, bfloat16 = prepare(borrow(recipe))
     known = _teacher(recipe, teacher).to(device)
     known.low_precision = bfloat16
-    sources = sources_of(recipe, student=False)
-    whole = plans.plan(recipe, known, sources)
-    stages = plans.alone(whole.stages)
-    if not stages:
-        raise InputError(
-            "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
-        )
-    lab = Lab(recipe, stages, known, None, device=device, bfloat16=bfloat16, sources=sources)
-    trained = stages[-1].generator in begin(lab)
+    lab = assemble(recipe, known, None, device=device, bfloat16=bfloat16)
+    stages = lab.stages
+    trained = stages[-1].generator in lab.begun
     for stage in () if trained else stages:
         if plans.without_a_guide(stage):
             raise InputError(
@@ -154,7 +177,6 @@ def build_synthesis(
             )
     if trained:
         lab.generators[stages[-1].generator].finalise(generator_for(recipe.run.seed, "settle"))
-    lab.plan = plans.Plan(stages, whole.reasons)
     budget = (
         counted(recipe.budget.minutes, "minute")
         if recipe.budget.minutes

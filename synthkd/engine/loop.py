@@ -103,6 +103,7 @@ class Lab:
         self._unsettled: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self.real: Tensor | None = None
         self.plan = Plan(self.stages, ())
+        self.begun: list[str] = []  # generators that took over what an earlier run trained
         self.teacher_findings: list[Finding] = []
         self.student_findings: list[Finding] = []
         self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured

@@ -30,9 +30,9 @@ from synthkd.recipe.tables import (
 )
 from synthkd.recipe.toml import (
     PROMPT,
-    build,
     explain,
     from_settings,
+    load_recipe,
     merge,
     over,
     pipeline_path,
@@ -67,10 +67,10 @@ __all__ = [
     "Table",
     "TeacherTable",
     "TrainingTable",
-    "build",
     "explain",
     "from_settings",
     "is_installed_call",
+    "load_recipe",
     "merge",
     "names_code",
     "over",

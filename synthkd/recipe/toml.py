@@ -130,7 +130,7 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def build(
+def load_recipe(
     config: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     stage_flags: Mapping[str, Mapping[str, Any]] | None = None,
@@ -189,7 +189,7 @@ def from_settings(settings: Mapping[str, Any], base: Recipe | None = None) -> Re
             place = place.setdefault(table, {})
         place[leaf] = value
     if base is None:
-        return build(None, flags, stages)
+        return load_recipe(None, flags, stages)
     return _with_stages(over(base.model_dump(), flags), stages)
 
 
