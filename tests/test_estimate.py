@@ -1,6 +1,7 @@
 """What a run will take: the arithmetic by hand, and that trying changes nothing of the run."""
 
 import copy
+from dataclasses import is_dataclass
 
 import pytest
 import torch
@@ -90,6 +91,8 @@ def same(a: object, b: object) -> bool:
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if is_dataclass(a):
+        return type(a) is type(b) and same(vars(a), vars(b))
     if isinstance(a, list | tuple):
         return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
     return a == b

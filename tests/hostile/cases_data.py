@@ -102,7 +102,7 @@ def resumed() -> Iterator[Case]:
     yield Case("hard links", RESUME, make=begun("broken-run", hard), writes=("broken-run",))
     for name, text, words in (
         ("recipe.toml", "[[[", "TOML"), ("recipe.toml", b"\xff\xfe", "text"), ("recipe.toml", "[budget]\nimages = 5", "stage"),
-        ("manifest.json", "[]", "damaged"), ("manifest.json", "{}", "teacher"), ("manifest.json", b"{" * 10**6, "damaged"),
+        ("manifest.json", "[]", "damaged"), ("manifest.json", "{}", "another version"), ("manifest.json", b"{" * 10**6, "damaged"),
         ("manifest.json", b'{"a": "' + b"a" * (5 << 20) + b'"}', "damaged"), ("summary.json", "{}", "finished"),
     ):  # fmt: skip
         yield Case(
