@@ -24,6 +24,7 @@ from synthkd.specs import load_teacher, new_student
 from synthkd.students.learner import Step
 from synthkd.synthesis import GENERATORS
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
+from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
 from synthkd.teachers.protocol import Seen
 
@@ -509,7 +510,8 @@ def test_a_long_round_leaves_the_next_stage_its_time(teacher):
 @pytest.mark.parametrize("budget", [{"images": 64}, {"minutes": 0.05}])
 def test_a_stage_in_which_nothing_happens_ends(teacher, budget):
     idle = STAGES[1] | {"student_steps": 0}
-    lab = lab_of(recipe(budget=budget, stage=[STAGES[0], idle]), teacher)
+    whole = recipe(budget=budget, stage=[STAGES[0], idle])
+    lab = Lab(whole, plan(whole, teacher).stages, teacher, new_student(whole.student, teacher))
     names = [round_.stage for round_ in rounds(lab)]
     assert names.count("finetune") == 1
 
@@ -617,7 +619,14 @@ def test_settle_without_an_average_keeps_the_last_weights(teacher):
 def test_a_critic_whose_loss_is_not_finite_ends_in_one_line(teacher):
     """Of the images that it compares with, the generator's loss knows nothing."""
     lab = lab_of(recipe(), teacher)
-    labels = torch.zeros(4, dtype=torch.int64)
-    good, bad = (Batch(torch.full((4, 1, 16, 16), x), labels) for x in (0.5, float("nan")))
+    stage = lab.stages[0].model_copy(
+        update={"synthesis_steps": 2, "terms": {"one_hot": 1.0, "realism": 0.1}}
+    )
+
+    def bad(count: int, rng: torch.Generator) -> Batch:
+        images = torch.full((count, 1, 16, 16), float("nan"))
+        return Batch(images, torch.zeros(count, dtype=torch.int64))
+
+    context = SynthesisContext(teacher, teacher, stage, stage.terms, lab.recipe.augment, bad, False)
     with pytest.raises(InputError, match=r"critic's loss is no longer finite.*learning_rate"):
-        lab.generators["gan"]._critic_step(good, bad)
+        lab.generators["gan"].synthesize(context, torch.Generator().manual_seed(0))

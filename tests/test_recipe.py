@@ -420,3 +420,15 @@ def test_a_device_that_is_not_served_says_which_are() -> None:
         with pytest.raises(InputError, match="known devices: auto, cpu, cuda, cuda:N") as told:
             recipe.load_recipe(flags={"run": {"device": name}})
         assert ("use cpu" in str(told.value)) == (name == "mps")
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "2026-01-01", "[1, 2]", "{ a = 1 }"])
+def test_options_of_a_generator_are_what_a_recipe_can_hold(tmp_path, text):
+    path, stage = tmp_path / "x.toml", '[[stage]]\nname = "a"\noptions = '
+    path.write_text(f"{stage}{{ passes = {text} }}\n")
+    with pytest.raises(InputError, match="options"):
+        recipe.load_recipe(path)
+    path.write_text(stage + '{ passes = 3, kind = "b", on = true, x = 0.5 }\n')
+    built = recipe.load_recipe(path)
+    assert built.stage[0].options == {"passes": 3, "kind": "b", "on": True, "x": 0.5}
+    assert recipe.validated(tomllib.loads(recipe.to_toml(built))) == built

@@ -755,3 +755,24 @@ def test_what_a_stage_names_and_there_is_not_is_said_by_the_plan(teacher, stage,
     recipe = Recipe.model_validate({"stage": [whole]})
     with pytest.raises(InputError, match=re.escape(said)):
         plan(recipe, teacher)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        ("gan", "--generator.learning_rate"),
+        ("episodes", "--generator.learning_rate"),
+        ("pixels", "--pixels.learning_rate"),
+        ("diffusion", "--diffusion.teacher_guidance"),
+    ],
+)
+def test_every_generator_that_goes_by_terms_ends_its_round_where_one_is_not_finite(
+    teacher, kind, flag
+):
+    table = {"teacher_guidance": 2.0, "width": 8, "steps": 2}
+    one = GENERATORS[kind](Recipe.model_validate({"diffusion": table}), teacher)
+    steps = 0 if kind == "diffusion" else 2
+    stage = Stage(name="x", generator=kind, synthesis_batch=20, synthesis_steps=steps, fresh=4)
+    the_context = context(teacher, stage, terms={"one_hot": float("nan")})
+    with pytest.raises(InputError, match=rf"no longer finite: lower {flag} "):
+        one.synthesize(the_context, seeded())

@@ -363,7 +363,7 @@ TERMS: dict[str, Term] = {
     "magnitude": _term(magnitude, "length of a normalised image", "normalised"),
     "contrast": _term(
         contrast, "an image's two views are alike, all other images differ, as in CMI",
-        "projection", "statistics",
+        "projection",
     ),
     "spread": _term(spread, "images of one class have different features", "features"),
     "activation": _term(activation, "strong features", "features"),

@@ -821,7 +821,8 @@ class Stage(Table):
     student_steps: Annotated[int, Field(description="student steps per round", ge=0, le=MOST)] = 10
     terms: Annotated[dict[str, float], Field(description="weights of the synthesis terms")] = {}
     options: Annotated[
-        dict[str, Any], Field(description="settings of a generator of your own")
+        dict[str, bool | int | float | str],
+        Field(description="settings of a generator of your own"),
     ] = {}
 
     @property

@@ -1,7 +1,6 @@
 """A generator trained against the frozen teacher, with a critic."""
 
 import copy
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from synthkd.recipe import Recipe
 from synthkd.synthesis import decoding
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.diffusion.diffusers_io import is_diffusers_folder
-from synthkd.synthesis.objective import SynthesisObjective, weights
+from synthkd.synthesis.objective import SynthesisLoss, SynthesisObjective, weights
 from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
@@ -30,8 +29,13 @@ class Step(NamedTuple):
     """One step of the generator."""
 
     batch: Batch  # the images that were judged, detached
-    loss: Tensor
-    measures: dict[str, float]
+    judged: SynthesisLoss
+    critic: Tensor | None  # its loss, where it took a step
+
+    def measures(self) -> dict[str, float]:
+        """Plain numbers for the record."""
+        critic = {} if self.critic is None else {"critic": float(self.critic)}
+        return self.judged.measures(self.batch.labels) | critic
 
 
 class Gan(Generator):
@@ -72,24 +76,38 @@ class Gan(Generator):
         """`stage.synthesis_steps` steps on `stage.synthesis_batch` images each, then what
         `stage.offer` says: `stage.fresh` new images, or those of the last step or of the step with
         the smallest loss, where a step was taken."""
-        stage, kept, steps = context.stage, None, 0
-        measures: dict[str, float] = {}
+        stage, steps = context.stage, 0
+        step: Step | None = None
+        kept: Batch | None = None
+        losses: list[Tensor] = []
+        best = torch.full((), torch.inf, device=self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = decoding.rate(self.table, context.share)
         for _ in range(stage.synthesis_steps):
             if steps and time.perf_counter() > context.deadline:
                 break
             context.tick(steps, stage.synthesis_steps)
-            step = self._step(context, rng)
-            if step is None:
+            taken = self._step(context, rng)
+            if taken is None:
                 break
-            steps, measures = steps + 1, step.measures
-            if stage.offer == "last" or kept is None or step.loss < kept.loss:
-                kept = step
+            steps, step, loss = steps + 1, taken, taken.judged.loss.detach()
+            losses += [loss, loss if taken.critic is None else taken.critic]
+            if kept is None or stage.offer == "last":
+                kept = taken.batch
+            elif stage.offer == "best":
+                images, labels = taken.batch
+                better = loss < best
+                kept = Batch(
+                    torch.where(better, images, kept.images),
+                    torch.where(better, labels, kept.labels),
+                )
+            best = torch.minimum(best, loss)
+        self._check(losses)
         if stage.offer == "new" or kept is None:
             batch = self._fresh(stage.fresh, rng, context.bfloat16)
         else:
-            batch = kept.batch
+            batch = kept
+        measures = step.measures() if step else {}
         return SyntheticBatch(batch, stage.synthesis_steps * stage.synthesis_batch, measures)
 
     def _step(self, context: SynthesisContext, rng: torch.Generator) -> Step | None:
@@ -111,11 +129,20 @@ class Gan(Generator):
         self.optimizer.step()
         self.objective.close()
         self._average()
-        measures = verdict.measures(labels)
         seen = Batch(images.detach(), labels)
-        if reference is not None:
-            measures["critic"] = self._critic_step(seen, reference)
-        return Step(seen, verdict.loss.detach(), measures)
+        critic = self._critic_step(seen, reference) if reference is not None else None
+        return Step(seen, verdict, critic)
+
+    def _check(self, losses: list[Tensor]) -> None:
+        """Refuses to go on if a loss was not finite: those of the generator and the critic, step by
+        step in turn, of which the first to blame is named. Waits for the device once."""
+        finite = torch.stack(losses).isfinite().tolist() if losses else []
+        if False in finite and finite.index(False) % 2:
+            raise InputError(
+                "the critic's loss is no longer finite: lower --discriminator.learning_rate (now "
+                f"{self.critic_optimizer.param_groups[0]['lr']:g})"
+            )
+        self.objective.check()
 
     def _asked(self, labels: Tensor) -> Tensor:
         """The classes asked for: none (−1) of an unconditional generator."""
@@ -139,22 +166,17 @@ class Gan(Generator):
         self.critic.requires_grad_(True)
         return validity
 
-    def _critic_step(self, made: Batch, reference: Batch) -> float:
+    def _critic_step(self, made: Batch, reference: Batch) -> Tensor:
         """The critic sees classes where they are asked for; else all count as the first."""
         classes = self._asked(reference.labels)
         loss = critic_hinge(
             self.critic(reference.images, classes.clamp_min(0)),
             self.critic(made.images, made.labels.clamp_min(0)),
         )
-        if not (value := float(loss.detach())) < math.inf:  # NaN is not less either
-            raise InputError(
-                "the critic's loss is no longer finite: lower --discriminator.learning_rate (now "
-                f"{self.critic_optimizer.param_groups[0]['lr']:g})"
-            )
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
-        return value
+        return loss.detach()
 
     def _fresh(self, count: int, rng: torch.Generator, bfloat16: bool) -> Batch:
         """New images; half of them from the average, where there is one, in random order. Of a

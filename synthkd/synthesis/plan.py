@@ -201,8 +201,8 @@ def _served(
     the others is added."""
     missing = {
         "critic": "" if "critic" in able.serves else f"{kind} has no critic",
-        "projection": "" if "projection" in able.serves
-        else "its head learns in a generator's steps alone",
+        "projection": "its head learns in a generator's steps alone"
+        if "projection" not in able.serves else "" if teacher.stored else "no BatchNorm",
         "statistics": "" if teacher.stored else "no BatchNorm",
         "features": "" if teacher.feature_size
         else "the last layer is not linear, so there are no features",

@@ -118,7 +118,7 @@ class Diffusion(Generator):
         self.recipe, self.table, self.teacher = recipe, table, teacher
         spec, self.classes = teacher.spec, teacher.classes
         self.device = teacher.device
-        self.objective = SynthesisObjective(recipe, teacher)
+        self.objective = SynthesisObjective(recipe, teacher, rate="diffusion.teacher_guidance")
         self.guidance = table.teacher_guidance if teacher.access == "full" else 0.0
         self.solver: str = "" if table.solver == "auto" else table.solver
         self.borrowed = self.loads(recipe.generator.start)
@@ -267,6 +267,7 @@ class Diffusion(Generator):
         asked = labels if guide or self._told else torch.full_like(labels, -1)
         images = self._sampled(seeds, asked, guide, self.solver, context.deadline, context.tick)
         self.objective.close()
+        self.objective.check()
         return Batch(images, asked[: len(images)].to(self.device))
 
     def _sampled(
