@@ -28,7 +28,7 @@ from synthkd.core.errors import InputError
 from synthkd.data.sources import load_images
 from synthkd.evaluation.compare import compare
 from synthkd.recipe import StudentTable, TeacherTable, load_recipe
-from synthkd.reports import bench as arena
+from synthkd.reports import bench as reports
 from synthkd.reports.bench import (
     CurvePoint,
     Point,
@@ -80,7 +80,7 @@ def test_mean_and_deviation_are_those_of_a_sample() -> None:
 
 
 def test_one_value_has_no_deviation() -> None:
-    assert mean_sd([0.6]) == arena.Spread(0.6, None)
+    assert mean_sd([0.6]) == reports.Spread(0.6, None)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_without_others_there_is_no_best_other_and_no_ceiling() -> None:
 
 
 def test_the_csv_has_one_row_per_run_and_the_failed_one_its_error() -> None:
-    rows = list(csv.DictReader(io.StringIO(arena.to_csv(RECORDS))))
+    rows = list(csv.DictReader(io.StringIO(reports.to_csv(RECORDS))))
     assert [(r["pipeline"], r["seed"], r["state"]) for r in rows[:2]] == [
         ("broken", "0", "failed"), ("slow", "0", "finished"),
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_csv_has_one_row_per_run_and_the_failed_one_its_error() -> None:
 
 
 def test_the_table_is_sorted_and_says_how_it_was_measured() -> None:
-    text = arena.to_markdown(SETTINGS, pipeline_results(RECORDS), RECORDS)
+    text = reports.to_markdown(SETTINGS, pipeline_results(RECORDS), RECORDS)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == ["| `real`", "| `ours`", "| `slow`"]
     assert rows[1][1:4] == ["65.00 ± 7.07", "2", "25.00 ± 0.00"]
@@ -200,7 +200,7 @@ def test_the_table_is_sorted_and_says_how_it_was_measured() -> None:
     assert "1,017 images of test.npz" in text
     assert "same code" not in text
     mixed = [*RECORDS[:-1], RECORDS[-1] | {"code": "0ther"}]
-    assert "same code: 0ther, c0de" in arena.to_markdown(SETTINGS, pipeline_results(mixed), mixed)
+    assert "same code: 0ther, c0de" in reports.to_markdown(SETTINGS, pipeline_results(mixed), mixed)
     assert "Failed: `broken`, seed 0: no stage" in text
 
 
@@ -211,7 +211,7 @@ def test_a_table_of_mixed_recipes_or_images_says_so() -> None:
             finished("mine", seed, 0.5) | {"recipe": whole | {"run": {"seed": seed}}} | change
             for seed, change in enumerate(changes)
         ]
-        return arena.to_markdown(SETTINGS, pipeline_results(records), records)
+        return reports.to_markdown(SETTINGS, pipeline_results(records), records)
 
     said = "Not all runs of `mine` are of one recipe and the same images."
     assert said not in table({}, {}, {})
@@ -241,7 +241,7 @@ def test_labels_that_have_room_stay_where_they_are() -> None:
 def test_the_plot_is_a_picture_of_the_expected_size_with_lines_in_it(best: float) -> None:
     names = ("a$b_{", "ours", "a name that is longer than any that a pipeline should have")
     records = [finished(name, 0, 0.1, 0.2, 0.3, best - i / 50) for i, name in enumerate(names)]
-    picture = Image.open(io.BytesIO(arena.draw(pipeline_results([*records, *RECORDS]), SETTINGS)))
+    picture = Image.open(io.BytesIO(reports.draw(pipeline_results([*records, *RECORDS]), SETTINGS)))
     assert picture.format == "PNG"
     assert picture.size == (1440, 960)
     colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
@@ -455,7 +455,7 @@ class TestBench:
             assert record["state"] == "finished"
             assert record["summary"]["val_images"] == 539
             assert 0 <= record["others"]["seen"] <= 1
-            curve = arena.curve_of(record)
+            curve = reports.curve_of(record)
             assert 1 <= len(curve) <= bench.SNAPSHOTS + 1  # fewer where a round takes a second
             assert all(a.share < b.share and a.minutes <= b.minutes for a, b in pairwise(curve))
             assert all(0 <= point.accuracy <= 1 for point in curve)

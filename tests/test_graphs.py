@@ -178,17 +178,17 @@ def test_operators_of_strangers_come_through(
 
 def test_our_own_export_and_its_int8_come_back(tmp_path: Path) -> None:
     from synthkd.core.images import ImageSpec
-    from synthkd.export import formats as shipping
+    from synthkd.export import formats as writers
     from synthkd.networks.classifier import Classifier
 
-    student = shipping.Shipped(
+    student = writers.Shipped(
         Classifier(demo(), ImageSpec(1, 16, 16, (0.3054,), (0.3184,)), 10).eval()
     )
     images = torch.rand(64, 1, 16, 16)
     told = {"range": "float32 0..1", "classes": '["a","b","c","d","e","f","g","h","i","j"]'}
-    shipping.to_onnx(student, tmp_path / "net.onnx", told)
+    writers.to_onnx(student, tmp_path / "net.onnx", told)
     assert check(tmp_path / "net.onnx", student, numbers={}).names == tuple("abcdefghij")
-    shipping.to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", images, told)
+    writers.to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", images, told)
     teacher = load(tmp_path / "int8.onnx")
     with torch.no_grad():
         alike = teacher(images).argmax(1) == student(images).argmax(1)

@@ -107,13 +107,13 @@ def test_a_checkpoint_is_due_after_a_long_round_but_not_for_more_than_a_tenth_of
 
 STUCK = """
 import hashlib
-from synthkd.runs import session as machine
+from synthkd.runs import session
 from synthkd.specs.code import foreign_code
-machine.LAST = 0.5
+session.LAST = 0.5
 def give_up():
     print("given up")
     return True
-with machine.stopping(lambda: None, give_up):
+with session.stopping(lambda: None, give_up):
     with foreign_code("a teacher"):  # in which os._exit is none
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"x" * 64, b"salt", 300_000_000)  # minutes in one call
@@ -137,9 +137,9 @@ def test_an_operation_that_does_not_end_is_left_by_force(name: str) -> None:
 
 HELD = """
 import ctypes
-from synthkd.runs import session as machine
-machine.LAST, machine.MERCY = 0.5, 0.5
-with machine.stopping(lambda: None, lambda: True):
+from synthkd.runs import session
+session.LAST, session.MERCY = 0.5, 0.5
+with session.stopping(lambda: None, lambda: True):
     print("ready", flush=True)
     ctypes.PyDLL(None).sleep(60)  # no other thread of Python gets its turn
     ctypes.PyDLL(None).sleep(60)

@@ -10,7 +10,7 @@ import pytest
 from short_runs import main
 
 from synthkd.commands.display import Display
-from synthkd.runs import session as machine
+from synthkd.runs import session
 
 SMALL = (
     "distill --images-seen 1200 --training.batch 32 --student resnet8-w4 --run.threads 1 "
@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No round in hand is waited for."""
-    monkeypatch.setattr(machine, "GRACE", -1.0)
+    monkeypatch.setattr(session, "GRACE", -1.0)
     yield
 
 

@@ -36,7 +36,7 @@ from synthkd.engine.machine import prepare
 from synthkd.evaluation.compare import compare, settled, votes_of
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
-from synthkd.reports import bench as arena
+from synthkd.reports import bench as reports
 from synthkd.runs.directory import Run, environment, free_name
 from synthkd.specs import load_classifier, load_teacher
 from synthkd.teachers.protocol import Teacher
@@ -112,7 +112,7 @@ def run(
     if report:
         if folder.is_dir():
             files.plain_tree(folder, f"--out {quoted(folder)}")
-        arena.report(folder, strict=True)
+        reports.report(folder, strict=True)
         display.say(
             f"written again: {folder / 'table.md'}, results.csv, results.json, accuracy.png"
         )
@@ -343,7 +343,7 @@ def _check_bench_settings(
         **environment(bench.device),
     }  # fmt: skip
     if (bench.folder / "bench.json").exists():
-        before = arena.read_settings(bench.folder)
+        before = reports.read_settings(bench.folder)
         old = before["fixed"]
         for key in sorted({*old, *fixed}):
             if old.get(key) != fixed.get(key):
@@ -384,7 +384,7 @@ def _walk(bench: Bench, entries: Sequence[Entry], lock: int) -> list[str]:
     if done := len(entries) - len(waiting):
         say(f"{done} of {len(entries)} runs are done already")
     if len(waiting) < len(entries):
-        arena.report(bench.folder)
+        reports.report(bench.folder)
     started, failed = time.monotonic(), []
     minutes = bench.settings["minutes"]
     for number, entry in enumerate(waiting):
@@ -408,14 +408,14 @@ def _walk(bench: Bench, entries: Sequence[Entry], lock: int) -> list[str]:
             )
             for finding in summary.get("findings", ()):
                 say(f"{name}: {'serious' if finding['serious'] else 'warning'}: {finding['seen']}")
-        arena.report(bench.folder)
+        reports.report(bench.folder)
     say(f"results: {bench.folder / 'table.md'}, results.csv, results.json, accuracy.png")
     return failed
 
 
 def _done(entry: Entry) -> bool:
     """Whether a run has finished with this very recipe."""
-    record = arena.read_record(entry.record)
+    record = reports.read_record(entry.record)
     return record is not None and record["state"] == "finished" and _same(record, entry)
 
 
@@ -435,7 +435,7 @@ def _nameless(recipe: Recipe) -> Recipe:
 
 def _run(bench: Bench, entry: Entry, lock: int) -> dict[str, Any]:
     """One run from probe to score. Returns its record."""
-    record = arena.read_record(entry.record)
+    record = reports.read_record(entry.record)
     if not (record and record["state"] == "running" and _same(record, entry) and _ended(entry)):
         _clear(bench, entry)
         record = {
@@ -464,7 +464,7 @@ def _run(bench: Bench, entry: Entry, lock: int) -> dict[str, Any]:
 
 def _code() -> str:
     """A digest of the package's sources: rows of one bench should not differ in it."""
-    root = Path(arena.__file__).parent
+    root = Path(reports.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

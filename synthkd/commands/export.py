@@ -21,7 +21,7 @@ from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import Images, load_images
-from synthkd.export import formats as shipping
+from synthkd.export import formats as writers
 from synthkd.export.formats import Exported, Shipped
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.runs.directory import CALIBRATION, claim, free_name
@@ -47,9 +47,9 @@ def run(
     integers may differ, and is shown with what it brings and costs."""
     display = Display(quiet=quiet or as_json)
     wanted = [word.strip() for word in formats.split(",") if word.strip()]
-    unknown = [word for word in wanted if word not in shipping.FORMATS]
+    unknown = [word for word in wanted if word not in writers.FORMATS]
     if unknown or not wanted:
-        known = ", ".join(shipping.FORMATS)
+        known = ", ".join(writers.FORMATS)
         raise InputError(f"--format {quoted(formats)}: known: {known}")
     if int8 and "onnx" not in wanted:
         raise InputError("--int8 makes a second ONNX file: add onnx to --format")
@@ -68,7 +68,7 @@ def run(
     student.eval().requires_grad_(False)
     names = tuple(plain(str(name)) for name in names or range(student.classes))
     try:
-        shipping.model_card(summary, manifest, [], names)
+        writers.model_card(summary, manifest, [], names)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{where}: its summary.json or manifest.json is damaged") from None
     found = files.sha256_of(path / "student.safetensors")
@@ -91,7 +91,7 @@ def run(
     claim(folder)
     with _threads(_promised_threads(manifest)):
         export = Export(path, folder, network, _pictures(path, network), label, display)
-        told = shipping.metadata(network, names, summary, manifest)
+        told = writers.metadata(network, names, summary, manifest)
         try:
             done = export.all(wanted, told, int8=int8, trust_code=trust_code)
         except BaseException:  # no half of an export
@@ -104,7 +104,7 @@ def run(
         ]
     findings = _findings(done, manifest, student.classes)
     files.write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in names))
-    card = shipping.model_card(summary, manifest, done, names, network, conditions)
+    card = writers.model_card(summary, manifest, done, names, network, conditions)
     files.write_atomic(folder / "README.md", card)
     result = {
         "folder": str(folder),
@@ -243,13 +243,13 @@ class Export:
         """Writes the files of the wanted formats, each compared with the student."""
         works: dict[str, Callable[[Path], Answer]] = {
             "safetensors": partial(self._copied, trust_code=trust_code),
-            "onnx": partial(shipping.to_onnx, self.network, told=told),
-            "pt2": partial(shipping.to_pt2, self.network),
-            "executorch": partial(shipping.to_executorch, self.network),
+            "onnx": partial(writers.to_onnx, self.network, told=told),
+            "pt2": partial(writers.to_pt2, self.network),
+            "executorch": partial(writers.to_executorch, self.network),
         }
         ends = {"executorch": "pte"}
         answers: dict[str, Answer] = {}
-        compared: dict[str, shipping.Parity] = {}
+        compared: dict[str, writers.Parity] = {}
         for kind in wanted:
             name = f"student.{ends.get(kind, kind)}"
             answers[name], compared[name] = self._written(name, works[kind])
@@ -257,7 +257,7 @@ class Export:
                 calibration = self.network.fed(self.pictures.calibration)
                 name = "student.int8.onnx"
                 answers[name], compared[name] = self._written(
-                    name, lambda place, images=calibration: shipping.to_int8(  # type: ignore[misc]
+                    name, lambda place, images=calibration: writers.to_int8(  # type: ignore[misc]
                         self.folder / "student.onnx", place, images, told
                     ), exact=False,
                 )  # fmt: skip
@@ -279,13 +279,13 @@ class Export:
 
     def _written(
         self, name: str, write: Callable[[Path], Answer], *, exact: bool = True
-    ) -> tuple[Answer, shipping.Parity]:
+    ) -> tuple[Answer, writers.Parity]:
         """Writes one file, reads it back and compares it."""
         own = self.network.student if name == "student.safetensors" else self.network
         try:
             answer = write(self.folder / name)
             images = self._fed(name, self.pictures.compared)
-            parity = shipping.compared(own, answer, images)
+            parity = writers.compared(own, answer, images)
         except InputError:
             raise
         except Exception as error:  # whatever the converters raise at other people's networks
@@ -307,7 +307,7 @@ class Export:
             part = {k: v for k, v in answers.items() if (k == "student.safetensors") == copy}
             if part:
                 images = self._fed(next(iter(part)), self.pictures.compared[:64])
-                found |= shipping.timed(part, images)
+                found |= writers.timed(part, images)
         return found
 
     def _copied(self, place: Path, *, trust_code: bool) -> Answer:
@@ -321,19 +321,19 @@ class Export:
 
     def _truth(
         self, small: Exported, wide: Exported, answers: Mapping[str, Answer]
-    ) -> shipping.Truth:
+    ) -> writers.Truth:
         """What 8-bit integers bring and cost beside the float file."""
         pictures = self.pictures
         answer, other = answers[small.name], answers[wide.name]
         judged = self.network.fed(pictures.compared[: pictures.judged])
-        parity = shipping.compared(self.network, answer, judged)
+        parity = writers.compared(self.network, answer, judged)
         scored = None
         if self.label is not None and self.label.labels is not None:
             images = self.network.fed(self.label.pixels)
-            scored = shipping.scored(answer, other, images, self.label.labels)
+            scored = writers.scored(answer, other, images, self.label.labels)
         speed = wide.milliseconds / small.milliseconds
-        better, because = shipping.chosen(speed, parity, scored)
-        return shipping.Truth(
+        better, because = writers.chosen(speed, parity, scored)
+        return writers.Truth(
             f"{len(pictures.calibration):,} {pictures.kind}", f"{len(judged):,} others", parity,
             speed, small.megabytes / wide.megabytes, scored,
             small.name if better else wide.name, because,
