@@ -35,7 +35,7 @@ class Display:
         self.quiet = quiet
         self._started = time.monotonic()
         self._schedule = Schedule()
-        self._lap: Round | None = None
+        self._round: Round | None = None
         self._part = ""  # of the round in hand
         self._window: deque[tuple[float, float, int, int]] = deque()
         self._left: float | None = None  # seconds, when the last round ended
@@ -124,9 +124,9 @@ class Display:
         if self.quiet:
             return
         now = time.monotonic()
-        if self._lap is None or self._lap.stage != round_.stage:
+        if self._round is None or self._round.stage != round_.stage:
             self._window.clear()
-        self._lap, self._part = round_, ""
+        self._round, self._part = round_, ""
         progress = round_.progress
         self._window.append((now, round_.share, progress.images_seen, progress.invented))
         while len(self._window) > 2 and now - self._window[0][0] > WINDOW:
@@ -165,7 +165,7 @@ class Display:
         """How much of the time is over, 0..1; where that cannot be told, of the work."""
         left, passed = self._remaining(now), now - self._started
         if left is None:
-            return self._lap.share if self._lap else 0.0
+            return self._round.share if self._round else 0.0
         return passed / (passed + left) if passed + left > 0 else 1.0
 
     def _times(self, now: float) -> str:
@@ -189,7 +189,7 @@ class Display:
         bar = "█" * round(width * share) + "░" * (width - round(width * share))
         known = {k: v for k, v in self._measures.items() if k in _SHOWN}
         terms = {k.removeprefix("term."): v for k, v in self._measures.items() if "term." in k}
-        where = f"{self._lap.stage}, round {self._lap.progress.round}" if self._lap else ""
+        where = f"{self._round.stage}, round {self._round.progress.round}" if self._round else ""
         return Group(
             Text(f"{bar} {share:4.0%}  {where}  {self._part}"),
             Text(f"{self._speeds()}  {self._times(now)}"),

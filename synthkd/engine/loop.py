@@ -1,4 +1,4 @@
-"""The loop: invent, remember, replay, teach. No files, no printing.
+"""The loop: synthesize, remember, replay, teach. No files, no printing.
 
 `Lab` holds all that changes during a run; `rounds` moves it on and yields plain `Round` values.
 B batch, N images, C channels, H height, W width, K classes.
@@ -51,7 +51,7 @@ PARTS = ("synthesis", "labelling", "student")
 
 @dataclass(frozen=True)
 class Round:
-    """What happened in one lap: plain values for whoever records them."""
+    """What happened in one round: plain values for whoever records them."""
 
     progress: Progress
     stage: str
@@ -242,7 +242,7 @@ class Lab:
 
 
 def rounds(lab: Lab) -> Iterator[Round]:
-    """Invent, remember, replay, teach: one Round per lap until the budget is spent."""
+    """Synthesize, remember, replay, teach: a Round at a time, until the budget is spent."""
     before = time.perf_counter()
     while not lab.finished:
         stage = lab.stage
@@ -299,12 +299,21 @@ def synthesize(
         terms["disagreement"] *= lab.difficulty
     with frozen_student(lab.learner) as student:
         context = SynthesisContext(
-            lab.teacher, student, stage, terms, lab.recipe.augment,
-            partial(_reference, lab), lab.bfloat16, partial(_remembered, lab, stage.generator),
-            partial(_material, lab, stage.generator), whole_share(lab.progress, lab.budget),
-            stage_share(lab.progress, lab.budget), lab.difficulty, until,
-            partial(lab.tick, stage.generator),
-        )  # fmt: skip
+            teacher=lab.teacher,
+            student=student,
+            stage=stage,
+            terms=terms,
+            augment=lab.recipe.augment,
+            reference=partial(_material, lab, ""),
+            bfloat16=lab.bfloat16,
+            remembered=partial(_remembered, lab, stage.generator),
+            material=partial(_material, lab, stage.generator),
+            share=whole_share(lab.progress, lab.budget),
+            stage_share=stage_share(lab.progress, lab.budget),
+            difficulty=lab.difficulty,
+            deadline=until,
+            tick=partial(lab.tick, stage.generator),
+        )
         return lab.generators[stage.generator].synthesize(context, rng)
 
 
@@ -323,11 +332,6 @@ def frozen_student(learner: Learner | None) -> Iterator[Any]:
 
     with in_eval_mode(student, frozen=True):
         yield answer
-
-
-def _reference(lab: Lab, count: int, rng: torch.Generator) -> Batch | None:
-    """What the critic compares with: real images where they are allowed, else the memory."""
-    return _material(lab, "", count, rng)
 
 
 def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:

@@ -4,7 +4,6 @@ Knows the standard library and pydantic: `--help` must not wait for torch.
 """
 
 from synthkd.recipe.describe import Setting, settings, settings_table
-from synthkd.recipe.sources import Sources, sources_of
 from synthkd.recipe.tables import (
     MOST_CLASSES,
     MOST_SIDE,
@@ -22,11 +21,13 @@ from synthkd.recipe.tables import (
     ProceduralTable,
     Recipe,
     RunTable,
+    Sources,
     Stage,
     StudentTable,
     Table,
     TeacherTable,
     TrainingTable,
+    sources_of,
 )
 from synthkd.recipe.toml import (
     PROMPT,

@@ -831,6 +831,15 @@ class Stage(Table):
         return self.generator != "none"
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where the images of a run come from. `ratio` is used as a ratio and for nothing else."""
+
+    real: bool  # real images may be read
+    synthetic: bool  # synthetic images are made, or read
+    ratio: float  # share of synthetic ones among those that the student sees, 0..1
+
+
 class Recipe(Table):
     """One complete, frozen description of a run."""
 
@@ -867,7 +876,7 @@ class Recipe(Table):
         for name in self.run.stages:
             if name not in names:
                 raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
-        if self.data.mix_ratio < 1 and not self.data.real:
+        if sources_of(self).real and not self.data.real:
             raise ValueError(
                 f"mix ratio {self.data.mix_ratio:g} needs real images: give --real-data PATH, "
                 "or leave --mix-ratio at 1.0 for a data-free run"
@@ -904,3 +913,16 @@ class Recipe(Table):
     def stages(self) -> tuple[Stage, ...]:
         """The stages that run, in their order."""
         return tuple(s for s in self.stage if not self.run.stages or s.name in self.run.stages)
+
+
+def sources_of(recipe: Recipe, *, student: bool = True) -> Sources:
+    """The sources of a recipe. Without a student there is nothing to mix: real images may be read
+    where they are given.
+
+    >>> sources_of(Recipe())
+    Sources(real=False, synthetic=True, ratio=1.0)
+    """
+    if not student:
+        return Sources(real=bool(recipe.data.real), synthetic=True, ratio=1.0)
+    ratio = recipe.data.mix_ratio
+    return Sources(real=ratio < 1, synthetic=ratio > 0, ratio=ratio)
