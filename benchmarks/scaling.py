@@ -115,7 +115,7 @@ def main() -> None:
         record = given.out / f"{row.replace(':', '-')}.json"
         if not record.exists():
             record.write_text(json.dumps(measured(row, given), indent=2) + "\n")
-    print("| row | classes | teacher, % | student, % | agreement, % | images seen | invented |"
+    print("| row | classes | teacher, % | student, % | agreement, % | images seen | synthesized |"
           " ms per refined image | ms per learned image | peak MB |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in given.rows:
@@ -123,7 +123,7 @@ def main() -> None:
         print(
             f"| {row} | {r['classes']:,} | {100 * r['teacher_accuracy']:.2f} "
             f"| {100 * r['student_accuracy']:.2f} | {100 * r['agreement']:.2f} "
-            f"| {r['images_seen']:,} | {r['images_invented']:,} "
+            f"| {r['images_seen']:,} | {r['images_synthesized']:,} "
             f"| {r['ms_per_refined']:.2f} | {r['ms_per_learned']:.2f} "
             f"| {r['peak_memory_mb']:,.0f} |"
         )
@@ -163,7 +163,7 @@ def measured(row: str, given: argparse.Namespace) -> dict[str, object]:
     return summary | {
         "classes": classes,
         "row": row,
-        "ms_per_refined": milliseconds(run, "refine", "invented"),
+        "ms_per_refined": milliseconds(run, "refine", "synthesized"),
         "ms_per_learned": milliseconds(run, "study", "images_seen"),
     }
 

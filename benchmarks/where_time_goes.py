@@ -81,15 +81,15 @@ def main(minutes: str, settings: list[str]) -> None:
             trained += stage.synthesis_steps * stage.synthesis_batch
     wall = time.perf_counter() - started
     seconds = lab.seconds | {"the rest": wall - sum(lab.seconds.values())}
-    seen, invented = lab.progress.images_seen, lab.progress.invented
+    seen, synthesized = lab.progress.images_seen, lab.progress.synthesized
     done = {
         "synthesis": trained * per_image["gradient"],
-        "labelling": (seen + invented) * per_image["answer"],
+        "labelling": (seen + synthesized) * per_image["answer"],
         "student": seen * per_image["step"],
     }
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {wall:.0f} s")
     print(", ".join(f"{kind} {speed:.0f} GFLOP/s attainable" for kind, speed in reach.items()))
-    print(f"{trained:,} image steps of synthesis, {invented:,} invented, {seen:,} learned\n")
+    print(f"{trained:,} image steps of synthesis, {synthesized:,} synthesized, {seen:,} learned\n")
     print("| part | seconds | share | GFLOP/s |\n|---|---:|---:|---:|")
     for part, spent in seconds.items():
         rate = f"{done[part] / spent / 1e9:.0f}" if done.get(part) and spent else ""

@@ -85,26 +85,17 @@ def distill(
     given = {
         "pipeline": pipeline,
         "teacher.spec": _spec(teacher),
-        "student.spec": _spec(student) if student is not None else None,
-        "data.real": _spec(real_data) if real_data is not None else None,
-        "data.val": _spec(val_data) if val_data is not None else None,
+        "student.spec": _spec(student),
+        "data.real": _spec(real_data),
+        "data.val": _spec(val_data),
         "budget.images": images,
         "budget.minutes": minutes,
         "data.mix_ratio": mix_ratio,
         "run.seed": seed,
-        "run.out": str(out) if out is not None else None,
+        "run.out": _spec(out),
         **_contract(image_size, channels, mean, std),
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    if recipe is not None and teacher == "demo":
-        del given["teacher.spec"]
-    if resume is not None:
-        left = given.keys() - {"teacher.spec", "student.spec", "data.real", "data.val"}
-        if left or settings or recipe:
-            raise InputError("resume= goes on with the recipe of the run: give no other settings")
-        _, chosen = Run.resume(Path(resume))
-    else:
-        chosen = from_settings({**(settings or {}), **given}, recipe)
+    chosen = _chosen(given, settings, recipe, resume, lambda path: Run.resume(path)[1])
     job = Distillation(
         chosen,
         teacher=_object(teacher),
@@ -161,24 +152,17 @@ def generate(
     given = {
         "pipeline": pipeline,
         "teacher.spec": _spec(teacher),
-        "data.real": _spec(real_data) if real_data is not None else None,
+        "data.real": _spec(real_data),
         "dataset.count": count,
         "budget.images": images,
         "budget.minutes": minutes,
         "run.seed": seed,
-        "run.out": str(out) if out is not None else None,
+        "run.out": _spec(out),
         **_contract(image_size, channels, mean, std),
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    if recipe is not None and teacher == "demo":
-        del given["teacher.spec"]
-    names = (*(settings or ()), *given)
-    if resume is not None:
-        if settings or recipe or given.keys() - {"teacher.spec", "data.real"}:
-            raise InputError("resume= goes on with the recipe of the set: give no other settings")
-        chosen = begun(Path(resume))
-    else:
-        chosen = used(from_settings({**(settings or {}), **given}, recipe), names)
+    chosen = _chosen(given, settings, recipe, resume, begun)
+    if resume is None:
+        chosen = used(chosen, tuple(settings or ()))
     job = Generation(
         chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
         given=tuple(settings or ()),
@@ -272,8 +256,32 @@ def load_student(
     return found.eval().to(choose_device("cpu"))
 
 
-def _spec(given: Any) -> str:
-    """What stands for an argument in a recipe."""
+def _chosen(
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    recipe: Recipe | None,
+    resume: str | Path | None,
+    begun_with: Callable[[Path], Recipe],
+) -> Recipe:
+    """The recipe of what was `given` by argument, laid over `settings` and a `recipe`; or the one
+    that an interrupted job was begun with, beside which nothing but living objects is given."""
+    given = {key: value for key, value in given.items() if value is not None}
+    if given["teacher.spec"] == "demo" and (recipe is not None or resume is not None):
+        given = {key: value for key, value in given.items() if key != "teacher.spec"}
+    if resume is None:
+        return from_settings({**(settings or {}), **given}, recipe)
+    if given.keys() - _OBJECTS or settings or recipe:
+        raise InputError("resume= goes on with the recipe it was begun with: no other settings")
+    return begun_with(Path(resume))
+
+
+_OBJECTS = {"teacher.spec", "student.spec", "data.real", "data.val"}
+
+
+def _spec(given: Any) -> str | None:
+    """What stands for an argument in a recipe; None for one that was not given."""
+    if given is None:
+        return None
     return str(given) if isinstance(given, str | Path) else living(given)
 
 

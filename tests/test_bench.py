@@ -130,7 +130,7 @@ def finished(pipeline: str, seed: int, *accuracy: float, real: int = 0) -> dict[
     ]
     summary = {
         "student_accuracy": accuracy[-1], "teacher_accuracy": 0.9, "agreement": 0.5,
-        "wall_seconds": 240.0, "images_seen": 1000 + seed, "images_invented": 500,
+        "wall_seconds": 240.0, "images_seen": 1000 + seed, "images_synthesized": 500,
         "promise_level": 2 if real else 0, "real_images_read": real, "seconds": {"student": 200.0},
         "val_images": 1017, "student_parameters": 1, "teacher_parameters": 4,
     }  # fmt: skip
@@ -446,7 +446,7 @@ class TestBench:
         assert "failed: bad-s0;" in text
         record = benched.record("bad-s0")
         assert record["state"] == "failed"
-        assert "before any stage has invented an image" in record["error"]
+        assert "before any stage has synthesized an image" in record["error"]
         assert "summary" not in record
 
     def test_runs_are_scored_on_all_sets(self, benched: Benched) -> None:
@@ -462,6 +462,15 @@ class TestBench:
             assert record["process_seconds"] > record["summary"]["wall_seconds"]
             assert set(record["probe"]) == {"float32", "bfloat16"}
             assert record["code"] == bench._code()
+
+    def test_the_code_of_a_run_is_all_of_it(self, tmp_path: Path, monkeypatch) -> None:
+        copy = tmp_path / "synthkd"
+        shutil.copytree(Path(synthkd.__file__).parent, copy)
+        monkeypatch.setattr(bench.synthkd, "__file__", str(copy / "__init__.py"))
+        before = bench._code()
+        with (copy / "engine" / "loop.py").open("a") as file:
+            file.write("# another\n")
+        assert bench._code() != before
 
     def test_what_a_finished_run_no_longer_needs_is_gone(self, benched: Benched) -> None:
         kept = {path.name for path in (benched.out / "runs/tiny-s0").rglob("*.safetensors")}

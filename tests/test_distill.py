@@ -320,7 +320,7 @@ def test_the_share_of_synthetic_images_is_counted_exactly(
 
 def test_mix_ratio_zero_learns_from_real_images_alone(tmp_path: Path, npz: str) -> None:
     found = distilled(tmp_path / "run", "--mix-ratio", "0", "--real-data", npz)
-    assert (found["images_seen"], found["images_invented"], found["synthetic_share"]) == (
+    assert (found["images_seen"], found["images_synthesized"], found["synthetic_share"]) == (
         96,
         0,
         0.0,

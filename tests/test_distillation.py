@@ -347,7 +347,7 @@ def test_at_mix_ratio_zero_all_images_are_real_and_a_twentieth_is_held_out(teach
     held_out = set(lab.held_out.everything().images[:, 0, 0, 0].tolist())
     assert len(held_out) == 5
     assert not held_out & taught
-    assert lab.progress.synthetic_seen == lab.progress.invented == 0
+    assert lab.progress.synthetic_seen == lab.progress.synthesized == 0
     assert lab.generators == {}
 
 

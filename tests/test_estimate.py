@@ -21,20 +21,20 @@ from synthkd.teachers.frozen import FrozenTeacher
 DRAW = Stage(name="draw", generator="procedural", fresh=100, student_steps=0)
 STUDY = Stage(name="study", generator="none", student_steps=2)
 COSTS = {
-    "draw": RoundCost(2.0, 1.0, 0.0, invented=100),
+    "draw": RoundCost(2.0, 1.0, 0.0, synthesized=100),
     "study": RoundCost(0.0, 0.0, 4.0, seen=200),
 }
 
 
 def test_a_budget_in_images_is_counted_in_whole_rounds_of_drawing_and_in_images_learned():
     draw, study = predict([DRAW, STUDY], Budget(False, (250.0, 500.0), 500.0), COSTS)
-    assert (draw.rounds, draw.seconds, draw.invented, draw.seen) == (3.0, 9.0, 300.0, 0.0)
+    assert (draw.rounds, draw.seconds, draw.synthesized, draw.seen) == (3.0, 9.0, 300.0, 0.0)
     assert (study.rounds, study.seconds, study.seen) == (2.5, 10.0, 500.0)
 
 
 def test_a_budget_in_minutes_is_divided_by_what_a_round_takes():
     draw, study = predict([DRAW, STUDY], Budget(True, (30.0, 60.0), 60.0), COSTS)
-    assert (draw.rounds, draw.invented) == (10.0, 1000.0)
+    assert (draw.rounds, draw.synthesized) == (10.0, 1000.0)
     assert (study.rounds, study.seen) == (15.0, 3000.0)
 
 
@@ -105,13 +105,13 @@ def test_what_is_expected_of_every_stage_is_what_comes(pipeline: str):
     seen: dict[str, tuple[int, int]] = {}
     last = (0, 0)
     for round_ in rounds(lab):
-        now = (round_.progress.images_seen, round_.progress.invented)
-        learned, invented = seen.get(round_.stage, (0, 0))
-        seen[round_.stage] = (learned + now[0] - last[0], invented + now[1] - last[1])
+        now = (round_.progress.images_seen, round_.progress.synthesized)
+        learned, synthesized = seen.get(round_.stage, (0, 0))
+        seen[round_.stage] = (learned + now[0] - last[0], synthesized + now[1] - last[1])
         last = now
-    for name, (learned, invented) in seen.items():
+    for name, (learned, synthesized) in seen.items():
         assert expected[name].seen == pytest.approx(learned, rel=0.1)
-        assert expected[name].invented == pytest.approx(invented, rel=0.35, abs=64)
+        assert expected[name].synthesized == pytest.approx(synthesized, rel=0.35, abs=64)
 
 
 def test_a_black_box_is_asked_little_and_it_is_counted():

@@ -17,11 +17,10 @@ from PIL import Image
 from short_runs import DONE, main
 from torchvision.datasets import ImageFolder
 
-from synthkd.core.errors import InputError
 from synthkd.core.images import to_float
-from synthkd.core.states import load_state, save_state
 from synthkd.data.store import open_store
 from synthkd.recipe import TeacherTable
+from synthkd.runs.checkpoints import Checkpoints
 from synthkd.specs import load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +105,7 @@ def test_distill_learns_from_the_set_and_nothing_else(
     out = tmp_path / "run"
     main(["distill", *STUDENT, "--synthetic", str(made[0]), "--out", str(out)])
     found = json.loads((out / "summary.json").read_text())
-    assert (found["images_seen"], found["images_invented"]) == (96, 0)
+    assert (found["images_seen"], found["images_synthesized"]) == (96, 0)
     assert (found["real_images_read"], found["promise_level"]) == (0, 0)
     opened = manifest_of(out)["data"]["synthetic"]
     assert opened["images"] == len(open_store(made[0]))
@@ -215,8 +214,10 @@ def hit(process: subprocess.Popen[str], out: Path, number: int, *, writing: bool
     def done() -> int:
         """Rounds of training, or batches of writing; 0 in the other phase."""
         try:
-            state = load_state(out / "checkpoint.safetensors", "checkpoint")
-        except InputError:
+            _, state = Checkpoints(out / "checkpoints").newest() or (0, None)
+        except FileNotFoundError:  # removed by the other process between two looks
+            return 0
+        if state is None:
             return 0
         if (state["writer"] is not None) != writing:
             return 0
@@ -259,7 +260,7 @@ def imagined(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_set_that_was_stopped_thrice_is_that_of_an_unbroken_call(imagined: Path) -> None:
     whole, stopped = shards(imagined / "whole"), shards(imagined / "stopped")
     assert len(whole) >= 3 * 2 and whole == stopped
-    assert not (imagined / "stopped" / "checkpoint.safetensors").exists()
+    assert not (imagined / "stopped" / "checkpoints").exists()
     one, two = (manifest_of(imagined / name) for name in ("whole", "stopped"))
     for key in ("count", "per_class", "drawn", "agreed_share", "classes_not_filled", "shards"):
         assert one[key] == two[key], key
@@ -278,8 +279,9 @@ def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
     imagined: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(imagined / "in training", tmp_path / "set")
-    recipe, checkpoint = tmp_path / "set/recipe.toml", tmp_path / "set/checkpoint.safetensors"
-    told, state = recipe.read_text(), load_state(checkpoint, "checkpoint")
+    recipe = tmp_path / "set/recipe.toml"
+    told, checkpoints = recipe.read_text(), Checkpoints(tmp_path / "set/checkpoints")
+    number, state = checkpoints.newest() or (0, {})
 
     def refused() -> str:
         process = begun(tmp_path, "--resume", "set")
@@ -290,12 +292,11 @@ def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
     recipe.write_text(told.replace("seed = 0", "seed = 1"))
     assert "its recipe.toml was changed" in refused()
     recipe.write_text(told)
-    save_state(state | {"real": "others"}, checkpoint, "checkpoint")
+    checkpoints.save(state | {"real": "others"}, number + 1)
     assert "the real images are not those it was begun with" in refused()
-    save_state(state | {"writer": {"rows": []}}, checkpoint, "checkpoint")
+    checkpoints.save(state | {"writer": {"rows": []}}, number + 2)
     assert "its checkpoint does not fit it" in refused()
-    del state["format"]
-    save_state(state, checkpoint, "checkpoint")
+    (tmp_path / "set/checkpoint.safetensors").write_bytes(b"of an earlier version")
     assert "begun by another version of synthkd" in refused()
 
 

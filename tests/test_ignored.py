@@ -9,6 +9,7 @@ import pytest
 from synthkd.cli import main
 from synthkd.recipe import load_recipe
 from synthkd.recipe.unused import given_keys, ignored
+from synthkd.synthesis import readers
 
 
 def found(**given: object) -> list[str]:
@@ -18,7 +19,7 @@ def found(**given: object) -> list[str]:
         table, _, leaf = key.partition("__")
         nested.setdefault(table, {})[leaf] = value
     recipe = load_recipe(None, {"pipeline": pipeline, **nested}, {})
-    told = ignored(recipe, recipe.stage, given_keys(nested))
+    told = ignored(recipe, recipe.stage, given_keys(nested), readers())
     assert all(one.code == "ignored-setting" and not one.serious for one in told)
     return [one.seen for one in told]
 
@@ -57,7 +58,7 @@ def test_what_does_something_is_not(given):
 
 def test_a_pipelines_own_settings_are_nobodys_mistake():
     recipe = load_recipe(None, {"pipeline": "gan"}, {})
-    assert ignored(recipe, recipe.stage, given_keys({}, {"pipeline": "gan"})) == []
+    assert ignored(recipe, recipe.stage, given_keys({}, {"pipeline": "gan"}), readers()) == []
 
 
 def test_the_command_line_names_them_before_it_runs(capsys):

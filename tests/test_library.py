@@ -299,7 +299,7 @@ def test_a_data_set_is_made_and_learned_from(tmp_path):
     learned = distil(
         tmp_path / "run", student=small(), settings={**TINY, "data.synthetic": str(made.path)}
     )
-    assert learned.summary["images_invented"] == 0
+    assert learned.summary["images_synthesized"] == 0
     with pytest.raises(InputError, match="this data set is finished"):
         synthkd.generate(net(), resume=made.path)
 

@@ -95,7 +95,7 @@ def test_a_checkpoint_is_due_after_a_long_round_but_not_for_more_than_a_tenth_of
     cadence = Cadence(60)
     now[0] = 110.0
     assert not cadence.due(0.1) and cadence.due(10.0)
-    with cadence.saving():
+    with cadence.saving(Stop()):
         now[0] = 113.0
     now[0] = 133.0
     assert not cadence.due(20.0)  # 20 s of work would cost 3 s of saving
@@ -161,7 +161,7 @@ def test_a_thread_that_gets_no_turn_is_no_way_to_stay() -> None:
 def test_a_timer_of_the_callers_survives_a_run_that_nobody_stopped() -> None:
     before = signal.setitimer(signal.ITIMER_REAL, 90)
     try:
-        with stopping(), Cadence(60).saving():
+        with stopping() as stop, Cadence(60).saving(stop):
             pass
         assert 80 < signal.getitimer(signal.ITIMER_REAL)[0] <= 90
     finally:

@@ -163,7 +163,7 @@ def test_evaluate_predict_inspect_and_export_take_the_student(student, place, ca
     "pipeline",
     ["cmi", "deepinversion", "dfad", "diffusion", "gan", "leaves", "nayer", "shaders", "synthkd"],
 )
-def test_every_kind_of_generator_invents_images_of_that_size(pipeline: str, wide: FrozenTeacher):
+def test_every_kind_of_generator_makes_images_of_that_size(pipeline: str, wide: FrozenTeacher):
     built = recipe.load_recipe(flags={"pipeline": pipeline, "student": {"spec": "resnet8-w4"}})
     stages = tuple(
         stage.model_copy(

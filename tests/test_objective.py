@@ -1,4 +1,4 @@
-"""What invented images are judged by."""
+"""What synthesized images are judged by."""
 
 import copy
 from dataclasses import replace

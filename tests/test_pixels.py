@@ -87,14 +87,14 @@ def test_a_step_in_colour_leaves_brightness_alone_and_one_in_brightness_the_colo
 
 def test_a_few_steps_win_the_teacher_over_and_leave_it_untouched(teacher):
     before = digest_of(teacher.classifier)
-    invented = pixels(teacher, start="noise").synthesize(
+    synthesized = pixels(teacher, start="noise").synthesize(
         context(teacher, steps=25, batch=40), rng()
     )
-    votes = teacher(invented.batch.images).argmax(1)
-    assert (votes == invented.batch.labels).float().mean() > 0.9
-    assert invented.batch.labels.bincount().tolist() == [4] * 10
-    assert invented.trained == 25 * 40
-    assert invented.batch.images.min() >= 0 and invented.batch.images.max() <= 1
+    votes = teacher(synthesized.batch.images).argmax(1)
+    assert (votes == synthesized.batch.labels).float().mean() > 0.9
+    assert synthesized.batch.labels.bincount().tolist() == [4] * 10
+    assert synthesized.trained == 25 * 40
+    assert synthesized.batch.images.min() >= 0 and synthesized.batch.images.max() <= 1
     assert digest_of(teacher.classifier) == before
 
 

@@ -73,22 +73,22 @@ ALONE, TEACHING = Stage(name="alone", student_steps=0), Stage(name="teaching", s
 
 
 def after(progress: Progress, stage: Stage, budget: Budget, **what: float) -> Progress:
-    nothing = {"seconds": 0.0, "seen": 0, "synthetic": 0, "invented": 0, "trained": 0}
+    nothing = {"seconds": 0.0, "seen": 0, "synthetic": 0, "synthesized": 0, "trained": 0}
     return advance(progress, stage, budget, **(nothing | what))  # type: ignore[arg-type]
 
 
 def test_a_stage_alone_is_paid_in_generator_images_and_a_teaching_one_in_student_images():
-    alone = after(Progress(), ALONE, IMAGES, trained=30, invented=40, seen=7)
+    alone = after(Progress(), ALONE, IMAGES, trained=30, synthesized=40, seen=7)
     assert (alone.stage, alone.work, alone.taught) == (0, 40, 0)
-    teaching = after(Progress(stage=1), TEACHING, IMAGES, trained=30, invented=40, seen=7)
+    teaching = after(Progress(stage=1), TEACHING, IMAGES, trained=30, synthesized=40, seen=7)
     assert (teaching.stage, teaching.work, teaching.taught) == (1, 7, 7)
 
 
 def test_everything_is_counted():
-    first = after(Progress(), ALONE, IMAGES, seconds=1.5, seen=4, synthetic=3, invented=9)
-    second = after(first, ALONE, IMAGES, seconds=0.5, seen=6, synthetic=2, invented=1)
+    first = after(Progress(), ALONE, IMAGES, seconds=1.5, seen=4, synthetic=3, synthesized=9)
+    second = after(first, ALONE, IMAGES, seconds=0.5, seen=6, synthetic=2, synthesized=1)
     assert second == Progress(
-        round=2, work=10, images_seen=10, synthetic_seen=5, invented=10, seconds=2.0
+        round=2, work=10, images_seen=10, synthetic_seen=5, synthesized=10, seconds=2.0
     )
 
 

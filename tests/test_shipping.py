@@ -546,7 +546,7 @@ def test_a_black_box_is_distilled_by_its_answers(tmp_path: Path) -> None:
         ), "--teacher-access", access, "--out", str(out)])  # fmt: skip
         summary = json.loads((out / "summary.json").read_text())
         assert summary["teacher_access"] == access
-        assert summary["teacher_queries"] >= summary["images_seen"] + summary["images_invented"]
+        assert summary["teacher_queries"] >= summary["images_seen"] + summary["images_synthesized"]
         manifest = json.loads((out / "manifest.json").read_text())
         assert any("black box" in line for line in manifest["plan"])
     recipe = (tmp_path / "labels" / "recipe.toml").read_text()

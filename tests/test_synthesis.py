@@ -1,4 +1,4 @@
-"""Ways of inventing images, and the plan that chooses among them."""
+"""Ways of synthesizing images, and the plan that chooses among them."""
 
 import copy
 import re
@@ -118,22 +118,22 @@ def test_the_classes_that_come_once_more_differ_from_draw_to_draw():
 
 
 def test_a_round_offers_what_the_stage_says(teacher):
-    invented = gan(teacher).synthesize(context(teacher), seeded())
-    assert invented.batch.images.shape == (30, 1, 16, 16)
-    assert invented.batch.labels.bincount(minlength=10).tolist() == [3] * 10
-    assert invented.trained == 40
-    assert invented.batch.images.min() >= 0
-    assert invented.batch.images.max() <= 1
-    assert set(invented.measures) == {"term.one_hot", "obeyed"}
+    synthesized = gan(teacher).synthesize(context(teacher), seeded())
+    assert synthesized.batch.images.shape == (30, 1, 16, 16)
+    assert synthesized.batch.labels.bincount(minlength=10).tolist() == [3] * 10
+    assert synthesized.trained == 40
+    assert synthesized.batch.images.min() >= 0
+    assert synthesized.batch.images.max() <= 1
+    assert set(synthesized.measures) == {"term.one_hot", "obeyed"}
 
 
 def test_without_steps_it_offers_images_and_learns_nothing(teacher):
     one = gan(teacher)
     before = copy.deepcopy(one.decoder.state_dict())
-    invented = one.synthesize(
+    synthesized = one.synthesize(
         context(teacher, STAGE.model_copy(update={"synthesis_steps": 0})), seeded()
     )
-    assert (len(invented.batch.images), invented.trained, invented.measures) == (30, 0, {})
+    assert (len(synthesized.batch.images), synthesized.trained, synthesized.measures) == (30, 0, {})
     assert_same(before, one.decoder.state_dict())
 
 
@@ -168,19 +168,19 @@ def test_the_student_is_asked_only_for_disagreement_and_gets_no_gradient(teacher
         asked.append(images.requires_grad)
         return student(images)
 
-    invented = gan(teacher).synthesize(
+    synthesized = gan(teacher).synthesize(
         context(teacher, student=answer, terms={"one_hot": 1.0, "disagreement": 1.0}), seeded()
     )
     assert asked == [True, True]
-    assert invented.measures["term.disagreement"] <= 0
+    assert synthesized.measures["term.disagreement"] <= 0
     assert all(p.grad is None for p in student.parameters())
 
 
 def test_a_weight_of_zero_is_no_term(teacher):
-    invented = gan(teacher).synthesize(
+    synthesized = gan(teacher).synthesize(
         context(teacher, terms={"one_hot": 1.0, "disagreement": 0.0}), seeded()
     )
-    assert "term.disagreement" not in invented.measures
+    assert "term.disagreement" not in synthesized.measures
 
 
 @pytest.mark.parametrize("terms", [{}, {"realism": 1.0}, {"disagreement": 0.0}])
@@ -188,8 +188,8 @@ def test_without_any_term_to_judge_by_the_decoder_rests(teacher, terms):
     """Realism has nothing to compare with while the memory is nearly empty."""
     one = gan(teacher)
     before = {k: v.clone() for k, v in one.decoder.named_parameters()}
-    invented = one.synthesize(context(teacher, terms=terms), seeded())
-    assert len(invented.batch.images) == 30
+    synthesized = one.synthesize(context(teacher, terms=terms), seeded())
+    assert len(synthesized.batch.images) == 30
     assert_same(before, dict(one.decoder.named_parameters()))
 
 
@@ -199,10 +199,12 @@ def test_the_critic_learns_from_the_reference_and_moves_the_decoder_towards_it(t
     before = copy.deepcopy(one.critic.state_dict())
     distances = []
     for i in range(60):
-        invented = one.synthesize(context(teacher, stage, terms=terms, reference=light), seeded(i))
-        distances.append((invented.batch.images - 0.9).abs().mean().item())
+        synthesized = one.synthesize(
+            context(teacher, stage, terms=terms, reference=light), seeded(i)
+        )
+        distances.append((synthesized.batch.images - 0.9).abs().mean().item())
     assert distances[-1] < 0.7 * distances[0]
-    assert set(invented.measures) == {"term.realism", "obeyed", "critic"}
+    assert set(synthesized.measures) == {"term.realism", "obeyed", "critic"}
     assert not torch.equal(before["head.bias"], one.critic.head.bias)
 
 
@@ -270,9 +272,9 @@ def test_the_seed_decides_and_a_saved_gan_goes_on_the_same(teacher, tmp_path):
     third = Gan(RECIPE, teacher)
     third.load_state_dict(load_state(tmp_path / "x", "gan"))
     found = [one.synthesize(the_scene, seeded(2)) for one in (first, second, third)]
-    for one, invented in zip((second, third), found[1:], strict=True):
-        assert torch.equal(invented.batch.images, found[0].batch.images)
-        assert invented.measures == found[0].measures
+    for one, synthesized in zip((second, third), found[1:], strict=True):
+        assert torch.equal(synthesized.batch.images, found[0].batch.images)
+        assert synthesized.measures == found[0].measures
         assert_same(one.decoder.state_dict(), first.decoder.state_dict())
         assert_same(one.critic.state_dict(), first.critic.state_dict())
 
@@ -314,11 +316,11 @@ def test_an_unconditional_generator_asks_for_no_class_and_its_classes_are_votes(
     one = gan(teacher, changed(conditional=False))
     assert not any("scale" in name for name, _ in one.decoder.named_parameters())
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "offer": "last"})
-    invented = round_(one, context(teacher, stage))
-    assert invented.batch.labels.tolist() == [-1] * 20
-    assert "obeyed" not in invented.measures
-    taught = teacher(invented.batch.images)
-    assert invented.measures["term.one_hot"] == pytest.approx(
+    synthesized = round_(one, context(teacher, stage))
+    assert synthesized.batch.labels.tolist() == [-1] * 20
+    assert "obeyed" not in synthesized.measures
+    taught = teacher(synthesized.batch.images)
+    assert synthesized.measures["term.one_hot"] == pytest.approx(
         -taught.log_softmax(1).amax(1).mean().item(), rel=1e-4
     )
     assert one.sample(7, seeded()).labels.tolist() == [-1] * 7
@@ -528,8 +530,8 @@ def test_drawings_follow_the_seed_alone(lenet):
 
 
 def test_a_round_of_drawings_is_as_large_as_the_stage_says_and_trains_nothing(lenet):
-    invented = Procedural(RECIPE, lenet).synthesize(context(lenet), seeded())
-    assert (len(invented.batch.images), invented.trained, invented.measures) == (30, 0, {})
+    synthesized = Procedural(RECIPE, lenet).synthesize(context(lenet), seeded())
+    assert (len(synthesized.batch.images), synthesized.trained, synthesized.measures) == (30, 0, {})
     assert len(Procedural(RECIPE, lenet).sample(0, seeded()).images) == 0
 
 
@@ -708,7 +710,7 @@ def test_alone_are_the_stages_without_a_student():
     assert alone((draw, refine, joint, study)) == (draw, refine)
 
 
-def test_alone_is_the_first_that_invents_where_all_have_a_student():
+def test_alone_is_the_first_that_synthesizes_where_all_have_a_student():
     terms = {"one_hot": 1.0, "disagreement": 0.5}
     study, joint, later = (
         stage("study", "none", student=5), stage("joint", "gan", student=5, terms=terms),
@@ -718,7 +720,7 @@ def test_alone_is_the_first_that_invents_where_all_have_a_student():
     assert (only.name, only.student_steps, only.terms) == ("joint", 0, {"one_hot": 1.0})
 
 
-def test_alone_is_nothing_where_nothing_invents():
+def test_alone_is_nothing_where_nothing_synthesizes():
     assert alone((stage("study", "none", student=5),)) == ()
 
 

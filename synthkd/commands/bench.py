@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+import synthkd
 from synthkd import measures
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
@@ -464,7 +465,7 @@ def _run(bench: Bench, entry: Entry, lock: int) -> dict[str, Any]:
 
 def _code() -> str:
     """A digest of the package's sources: rows of one bench should not differ in it."""
-    root = Path(reports.__file__).parent
+    root = Path(synthkd.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

@@ -73,14 +73,14 @@ class Display:
         """What a run will take: each stage, and all of it in `seconds`."""
         rows = [
             (s.name, f"{s.rounds:,.3g}", span(s.round_seconds), span(s.seconds),
-             f"{s.invented:,.0f}", f"{s.seen:,.0f}")
+             f"{s.synthesized:,.0f}", f"{s.seen:,.0f}")
             for s in expected.stages
         ]  # fmt: skip
         whole = "" if timed else f"{span(seconds)}, "
         self.table(
             f"expected: {whole}{expected.seen:,.0f} student images, "
             f"{expected.memory / 1e9:.1f} GB of memory",
-            ("stage", "rounds", "a round", "in all", "images invented", "images learned"), rows,
+            ("stage", "rounds", "a round", "in all", "images synthesized", "images learned"), rows,
         )  # fmt: skip
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -128,7 +128,7 @@ class Display:
             self._window.clear()
         self._round, self._part = round_, ""
         progress = round_.progress
-        self._window.append((now, round_.share, progress.images_seen, progress.invented))
+        self._window.append((now, round_.share, progress.images_seen, progress.synthesized))
         while len(self._window) > 2 and now - self._window[0][0] > WINDOW:
             self._window.popleft()
         self._left, self._left_at = self._schedule.left(round_.stage, self._window), now
@@ -180,7 +180,7 @@ class Display:
         (then, _, seen, made), (now, _, seen_now, made_now) = self._window[0], self._window[-1]
         passed = max(now - then, 1e-6)
         return (
-            f"{(made_now - made) / passed:,.0f} invented/s  "
+            f"{(made_now - made) / passed:,.0f} synthesized/s  "
             f"{(seen_now - seen) / passed:,.0f} learned/s"
         )
 

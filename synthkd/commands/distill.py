@@ -47,11 +47,9 @@ def resume(
     """
     display = Display(quiet=quiet or as_json)
     _, recipe = Run.resume(path)
-    recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
-    table = recipe.run.model_copy(update={"trust_code": trust_code})
-    recipe = recipe.model_copy(update={"run": table})
+    recipe = recipes.trusted(recipe, trust_code=trust_code, anyway=anyway)
     with offline(dry_run):
-        job = Distillation(recipe, report=display, anyway=anyway, started=started, by_force=True)
+        job = Distillation(recipe, report=display, started=started, by_force=True)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}

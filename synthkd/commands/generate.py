@@ -37,12 +37,9 @@ def resume(
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a data set that was interrupted, in training or in writing."""
     display = Display(quiet=quiet or as_json)
-    recipe = begun(path)
-    recipes.refuse_code(recipe.model_dump(), trust_code=trust_code)
-    table = recipe.run.model_copy(update={"trust_code": trust_code})
-    recipe = recipe.model_copy(update={"run": table})
+    recipe = recipes.trusted(begun(path), trust_code=trust_code, anyway=anyway)
     with offline(dry_run):
-        job = Generation(recipe, keep=save_generator, report=display, anyway=anyway, by_force=True)
+        job = Generation(recipe, keep=save_generator, report=display, by_force=True)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}

@@ -136,7 +136,7 @@ def load_images(
             where, Path(code["file"]), code["callable"], code["argument"], spec, table, target
         )
     else:
-        place, part = _place(path)
+        place, part = place_of(path)
         if not path or not place.exists():
             raise InputError(f"{where}: there is no such file or folder{_near(place)}")
         if store.is_store(place):
@@ -216,7 +216,7 @@ def count_images(path: str) -> int | None:
     None where only opening tells (demo, code), or where something is wrong with it: `load_images`
     says what.
     """
-    place, part = _place(path)
+    place, part = place_of(path)
     try:
         if place.is_dir() and store.is_store(place):
             return len(store.open_store(place))
@@ -235,7 +235,7 @@ def count_images(path: str) -> int | None:
     return None
 
 
-def _place(path: str) -> tuple[Path, str | None]:
+def place_of(path: str) -> tuple[Path, str | None]:
     """A path, and the part behind it: `FILE.npz:test`."""
     found = _PART.fullmatch(path)
     if found and not Path(path).exists():

@@ -64,7 +64,6 @@ def build(
     student: nn.Module | None = None,
     real_data: Any = None,
     data: bool = True,
-    anyway: bool = False,
     report: Reporter | None = None,
 ) -> Lab:
     """The lab of a recipe: teacher, student, plan, generators, memory, ready for its first round.
@@ -76,7 +75,7 @@ def build(
     Dataset. With `data` false no images are opened: `open_data` does that later.
 
     The lab's `recipe` is the one that is used, with everything that was left open decided. Raises
-    InputError for a teacher that cannot teach (unless `anyway`), a plan that cannot be served, and
+    InputError for a teacher that cannot teach (unless `run.anyway`), a plan that cannot be served, and
     whatever else is wrong, before anything is trained.
     """
     report = report or Silent()
@@ -116,7 +115,7 @@ def build(
     )
     report.findings(doubts)
     lab.student_choice, lab.student_findings = choice, doubts
-    lab.teacher_findings = checked(known, recipe, report, anyway=anyway)
+    lab.teacher_findings = checked(known, recipe, report)
     if data:
         report.findings(open_data(lab, real_data=real_data).notes)
     return lab
@@ -157,7 +156,6 @@ def build_synthesis(
     recipe: Recipe,
     *,
     teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
-    anyway: bool = False,
     report: Reporter | None = None,
 ) -> tuple[Lab, bool]:
     """A lab without a student, for images alone, and whether its last generator needs no training
@@ -183,7 +181,7 @@ def build_synthesis(
         else f"{recipe.budget.images or 0:,} images"
     )
     report.plan(lab.plan, "no training" if trained else f"{budget} of training")
-    lab.teacher_findings = checked(known, recipe, report, anyway=anyway)
+    lab.teacher_findings = checked(known, recipe, report)
     return lab, trained
 
 
@@ -213,15 +211,13 @@ def _teacher(recipe: Recipe, given: Any) -> Any:
     return load_teacher(recipe.teacher, trust_code=recipe.run.trust_code, network=given)
 
 
-def checked(
-    teacher: Teacher, recipe: Recipe, report: Reporter, *, anyway: bool = False
-) -> list[Finding]:
+def checked(teacher: Teacher, recipe: Recipe, report: Reporter) -> list[Finding]:
     """Asks a teacher before anything is done with it, and shows what was found. Something serious
     is an InputError, unless the recipe says anyway."""
     if not isinstance(teacher, FrozenTeacher):
         return []
     found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
-    refuse(found, recipe.teacher.spec, anyway=anyway or recipe.run.anyway)
+    refuse(found, recipe.teacher.spec, anyway=recipe.run.anyway)
     report.findings(found)
     return found
 
@@ -255,11 +251,11 @@ def _check(recipe: Recipe, plan: plans.Plan) -> None:
     if recipe.data.synthetic or not sources_of(recipe).synthetic:
         return
     for stage in plan.stages:
-        if stage.invents and stage.fresh:
+        if stage.synthesizes and stage.fresh:
             return
         if stage.student_steps:
             raise InputError(
-                f"stage {stage.name} trains the student before any stage has invented an image: "
+                f"stage {stage.name} trains the student before any stage has synthesized an image: "
                 "run a stage with fresh images first, or give --synthetic"
             )
 

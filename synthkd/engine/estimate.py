@@ -35,7 +35,7 @@ class RoundCost:
     synthesis: float  # seconds
     labelling: float  # seconds: answers to fresh images
     student: float  # seconds: views, the teacher's answers to them, steps
-    invented: float = 0.0  # images offered to the memory
+    synthesized: float = 0.0  # images offered to the memory
     trained: float = 0.0  # images of the generator's training that the budget counts
     seen: float = 0.0  # images that the student learns from
 
@@ -53,7 +53,7 @@ class StageEstimate:
     rounds: float
     round_seconds: float
     seconds: float
-    invented: float  # images
+    synthesized: float  # images
     seen: float  # images
 
 
@@ -89,7 +89,7 @@ def predict(
     and of one in minutes the quota divided by what a round takes, at least one.
 
     >>> from synthkd.engine.progress import Budget
-    >>> cost = {"a": RoundCost(1.0, 0.5, 0.5, invented=256, seen=1280)}
+    >>> cost = {"a": RoundCost(1.0, 0.5, 0.5, synthesized=256, seen=1280)}
     >>> predict([Stage(name="a")], Budget(False, (2560.0,), 2560.0), cost)[0].seconds
     4.0
     >>> predict([Stage(name="a")], Budget(True, (60.0,), 60.0), cost)[0].seen
@@ -102,14 +102,14 @@ def predict(
         if budget.timed:
             rounds = max(1.0, quota / each)
         else:
-            counts = cost.seen if stage.student_steps else max(cost.trained, cost.invented)
+            counts = cost.seen if stage.student_steps else max(cost.trained, cost.synthesized)
             whole = -(-quota // counts) if counts else 1.0
             # the last round of a teaching stage takes what is left of its quota
             rounds = min(whole, quota / counts + 0.0) if stage.student_steps and counts else whole
         seen = rounds * cost.seen
         found.append(
             StageEstimate(
-                stage.name, rounds, each, rounds * each, rounds * cost.invented,
+                stage.name, rounds, each, rounds * each, rounds * cost.synthesized,
                 seen if budget.timed else min(seen, quota) if stage.student_steps else 0.0,
             )
         )  # fmt: skip
@@ -121,9 +121,9 @@ def estimate_writing(lab: Lab, offering: Stage, count: int, *, before: int) -> E
     stage `offering`, if the teacher agrees with every image."""
     costs, _ = measure(lab, [*lab.stages, offering.model_copy(update={"name": "write"})])
     cost = costs["write"]
-    rounds = -(-count // max(1.0, cost.invented))
+    rounds = -(-count // max(1.0, cost.synthesized))
     writing = StageEstimate(
-        "write", rounds, cost.seconds, rounds * cost.seconds, rounds * cost.invented, 0.0
+        "write", rounds, cost.seconds, rounds * cost.seconds, rounds * cost.synthesized, 0.0
     )
     earlier = predict(lab.stages, lab.budget, costs)[:before]
     return Estimate((*earlier, writing), 0.0, _memory(lab, 0.0))
@@ -133,14 +133,14 @@ def estimate(lab: Lab) -> Estimate:
     """What the run of a fresh `lab` will take on this machine, by trying its parts."""
     costs, answer = measure(lab)
     stages = predict(lab.stages, lab.budget, costs)
-    invented = sum(stage.invented for stage in stages)
-    kept = min(float(lab.recipe.memory.capacity), invented)
+    synthesized = sum(stage.synthesized for stage in stages)
+    kept = min(float(lab.recipe.memory.capacity), synthesized)
     one = float(torch.Size(lab.teacher.spec.shape).numel()) + 2 * lab.teacher.classes
     saving = 0.0
     if lab.learner is not None:
         every = lab.recipe.run.checkpoint_seconds
         saving = sum(s.seconds for s in stages) / every * kept / 2 * one / SAVED
-    held = min(HELD_OUT, invented / 16)
+    held = min(HELD_OUT, synthesized / 16)
     weights = 2 if lab.learner is not None and lab.learner.average is not None else 1
     return Estimate(stages, weights * held * answer + saving, _memory(lab, kept * one))
 
@@ -312,7 +312,7 @@ def _round(
     if stage.student_steps:
         student += LOOKED_BACK * answer
     seen = float(stage.student_steps * batch) if step else 0.0
-    if not stage.invents:
+    if not stage.synthesizes:
         return RoundCost(0.0, 0.0, student, seen=seen)
     many, fresh = min(stage.synthesis_batch, few), min(stage.fresh, max(1, few // 2))
 
@@ -356,9 +356,9 @@ def _round(
         synthesis = steps * each * wide + rest
         if whole:  # as the parts predict it: once; what a large batch costs more is in every step
             synthesis *= max(1.0, whole / (once * wide))
-    invented = offered * scale
+    synthesized = offered * scale
     counted = (trained - trains) * scale + steps * trains * wide if steps > 1 else trained * wide
-    return RoundCost(synthesis, invented * label, student, invented, counted, seen)
+    return RoundCost(synthesis, synthesized * label, student, synthesized, counted, seen)
 
 
 def _in_large(trial: Callable[[int, int], float], few: int, most: int, repeats: int) -> float:

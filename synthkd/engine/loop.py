@@ -33,6 +33,7 @@ from synthkd.engine.progress import (
     whole_share,
 )
 from synthkd.images.augment import augmented, mixed_up
+from synthkd.losses.synthesis import TERMS
 from synthkd.measures import decided, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
@@ -90,7 +91,7 @@ class Lab:
         self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
         self.generators: dict[str, Generator] = {}
-        for kind in dict.fromkeys(s.generator for s in self.stages if s.invents):
+        for kind in dict.fromkeys(s.generator for s in self.stages if s.synthesizes):
             with globally(generator_for(recipe.run.seed, "generator", kind)):
                 self.generators[kind] = GENERATORS[kind](recipe, teacher)
         self.controllers: dict[str, Controller] = {
@@ -249,8 +250,8 @@ def rounds(lab: Lab) -> Iterator[Round]:
         rng = generator_for(lab.recipe.run.seed, "round", lab.progress.round)
 
         with lab.timed("synthesis"):
-            invented = synthesize(lab, stage, rng, until=_stage_end(lab))
-        fresh, measures, classes = _remember(lab, invented, stage.generator)
+            synthesized = synthesize(lab, stage, rng, until=_stage_end(lab))
+        fresh, measures, classes = _remember(lab, synthesized, stage.generator)
         seen, synthetic = 0, 0
         if stage.student_steps and lab.learner:
             seen, synthetic, taught = _teach(lab, stage, fresh, before, rng)
@@ -266,10 +267,12 @@ def rounds(lab: Lab) -> Iterator[Round]:
         now = time.perf_counter()
         lab.progress = advance(
             lab.progress, stage, lab.budget, seconds=now - before, seen=seen, synthetic=synthetic,
-            invented=len(invented.batch.images), trained=invented.trained,
+            synthesized=len(synthesized.batch.images), trained=synthesized.trained,
         )  # fmt: skip
         before = now
-        samples = to_uint8(invented.batch.images[:64]).cpu() if len(invented.batch.images) else None
+        samples = (
+            to_uint8(synthesized.batch.images[:64]).cpu() if len(synthesized.batch.images) else None
+        )
         yield Round(
             lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
             samples, classes[:64] if samples is not None else None,
@@ -289,14 +292,14 @@ def _stage_end(lab: Lab) -> float:
 def synthesize(
     lab: Lab, stage: Stage, rng: torch.Generator, *, until: float = float("inf")
 ) -> SyntheticBatch:
-    """The generator's turn; no step of it begins after `until`. The adversarial weight follows the
-    difficulty."""
-    if not stage.invents:
+    """The generator's turn; no step of it begins after `until`."""
+    if not stage.synthesizes:
         nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
         return SyntheticBatch(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
-    terms = dict(stage.terms)
-    if "disagreement" in terms:
-        terms["disagreement"] *= lab.difficulty
+    terms = {
+        name: weight * (lab.difficulty if TERMS[name].follows_difficulty else 1.0)
+        for name, weight in stage.terms.items()
+    }
     with frozen_student(lab.learner) as student:
         context = SynthesisContext(
             teacher=lab.teacher,
@@ -364,14 +367,14 @@ def _shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def _remember(
-    lab: Lab, invented: SyntheticBatch, generator: str
+    lab: Lab, synthesized: SyntheticBatch, generator: str
 ) -> tuple[Tensor, dict[str, float], Tensor]:
     """Labels fresh images and stores them; one in sixteen is held out.
 
     Returns those to learn from, what was measured, and the class of each fresh image.
     """
-    images, labels = invented.batch
-    measures = dict(invented.measures)
+    images, labels = synthesized.batch
+    measures = dict(synthesized.measures)
     if len(images) == 0:
         return to_uint8(images).cpu(), measures, labels
     pixels, labels = to_uint8(images).cpu(), labels.cpu()

@@ -26,7 +26,7 @@ class Progress:
     taught: float = 0.0  # spent in teaching stages
     images_seen: int = 0  # images the student learned from
     synthetic_seen: int = 0  # of these, synthetic
-    invented: int = 0  # images the generators offered
+    synthesized: int = 0  # images the generators offered
     seconds: float = 0.0  # wall clock, over all sittings
 
 
@@ -72,16 +72,18 @@ def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
 
 def advance(
     progress: Progress, stage: Stage, budget: Budget, *,
-    seconds: float, seen: int, synthetic: int, invented: int, trained: int,
+    seconds: float, seen: int, synthetic: int, synthesized: int, trained: int,
 ) -> Progress:  # fmt: skip
     """The cursor after a round that took `seconds`, showed `seen` images to the student (of them
-    `synthetic`), offered `invented` to the memory and trained the generator on `trained`.
+    `synthetic`), offered `synthesized` to the memory and trained the generator on `trained`.
 
     The stage's work grows by seconds or images; when its quota is used up the cursor moves on, and
     also after a round in which nothing happened: the next would be like it.
     """
     spent = (
-        seconds if budget.timed else float(seen if stage.student_steps else max(trained, invented))
+        seconds
+        if budget.timed
+        else float(seen if stage.student_steps else max(trained, synthesized))
     )
     moved = replace(
         progress,
@@ -90,11 +92,11 @@ def advance(
         taught=progress.taught + (spent if stage.student_steps else 0.0),
         images_seen=progress.images_seen + seen,
         synthetic_seen=progress.synthetic_seen + synthetic,
-        invented=progress.invented + invented,
+        synthesized=progress.synthesized + synthesized,
         seconds=progress.seconds + seconds,
     )
     over = moved.work - budget.quotas[progress.stage]
-    if not (seen or invented or trained):
+    if not (seen or synthesized or trained):
         over = max(over, 0.0)
     if over >= -1e-6:  # a clock's overrun is paid by the next stage, so that the run ends on time
         moved = replace(

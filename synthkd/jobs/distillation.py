@@ -26,10 +26,10 @@ from synthkd.checks.student import (
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.files import sha256_of
+from synthkd.core.files import exists, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
-from synthkd.data.sources import count_images
+from synthkd.data.sources import count_images, place_of
 from synthkd.engine.build import Opened, build, images_for, open_data
 from synthkd.engine.estimate import Estimate, estimate
 from synthkd.engine.loop import HeldOut, Lab, Round, rounds, select_final_weights
@@ -46,7 +46,7 @@ from synthkd.runs.directory import Run, claim, environment, free_name, held, res
 from synthkd.runs.session import Session, trusting
 from synthkd.specs import card_of, is_saved, read_card
 from synthkd.students.learner import save_student
-from synthkd.synthesis import GENERATORS
+from synthkd.synthesis import GENERATORS, readers
 from synthkd.teachers.protocol import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
@@ -84,7 +84,6 @@ class Distillation:
         val_data: Any = None,
         report: Reporter | None = None,
         given: Collection[str] = (),
-        anyway: bool = False,
         started: float | None = None,
         by_force: bool = False,
     ) -> None:
@@ -93,14 +92,12 @@ class Distillation:
         self.real_data, self.by_force = real_data, by_force
         if val_data is None:
             _check_val(recipe)
-        self.lab = build(
-            recipe, teacher=teacher, student=student, data=False, anyway=anyway, report=self.report
-        )
+        self.lab = build(recipe, teacher=teacher, student=student, data=False, report=self.report)
         self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
         self.val: Any = _val(self.recipe) if val_data is None else val_data
         self.opened = Opened()
         self.expected: Estimate | None = None
-        idle = ignored(self.recipe, self.lab.stages, given)
+        idle = ignored(self.recipe, self.lab.stages, given, readers())
         self.report.findings(idle)
         self.manifest: dict[str, Any] = {
             **environment(self.lab.device),
@@ -129,7 +126,7 @@ class Distillation:
         ahead = time.perf_counter() - self.started + expected.seconds
         self.report.estimate(expected, ahead, timed=lab.budget.timed)
         refined = sum(
-            found.invented
+            found.synthesized
             for found, stage in zip(expected.stages, lab.stages, strict=True)
             if _refines(stage)
         )
@@ -272,14 +269,14 @@ class Distillation:
         }
         findings = self._against(held_out)
         problem: InputError | None = None
-        images = None
+        images = found = None
         try:
             if not isinstance(self.val, str) or self.val != "none":
                 images = images_for(recipe, self.val, self.teacher, labelled=True)
+                found = compare(student, self.teacher, images)
         except InputError as error:  # the student is worth keeping all the same
             problem = error
-        if images is not None:
-            found = compare(student, self.teacher, images)
+        if images is not None and found is not None:
             scores = {
                 "student_accuracy": found.student_accuracy,
                 "teacher_accuracy": found.teacher_accuracy,
@@ -328,7 +325,7 @@ class Distillation:
             "seconds": {k: round(v, 2) for k, v in parts.items()}
             | {"rest": round(wall - sum(parts.values()), 2)},
             "images_seen": progress.images_seen,
-            "images_invented": progress.invented,
+            "images_synthesized": progress.synthesized,
             "held_out": "synthetic" if lab.sources.synthetic else "real",
             "synthetic_share": progress.synthetic_seen / max(1, progress.images_seen),
             "real_images_read": self.manifest["real_images_read"],
@@ -385,9 +382,9 @@ def _check_val(recipe: Recipe) -> None:
         raise InputError(
             f"--val-data {quoted(path)} runs the code in that file: read it, then give --trust-code"
         )
-    if path in ("", "none") or path.startswith("demo:") or code:
+    if path in ("", "none", "demo:seen", "demo:unseen") or code:
         return
-    if not Path(path).exists():
+    if not exists(place_of(path)[0]):
         raise InputError(f"--val-data {quoted(path)}: there is no such file or folder")
 
 
@@ -422,7 +419,7 @@ def _val(recipe: Recipe) -> str:
 
 def _refines(stage: Stage) -> bool:
     """Whether a stage improves its images one by one."""
-    return stage.invents and GENERATORS[stage.generator].abilities.refines
+    return stage.synthesizes and GENERATORS[stage.generator].abilities.refines
 
 
 def _refined(lab: Lab) -> int | None:

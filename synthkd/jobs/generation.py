@@ -22,7 +22,6 @@ from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import Batch, to_uint8
 from synthkd.core.provenance import PROMISES
 from synthkd.core.seeds import generator_for
-from synthkd.core.states import load_state, save_state
 from synthkd.core.words import clock
 from synthkd.data.store import MANIFEST, Writer
 from synthkd.engine.build import build_synthesis, images_for
@@ -32,17 +31,18 @@ from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.recipe import Recipe
 from synthkd.recipe.unused import ignored
-from synthkd.runs.checkpoints import FORMAT
+from synthkd.runs.checkpoints import Checkpoints
 from synthkd.runs.directory import claim, environment, free_name, held
 from synthkd.runs.session import Session, trusting
-from synthkd.synthesis import Generator
+from synthkd.synthesis import Generator, readers
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.teachers.protocol import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
 MEMORY = 4096  # images remembered, unless the user says otherwise
-RECIPE, CHECKPOINT = "recipe.toml", "checkpoint.safetensors"  # of a data set that is being made
+RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"  # of a data set that is being made
+ONE_FILE = "checkpoint.safetensors"  # what earlier versions kept instead
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,12 @@ class Generation:
         keep: Path | None = None,
         report: Reporter | None = None,
         given: Collection[str] = (),
-        anyway: bool = False,
         by_force: bool = False,
     ) -> None:
         self.started = time.perf_counter()
         self.report = report or Silent()
         self.real_data, self.keep, self.by_force = real_data, keep, by_force
-        self.lab, loaded = build_synthesis(
-            recipe, teacher=teacher, anyway=anyway, report=self.report
-        )
+        self.lab, loaded = build_synthesis(recipe, teacher=teacher, report=self.report)
         self.recipe, self.teacher, self.stages = self.lab.recipe, self.lab.teacher, self.lab.stages
         self.generator: Generator = self.lab.generators[self.stages[-1].generator]
         self.learns = self.generator.abilities.trains
@@ -102,7 +99,7 @@ class Generation:
                 raise InputError("--save-generator: only a diffusion model that is trained here")
             if keep.exists():
                 raise InputError(f"--save-generator {quoted(keep)}: this is already there")
-        self.idle = ignored(self.recipe, self.stages, given, student=False)
+        self.idle = ignored(self.recipe, self.stages, given, readers(), student=False)
         self.report.findings(self.idle)
         self.level = promise_of(self.recipe.generator.start, self.teacher.digest)
         self.real = 0  # real images read
@@ -144,14 +141,16 @@ class Generation:
         with held(out, "--out"):
             claim(out, resumable=True)  # whoever came at the same time may have begun in it
             files.write_atomic(out / RECIPE, recipes.to_toml(self.recipe))
-            return self._go(out, None, resumed=False)
+            checkpoints = Checkpoints(out / CHECKPOINTS)
+            return self._go(out, checkpoints, None, resumed=False)
 
     def resume(self, path: Path) -> DataSet:
         """Goes on with one that was interrupted, in training or in writing."""
         self._check_apart(path)
         with held(path, "--resume"):
-            state = self._take_up(path)
-            return self._go(path, state, resumed=True)
+            checkpoints = Checkpoints(path / CHECKPOINTS)
+            state = self._take_up(path, checkpoints)
+            return self._go(path, checkpoints, state, resumed=True)
 
     def _shares(self) -> list[int]:
         count, classes = self.recipe.dataset.count, self.teacher.classes
@@ -173,20 +172,19 @@ class Generation:
         if one == other or one in other.parents or other in one.parents:
             raise InputError(f"--save-generator {quoted(self.keep)}: the data set goes there")
 
-    def _take_up(self, path: Path) -> dict[str, Any] | None:
+    def _take_up(self, path: Path, checkpoints: Checkpoints) -> dict[str, Any] | None:
         """Goes back to the checkpoint of an interrupted data set, if there is one already; nothing
         may have changed meanwhile."""
         check_unfinished(path)  # by whoever worked in it until now
-        state: dict[str, Any] | None = None
         where = f"--resume {quoted(path)}"
-        if (path / CHECKPOINT).is_file():
-            state = load_state(path / CHECKPOINT, "checkpoint")
-            if state.get("format") != FORMAT:
-                raise InputError(
-                    f"{where}: this data set was begun by another version of synthkd, whose "
-                    f"checkpoint synthkd {__version__} cannot read: finish it with that version, "
-                    "or make it anew"
-                )
+        if (path / ONE_FILE).exists():
+            raise InputError(
+                f"{where}: this data set was begun by another version of synthkd, whose "
+                f"checkpoint synthkd {__version__} cannot read: finish it with that version, "
+                "or make it anew"
+            )
+        _, state = checkpoints.newest() or (0, None)
+        if state is not None:
             if state.get("teacher_sha256") != self.teacher.digest:
                 raise InputError(f"{where}: the teacher is another one")
             if state.get("recipe_sha256") != files.sha256_of(path / RECIPE):
@@ -216,12 +214,13 @@ class Generation:
             )
         return digest
 
-    def _go(self, out: Path, state: dict[str, Any] | None, *, resumed: bool) -> DataSet:
+    def _go(
+        self, out: Path, checkpoints: Checkpoints, state: dict[str, Any] | None, *, resumed: bool
+    ) -> DataSet:
         """Trains, then writes, saving on the way; finishes or stops."""
         recipe, before, written = self.recipe, self.seconds, self.writing
         writing = self.started
         opened = {
-            "format": FORMAT,
             "teacher_sha256": self.teacher.digest,
             "recipe_sha256": files.sha256_of(out / RECIPE),
             "real": self._open_real(out, state),
@@ -234,7 +233,8 @@ class Generation:
             data = {
                 "writer": writer.state_dict() if writer else None, **opened, **self.state_dict()
             }  # fmt: skip
-            save_state(data, out / CHECKPOINT, "checkpoint")
+            checkpoints.folder.mkdir(exist_ok=True)
+            checkpoints.save(data, self.lab.progress.round + self.trained + self.batch)
 
         keeping = f" --save-generator {self.keep}" if self.keep else ""
         again = f"go on with: synthkd generate --resume {out}{keeping}" + trusting(recipe)
@@ -273,7 +273,8 @@ class Generation:
                     self.generator.export(self.keep, self.level)
                 writer.close(manifest)
                 count = writer.count
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        checkpoints.clear()
+        checkpoints.folder.rmdir()
         return DataSet(out, manifest, tuple(findings), count)
 
     def _against(self) -> list[Finding]:

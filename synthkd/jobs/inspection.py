@@ -46,8 +46,8 @@ def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = No
         teacher, the_plan.stages, None, batch=recipe.training.batch,
         remembered=float(recipe.memory.capacity * one), bfloat16=bfloat16,
     )  # fmt: skip
-    inventing = [s for s in the_plan.stages if s.invents]
-    refining = [s for s in inventing if GENERATORS[s.generator].abilities.refines]
+    synthesizing = [s for s in the_plan.stages if s.synthesizes]
+    refining = [s for s in synthesizing if GENERATORS[s.generator].abilities.refines]
     steps = max((s.synthesis_steps for s in refining), default=0)
     card: Card = {
         "spec": recipe.teacher.spec,

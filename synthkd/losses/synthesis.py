@@ -20,7 +20,7 @@ LayerMoments = tuple[tuple[Tensor, Tensor], ...]  # per BatchNorm layer: mean, v
 
 @dataclass(frozen=True)
 class View:
-    """One batch of invented images and everything a term may judge it by.
+    """One batch of synthesized images and everything a term may judge it by.
 
     Gradients run from each tensor back to the images; what a plan does not need is left out (None).
     """
@@ -340,9 +340,9 @@ TERMS: dict[str, Term] = {
     "consistency": _term(
         consistency, "two views of an image have the same features", "features", "second view"
     ),
-    "disagreement": _term(
-        disagreement, "the student's disagreement, where both still vote alike (maximised)",
-        "student",
+    "disagreement": Term(
+        "the student's disagreement, where both still vote alike (maximised); times the difficulty",
+        disagreement, frozenset({"student"}), follows_difficulty=True,
     ),
     "logit_gap": _term(
         logit_gap, "the gap between the two logits, as in DFAD (maximised)", "student"

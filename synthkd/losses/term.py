@@ -22,6 +22,7 @@ class Term:
     module: Callable[[Any], nn.Module] | None = None
     # terms that take its place where a need cannot be met, with their share of its weight
     instead: Mapping[str, float] = field(default_factory=dict)
+    follows_difficulty: bool = False  # its weight is multiplied by the run's difficulty
 
     def __call__(self, view: Any) -> Tensor:
         """The term of a view, where it is a function."""

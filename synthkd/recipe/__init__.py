@@ -41,7 +41,7 @@ from synthkd.recipe.toml import (
     to_toml,
     validated,
 )
-from synthkd.recipe.trust import is_installed_call, names_code, refuse_code
+from synthkd.recipe.trust import is_installed_call, names_code, refuse_code, trusted
 
 __all__ = [
     "MOST_CLASSES",
@@ -82,5 +82,6 @@ __all__ = [
     "settings_table",
     "sources_of",
     "to_toml",
+    "trusted",
     "validated",
 ]

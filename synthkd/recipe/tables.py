@@ -826,7 +826,7 @@ class Stage(Table):
     ] = {}
 
     @property
-    def invents(self) -> bool:
+    def synthesizes(self) -> bool:
         """Whether it has a generator."""
         return self.generator != "none"
 

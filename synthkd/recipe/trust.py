@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthkd.core.errors import InputError, quoted
+from synthkd.recipe.tables import Recipe
 
 _ZOOS = ("torchvision", "timm", "hf", "onnx")
 NAMES_CODE = (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor"))
@@ -38,3 +39,11 @@ def refuse_code(data: Mapping[str, Any], *, trust_code: bool) -> None:
             f"{quoted(spec)} is named in a file and would be called: give --trust-code if you "
             "trust it, or give it by a flag"
         )
+
+
+def trusted(recipe: Recipe, *, trust_code: bool, anyway: bool) -> Recipe:
+    """A recipe that was read from a directory, which keeps no permission, with those that the user
+    gives now. Raises InputError where it names code and there is no trust in it."""
+    refuse_code(recipe.model_dump(), trust_code=trust_code)
+    table = recipe.run.model_copy(update={"trust_code": trust_code, "anyway": anyway})
+    return recipe.model_copy(update={"run": table})

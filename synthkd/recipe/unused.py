@@ -6,15 +6,6 @@ from typing import Any
 from synthkd.core.findings import Finding
 from synthkd.recipe import Recipe, Stage, sources_of
 
-# by table: the generators that read it
-_READ_BY: Mapping[str, tuple[str, ...]] = {
-    "pixels": ("pixels",),
-    "procedural": ("procedural", "pixels"),
-    "diffusion": ("diffusion",),
-    "discriminator": ("gan",),
-    "generator": ("gan", "episodes", "diffusion", "pixels"),
-}
-
 
 def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
     """The dotted keys that a user's own settings name: of a config file, of flags.
@@ -33,10 +24,16 @@ def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
 
 
 def ignored(
-    recipe: Recipe, stages: Sequence[Stage], given: Collection[str], *, student: bool = True
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    given: Collection[str],
+    readers: Mapping[str, Collection[str]],
+    *,
+    student: bool = True,
 ) -> list[Finding]:
     """A finding for each of the `given` keys that changes nothing, by the recipe and the stages
-    that will run, with a student or without one."""
+    that will run, with a student or without one. `readers` are the generators that read a table,
+    by its name, where not every run does."""
     sources = sources_of(recipe, student=student)
     generators = {stage.generator for stage in stages}
     training = recipe.training
@@ -61,13 +58,13 @@ def ignored(
     ]
     for key in sorted(given):
         table, _, leaf = key.partition(".")
-        readers = _READ_BY.get(table, ())
-        if readers and not generators & set(readers) and key != "generator.start":
+        known = readers.get(table, ())
+        if known and not generators & set(known) and key != "generator.start":
             found.append(
                 Finding(
                     "ignored-setting",
-                    f"{key} is for the generator{'s' if len(readers) > 1 else ''} "
-                    f"{', '.join(readers)}, and no stage of this run has one",
+                    f"{key} is for the generator{'s' if len(known) > 1 else ''} "
+                    f"{', '.join(known)}, and no stage of this run has one",
                     "omit it, or choose another --pipeline",
                 )
             )

@@ -69,7 +69,7 @@ class PipelineResult:
     agreement: Spread
     minutes: float  # wall clock, mean
     images_seen: float
-    images_invented: float
+    images_synthesized: float
     real_images_read: int
     curve: tuple[CurvePoint, ...]
     rival: str | None  # the best other pipeline that reads no real image
@@ -163,7 +163,7 @@ def pipeline_results(records: Sequence[Mapping[str, Any]]) -> list[PipelineResul
                 agreement=mean_sd(_of(group, "agreement")),
                 minutes=statistics.fmean(_of(group, "wall_seconds")) / 60,
                 images_seen=statistics.fmean(_of(group, "images_seen")),
-                images_invented=statistics.fmean(_of(group, "images_invented")),
+                images_synthesized=statistics.fmean(_of(group, "images_synthesized")),
                 real_images_read=max(_of(group, "real_images_read")),
                 curve=curve,
                 rival=rival,
@@ -190,7 +190,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     """One run as a flat row, for CSV. A run that failed has its error and no scores."""
     summary = record.get("summary") or {}
     kept = (
-        "agreement", "teacher_accuracy", "images_seen", "images_invented", "promise_level",
+        "agreement", "teacher_accuracy", "images_seen", "images_synthesized", "promise_level",
         "real_images_read",
     )  # fmt: skip
     return {
@@ -236,7 +236,7 @@ def to_markdown(
         "pipeline", "accuracy, %", "n", *(f"on {_text(name)}, %" for name in others),
         "agreement, %", "minutes", "reached the best other's accuracy",
         "error over `real`'s, points",
-        "images seen", "invented", "real images",
+        "images seen", "synthesized", "real images",
     )  # fmt: skip
     rows = [header, ("---", *["---:"] * (len(header) - 1))]
     final = {s.pipeline: s.accuracy.mean for s in table}
@@ -251,7 +251,7 @@ def to_markdown(
             _code(s.pipeline), _percent(s.accuracy), str(s.n),
             *(_percent(s.others.get(name)) for name in others), _percent(s.agreement),
             f"{s.minutes:.1f}", reached, "–" if over is None else f"{100 * over:+.2f}",
-            f"{s.images_seen:,.0f}", f"{s.images_invented:,.0f}", f"{s.real_images_read:,}",
+            f"{s.images_seen:,.0f}", f"{s.images_synthesized:,.0f}", f"{s.real_images_read:,}",
         ))  # fmt: skip
     lines = [f"| {' | '.join(cells)} |" for cells in rows] if table else ["No run has finished."]
     failed = [r for r in records if r["state"] == "failed"]
@@ -474,7 +474,7 @@ _WHOLE = {
 }  # fmt: skip
 _SCORED = (
     "student_accuracy", "teacher_accuracy", "agreement", "wall_seconds", "images_seen",
-    "images_invented", "real_images_read", "student_parameters", "teacher_parameters",
+    "images_synthesized", "real_images_read", "student_parameters", "teacher_parameters",
     "val_images",
 )  # fmt: skip
 STATES = ("running", "finished", "failed")

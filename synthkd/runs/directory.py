@@ -111,7 +111,7 @@ class Run:
             "share": round_.share,
             "seconds": round(round_.progress.seconds, 3),
             "images_seen": round_.progress.images_seen,
-            "invented": round_.progress.invented,
+            "synthesized": round_.progress.synthesized,
             **round_.measures,
         }
         files.append_line(self._metrics, json.dumps(files.finite(line), allow_nan=False))

@@ -41,6 +41,8 @@ class Stop:
 
     signal: int = 0
     at: float = 0.0  # by time.monotonic
+    armed: bool = False  # the process's timer is ours, and will end it,
+    held: bool = False  # but not while this is true
 
     def __bool__(self) -> bool:
         return self.signal != 0
@@ -54,11 +56,12 @@ class Stop:
 @contextmanager
 def stopping(
     acknowledge: Callable[[], None] = lambda: None,
-    give_up: Callable[[], bool] = lambda: False,
+    give_up: Callable[[], object] = lambda: False,
     *,
     by_force: bool = True,
 ) -> Iterator[Stop]:
-    """Catches SIGINT and SIGTERM once: `Stop` then knows the signal. A second one kills at once.
+    """Catches SIGINT and SIGTERM once: `Stop` then knows the signal. A second one kills at once;
+    where not `by_force` it goes to the handler that was there before.
 
     `acknowledge` is called at once, from a thread of its own, for Python itself answers a signal
     only between two operations, and one of them may take seconds. Outside the main thread, which
@@ -76,11 +79,13 @@ def stopping(
         if not stop and not left:
             stop.signal, stop.at = number, time.monotonic()
             if by_force:  # should Python's lock be held for long, no thread gets its turn
-                signal.setitimer(signal.ITIMER_REAL, LAST + MERCY)
+                stop.armed = True
+                if not stop.held:
+                    signal.setitimer(signal.ITIMER_REAL, LAST + MERCY)
 
     def ask(number: int, _: FrameType | None) -> None:
         heard(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if by_force else before[number] or signal.SIG_DFL)
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # as set_wakeup_fd wants it
@@ -108,11 +113,11 @@ def stopping(
         yield stop
     finally:
         left = True
-        if stop:  # else the timer is somebody else's, of whoever calls us as a library
+        if stop.armed:  # else the timer is somebody else's, of whoever calls us as a library
             signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         os.close(writer)
         listener.join(1.0)
         os.close(reader)
@@ -140,51 +145,60 @@ class Cadence:
         return time.monotonic() - self._last
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """To be held while a checkpoint is written."""
+    def saving(self, stop: Stop) -> Iterator[None]:
+        """To be held while a checkpoint is written: the timer of `stopping` waits for it."""
         started = time.monotonic()
-        self.busy = True
-        ahead, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # of `stopping`
+        self.busy = stop.held = True
+        if stop.armed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             yield
         finally:
-            self.busy = False
-            if ahead:
-                signal.setitimer(signal.ITIMER_REAL, max(ahead, MERCY))
+            self.busy = stop.held = False
+            if stop.armed:
+                signal.setitimer(signal.ITIMER_REAL, MERCY)
         self.saved, self._last = True, time.monotonic()
         self._cost = self._last - started
 
 
-def giving_up(cadence: Cadence, report: Reporter, again: str) -> Callable[[], bool]:
+def giving_up(cadence: Cadence, report: Reporter, again: str) -> Callable[[], str]:
     """What ends the work in hand for good, for `stopping` and `ticking`: it says once what is lost,
-    and with `again` how to go on. False while a checkpoint is being written."""
-    told: list[bool] = []
+    and with `again` how to go on, and returns that. Nothing while a checkpoint is being written."""
+    said: list[str] = []
 
-    def give_up() -> bool:
+    def give_up() -> str:
         if cadence.busy:
-            return False
-        if not told:  # else by the other thread, and the process is about to end
-            told.append(True)
-            report.stop()
+            return ""
+        if not said:  # else by the other thread, and the process is about to end
             before = "all" if cadence.saved else "nothing"
-            report.say(
+            said.append(
                 f"stopped in the middle: {clock(cadence.unsaved)} of work are lost, {before} "
                 f"before is saved; {again}"
             )
-        return True
+            report.stop()
+            report.say(said[0])
+        return said[0]
 
     return give_up
 
 
-def ticking(report: Reporter, stop: Stop, give_up: Callable[[], bool]) -> Tick:
+def ticking(report: Reporter, stop: Stop, give_up: Callable[[], str]) -> Tick:
     """Shows every step, and ends the work in hand where a wish to stop has waited for too long."""
 
     def tick(part: str, done: int, total: int) -> None:
         report.tick(part, done, total)
-        if stop.overdue and give_up():
-            raise SystemExit(128 + stop.signal)
+        if stop.overdue and (said := give_up()):
+            raise Stopped(stop.signal, said)
 
     return tick
+
+
+class Stopped(SystemExit):
+    """A sitting that was ended by a signal; `said` is what was lost, or saved, and how to go on."""
+
+    def __init__(self, number: int, said: str) -> None:
+        super().__init__(128 + number)
+        self.said = said
 
 
 class Session:
@@ -220,7 +234,7 @@ class Session:
 
     def pause(self, save: Callable[[], object], *, done: str = "", last: bool = False) -> None:
         """To be called after every round: saves when it is time for it; when asked to stop, saves
-        and ends the sitting by SystemExit. After the `last` round neither is worth it."""
+        and ends the sitting by `Stopped`. After the `last` round neither is worth it."""
         if last:
             return
         if self.asked or self.cadence.due(time.monotonic() - self._began):
@@ -228,11 +242,12 @@ class Session:
         if self.asked:
             self.report.stop()
             where = f" at {done}" if done else ""
-            self.report.say(f"stopped{where}, saved; {self.again}")
-            raise SystemExit(128 + self.asked.signal)
+            said = f"stopped{where}, saved; {self.again}"
+            self.report.say(said)
+            raise Stopped(self.asked.signal, said)
         self._began = time.monotonic()
 
     def save(self, save: Callable[[], object]) -> None:
         """Saves now."""
-        with self.cadence.saving():
+        with self.cadence.saving(self.asked):
             save()

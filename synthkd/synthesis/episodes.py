@@ -53,7 +53,11 @@ class Episodes(Generator):
     """
 
     abilities = Abilities(
-        needs_gradients=True, uses_terms=True, serves=frozenset({"projection"}), needs_steps=True
+        needs_gradients=True,
+        uses_terms=True,
+        serves=frozenset({"projection"}),
+        needs_steps=True,
+        reads=("generator",),
     )
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:

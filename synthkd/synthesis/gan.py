@@ -49,7 +49,7 @@ class Gan(Generator):
 
     abilities = Abilities(
         trains=True, needs_gradients=True, uses_terms=True,
-        serves=frozenset({"critic", "projection"}),
+        serves=frozenset({"critic", "projection"}), reads=("discriminator", "generator"),
     )  # fmt: skip
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:

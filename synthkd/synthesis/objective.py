@@ -1,4 +1,4 @@
-"""What invented images are judged by: the terms of a stage, asked of teacher and student.
+"""What synthesized images are judged by: the terms of a stage, asked of teacher and student.
 
 B batch, C channels, K classes, E embedding, M embeddings remembered.
 """

@@ -31,7 +31,7 @@ class Pixels(Generator):
 
     abilities = Abilities(
         needs_gradients=True, uses_terms=True, serves=frozenset({"projection"}), needs_steps=True,
-        offers_its_batch=True, refines=True,
+        offers_its_batch=True, refines=True, reads=("pixels", "procedural", "generator"),
     )  # fmt: skip
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:

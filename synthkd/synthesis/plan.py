@@ -56,7 +56,9 @@ def plan(recipe: Recipe, teacher: Teacher, sources: Sources | None = None) -> Pl
                 continue
             kind, maker, able = "none", None, Abilities()
         if kind == "none" and recipe.memory.capacity == 0 and stages:
-            kind = stages[-1].generator  # nothing is remembered, so it invents on, without learning
+            kind = stages[
+                -1
+            ].generator  # nothing is remembered, so it synthesizes on, without learning
             maker = _known(kind, stage)
             able = maker.abilities if maker else Abilities()
             kept: dict[str, Any] = {"synthesis_steps": 0}
@@ -93,13 +95,13 @@ def plan(recipe: Recipe, teacher: Teacher, sources: Sources | None = None) -> Pl
 
 def alone(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """What generators do without a student: a plan's stages in which none learns, else the first
-    that invents anything. Terms that ask a student are gone; () where no stage invents.
+    that synthesizes anything. Terms that ask a student are gone; () where no stage synthesizes.
 
     A diffusion model that samples in a stage of its own, after it has learned, samples at the end
     of the one stage that is left, as that asks it to: what is written comes from there.
     """
-    inventing = [stage for stage in stages if stage.invents]
-    chosen = [stage for stage in inventing if not stage.student_steps] or inventing[:1]
+    synthesizing = [stage for stage in stages if stage.synthesizes]
+    chosen = [stage for stage in synthesizing if not stage.student_steps] or synthesizing[:1]
     match chosen:
         case [*before, learner, sampler] if (
             learner.generator == sampler.generator

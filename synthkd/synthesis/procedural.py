@@ -35,7 +35,7 @@ class Procedural(Generator):
     teacher's answers alone. These parents are all its state.
     """
 
-    abilities = Abilities()
+    abilities = Abilities(reads=("procedural",))
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.shape = teacher.spec.shape

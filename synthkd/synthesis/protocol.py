@@ -17,7 +17,7 @@ from synthkd.teachers.protocol import Teacher
 class Abilities:
     """What the plan and the commands must know of a generator: asked instead of its name."""
 
-    trains: bool = False  # it learns before it is sampled; others invent as they go
+    trains: bool = False  # it learns before it is sampled; others synthesize as they go
     needs_gradients: bool = False  # its steps follow gradients through the teacher
     uses_terms: bool = False  # its steps are judged by the stage's synthesis terms
     serves: frozenset[str] = frozenset()  # of a term's needs, those that only a generator can meet
@@ -26,6 +26,7 @@ class Abilities:
     refines: bool = False  # each of its images was improved by itself
     exports: bool = False  # `export` leaves it as other programs read it
     options: tuple[str, ...] = ()  # of `stage.options`, those that it knows
+    reads: tuple[str, ...] = ()  # the recipe's tables that not every generator reads
 
 
 class Generator:

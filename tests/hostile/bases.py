@@ -152,7 +152,7 @@ def _bench() -> None:
     Path("bench/lock").touch()
     summary = {
         "student_accuracy": 0.5, "teacher_accuracy": 0.9, "agreement": 0.5, "wall_seconds": 60.0,
-        "images_seen": 100, "images_invented": 100, "real_images_read": 0, "promise_level": 0,
+        "images_seen": 100, "images_synthesized": 100, "real_images_read": 0, "promise_level": 0,
         "student_parameters": 10, "teacher_parameters": 100, "val_images": 539,
         "seconds": {"rest": 1.0},
     }  # fmt: skip

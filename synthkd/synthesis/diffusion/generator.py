@@ -109,7 +109,7 @@ class Diffusion(Generator):
     batch, the squared error of the prediction weighted by `maths.min_snr`.
     """
 
-    abilities = Abilities(trains=True, exports=True)
+    abilities = Abilities(trains=True, exports=True, reads=("diffusion", "generator"))
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         from diffusers.training_utils import EMAModel
@@ -153,6 +153,7 @@ class Diffusion(Generator):
         `stage.fresh` new images. Where there was never anything to learn from: an InputError."""
         stage, trained = context.stage, 0
         measures: dict[str, float] = {}
+        losses: list[Tensor] = []
         if not self.borrowed:
             for step in range(stage.synthesis_steps):
                 context.tick(step, stage.synthesis_steps)
@@ -166,9 +167,15 @@ class Diffusion(Generator):
                         f"four times its synthesis_batch of {stage.synthesis_batch} images (as "
                         "far as --memory.capacity lets them)"
                     )
-                measures["denoising"] = self._step(context, material, rng)
+                losses.append(self._step(context, material, rng))
                 trained += stage.synthesis_batch
-        if trained:
+        if losses:
+            if not torch.stack(losses).isfinite().all():  # asked once a round: a GPU is waited for
+                raise InputError(
+                    "the denoiser's loss is no longer finite: lower --diffusion.learning_rate "
+                    f"(now {self.table.learning_rate:g})"
+                )
+            measures["denoising"] = float(losses[-1])
             self._sync_ema()
             measures["open"] = 1 - lowest_step(self._open(context)) / 1000
         batch, drawn, accepted = self._offer(context, rng)
@@ -178,7 +185,7 @@ class Diffusion(Generator):
 
     # Training
 
-    def _step(self, context: SynthesisContext, material: Batch, rng: torch.Generator) -> float:
+    def _step(self, context: SynthesisContext, material: Batch, rng: torch.Generator) -> Tensor:
         assert isinstance(self.denoiser, Trained)
         images, labels = material
         if context.augment.flip:
@@ -196,17 +203,12 @@ class Diffusion(Generator):
             found = self.unet(add_noise(x0, noise, alpha_bar), steps.to(self.device), labels).sample
         error = (found.float() - wanted).square().flatten(1).mean(1)
         loss = (min_snr(alpha_bar, MAX_SNR, prediction_type).to(self.device) * error).mean()
-        if not loss.isfinite():
-            raise InputError(
-                "the denoiser's loss is no longer finite: lower --diffusion.learning_rate "
-                f"(now {self.table.learning_rate:g})"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.average.step(self.unet.parameters())
-        return float(loss.detach())
+        return loss.detach()
 
     def _open(self, context: SynthesisContext) -> float:
         """How much of the curriculum is open: by the share of the stage that is over, or by the
