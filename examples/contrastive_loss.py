@@ -40,9 +40,10 @@ class Contrastive(nn.Module):
         taught = self.teacher_head(view.teacher_features[theirs].float().mean((2, 3)))
         mine, taught = F.normalize(mine, dim=1), F.normalize(taught, dim=1)
         likeness = mine @ torch.cat([taught, self.bank]).T / TEMPERATURE  # [B, B + BANK]
-        loss = F.cross_entropy(likeness, torch.arange(len(mine)), reduction="none")
+        own = torch.arange(len(mine), device=mine.device)
+        loss = F.cross_entropy(likeness, own, reduction="none")
         with torch.no_grad():
-            places = (self.next + torch.arange(len(mine))) % BANK
+            places = (self.next + own) % BANK
             self.bank[places] = taught.detach()
             self.next.copy_((self.next + len(mine)) % BANK)
         return loss

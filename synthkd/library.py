@@ -14,6 +14,7 @@ from torch import nn
 
 from synthkd.commands.display import Display
 from synthkd.core.errors import InputError
+from synthkd.core.findings import Finding
 from synthkd.engine.build import build as build_lab
 from synthkd.engine.build import images_for
 from synthkd.engine.loop import Lab
@@ -24,10 +25,12 @@ from synthkd.jobs import inspection
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.generation import DataSet, Generation, begun, used
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe, StudentTable, TeacherTable, from_settings
+from synthkd.networks.modes import in_eval_mode
+from synthkd.recipe import Recipe, StudentTable, TeacherTable, from_settings, trusted
 from synthkd.runs.directory import Run
+from synthkd.runs.session import Stopped
 from synthkd.specs import living, load_classifier, load_teacher
-from synthkd.teachers.protocol import Teacher
+from synthkd.teachers.protocol import Teacher, is_teacher
 
 Network = nn.Module | Callable[..., Any]  # a network, or a function from arrays to answers
 
@@ -37,7 +40,7 @@ class UselessResult(UserWarning):
 
 
 def distill(
-    teacher: str | Teacher | Network = "demo",
+    teacher: str | Teacher | Network | None = None,
     student: str | nn.Module | None = None,
     *,
     image_size: int | tuple[int, int] | None = None,
@@ -61,8 +64,9 @@ def distill(
 
     `teacher` and `student` are SPECs as on the command line, or living objects: an `nn.Module` (a
     copy of it is used, yours stays as it is), or for the teacher any function from a float32 array
-    [B, C, H, W] of pixels in 0..1 to answers, or a `Teacher` of your own. The input of a living
-    teacher is said once: `image_size` in pixels (a side, or height and width), `channels`, and the
+    [B, C, H, W] of pixels in 0..1 to answers, or a `Teacher` of your own; without one it is the
+    demo of `synthkd distill`, unless the recipe names another. The input of a living teacher is
+    said once: `image_size` in pixels (a side, or height and width), `channels`, and the
     `mean` and `std` that its images are normalised by.
 
     The budget is `images`, which the student sees, or `minutes`. `mix_ratio` is the share of
@@ -72,13 +76,15 @@ def distill(
     chosen, and never decides anything; without it nothing is scored on real images.
 
     Everything else stands in `settings`, by dotted name as in docs/settings.md
-    ({"training.batch": 64}), or in a `recipe`, over which the other arguments are laid. `resume`
-    goes on with an interrupted run; give living objects again. `progress` true shows what the
-    command shows; a `Reporter` hears it instead.
+    ({"training.batch": 64}), or in a `recipe`, over which the other arguments are laid; messages
+    name a setting as the command's flag, `--training.batch`. `resume` goes on with an interrupted
+    run; give living objects again, and {"run.trust_code": True} in `settings` where the run needs
+    it, and nothing else. `progress` true shows what the command shows; a `Reporter` hears it
+    instead.
 
     Returns the student, an `nn.Module` on images in 0..1 in eval mode, its summary and its run
-    directory. Warns with `UselessResult` where the student is of no use. Ctrl-C saves and raises
-    KeyboardInterrupt. Raises InputError.
+    directory. Warns of settings that do nothing, and with `UselessResult` where the student is of
+    no use. Ctrl-C saves and raises KeyboardInterrupt, which says how to go on. Raises InputError.
     """
     started = time.perf_counter()
     report = _reporter(progress)
@@ -95,6 +101,7 @@ def distill(
         "run.out": _spec(out),
         **_contract(image_size, channels, mean, std),
     }
+    given = {key: value for key, value in given.items() if value is not None}
     chosen = _chosen(given, settings, recipe, resume, lambda path: Run.resume(path)[1])
     job = Distillation(
         chosen,
@@ -103,9 +110,10 @@ def distill(
         real_data=_object(real_data),
         val_data=_object(val_data),
         report=report,
-        given=tuple(settings or ()),
+        given=(*(settings or ()), *given),
         started=started,
     )
+    _warn_of(job.idle)
     try:
         if resume is None and not isinstance(report, Silent):
             job.expect()
@@ -113,8 +121,8 @@ def distill(
     except Unscored as problem:
         warnings.warn(str(problem), UserWarning, stacklevel=2)
         result = problem.result
-    except SystemExit as stop:  # Ctrl-C, when what was done is saved
-        raise KeyboardInterrupt(f"stopped; what was done is saved ({stop.code})") from None
+    except Stopped as stop:
+        raise KeyboardInterrupt(stop.said) from None
     if result.summary["verdict"] == "useless":
         said = "; ".join(str(finding) for finding in result.findings if finding.serious)
         warnings.warn(said or "the student is of no use", UselessResult, stacklevel=2)
@@ -122,7 +130,7 @@ def distill(
 
 
 def generate(
-    teacher: str | Teacher | Network = "demo",
+    teacher: str | Teacher | Network | None = None,
     *,
     count: int | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -160,17 +168,21 @@ def generate(
         "run.out": _spec(out),
         **_contract(image_size, channels, mean, std),
     }
+    given = {key: value for key, value in given.items() if value is not None}
+    named = (*(settings or ()), *given)
     chosen = _chosen(given, settings, recipe, resume, begun)
     if resume is None:
-        chosen = used(chosen, tuple(settings or ()))
+        chosen = used(chosen, named)
     job = Generation(
-        chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
-        given=tuple(settings or ()),
-    )  # fmt: skip
+        chosen, teacher=_object(teacher), real_data=_object(real_data), report=report, given=named
+    )
+    _warn_of(job.idle)
     try:
+        if resume is None and not isinstance(report, Silent):
+            job.expect()
         made = job.start() if resume is None else job.resume(Path(resume))
-    except SystemExit as stop:
-        raise KeyboardInterrupt(f"stopped; what was done is saved ({stop.code})") from None
+    except Stopped as stop:
+        raise KeyboardInterrupt(stop.said) from None
     if made.manifest["verdict"] == "useless":
         said = "; ".join(str(finding) for finding in made.findings if finding.serious)
         warnings.warn(said or "the data set is of no use", UselessResult, stacklevel=2)
@@ -202,43 +214,57 @@ def build(
 
 def evaluate(
     student: nn.Module | str | Path,
-    teacher: str | Teacher | Network = "demo",
+    teacher: str | Teacher | Network | None = None,
     val_data: Any = "demo:unseen",
     *,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
     batch: int = 256,
 ) -> Comparison:
     """Student and teacher on labelled images, beside what a constant classifier would get.
 
-    `student` is a run directory or an `nn.Module` on images in 0..1 (`Result.student`), `teacher`
-    and `val_data` are as in `distill`. Shares lie in 0..1. Raises InputError.
+    `student` is a run directory or an `nn.Module` on images in 0..1 (`Result.student`), which is
+    used as it is, on its own device; `teacher`, `val_data` and `settings` are as in `distill`.
+    Shares lie in 0..1. Raises InputError.
     """
-    told = _contract(image_size, channels, mean, std) | {"teacher.spec": _spec(teacher)}
-    recipe = from_settings({k: v for k, v in told.items() if v is not None})
+    recipe = _described(teacher, settings, _contract(image_size, channels, mean, std))
+    trust = recipe.run.trust_code
     known = _object(teacher)
-    if known is None or not hasattr(known, "teach"):
-        known = load_teacher(recipe.teacher, shared=True, network=known)
-    network = load_student(student) if isinstance(student, str | Path) else student
+    if not is_teacher(known):
+        known = load_teacher(recipe.teacher, trust_code=trust, shared=True, network=known)
+    network = (
+        load_student(student, trust_code=trust) if isinstance(student, str | Path) else student
+    )
     images = images_for(recipe, val_data, known, labelled=True)
-    return compare(network.to(known.device), known, images, batch=batch)
+    device = next((p.device for p in network.parameters()), known.device)
+    with in_eval_mode(network):
+        return compare(network, known.to(device), images, batch=batch)
 
 
 def inspect(
-    teacher: str | Network = "demo",
+    teacher: str | Network | None = None,
     *,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a network is, wants and costs, what would be done with it, and what looks wrong: the
-    data of `synthkd inspect --json`, by the same names. Needs no images. Raises InputError."""
-    told = _contract(image_size, channels, mean, std) | {"teacher.spec": _spec(teacher)}
-    recipe = from_settings({k: v for k, v in told.items() if v is not None})
+    data of `synthkd inspect --json`, by the same names. Needs no images. Arguments are those of
+    `distill`. Raises InputError."""
+    recipe = _described(teacher, settings, _contract(image_size, channels, mean, std))
     return inspection.inspect(recipe, network=_object(teacher)).card
+
+
+def _described(teacher: Any, settings: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Recipe:
+    """The recipe of a teacher's description."""
+    given = {"teacher.spec": _spec(teacher), **more}
+    known = {key: value for key, value in given.items() if value is not None}
+    return from_settings({**(settings or {}), **known})
 
 
 def load_student(
@@ -265,17 +291,23 @@ def _chosen(
 ) -> Recipe:
     """The recipe of what was `given` by argument, laid over `settings` and a `recipe`; or the one
     that an interrupted job was begun with, beside which nothing but living objects is given."""
-    given = {key: value for key, value in given.items() if value is not None}
-    if given["teacher.spec"] == "demo" and (recipe is not None or resume is not None):
-        given = {key: value for key, value in given.items() if key != "teacher.spec"}
     if resume is None:
         return from_settings({**(settings or {}), **given}, recipe)
-    if given.keys() - _OBJECTS or settings or recipe:
-        raise InputError("resume= goes on with the recipe it was begun with: no other settings")
-    return begun_with(Path(resume))
+    allowed = dict.fromkeys(("run.trust_code", "run.anyway"), False) | dict(settings or {})
+    texts = [key for key, value in given.items() if not str(value).startswith("<")]
+    if recipe or texts or len(allowed) > 2:
+        raise InputError(
+            "resume= goes on with the recipe it was begun with: no other settings, and of objects "
+            "the living ones alone"
+        )
+    trust, anyway = (bool(value) for value in allowed.values())
+    return trusted(begun_with(Path(resume)), trust_code=trust, anyway=anyway)
 
 
-_OBJECTS = {"teacher.spec", "student.spec", "data.real", "data.val"}
+def _warn_of(idle: Sequence[Finding]) -> None:
+    """Warns of settings that were given and do nothing."""
+    for finding in idle:
+        warnings.warn(str(finding), UserWarning, stacklevel=3)
 
 
 def _spec(given: Any) -> str | None:
@@ -298,9 +330,11 @@ def _contract(
 ) -> dict[str, Any]:
     """What is said of a teacher's input, as settings."""
 
-    def several(values: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    def several(values: Any) -> tuple[float, ...] | None:
         if values is None:
             return None
+        if hasattr(values, "tolist"):  # of numpy or torch
+            values = values.tolist()
         return (values,) if isinstance(values, int | float) else tuple(values)
 
     return {

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from short_runs import main
 
+import synthkd
 from synthkd.commands import bench
 from synthkd.commands.display import Display
 from synthkd.core.errors import InputError

@@ -390,3 +390,22 @@ def test_what_is_printed_is_plain_when_it_is_no_terminal(
     assert "plan: teacher demo" in out
     assert "real images read" in out
     assert "\x1b" not in out
+
+
+def test_a_part_of_an_archive_is_validation_data(tmp_path, capsys):
+    digits = np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_test=digits, y_test=np.arange(20) % 10)
+    main(["distill", "--dry-run", "--quiet", "--val-data", f"{tmp_path / 'd.npz'}:test"])
+    assert "d.npz:test" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["distill", "--dry-run", "--quiet", "--val-data", "demo:unsen"])
+    assert "demo:unsen" in capsys.readouterr().err
+
+
+def test_a_config_that_comes_by_a_pipe_is_read_once(tmp_path, capsys):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as file:
+        file.write("[memory]\ncapacity = 20000\n")
+    main(["generate", "--dry-run", "--quiet", "--config", f"/dev/fd/{reader}"])
+    os.close(reader)
+    assert "capacity = 20000" in capsys.readouterr().out

@@ -34,6 +34,7 @@ def found(**given: object) -> list[str]:
         ({"training__milestones": (0.5,)}, "training.milestones"),
         ({"difficulty__ceiling": 1.0, "difficulty__enabled": False}, "difficulty.ceiling"),
         ({"pixels__decay": 0.5, "pipeline": "shaders"}, "pixels.decay"),
+        ({"generator__kind": "pixels", "pipeline": "fast-5"}, "--generator is not used"),
     ],
 )
 def test_what_does_nothing_is_named(given, words):
@@ -48,6 +49,7 @@ def test_what_does_nothing_is_named(given, words):
         {"diffusion__teacher_guidance": 3, "pipeline": "diffusion"},
         {"student__max_params": 9000, "student__spec": "auto"},
         {"pixels__decay": 0.5, "pipeline": "deepinversion"},
+        {"generator__kind": "procedural"},
         {"training__momentum": 0.5, "training__optimizer": "sgd"},
         {"run__seed": 3, "budget__minutes": 1, "augment__flip": True},
     ],

@@ -17,8 +17,10 @@ from torch.utils.data import Dataset, TensorDataset
 import synthkd
 from synthkd.core.errors import InputError
 from synthkd.data.sources import demo_digits, images_of
+from synthkd.engine.build import images_for
+from synthkd.engine.reporter import Silent
 from synthkd.networks import build_network
-from synthkd.recipe import to_toml
+from synthkd.recipe import from_settings, to_toml
 from synthkd.specs import load_teacher
 from synthkd.teachers.frozen import digest_of
 
@@ -250,15 +252,99 @@ def test_a_run_that_was_interrupted_goes_on_with_the_objects_given_again(tmp_pat
 
                 signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"go on with: synthkd.distill\(…, resume="):
         distil(tmp_path / "run", student=small(), progress=Interrupting())
     with pytest.warns(synthkd.UselessResult):
         again = synthkd.distill(net(), small(), resume=tmp_path / "run")
     assert (again.run, again.summary["images_seen"]) == (tmp_path / "run", 600)
     one, other = (r.student.body.state_dict() for r in (unbroken, again))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    with pytest.raises(InputError, match="give no other settings"):
-        synthkd.distill(net(), small(), resume=tmp_path / "run", seed=3)
+    for more in ({"seed": 3}, {"val_data": "demo:unseen"}, {"settings": {"training.batch": 8}}):
+        with pytest.raises(InputError, match="no other settings"):
+            synthkd.distill(net(), small(), resume=tmp_path / "run", **more)
+
+
+def test_code_that_a_run_directory_names_is_not_called_without_trust(tmp_path):
+    class Stopping(Silent):
+        def follow(self, round: Any) -> None:
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        synthkd.distill(out=tmp_path / "run", settings=TINY, images=600, progress=Stopping())
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('spec = "demo"', 'spec = "shutil:rmtree"', 1))
+    with pytest.raises(InputError, match="is named in a file and would be called"):
+        synthkd.distill(resume=tmp_path / "run")
+    with pytest.raises(InputError, match="is named in a file and would be called"):
+        synthkd.distill(resume=tmp_path / "run", settings={"run.anyway": True})
+    with pytest.raises(InputError, match="shutil"):  # called, with nothing to remove
+        synthkd.distill(resume=tmp_path / "run", settings={"run.trust_code": True})
+
+
+def test_a_teacher_of_the_settings_or_of_the_recipe_is_taken(tmp_path):
+    settings = {"teacher.spec": "resnet8", "teacher.weights": "none.pt"}
+    for given in ({"settings": settings}, {"recipe": synthkd.Recipe.of(settings)}):
+        with pytest.raises(InputError, match=r"none\.pt"):
+            synthkd.distill(out=tmp_path / "run", **given)
+    with pytest.raises(InputError, match=r"none\.pt"):
+        synthkd.inspect(settings=settings)
+
+
+def test_settings_that_contradict_each_other_are_one_line():
+    recipe = synthkd.Recipe.of({})
+    with pytest.raises(InputError, match="has its pipeline already"):
+        synthkd.distill(recipe=recipe, pipeline="gan")
+    with pytest.raises(InputError, match=r"stage\.NAME\.KEY"):
+        synthkd.Recipe.of({"stage.refine": {"share": 0.5}})
+    trusting = synthkd.Recipe.of({"teacher.spec": "synthkd:Recipe", "run.trust_code": True})
+    assert from_settings({"run.seed": 1}, trusting).run.seed == 1
+
+
+def test_settings_that_do_nothing_are_warned_of(tmp_path):
+    real = torch.rand(40, 1, 16, 16)
+    with pytest.warns(UserWarning, match="--real-data is not used at --mix-ratio 1.0"):
+        distil(tmp_path / "run", student=small(), real_data=real)
+
+
+def test_real_images_for_a_lab_are_living_objects_too():
+    recipe = synthkd.Recipe.of({**TINY, "budget.images": 300, "data.mix_ratio": 0.5})
+    with pytest.raises(InputError, match="needs real images"):
+        synthkd.build(recipe, teacher=SHIPPED)
+    lab = synthkd.build(recipe, teacher=SHIPPED, real_data=torch.rand(40, 1, 16, 16))
+    assert lab.real is not None and len(lab.real) == 40
+
+
+def test_the_range_of_living_images_is_the_recipes():
+    recipe = synthkd.Recipe.of({"data.range": (0.0, 4095.0)})
+    pixels = torch.full((3, 1, 16, 16), 2047.5)
+    found = images_for(recipe, pixels, load_teacher(recipe.teacher), labelled=False)
+    assert found.pixels.float().mean() == pytest.approx(127.5, abs=1)
+
+
+def test_labels_that_cannot_be_scored_cost_no_run(tmp_path):
+    several = torch.zeros(8, 10)
+    several[:, :2] = 1
+    with pytest.warns(UserWarning, match="labels of several classes"):
+        found = distil(
+            tmp_path / "run", student=small(), val_data=(torch.rand(8, 1, 16, 16), several)
+        )
+    assert found.summary["student_accuracy"] is None
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    card = synthkd.inspect(net(), **{**CONTRACT, "mean": torch.tensor(0.25), "std": np.float32(1)})
+    assert (card["input"]["mean"], card["input"]["std"]) == ([0.25], [1.0])
+
+
+def test_questions_of_an_earlier_run_are_not_counted_again():
+    recipe = synthkd.Recipe.of({**TINY, "budget.images": 300})
+    asked = []
+    for _ in range(2):
+        lab = synthkd.build(recipe, teacher=SHIPPED)
+        list(lab)
+        asked.append(lab.teacher.queries)
+    assert asked[0] == asked[1]
 
 
 def test_a_lab_is_walked_round_by_round():
@@ -278,7 +364,10 @@ def test_the_recipe_of_a_lab_is_the_one_that_is_used():
 
 
 def test_evaluating_is_what_the_summary_says(result):
+    result.student.train()
     found = synthkd.evaluate(result.student, net(), digits(), **CONTRACT)
+    assert result.student.training
+    result.student.eval()
     assert found.student_accuracy == pytest.approx(result.summary["student_accuracy"])
     assert found.teacher_accuracy == pytest.approx(result.summary["teacher_accuracy"])
     assert found.constant_accuracy is not None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from synthkd.engine.machine import peak_memory_mb
-from synthkd.runs.session import Cadence, stopping
+from synthkd.runs.session import Cadence, Stop, stopping
 
 LARGE = 1_500_000_000
 ASKED = """
@@ -164,5 +164,25 @@ def test_a_timer_of_the_callers_survives_a_run_that_nobody_stopped() -> None:
         with stopping() as stop, Cadence(60).saving(stop):
             pass
         assert 80 < signal.getitimer(signal.ITIMER_REAL)[0] <= 90
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+
+
+def test_a_second_signal_goes_to_whoever_handled_it_before_where_nothing_is_forced() -> None:
+    with pytest.raises(KeyboardInterrupt), stopping(by_force=False) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_timer_of_the_callers_survives_where_nothing_is_forced() -> None:
+    before = signal.setitimer(signal.ITIMER_REAL, 90, 70)
+    try:
+        with stopping(by_force=False) as stop:
+            signal.raise_signal(signal.SIGTERM)
+            with Cadence(60).saving(stop):
+                pass
+        left, every = signal.getitimer(signal.ITIMER_REAL)
+        assert 80 < left <= 90 and every == 70
     finally:
         signal.setitimer(signal.ITIMER_REAL, *before)

@@ -219,7 +219,6 @@ def test_a_value_out_of_range_is_refused(toml, text):
         ({"data": {"mix_ratio": "1.3"}}, "data.mix_ratio"),
         ({"data": {"mix_ratio": "much"}}, "got 'much'"),
         ({"data": {"mix_ratio": "nan"}}, "data.mix_ratio"),
-        ({"data": {"mix_ratio": "0.5"}}, "give --real-data PATH"),
         ({"memory": {"capcity": "1"}}, "did you mean 'capacity'"),
         ({"teacher": {"channels": "3", "mean": "0.5,0.5"}}, "2 numbers for 3 channels"),
         ({"teacher": {"mean": ""}}, "--teacher-mean is empty"),

@@ -20,8 +20,8 @@ __all__ = ["COMMANDS", "Command", "Positional", "Switch", "main"]
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Runs one command line and exits: 0 done, 2 bad input, 3 done with a result that is of no use,
-    130 and 143 interrupted."""
+    """Runs one command line and exits: 0 done, 1 a run of a bench failed, 2 bad input, 3 done with
+    a result that is of no use, 130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
     prepare_output()
     try:

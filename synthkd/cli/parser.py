@@ -91,12 +91,14 @@ def _run_with_recipe(
             raise InputError("--resume goes on with the recipe of the run: give no other settings")
         return _module(name).resume(resumed, **trust, **context, **switches)
     # a wrong setting is reported at once, not after seconds of importing torch
+    of_file = recipe.read_toml(config) if config else {}
     if command.pipeline:
-        checked = recipe.load_recipe(config, flags, stages)
+        checked = recipe.load_recipe(of_file, flags, stages)
+        recipe.check_sources(checked)
     else:
-        checked = recipe.validated(recipe.over(recipe.read_toml(config) if config else {}, flags))
+        checked = recipe.validated(recipe.over(of_file, flags))
     if "given" in command.context:
-        context["given"] = given_keys(recipe.read_toml(config) if config else {}, flags)
+        context["given"] = given_keys(of_file, flags)
     return _module(name).run(checked, **context, **switches)
 
 

@@ -34,7 +34,7 @@ from synthkd.core.logits import paired
 from synthkd.data.sources import Images
 from synthkd.engine.build import checked, images_for
 from synthkd.engine.machine import prepare
-from synthkd.evaluation.compare import compare, settled, votes_of
+from synthkd.evaluation.compare import settled, votes_of
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
 from synthkd.reports import bench as reports
@@ -169,7 +169,7 @@ def _common(recipe: Recipe, device: torch.device) -> dict[str, Any]:
                 raise InputError(f"{key}.args.{name}: bench cannot pass on a comma")
     if recipe.budget.minutes is None:
         raise InputError("bench compares at equal time: give --minutes M")
-    if recipe.data.val == "none" or not (recipe.data.val or recipe.teacher.spec == "demo"):
+    if recipes.val_of(recipe) == "none":
         raise InputError("bench scores its students: give --val-data PATH, labelled images")
     return data
 
@@ -206,8 +206,7 @@ def _pipelines(text: str, recipe: Recipe, display: Display) -> dict[str, str]:
     for word in (part.strip() for part in text.split(",") if part.strip()):
         for spec in shipped if word == "all" else [word]:
             path = recipes.pipeline_path(spec)
-            told = {"pipeline": spec, "data": {"real": "somewhere"}}
-            mixes = recipes.sources_of(recipes.load_recipe(flags=told)).real
+            mixes = recipes.sources_of(recipes.load_recipe(flags={"pipeline": spec})).real
             if word == "all" and mixes and not recipe.data.real:
                 display.say(f"{spec} is left out: it needs --real-data")
             elif chosen.setdefault(path.stem, spec) != spec:
@@ -241,6 +240,7 @@ def _entry(folder: Path, common: Mapping[str, Any], name: str, spec: str, seed: 
             # a data-free run is not even told where real images are
             data["data"] = {k: v for k, v in data["data"].items() if k != "real"}
             built = recipes.load_recipe(flags=data)
+        recipes.check_sources(built)
     except InputError as error:
         raise InputError(f"pipeline {name}: {error}") from None
     return Entry(name, seed, built, tuple(_flags(data)), path)
@@ -296,7 +296,7 @@ def _open(
         display.findings(check.findings)
         return images
 
-    paths = {"": recipe.data.val or "demo:unseen", **also}
+    paths = {"": recipes.val_of(recipe), **also}
     opened = {name: labelled(path) for name, path in paths.items()}
     findings = checked(teacher, recipe, display)  # of whose answers labels are judged
     others = {name: judged(paths[name], images) for name, images in opened.items()}
@@ -304,7 +304,7 @@ def _open(
     settings = {
         "teacher": Path(recipe.teacher.spec).name,
         "student": Path(recipe.student.spec).name,
-        "val": Path(recipe.data.val or "demo:unseen").name,
+        "val": Path(recipes.val_of(recipe)).name,
         "minutes": recipe.budget.minutes,
         "threads": recipe.run.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -529,10 +529,7 @@ def _scored(bench: Bench, entry: Entry) -> dict[str, Any]:
         StudentTable(spec=str(entry.path)), bench.recipe.teacher,
         trust_code=bench.recipe.run.trust_code,
     )[0].to(bench.device)  # fmt: skip
-    others = {
-        name: compare(student, bench.teacher, images).student_accuracy
-        for name, images in bench.also.items()
-    }
+    others = {name: _accuracy(student, images, bench.device) for name, images in bench.also.items()}
     curve = []
     for line in Run(entry.path).snapshots():
         path = entry.path / "snapshots" / line["file"]

@@ -77,9 +77,9 @@ class Display:
             for s in expected.stages
         ]  # fmt: skip
         whole = "" if timed else f"{span(seconds)}, "
+        learned = f"{expected.seen:,.0f} student images, " if expected.seen else ""
         self.table(
-            f"expected: {whole}{expected.seen:,.0f} student images, "
-            f"{expected.memory / 1e9:.1f} GB of memory",
+            f"expected: {whole}{learned}{expected.memory / 1e9:.1f} GB of memory",
             ("stage", "rounds", "a round", "in all", "images synthesized", "images learned"), rows,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from synthkd.core.errors import InputError, plain, quoted
 from synthkd.core.files import write_json
 from synthkd.core.findings import Finding, as_data
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, val_of
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def _check(recipe: Recipe, wants_student: bool) -> None:
         )
     if not wants_student and recipe.data.val:
         raise InputError("--val-data is for a student: give --student SPEC too")
-    if wants_student and not recipe.data.val and recipe.teacher.spec != "demo":
+    if wants_student and val_of(recipe) == "none":
         raise InputError("--student is scored on --val-data PATH: labelled images")
     if recipe.evaluation.reference and not recipe.evaluation.images:
         raise InputError("--reference is what --images PATH is compared with: give that too")
@@ -135,7 +135,7 @@ def _compare(
 
     table, trust = recipe.student, recipe.run.trust_code
     student = load_classifier(recipe.student, recipe.teacher, trust_code=trust)[0].to(device)
-    images = images_for(recipe, recipe.data.val or "demo:unseen", teacher, labelled=True)
+    images = images_for(recipe, val_of(recipe), teacher, labelled=True)
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}
     doubts = check_student(student, recipe.teacher.model_copy(update=told))

@@ -8,8 +8,6 @@ from synthkd.commands.display import Display
 from synthkd.jobs.inspection import inspect
 from synthkd.recipe import Recipe
 
-IMAGES = 10_000  # for which times are told
-
 
 def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
     """Prints the card of `recipe.teacher` and returns it as plain data."""

@@ -5,6 +5,7 @@ state.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,17 +29,21 @@ def generator_for(seed: int, *path: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derived(seed, *path))
 
 
+_GLOBAL = threading.RLock()
+
+
 @contextmanager
 def globally(rng: torch.Generator, device: torch.device | None = None) -> Iterator[None]:
     """Seeds torch's global random state from `rng` for a while, and puts the old state back: that
     of the CPU and, where there are GPUs, of the one in use, `device` (default: the current one).
 
-    For code that takes no generator: initial weights and kornia.
+    For code that takes no generator: initial weights and kornia. The state is one for all threads
+    of a process, so others wait here.
     """
     if device is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     gpus = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
+    with _GLOBAL, torch.random.fork_rng(gpus):
         seed = int(torch.randint(2**62, (1,), generator=rng))
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:

@@ -24,7 +24,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +77,8 @@ class Writer:
 
     Without `close` the folder stays without a manifest, and nobody takes it for a data set. A shard
     has `shard` rows or 128 MiB of pixels, whichever is less. Files that already lie in `out` may
-    stay, but no folders: ImageFolder would take each for a class. `resumed` says that `out` is what
+    stay, but no folders other than those named in `beside`, which are to be gone in the end:
+    ImageFolder would take each for a class. `resumed` says that `out` is what
     an interrupted writer left, whose state will be loaded.
 
     Raises InputError when `out` is not fit or the disk refuses, ValueError for wrong arguments.
@@ -93,6 +94,7 @@ class Writer:
         shard: int = 8192,
         folders: bool = True,
         resumed: bool = False,
+        beside: Collection[str] = (),
     ) -> None:
         if classes < 1 or shard < 1 or len(names) not in (0, classes):
             raise ValueError("a data set has classes and rows, and a name for each class or none")
@@ -110,6 +112,8 @@ class Writer:
         with _disk(out):
             out.mkdir(parents=True, exist_ok=True)
             for entry in [] if resumed else sorted(out.iterdir()):
+                if entry.name in beside:
+                    continue
                 if entry.is_dir() or entry.name == MANIFEST or entry.name.startswith("shard-"):
                     raise InputError(
                         f"{quoted(out)}: {quoted(entry.name)} is already there; "

@@ -28,14 +28,14 @@ from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe, sources_of
+from synthkd.recipe import Recipe, check_sources, sources_of
 from synthkd.specs import load_teacher, new_student
 from synthkd.students.auto import against_teacher, best_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.gan import borrow
 from synthkd.teachers.frozen import FrozenTeacher
-from synthkd.teachers.protocol import Teacher
+from synthkd.teachers.protocol import Teacher, is_teacher
 
 
 @dataclass
@@ -75,10 +75,12 @@ def build(
     Dataset. With `data` false no images are opened: `open_data` does that later.
 
     The lab's `recipe` is the one that is used, with everything that was left open decided. Raises
-    InputError for a teacher that cannot teach (unless `run.anyway`), a plan that cannot be served, and
-    whatever else is wrong, before anything is trained.
+    InputError for a teacher that cannot teach (unless `run.anyway`), a plan that cannot be served,
+    and whatever else is wrong, before anything is trained.
     """
     report = report or Silent()
+    if real_data is None:
+        check_sources(recipe)
     recipe, device, bfloat16 = prepare(borrow(recipe))
     if teacher is None and recipe.teacher.spec == "demo" and not recipe.teacher.weights:
         report.say(
@@ -136,6 +138,7 @@ def assemble(
     What `build` and `build_synthesis` come down to. Raises InputError for a plan that cannot be
     served.
     """
+    teacher.queries = 0  # those of this run are counted
     sources = sources_of(recipe, student=student is not None)
     recipe, reasons = plans.suited(recipe, teacher)
     plan = plans.plan(recipe, teacher, sources)
@@ -158,8 +161,8 @@ def build_synthesis(
     teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
     report: Reporter | None = None,
 ) -> tuple[Lab, bool]:
-    """A lab without a student, for images alone, and whether its last generator needs no training
-    more. Real images may be read where the recipe gives them; none are opened."""
+    """A lab without a student, for images alone, and whether its last generator needs no more
+    training. Real images may be read where the recipe gives them; none are opened."""
     report = report or Silent()
     recipe, device, bfloat16 = prepare(borrow(recipe))
     known = _teacher(recipe, teacher).to(device)
@@ -204,9 +207,7 @@ def begin(lab: Lab) -> list[str]:
 
 def _teacher(recipe: Recipe, given: Any) -> Any:
     """The teacher of the recipe, or of a living object."""
-    if given is not None and not isinstance(given, nn.Module) and hasattr(given, "teach"):
-        return given
-    if isinstance(given, FrozenTeacher) or hasattr(given, "abilities"):
+    if is_teacher(given):
         return given
     return load_teacher(recipe.teacher, trust_code=recipe.run.trust_code, network=given)
 
@@ -263,10 +264,13 @@ def _check(recipe: Recipe, plan: plans.Plan) -> None:
 def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool) -> Images:
     """The images of a data path or of a living object, as this recipe reads them, fitted to its
     teacher."""
-    if not isinstance(source, str):
-        return images_of(source, teacher.spec, classes=teacher.classes, labelled=labelled)
+    if not isinstance(source, str | Path):
+        return images_of(
+            source, teacher.spec, classes=teacher.classes, labelled=labelled, names=teacher.names,
+            table=recipe.data,
+        )  # fmt: skip
     return load_images(
-        source, teacher.spec, classes=teacher.classes, labelled=labelled,
+        str(source), teacher.spec, classes=teacher.classes, labelled=labelled,
         trust_code=recipe.run.trust_code, names=teacher.names, table=recipe.data,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.core.images import to_float
-from synthkd.engine.loop import HELD_OUT, Lab, synthesize
+from synthkd.engine.loop import HELD_BACK, HELD_OUT, LOOKED_AT, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
 from synthkd.recipe import Stage
@@ -24,7 +24,6 @@ TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold
 TRIAL = 0.3  # seconds of a trial with a larger batch
 WHOLE = 8.0  # seconds that one trial of a whole batch may take: what takes so long is in a long run
 HELD_PIXELS = 2**24  # of the noise that stands for remembered images
-LOOKED_BACK = 128  # held-out images that the student answers after every round
 SAVED = 3e8  # bytes a second, at which a checkpoint is written and read back
 
 
@@ -140,7 +139,7 @@ def estimate(lab: Lab) -> Estimate:
     if lab.learner is not None:
         every = lab.recipe.run.checkpoint_seconds
         saving = sum(s.seconds for s in stages) / every * kept / 2 * one / SAVED
-    held = min(HELD_OUT, synthesized / 16)
+    held = min(HELD_OUT, synthesized / HELD_BACK)
     weights = 2 if lab.learner is not None and lab.learner.average is not None else 1
     return Estimate(stages, weights * held * answer + saving, _memory(lab, kept * one))
 
@@ -310,7 +309,7 @@ def _round(
     """One round of a stage, from what its parts take for an image."""
     student = (stage.student_steps * batch * (step + label)) if step else 0.0
     if stage.student_steps:
-        student += LOOKED_BACK * answer
+        student += LOOKED_AT * answer
     seen = float(stage.student_steps * batch) if step else 0.0
     if not stage.synthesizes:
         return RoundCost(0.0, 0.0, student, seen=seen)

@@ -47,6 +47,8 @@ from synthkd.synthesis.plan import Plan
 from synthkd.teachers.protocol import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
+HELD_BACK = 16  # of so many fresh images one is held out
+LOOKED_AT = 128  # held-out images that agreement is measured on after a round
 PARTS = ("synthesis", "labelling", "student")
 
 
@@ -385,7 +387,7 @@ def _remember(
     measures["confidence"] = float(lab.teacher.probabilities(logits).amax(1).mean())
     # without a memory only the first rounds give any away: later batches reach the student whole
     full = lab.recipe.memory.capacity == 0 and len(lab.held_out) == HELD_OUT
-    cut = 0 if full else len(pixels) // 16
+    cut = 0 if full else len(pixels) // HELD_BACK
     lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut], generator)
     lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], generator)
     return pixels[cut:], measures, torch.where(labels < 0, votes, labels)
@@ -479,7 +481,7 @@ def _agreement(lab: Lab, rng: torch.Generator) -> dict[str, float]:
     if len(lab.held_out) == 0:
         return {}
     assert lab.learner is not None
-    drawn = lab.held_out.draw(min(128, len(lab.held_out)), rng)
+    drawn = lab.held_out.draw(min(LOOKED_AT, len(lab.held_out)), rng)
     answers = lab.learner.answer(to_float(lab.moved(drawn.images))).cpu()
     own = decided(answers, independent=lab.teacher.independent)
     return {"agreement": float((own == _taught(lab, drawn)).float().mean())}

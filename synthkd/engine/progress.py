@@ -6,14 +6,13 @@ from itertools import pairwise
 
 from synthkd.recipe import BudgetTable, Stage
 
-# Told of a part of a round, of the steps of it that are done, and of how many there are. It may end
-# the round by an exception: what the round changed is then worthless, and a run goes on from the
-# checkpoint before it.
+# Called with a part of a round, its steps that are done, and their number. It may end the round by
+# an exception: what the round changed is then worthless; a run goes on from its last checkpoint.
 Tick = Callable[[str, int, int], None]
 
 
 def no_tick(part: str, done: int, total: int) -> None:
-    """Tells nobody how far a round is."""
+    """Reports nothing."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Schedule:
 
 
 class Reporter(Protocol):
-    """Told of everything a user may want to see; it decides what to show."""
+    """Receives everything that a user may want to see, and decides what to show."""
 
     def say(self, line: str) -> None:
         """One line."""

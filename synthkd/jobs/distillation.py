@@ -4,6 +4,7 @@ What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporte
 """
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -30,7 +31,7 @@ from synthkd.core.files import exists, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import count_images, place_of
-from synthkd.engine.build import Opened, build, images_for, open_data
+from synthkd.engine.build import build, images_for, open_data
 from synthkd.engine.estimate import Estimate, estimate
 from synthkd.engine.loop import HeldOut, Lab, Round, rounds, select_final_weights
 from synthkd.engine.machine import peak_memory_mb
@@ -40,10 +41,10 @@ from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe, Stage
+from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
-from synthkd.runs.session import Session, trusting
+from synthkd.runs.session import Session, going_on
 from synthkd.specs import card_of, is_saved, read_card
 from synthkd.students.learner import save_student
 from synthkd.synthesis import GENERATORS, readers
@@ -71,7 +72,7 @@ class Distillation:
     `teacher`, `student`, `real_data` are living objects as in `engine.build.build`, and `val_data`
     one that takes the place of `data.val`. `given` are the keys that the user set, so that those
     that do nothing can be named. A budget in minutes counts from `started`, a time of
-    `time.perf_counter` (default: now). `by_force` is said by programs that a second Ctrl-C may end.
+    `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process.
     """
 
     def __init__(
@@ -92,12 +93,14 @@ class Distillation:
         self.real_data, self.by_force = real_data, by_force
         if val_data is None:
             _check_val(recipe)
-        self.lab = build(recipe, teacher=teacher, student=student, data=False, report=self.report)
+        self.lab = build(
+            recipe, teacher=teacher, student=student, real_data=real_data, data=False,
+            report=self.report,
+        )  # fmt: skip
         self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
-        self.val: Any = _val(self.recipe) if val_data is None else val_data
-        self.opened = Opened()
+        self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
-        idle = ignored(self.recipe, self.lab.stages, given, readers())
+        self.idle = idle = ignored(self.recipe, self.lab.stages, given, readers())
         self.report.findings(idle)
         self.manifest: dict[str, Any] = {
             **environment(self.lab.device),
@@ -152,12 +155,13 @@ class Distillation:
         with held(path, "--resume"):
             the_run, _ = Run.resume(path)  # whoever worked in it until now may have finished it
             self._take_up(the_run)
+            the_run.write_manifest(self.manifest | {"state": "running"})
             return self._walk(the_run)
 
     def _open_data(self) -> None:
-        self.opened = open_data(self.lab, real_data=self.real_data)
-        self.report.findings(self.opened.notes)
-        self.manifest |= self.opened.as_data()
+        opened = open_data(self.lab, real_data=self.real_data)
+        self.report.findings(opened.notes)
+        self.manifest |= opened.as_data()
 
     def _take_up(self, the_run: Run) -> None:
         """Opens what the run had opened, and goes back to its newest checkpoint; nothing may have
@@ -167,8 +171,8 @@ class Distillation:
             raise InputError(f"{where}: the teacher is not the one that the run was started with")
         if before.get("recipe_sha256") != sha256_of(the_run.path / "recipe.toml"):
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
-        kept = ("command", "student_chosen", "recipe_sha256")
-        self.manifest |= {key: before.get(key) for key in kept}
+        kept = ("command", "student_chosen", "recipe_sha256", "estimate", "findings")
+        self.manifest |= {key: before[key] for key in kept if key in before}
         self.manifest["sittings"] = _count(before.get("sittings")) + 1
         self._open_data()
         if before.get("data") != self.manifest["data"]:
@@ -193,7 +197,7 @@ class Distillation:
             lab.limit(whole - reserve - (time.perf_counter() - self.started))
         parts = recipe.run.snapshots + 1  # the last part ends with the student itself
         part = int(whole_share(lab.progress, lab.budget) * parts)
-        again = f"go on with: synthkd distill --resume {the_run.path}" + trusting(recipe)
+        again = going_on("distill", recipe, the_run.path)
         self.report.say(f"run directory: {the_run.path}")
         self.report.expect(self._schedule())
         session = Session(
@@ -396,10 +400,11 @@ def _count(value: object) -> int:
 def _word(spec: str) -> str:
     """A SPEC as part of a directory's name.
 
-    >>> _word("nets/my_file.py:make")
-    'my_file-make'
+    >>> _word("nets/my_file.py:make"), _word("<Sequential>")
+    ('my_file-make', 'Sequential')
     """
-    return Path(spec.replace(".py:", "-").replace(":", "-")).name or "x"
+    name = Path(spec.replace(".py:", "-").replace(":", "-")).name
+    return re.sub(r"[^\w.-]+", "", name) or "x"
 
 
 def reserved(whole: float, scoring: float) -> float:
@@ -411,10 +416,6 @@ def reserved(whole: float, scoring: float) -> float:
     """
     least = min(max(LEAST_RESERVE, RESERVE * whole), whole / 10)
     return max(least, min(scoring, MOST_SCORING * whole))
-
-
-def _val(recipe: Recipe) -> str:
-    return recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
 
 
 def _refines(stage: Stage) -> bool:

@@ -1,10 +1,11 @@
 """A synthetic data set as a job: a directory, from a recipe to images that the teacher agrees with.
 
-What `synthkd generate` and `synthkd.generate` do; nothing here prints, a `Reporter` is told.
+What `synthkd generate` and `synthkd.generate` do; nothing here prints, a `Reporter` is notified.
 """
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from synthkd.recipe import Recipe
 from synthkd.recipe.unused import ignored
 from synthkd.runs.checkpoints import Checkpoints
 from synthkd.runs.directory import claim, environment, free_name, held
-from synthkd.runs.session import Session, trusting
+from synthkd.runs.session import Session, going_on
 from synthkd.synthesis import Generator, readers
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.teachers.protocol import Teacher
@@ -236,8 +237,8 @@ class Generation:
             checkpoints.folder.mkdir(exist_ok=True)
             checkpoints.save(data, self.lab.progress.round + self.trained + self.batch)
 
-        keeping = f" --save-generator {self.keep}" if self.keep else ""
-        again = f"go on with: synthkd generate --resume {out}{keeping}" + trusting(recipe)
+        keeping = ("--save-generator", self.keep) if self.keep else ()
+        again = going_on("generate", recipe, out, *keeping)
         session = Session(
             self.report, again, recipe.run.checkpoint_seconds, saved=state is not None,
             by_force=self.by_force,
@@ -252,6 +253,7 @@ class Generation:
             with Writer(
                 out, self.teacher.spec, self.teacher.classes, self.teacher.names,
                 shard=recipe.dataset.shard, folders=recipe.dataset.folders, resumed=resumed,
+                beside=(CHECKPOINTS,),
             ) as writer:  # fmt: skip
                 if state is not None and state["writer"] is not None:
                     _take_over(writer, state["writer"], out)
@@ -274,7 +276,8 @@ class Generation:
                 writer.close(manifest)
                 count = writer.count
         checkpoints.clear()
-        checkpoints.folder.rmdir()
+        with suppress(OSError):  # none was written
+            checkpoints.folder.rmdir()
         return DataSet(out, manifest, tuple(findings), count)
 
     def _against(self) -> list[Finding]:

@@ -40,7 +40,9 @@ def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = No
     spec = teacher.spec
     report.say("timing its answers …")
     costs = inspection.costs(teacher)
+    recipe, reasons = plans.suited(recipe, teacher)
     the_plan = plans.plan(recipe, teacher)
+    the_plan = plans.Plan(the_plan.stages, (*the_plan.reasons, *reasons))
     one = spec.channels * spec.height * spec.width + 2 * teacher.classes
     expected = memory_of(
         teacher, the_plan.stages, None, batch=recipe.training.batch,

@@ -27,7 +27,9 @@ from synthkd.recipe.tables import (
     Table,
     TeacherTable,
     TrainingTable,
+    check_sources,
     sources_of,
+    val_of,
 )
 from synthkd.recipe.toml import (
     PROMPT,
@@ -68,6 +70,7 @@ __all__ = [
     "Table",
     "TeacherTable",
     "TrainingTable",
+    "check_sources",
     "explain",
     "from_settings",
     "is_installed_call",
@@ -83,5 +86,6 @@ __all__ = [
     "sources_of",
     "to_toml",
     "trusted",
+    "val_of",
     "validated",
 ]

@@ -9,7 +9,7 @@ from synthkd.recipe.tables import MOST, MOST_MINUTES, Flag, Recipe, Stage, Table
 
 @dataclass(frozen=True)
 class Setting:
-    """One leaf of the recipe: what flags, help and the README's table are made from."""
+    """One leaf of the recipe: what flags, help and docs/settings.md are made from."""
 
     key: str  # dotted name, e.g. "memory.capacity"
     table: str  # "" for a top-level key

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from synthkd.core.errors import quoted, suggest
+from synthkd.core.errors import InputError, quoted, suggest
 
 MOST_CLASSES = 1_000_000
 MOST = 10**12  # of what is counted one after the other
@@ -876,11 +876,6 @@ class Recipe(Table):
         for name in self.run.stages:
             if name not in names:
                 raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
-        if sources_of(self).real and not self.data.real:
-            raise ValueError(
-                f"mix ratio {self.data.mix_ratio:g} needs real images: give --real-data PATH, "
-                "or leave --mix-ratio at 1.0 for a data-free run"
-            )
         limits = ("max_params", "max_flops", "max_latency_ms")
         if self.student.spec != "auto" and any(getattr(self.student, n) for n in limits):
             raise ValueError(
@@ -926,3 +921,17 @@ def sources_of(recipe: Recipe, *, student: bool = True) -> Sources:
         return Sources(real=bool(recipe.data.real), synthetic=True, ratio=1.0)
     ratio = recipe.data.mix_ratio
     return Sources(real=ratio < 1, synthetic=ratio > 0, ratio=ratio)
+
+
+def val_of(recipe: Recipe) -> str:
+    """The validation data of a recipe: those it names, the demo's with the demo, else "none"."""
+    return recipe.data.val or ("demo:unseen" if recipe.teacher.spec == "demo" else "none")
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Refuses a mix ratio that asks for real images where the recipe names none."""
+    if sources_of(recipe).real and not recipe.data.real:
+        raise InputError(
+            f"mix ratio {recipe.data.mix_ratio:g} needs real images: give --real-data PATH, "
+            "or leave --mix-ratio at 1.0 for a data-free run"
+        )

@@ -99,14 +99,17 @@ def explain(problem: Any) -> str:
     return f"{key}: {message}; got {quoted(problem['input'])}"
 
 
-def over(low: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags laid over what files say, unless those choose code."""
+def over(
+    low: Mapping[str, Any], flags: Mapping[str, Any], *, trust_code: bool = False
+) -> dict[str, Any]:
+    """Flags laid over what files say, unless those choose code without anybody's trust."""
     of_files = {
         table: {key: low.get(table, {}).get(key, "")}
         for table, key in NAMES_CODE
         if key not in flags.get(table, {})
     }
-    refuse_code(of_files, trust_code=bool(flags.get("run", {}).get("trust_code")))
+    trusted = trust_code or bool(flags.get("run", {}).get("trust_code"))
+    refuse_code(of_files, trust_code=trusted)
     return merge(low, flags)
 
 
@@ -131,16 +134,17 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(
-    config: Path | None = None,
+    config: Path | Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
     stage_flags: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Recipe:
     """The recipe of a run: the pipeline, the config file laid over it, the flags over both.
 
+    `config` is a file, or what `read_toml` read of it: a pipe is read but once.
     `flags` is nested like the TOML; values may be text, as a command line gives them.
     `stage_flags` maps a stage's name to the settings to change in it.
     """
-    high = read_toml(config) if config is not None else {}
+    high = read_toml(config) if isinstance(config, Path) else dict(config or {})
     flags = dict(flags or {})
     name = str(flags.get("pipeline", high.get("pipeline", Recipe.model_fields["pipeline"].default)))
     low = read_toml(pipeline_path(name))
@@ -180,7 +184,9 @@ def from_settings(settings: Mapping[str, Any], base: Recipe | None = None) -> Re
     stages: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         first, *rest = key.split(".")
-        if first == "stage" and len(rest) > 1:
+        if first == "stage" and len(rest) < 2:
+            raise InputError(f"{key}: a stage's settings are named stage.NAME.KEY")
+        if first == "stage":
             place: dict[str, Any] = stages.setdefault(rest[0], {})
             tables, leaf = rest[1:-1], rest[-1]
         else:
@@ -190,7 +196,10 @@ def from_settings(settings: Mapping[str, Any], base: Recipe | None = None) -> Re
         place[leaf] = value
     if base is None:
         return load_recipe(None, flags, stages)
-    return _with_stages(over(base.model_dump(), flags), stages)
+    if "pipeline" in flags:
+        raise InputError("a recipe has its pipeline already: give a pipeline or a recipe")
+    data = over(base.model_dump(), flags, trust_code=base.run.trust_code)
+    return _with_stages(data, stages)
 
 
 def validated(data: Mapping[str, Any]) -> Recipe:

@@ -59,7 +59,17 @@ def ignored(
     for key in sorted(given):
         table, _, leaf = key.partition(".")
         known = readers.get(table, ())
-        if known and not generators & set(known) and key != "generator.start":
+        if key == "generator.kind":
+            if all(stage.generator != "auto" for stage in recipe.stages):
+                found.append(
+                    Finding(
+                        "ignored-setting",
+                        f"every stage of the pipeline {recipe.pipeline} names its own generator: "
+                        "--generator is not used",
+                        "omit it, or choose another --pipeline",
+                    )
+                )
+        elif known and not generators & set(known) and key != "generator.start":
             found.append(
                 Finding(
                     "ignored-setting",

@@ -100,7 +100,7 @@ class Run:
             raise InputError(f"{quoted(path)} is missing or damaged") from None
 
     def write_manifest(self, data: dict[str, Any]) -> None:
-        """Replaces manifest.json; it tells the format of the checkpoints."""
+        """Replaces manifest.json; it records the format of the checkpoints."""
         files.write_json(self.path / "manifest.json", {"format": FORMAT, **data})
 
     def record(self, round_: Round) -> None:
@@ -276,6 +276,13 @@ def free_name(base: Path) -> Path:
     return path
 
 
+def _command() -> list[str]:
+    """The command line of this process: `synthkd …`, or another program's that uses the library."""
+    program, *words = sys.argv or [""]
+    ours = Path(program).name in ("synthkd", "__main__.py")
+    return ["synthkd" if ours else program, *words]
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, platform and command, for manifests."""
     packages = (
@@ -294,7 +301,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": ["synthkd", *sys.argv[1:]],
+        "command": _command(),
         "versions": versions,
         "platform": platform.platform(),
         "machine": platform.machine(),

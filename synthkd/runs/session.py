@@ -5,6 +5,7 @@ A job walks its rounds inside `Session.open` and calls `pause` after each.
 
 import os
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from synthkd import recipe as recipes
@@ -29,10 +31,15 @@ _EXIT = os._exit  # before code of the user's runs, which has another in its pla
 LONG_ROUND = 2.0  # seconds from which a round is long
 
 
-def trusting(recipe: Recipe) -> str:
-    """What a command line that goes on with this recipe needs besides."""
-    named = recipes.names_code(recipe.model_dump())
-    return " --trust-code" if recipe.run.trust_code or named else ""
+def going_on(command: str, recipe: Recipe, path: Path, *words: str | Path) -> str:
+    """How to go on with what a command was doing in the directory `path`, with more `words` of the
+    command line."""
+    specs = (recipe.teacher.spec, recipe.student.spec, recipe.data.real, recipe.data.val)
+    if any(spec.startswith("<") for spec in specs):  # living objects are given again
+        return f"go on with: synthkd.{command}(…, resume={str(path)!r})"
+    trust = recipe.run.trust_code or recipes.names_code(recipe.model_dump())
+    line = ["synthkd", command, "--resume", str(path), *map(str, words)]
+    return "go on with: " + shlex.join([*line, "--trust-code"] if trust else line)
 
 
 @dataclass
@@ -85,7 +92,7 @@ def stopping(
 
     def ask(number: int, _: FrameType | None) -> None:
         heard(number)
-        signal.signal(number, signal.SIG_DFL if by_force else before[number] or signal.SIG_DFL)
+        signal.signal(number, (not by_force and before[signal.Signals(number)]) or signal.SIG_DFL)
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # as set_wakeup_fd wants it

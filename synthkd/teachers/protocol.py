@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -120,3 +120,9 @@ class Teacher(Protocol):
 
     def exact(self) -> AbstractContextManager[None]:
         """While the `with` lasts it answers in float32."""
+
+
+def is_teacher(given: object) -> TypeGuard[Teacher]:
+    """Whether an object is a `Teacher` already, and no network that one is to be made of: it says
+    what it can serve."""
+    return hasattr(given, "abilities") and hasattr(given, "teach")
