@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from short_runs import main
+from torch import Tensor, nn
 
 from synthkd.checks.inspection import drawings
 from synthkd.core.files import sha256_of
-from synthkd.core.images import to_float, to_uint8
+from synthkd.core.images import ImageSpec, to_float, to_uint8
 from synthkd.export.formats import (
     PRIVACY,
     Parity,
@@ -25,6 +26,7 @@ from synthkd.export.formats import (
     chosen,
     compared,
     model_card,
+    scored,
     to_onnx,
 )
 from synthkd.networks.classifier import Classifier
@@ -143,11 +145,53 @@ def test_a_card_of_a_run_with_real_images_does_not_claim_otherwise(run: Path) ->
 def test_a_file_that_votes_otherwise_is_seen(run: Path) -> None:
     student, _ = load_classifier(StudentTable(spec=str(run)), TeacherTable())
     images = drawings(student.spec, 200, torch.Generator().manual_seed(0))
-    parity = compared(student.eval(), lambda x: -student(x), images)
+    network = Shipped(student.eval())
+    parity = compared(network, lambda x: -student(x), images)
     assert not parity.holds and parity.agreement < 0.5 and parity.images == 200
-    twice = compared(student, lambda x: 2 * student(x), images)
+    twice = compared(network, lambda x: 2 * student(x), images)
     assert twice.agreement == 1.0 and not twice.holds  # the votes alone do not tell
-    assert compared(student, student, images).holds
+    assert compared(network, student, images).holds
+
+
+class Odds(nn.Module):
+    """Log-odds of two independent classes, bright and dark, of images of a pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :, 0, 0] - 1, -x[:, :, 0, 0] - 1], 1)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_independent_classes_are_compared_and_scored_by_their_decisions(
+    probabilities: bool,
+) -> None:
+    spec = ImageSpec(1, 1, 1, (0.0,), (1.0,))
+    student = Classifier(Odds(), spec, 2, "multilabel-logits").eval()
+    network = Shipped(student, probabilities=probabilities)
+    images = torch.tensor([0.0, 0.5, 2.0, 3.0])[:, None, None, None]
+
+    def off(x: Tensor) -> Tensor:  # says yes to dark, and more surely no to bright, at 0.5
+        odds = student(x) + torch.where(x[:, :, 0, 0] == 0.5, torch.tensor([[-0.5, 2.0]]), 0.0)
+        return odds.sigmoid() if probabilities else odds
+
+    parity = compared(network, off, images)
+    assert parity.independent and parity.agreement == 7 / 8 and parity.named == 2
+    assert parity.balanced == pytest.approx((5 / 6 + 1) / 2) and parity.groups == "no and yes"
+    labels = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
+    found = scored(network, off, network, images, labels)
+    assert (found.accuracy, found.float_accuracy, found.agreement) == (7 / 8, 6 / 8, 7 / 8)
+    one = scored(network, off, network, images, torch.tensor([1, 1, 0, 0]))  # a class an image
+    assert (one.accuracy, one.float_accuracy) == (0.75, 0.5)  # the first image is a tie
+
+
+def test_labels_of_several_classes_are_refused_where_they_exclude_each_other(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.zeros((4, 10), dtype=np.int64)
+    y[:, :2] = 1
+    np.savez(tmp_path / "several.npz", x=np.zeros((4, 16, 16), dtype=np.uint8), y=y)
+    text = failing(capsys, "export", str(run), "--int8", "--val-data",
+                   str(tmp_path / "several.npz"), "--out", str(tmp_path / "out"))  # fmt: skip
+    assert "labels of several classes per image" in text
 
 
 def test_what_cannot_be_exported_is_said(

@@ -84,6 +84,11 @@ def run(
         names=names,
     ) if val_data else None  # fmt: skip
     if label is not None:
+        if label.labels is not None and label.labels.dim() > 1 and not student.independent:
+            raise InputError(
+                f"{quoted(val_data)}: labels of several classes per image, but the student's "
+                "classes exclude each other: give one class per image"
+            )
         if label.order:
             display.say(f"{quoted(val_data)}: {label.order}")
         display.findings(label.notes)
@@ -150,7 +155,7 @@ def _show(
             display.say(
                 f"{one.name}: calibrated on {one.truth.calibrated}; on {one.truth.judged} "
                 f"{one.truth.parity.agreement:.1%} same votes, {one.truth.parity.balanced:.1%} as "
-                f"a mean over the {one.truth.parity.named} classes named"
+                f"a mean over {one.truth.parity.groups}"
             )
             display.say(f"use {one.truth.use}: {one.truth.because}")
 
@@ -160,9 +165,12 @@ def _findings(done: Sequence[Exported], manifest: Mapping[str, Any], classes: in
     found = []
     parity = done[0].parity
     if parity.named < 2:
+        does = f"names one of {classes:,} classes on"
+        if parity.independent:
+            does = f"gives one answer, no or yes, to all {classes:,} classes of"
         found.append(Finding(
             "names-one-class",
-            f"the student names one of {classes:,} classes on all {parity.images:,} images: that "
+            f"the student {does} all {parity.images:,} images: that "
             "a file votes as it does proves nothing", "distil it again, with more --minutes",
         ))  # fmt: skip
     chosen = manifest.get("student_chosen")
@@ -281,7 +289,7 @@ class Export:
         self, name: str, write: Callable[[Path], Answer], *, exact: bool = True
     ) -> tuple[Answer, writers.Parity]:
         """Writes one file, reads it back and compares it."""
-        own = self.network.student if name == "student.safetensors" else self.network
+        own = Shipped(self.network.student) if name == "student.safetensors" else self.network
         try:
             answer = write(self.folder / name)
             images = self._fed(name, self.pictures.compared)
@@ -330,7 +338,7 @@ class Export:
         scored = None
         if self.label is not None and self.label.labels is not None:
             images = self.network.fed(self.label.pixels)
-            scored = writers.scored(answer, other, images, self.label.labels)
+            scored = writers.scored(self.network, answer, other, images, self.label.labels)
         speed = wide.milliseconds / small.milliseconds
         better, because = writers.chosen(speed, parity, scored)
         return writers.Truth(

@@ -22,7 +22,7 @@ from synthkd import __version__
 from synthkd.core.errors import InputError
 from synthkd.core.files import write_atomic
 from synthkd.core.images import to_float
-from synthkd.measures import class_balance
+from synthkd.measures import class_balance, decided
 from synthkd.networks.classifier import Classifier
 from synthkd.specs.graphs import telemetry_off
 from synthkd.students import latency
@@ -49,19 +49,26 @@ class Parity:
     images: int
     largest: float  # difference of a logit
     scale: float  # the student's largest logit
-    agreement: float  # share of equal votes
+    agreement: float  # share of equal votes; of independent classes, of equal decisions
     balanced: float  # the same as a mean over the classes that the student names
     named: int  # classes that the student names on these images; of one alone, votes say nothing
+    independent: bool = False  # classes: the votes are then a no or yes to each of them
 
     @property
     def holds(self) -> bool:
         """Whether it may be called the same network."""
         return self.agreement == 1.0 and self.largest <= TOLERANCE * self.scale
 
+    @property
+    def groups(self) -> str:
+        """What `balanced` is a mean over, in words."""
+        return "no and yes" if self.independent else f"the {self.named:,} classes named"
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Share of right classes on labelled images, of an 8-bit file and of the file it is made of."""
+    """Share of right classes on labelled images, of an 8-bit file and of the file it is made of;
+    where an image may have several, of right decisions, a no or yes to each."""
 
     images: int
     accuracy: float
@@ -118,6 +125,13 @@ class Shipped(nn.Module):
     def fed(self, pixels: Tensor) -> Tensor:
         """uint8 images [B, C, H, W] as it takes them."""
         return pixels if self.bytes_in else to_float(pixels)
+
+    def decided(self, answers: Tensor) -> Tensor:
+        """What its answers [N, K] decide, as `measures.decided` has it of logits."""
+        alone = self.student.independent
+        return decided(
+            answers - 0.5 if self.probabilities and alone else answers, independent=alone
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] to [B, K]."""
@@ -264,23 +278,30 @@ def answered(answer: Answer, images: Tensor) -> Tensor:
     return torch.cat([answer(part) for part in torch.split(images, 64)]).float()
 
 
-def compared(network: nn.Module, answer: Answer, images: Tensor) -> Parity:
+def compared(network: Shipped, answer: Answer, images: Tensor) -> Parity:
     """An exported file against the network it was made of, on images [N, C, H, W]."""
     own, other = answered(network, images), answered(answer, images)
-    votes, voted = own.argmax(1), other.argmax(1)
-    balance = class_balance(voted, votes, own.shape[1])
+    votes, voted = network.decided(own), network.decided(other)
+    alone = network.student.independent
+    balance = class_balance(voted, votes, 2 if alone else own.shape[1])
     return Parity(
         len(images), float((own - other).abs().max()), float(own.abs().max()),
-        float((votes == voted).float().mean()), balance.balanced, balance.present,
+        float((votes == voted).float().mean()), balance.balanced, balance.present, alone,
     )  # fmt: skip
 
 
-def scored(answer: Answer, other: Answer, images: Tensor, labels: Tensor) -> Scored:
-    """An 8-bit file, and the float file it was made of, on labelled images [N, C, H, W]."""
-    votes, wide = (answered(one, images).argmax(1) for one in (answer, other))
+def scored(
+    network: Shipped, answer: Answer, other: Answer, images: Tensor, labels: Tensor
+) -> Scored:
+    """An 8-bit file, and the float file it was made of, on labelled images [N, C, H, W]. Labels
+    are [N], or [N, K] of 0 and 1 where the network's classes are independent."""
+    each = labels.dim() > 1
+    answers = (answered(one, images) for one in (answer, other))
+    votes, wide = (network.decided(a) if each else a.argmax(1) for a in answers)
+    truth = labels.flatten()
     return Scored(
-        len(images), float((votes == labels).float().mean()),
-        float((wide == labels).float().mean()), float((votes == wide).float().mean()),
+        len(images), float((votes == truth).float().mean()),
+        float((wide == truth).float().mean()), float((votes == wide).float().mean()),
     )  # fmt: skip
 
 
@@ -382,7 +403,7 @@ def model_card(
           f"| {f.parity.agreement:.1%} of {f.parity.images:,} | {f.parity.largest:.2g} |"
           for f in files), "",
     ]  # fmt: skip
-    if files:
+    if files and not files[0].parity.independent:
         named, known = files[0].parity.named, len(names)
         lines.append(f"Of {known:,} classes the student names {named:,} on these images.")
     for one in conditions:
@@ -409,7 +430,7 @@ def _told(name: str, truth: Truth) -> list[str]:
     lines = [f"**Use {truth.use}**: {truth.because}.", ""]
     lines.append(
         f"{name}: calibrated on {truth.calibrated}; on {truth.judged} it votes as the float file "
-        f"on {truth.parity.agreement:.1%} (mean over the {truth.parity.named:,} classes named: "
+        f"on {truth.parity.agreement:.1%} (mean over {truth.parity.groups}: "
         f"{truth.parity.balanced:.1%})"
         + (
             f"; accuracy {truth.scored.accuracy:.2%} against {truth.scored.float_accuracy:.2%} on "
