@@ -7,25 +7,30 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from decimal import Decimal, localcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import synthkd
 from synthkd.core.errors import InputError
+from synthkd.core.images import ImageSpec
 from synthkd.core.states import load_state, save_state
 from synthkd.engine import controllers
 from synthkd.jobs.generation import Generation
 from synthkd.losses import distillation, synthesis
 from synthkd.losses.distillation import DistillationView
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import from_settings
 from synthkd.specs import load_teacher
 from synthkd.synthesis import GENERATORS
 from synthkd.teachers.ensemble import AveragedTeacher
+from synthkd.teachers.frozen import FrozenTeacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -61,14 +66,8 @@ def test_an_example_runs(name, tmp_path, monkeypatch):
     main = example(name)["main"]
     given = {"images": 800 if name == "sweep" else 3000, "out": str(tmp_path / "out"), "seeds": 2}
     wanted = python_inspect.signature(main).parameters
-    with pytest.warns() if name in ("distil_your_network", "sweep") else nothing():
+    with pytest.warns() if name in ("distil_your_network", "sweep") else nullcontext():
         main(**{key: value for key, value in given.items() if key in wanted})
-
-
-def nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def test_an_example_runs_as_a_file_of_its_own(tmp_path):
@@ -119,9 +118,13 @@ def test_a_run_with_a_part_of_ones_own_resumes_bit_for_bit(name, tmp_path):
     list(second)
     ours, theirs = (lab.learner.state_dict() for lab in (second, unbroken))
     assert ours["student"].keys() == theirs["student"].keys()
-    for key in ("student", "objective"):
+    for key in ("student", "objective", "average"):
         for tensor, value in theirs[key].items():
-            assert torch.equal(ours[key][tensor], value), tensor
+            assert torch.equal(ours[key][tensor], value), (key, tensor)
+    kept, wanted = (lab.memory.everything() for lab in (second, unbroken))
+    for field in ("images", "labels", "slots", "logits", "votes"):
+        assert torch.equal(getattr(kept, field), getattr(wanted, field)), field
+    assert kept.origins == wanted.origins
     assert {n: g.state_dict() for n, g in second.generators.items() if n == "blurred_noise"} == {
         n: g.state_dict() for n, g in unbroken.generators.items() if n == "blurred_noise"
     }
@@ -240,6 +243,55 @@ def test_an_average_is_that_of_the_probabilities_and_passes_gradients(teachers):
     both(images.detach())
     assert both.queries == before + 5
     assert both.abilities == {"gradients"}
+
+
+SURE = ImageSpec(1, 1, 1, (0.0,), (1.0,))
+
+
+class Answers(nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1) + 0 * x.flatten(1)
+
+
+def answering(*logits: float, kind: str = "logits", access: str = "full") -> FrozenTeacher:
+    return FrozenTeacher(Classifier(Answers(*logits), SURE, len(logits), kind), access=access)
+
+
+@pytest.mark.parametrize("z", [0.5, 20.0, -20.0, 60.0])
+def test_log_odds_of_an_average_are_exact_where_teachers_are_sure(z):
+    """By fractions of any length: p = 1 / (1 + e^−z), the mean of p and q, and its log-odds."""
+    teachers = [answering(z, 0.0, kind="multilabel-logits") for z in (z, z / 2)]
+    found = AveragedTeacher(teachers)(torch.zeros(1, 1, 1, 1))[0]
+    with localcontext(prec=80):
+        p = sum(1 / (1 + (-Decimal(odds)).exp()) for odds in (z, z / 2)) / 2
+        wanted = float((p / (1 - p)).ln())
+    assert found.tolist() == pytest.approx([wanted, 0.0], rel=1e-5, abs=1e-6)
+    teachers = [answering(odds, 0.0) for odds in (z, z / 2)]
+    log_p = AveragedTeacher(teachers)(torch.zeros(1, 1, 1, 1))[0]
+    assert float(log_p[0] - log_p[1]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_average_within_an_average_moves_counts_and_hides_as_its_members_do():
+    inner = [answering(1.0, 0.0), answering(0.0, 1.0)]
+    both = AveragedTeacher([answering(2.0, 0.0), AveragedTeacher(inner)])
+    assert both.to(torch.device("meta")) is both
+    assert {t.device.type for t in inner} == {"meta"}
+    closed = [answering(1.0, 0.0, access="labels") for _ in range(2)]
+    assert AveragedTeacher(closed).access == "labels"
+    assert AveragedTeacher([closed[0], inner[0]]).access == "logits"
+    closed[1](torch.zeros(3, 1, 1, 1))
+    average = AveragedTeacher(closed)
+    average.queries = 7
+    assert [t.queries for t in closed] == [7, 10]
+    inner[1]._unsound = torch.tensor(True)
+    with pytest.raises(InputError, match="NaN or infinity"):
+        both.check()
 
 
 def test_teachers_of_other_classes_are_not_averaged(teachers):

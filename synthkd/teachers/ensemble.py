@@ -3,12 +3,14 @@
 B batch, K classes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from synthkd.core.errors import InputError
@@ -41,8 +43,8 @@ class AveragedTeacher:
                     f"{other.described} {list(other.spec.shape)} and {other.classes}"
                 )
         self.teachers = tuple(teachers)
-        whole = all(teacher.access == "full" for teacher in teachers)
-        self.access = "full" if whole else "logits"
+        shown = {teacher.access for teacher in teachers}
+        self.access = shown.pop() if len(shown) == 1 else "logits"
         self.names = first.names
         self.digest = sha256(" ".join(t.digest for t in teachers).encode()).hexdigest()
 
@@ -63,8 +65,9 @@ class AveragedTeacher:
 
     @queries.setter
     def queries(self, value: int) -> None:
+        more = value - self.queries  # each counts on from its own number
         for teacher in self.teachers:
-            teacher.queries = value
+            teacher.queries += more
 
     @property
     def spec(self) -> ImageSpec:
@@ -119,7 +122,7 @@ class AveragedTeacher:
     def to(self, device: torch.device) -> "AveragedTeacher":
         """Itself, its networks on a device."""
         for teacher in self.teachers:
-            teacher.network.to(device)
+            teacher.to(device)
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -131,13 +134,10 @@ class AveragedTeacher:
         return self._mean([teacher.forward_network(images) for teacher in self.teachers])
 
     def _mean(self, answers: Sequence[Tensor]) -> Tensor:
-        p = torch.stack(
-            [t.probabilities(a) for t, a in zip(self.teachers, answers, strict=True)]
-        ).mean(0)
-        least = torch.finfo(torch.float32).tiny
+        logits = torch.stack(list(answers))  # [teachers, B, K]
         if self.independent:
-            return p.clamp_min(least).log() - (1 - p).clamp_min(least).log()
-        return p.clamp_min(least).log()
+            return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+        return logits.log_softmax(2).logsumexp(0) - math.log(len(answers))
 
     @torch.no_grad()
     def teach(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
@@ -162,6 +162,11 @@ class AveragedTeacher:
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits as probabilities [B, K]."""
         return self.teachers[0].probabilities(logits)
+
+    def check(self) -> None:
+        """Refuses to go on where one of them does."""
+        for teacher in self.teachers:
+            teacher.check()
 
     @contextmanager
     def exact(self) -> Iterator[None]:
