@@ -299,6 +299,98 @@ def test_the_copy_answers_in_logits_whatever_the_body_answers_in(answers):
     assert torch.allclose(found.softmax(1), exact.softmax(1), atol=0.02)
 
 
+class Vast(nn.Module):
+    """What a folded copy that lost its numbers would answer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 5), torch.nan)
+
+
+def test_what_the_folded_copy_answers_is_checked_like_the_networks_own_answers():
+    teacher, images = half(), torch.rand(4, *SPEC.shape)
+    with torch.no_grad():
+        teacher(images)
+        assert teacher.fast
+        teacher._folded = Vast()
+        with pytest.raises(InputError, match="answers NaN or infinity"):
+            teacher(images)
+
+
+class Late(Tensor):
+    """A tensor that says it lies on a device of its own, whose values nobody may wait for."""
+
+    device = torch.device("cuda")
+    waited = False
+
+    def __bool__(self) -> bool:
+        Late.waited = True
+        return bool(self.as_subclass(Tensor))
+
+
+def test_numbers_on_a_device_are_judged_there_and_refused_once_a_round(teacher):
+    images = torch.rand(2, *SPEC.shape)
+    sound, broken = torch.zeros(2, 5), torch.full((2, 5), torch.inf)
+    for logits, given in ((sound, images), (broken, images / 0), (broken, images), (sound, images)):
+        teacher._check_answer(given, logits.as_subclass(Late))
+    assert not Late.waited
+    with pytest.raises(InputError, match="answers NaN or infinity"):
+        teacher.check()
+    assert Late.waited
+    teacher.check()  # what was said once is not said again
+    teacher._check_answer(images / 0, broken.as_subclass(Late))  # its images are to blame
+    teacher.check()
+
+
+# --- the last layer ---
+
+
+class Auxiliary(nn.Module):
+    """A head that is declared last, and rests in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 5)
+        self.auxiliary = nn.Linear(192, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.linear(x) + (self.auxiliary(x) if self.training else 0)
+
+
+class Tokens(nn.Module):
+    """A head that is asked for every token [B, T, D], of which the answers are averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1, 2)).mean(1)
+
+
+class Named(Auxiliary):
+    """A head whose input is given by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(input=x.flatten(1))
+
+
+def test_the_head_is_the_last_linear_layer_that_images_pass():
+    body = Auxiliary()
+    teacher, images = FrozenTeacher(Classifier(body, SPEC, 5)), torch.rand(3, *SPEC.shape)
+    assert teacher.head is teacher.classifier.body.linear
+    assert torch.equal(teacher.prototypes, body.linear.weight) and teacher.feature_size == 192
+    normal = (images - teacher.classifier.mean) / teacher.classifier.std
+    assert torch.equal(teacher.observe(images).features, normal.flatten(1))
+
+
+@pytest.mark.parametrize("body", [Tokens(), Named()])
+def test_a_head_that_is_not_given_a_vector_an_image_shows_no_features(body):
+    teacher = FrozenTeacher(Classifier(body, SPEC, 5))
+    assert (teacher.head, teacher.prototypes, teacher.feature_size) == (None, None, None)
+    assert teacher.observe(torch.rand(3, *SPEC.shape)).features is None
+
+
 # --- maps ---
 
 
@@ -306,7 +398,7 @@ def test_the_copy_answers_in_logits_whatever_the_body_answers_in(answers):
 def test_the_maps_of_a_resnet_are_the_outputs_of_its_groups(low_precision):
     teacher, images = small(), torch.rand(4, *SPEC.shape)
     teacher.low_precision = low_precision
-    layers = teacher.resolution_layers()
+    layers = resolution_layers(teacher.classifier.body, teacher.normalise(images))
     assert layers == ("layer1", "layer2", "layer3")
     logits, maps = teacher.teach(images, layers)
     body = teacher.classifier.body

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import TeacherTable
 from synthkd.specs import rebuilt
 from synthkd.synthesis.drawings import DRAWINGS
+from synthkd.teachers.features import hooked
 from synthkd.teachers.frozen import FrozenTeacher
 
 CLOSED = 24  # images that a black box is asked about: answers may cost
@@ -159,11 +161,12 @@ class _Questions:
         """Images [B, C, H, W] at once to logits [B, K] in float32."""
         try:
             logits = self.teacher.forward_network(images)
+            self.teacher.check()
         except Exception as error:  # whatever the user's network raises
-            told = str(error).partition("\n")[0] or type(error).__name__
-            if isinstance(error, InputError) and "NaN" in told:  # whoever reads answers refuses it
+            first = str(error).partition("\n")[0] or type(error).__name__
+            if isinstance(error, InputError) and "NaN" in first:  # whoever reads answers refuses it
                 raise _Failed(_not_finite(f"some of {len(images)}")) from None
-            reason = f"{type(error).__name__}: {quoted(told, 120)}"
+            reason = f"{type(error).__name__}: {quoted(first, 120)}"
         else:
             if logits.shape == (len(images), self.teacher.classes):
                 return logits
@@ -347,23 +350,20 @@ def _operations(teacher: FrozenTeacher) -> float:
     found: list[float] = []
     blank = torch.zeros(2, *teacher.spec.shape, device=teacher.device)
 
-    def note(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Module, output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
         found.append(output.numel() * (2.0 * weight[0].numel() + MOVING) / len(output))
 
-    handles = [
-        module.register_forward_hook(note) for module in teacher.classifier.modules()
+    layers = [
+        (module, partial(note, module)) for module in teacher.classifier.modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
     ]  # fmt: skip
     try:
-        with torch.no_grad():
+        with torch.no_grad(), hooked(outputs=layers):
             teacher.forward_network(blank)
     except Exception:  # whatever it is, it is asked again
         found.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
     height, width = teacher.spec.height, teacher.spec.width
     return sum(found) or UNCOUNTED * height * width
 
@@ -449,21 +449,19 @@ def _first_distance(teacher: FrozenTeacher, classifier: nn.Module, images: Tenso
     seen: list[Tensor] = []
     norm = teacher.norms[0]
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].float())
+    def keep(given: Tensor) -> None:
+        seen.append(given.float())
         raise _Enough
 
-    handle = norm.register_forward_pre_hook(keep)
     try:
         classifier.eval()
-        classifier(images)
+        with hooked(inputs=[(norm, keep)]):
+            classifier(images)
     except _Enough:
         pass
     except Exception:  # the user's network, at pixels that it does not expect; or its guard
         if not seen:
             return math.nan
-    finally:
-        handle.remove()
     x = seen[0].transpose(0, 1).flatten(1)
     assert norm.running_mean is not None and norm.running_var is not None
     sigma = norm.running_var.clamp_min(1e-12).sqrt()

@@ -30,7 +30,7 @@ def hooked(
 
     def before(note: Note) -> Callable[..., Any]:
         def hook(_: nn.Module, given: tuple[Any, ...]) -> Any:
-            new = note(given[0])
+            new = note(given[0]) if given else None  # its input may have been given by name
             return None if new is None else (new, *given[1:])
 
         return hook
@@ -131,10 +131,9 @@ def resolution_layers(network: nn.Module, images: Tensor) -> tuple[str, ...]:
 def averaged(output: Any) -> Tensor:
     """A module's output as features [B, D]: of maps [B, D, H, W] the spatial mean, of tokens
     [B, T, D] the mean over tokens; of several outputs the first."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.dim() < 2:
+    value = first_tensor(output)
+    if value is None or value.dim() < 2:
         raise InputError("--teacher.features: this module's output is no tensor of features")
-    if output.dim() == 3:
-        return output.mean(1)
-    return output.flatten(2).mean(2) if output.dim() > 3 else output
+    if value.dim() == 3:
+        return value.mean(1)
+    return value.flatten(2).mean(2) if value.dim() > 3 else value

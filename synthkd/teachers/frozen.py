@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,7 @@ from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec, in_cache
 from synthkd.core.logits import of_decisions, of_votes
 from synthkd.networks.classifier import Classifier
-from synthkd.teachers.features import (
-    Note,
-    averaged,
-    features_of,
-    hooked,
-    module_named,
-    resolution_layers,
-)
+from synthkd.teachers.features import Note, averaged, features_of, hooked, module_named
 from synthkd.teachers.folded import folded_copy
 from synthkd.teachers.moments import moments
 from synthkd.teachers.protocol import Observation, Seen
@@ -40,7 +33,7 @@ class FrozenTeacher(nn.Module):
     test against float32 forbids it: `fast` and `folded_reason` tell.
 
     `access` "logits" promises that no gradient passes and that nothing inside is looked at; with
-    "labels" the answer is the class it names, as smoothed logits (`losses.of_votes`). `queries`
+    "labels" the answer is the class it names, as smoothed logits (`logits.of_votes`). `queries`
     counts the images it was asked about.
     """
 
@@ -55,7 +48,6 @@ class FrozenTeacher(nn.Module):
         self.names = names or tuple(str(k) for k in range(classifier.classes))
         self.described = described
         self.low_precision = False
-        self.fast = False
         self.folded_reason = ""  # empty until it is tried
         self._folded: Callable[[Tensor], Tensor] | None = None
         self.norms: list[nn.modules.batchnorm._BatchNorm] = [
@@ -64,17 +56,12 @@ class FrozenTeacher(nn.Module):
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
             if access == "full"
         ]
-        heads = [
-            m
-            for m in classifier.modules()
-            if isinstance(m, nn.Linear) and m.out_features == self.classes and access == "full"
-        ]
-        self.head: nn.Linear | None = heads[-1] if heads else None
+        self._unsound: Tensor | None = None  # of a device that is not waited for: see `check`
+        self.head: nn.Linear | None = None  # the last layer, if it takes vectors [B, D]
         self.feature_module = self._module(features_at) if features_at else None
         self.digest = digest_of(classifier)
         super().train(False)
-        # in the order in which images pass them; those of heads that rest in eval mode are left out
-        self.norms = self._passed(torch.zeros(2, *self.spec.shape, device=self.device))
+        self._look_inside(torch.zeros(2, *self.spec.shape, device=self.device))
         self.feature_size = self._feature_size()
         self.queries = 0
         if digest_of(classifier) != self.digest:
@@ -102,11 +89,25 @@ class FrozenTeacher(nn.Module):
         return seen.shape[1] if seen is not None else None
 
     @torch.no_grad()
-    def _passed(self, images: Tensor) -> list[nn.modules.batchnorm._BatchNorm]:
+    def _look_inside(self, images: Tensor) -> None:
+        """Orders the norms as images [B, C, H, W] pass them, and finds the head: of the linear
+        layers with an output for each class the last that they pass, if it is given a vector an
+        image. What rests in eval mode (heads for training alone) is left out."""
         passed: dict[nn.modules.batchnorm._BatchNorm, None] = {}
-        with hooked(inputs=[(norm, partial(_note_passed, passed, norm)) for norm in self.norms]):
+        heads: list[tuple[nn.Linear, Tensor]] = []  # with what they were given
+        linear = [
+            m
+            for m in self.classifier.modules()
+            if isinstance(m, nn.Linear) and m.out_features == self.classes
+        ] if self.access == "full" else []  # fmt: skip
+        with hooked(inputs=[
+            *((norm, partial(_note_passed, passed, norm)) for norm in self.norms),
+            *((layer, partial(_note_head, heads, layer)) for layer in linear),
+        ]):  # fmt: skip
             self.forward_network(images)
-        return list(passed)
+        self.norms = list(passed)
+        if heads and heads[-1][1].dim() == 2 and len(heads[-1][1]) == len(images):
+            self.head = heads[-1][0]
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +118,11 @@ class FrozenTeacher(nn.Module):
     def network(self) -> nn.Module:
         """The classifier."""
         return self.classifier
+
+    @property
+    def fast(self) -> bool:
+        """Whether a folded copy answers."""
+        return self._folded is not None
 
     @property
     def abilities(self) -> frozenset[str]:
@@ -187,7 +193,10 @@ class FrozenTeacher(nn.Module):
             if self._folded is not None:
                 self.queries += len(images)
                 answer = self._folded
-        return torch.cat([answer(part) for part in in_cache(images)])
+        logits = torch.cat([answer(part) for part in in_cache(images)])
+        if answer is self._folded:
+            self._check_answer(images, logits)
+        return logits
 
     def forward_network(self, images: Tensor) -> Tensor:
         """The same by the network itself, whose layers can be watched."""
@@ -197,18 +206,32 @@ class FrozenTeacher(nn.Module):
         low = self.low_precision and not self.classifier.reading.exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             logits: Tensor = self.classifier(images)
-        self._check(images, logits)
+        self._check_answer(images, logits)
         return self._restrict(logits.float())
 
-    def _check(self, images: Tensor, logits: Tensor) -> None:
-        """Refuses what no classifier answers: it may have been well when it was first asked."""
+    def _check_answer(self, images: Tensor, logits: Tensor) -> None:
+        """Refuses what no classifier answers: it may have been well when it was first asked. What
+        lies on a GPU is judged there, and refused by `check`."""
         if logits.shape != (len(images), self.classes):
             raise InputError(
                 f"the teacher {quoted(self.described)} answers {list(logits.shape)} to "
                 f"{len(images)} images, and had {self.classes} classes when it was first asked"
             )
-        if bool(logits.isfinite().all()) or not images.isfinite().all():
+        if logits.device.type == "cpu":
+            if not logits.isfinite().all() and images.isfinite().all():
+                self._refuse_numbers()
             return
+        unsound = ~logits.isfinite().all() & images.isfinite().all()
+        self._unsound = unsound if self._unsound is None else self._unsound | unsound
+
+    def check(self) -> None:
+        """Refuses to go on, by an InputError, if answers since the last call were not finite. To be
+        called once a round: it waits for the device."""
+        unsound, self._unsound = self._unsound, None
+        if unsound is not None and unsound:
+            self._refuse_numbers()
+
+    def _refuse_numbers(self) -> NoReturn:
         raise InputError(
             f"the teacher {quoted(self.described)} answers NaN or infinity to some images"
         )
@@ -232,9 +255,9 @@ class FrozenTeacher(nn.Module):
         smooth = F.interpolate(torch.rand(coarse, generator=rng), shape[1:], mode="bicubic")
         images = torch.cat([noise, smooth.clamp(0, 1)])
         before = self.queries
-        self.low_precision = False
-        exact = self.forward_network(images)
-        self.low_precision, self.queries = True, before  # asked about nothing of a run
+        with self.exact():
+            exact = self.forward_network(images)
+        self.queries = before  # asked about nothing of a run
         try:
             quick = folded_copy(self.classifier)
             found = quick(images)
@@ -244,10 +267,10 @@ class FrozenTeacher(nn.Module):
         alike = float((found.argmax(1) == exact.argmax(1)).float().mean())
         size = (exact - exact.mean(1, keepdim=True)).abs().max().clamp_min(1e-12)
         off = float((found - exact).abs().max() / size)
-        self.fast = alike >= 0.97 and off <= 0.05
-        kind = "a" if self.fast else "no"
+        if alike >= 0.97 and off <= 0.05:
+            self._folded = quick
+        kind = "a" if self._folded else "no"
         self.folded_reason = f"{kind} folded bfloat16 copy: {alike:.1%} same votes, {off:.1%} off"
-        self._folded = quick if self.fast else None
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -275,11 +298,6 @@ class FrozenTeacher(nn.Module):
         with features_of(self.classifier.body, layers) as seen:
             logits = self.forward_network(images)
         return Seen(logits, seen)
-
-    def resolution_layers(self) -> tuple[str, ...]:
-        """The last layer of each resolution, from large to small."""
-        blank = torch.zeros(2, *self.spec.shape, device=self.device)
-        return resolution_layers(self.classifier.body, self.normalise(blank))
 
     def observe(
         self,
@@ -327,6 +345,10 @@ class FrozenTeacher(nn.Module):
 
 def _note_passed(passed: dict[Any, None], norm: nn.Module, _: Tensor) -> None:
     passed[norm] = None
+
+
+def _note_head(heads: list[tuple[Any, Any]], layer: nn.Linear, given: Any) -> None:
+    heads.append((layer, given))
 
 
 def digest_of(classifier: Classifier) -> str:

@@ -118,6 +118,10 @@ class Teacher(Protocol):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits as probabilities [B, K]: of one class of all, or of each class alone."""
 
+    def check(self) -> None:
+        """Refuses to go on, by an InputError, if answers since the last call were not finite and it
+        has not said so yet: a GPU is waited for here, once a round, instead of at every answer."""
+
     def exact(self) -> AbstractContextManager[None]:
         """While the `with` lasts it answers in float32."""
 
