@@ -44,6 +44,14 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. A GPU fetches it by itself out of memory that stays in its place, and
+    nobody waits for it: not before what the GPU still has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Pixels in 0..1 rounded to 0..255.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding
-from synthkd.core.images import Batch, to_float, to_uint8
+from synthkd.core.images import Batch, sent, to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
 from synthkd.engine.batches import TeachingBatch
@@ -238,10 +238,8 @@ class Lab:
         self._unsettled.clear()
 
     def moved(self, pixels: Tensor) -> Tensor:
-        """Images on the device of the run; a GPU fetches them by itself, nobody waits for it."""
-        if self.device.type == "cuda" and pixels.device.type == "cpu":
-            return pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels.to(self.device)
+        """Images on the device of the run (`sent`)."""
+        return sent(pixels, self.device)
 
 
 def rounds(lab: Lab) -> Iterator[Round]:
@@ -266,6 +264,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
         measures |= {name: controller.value for name, controller in lab.controllers.items()}
 
         lab.settle_times()
+        lab.teacher.check()
         now = time.perf_counter()
         lab.progress = advance(
             lab.progress, stage, lab.budget, seconds=now - before, seen=seen, synthetic=synthetic,
@@ -345,7 +344,7 @@ def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch
         return _remembered(lab, without, count, rng)
     pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
     labels = lab.label(pixels).argmax(1)
-    return Batch(to_float(lab.moved(pixels)), labels.to(lab.device))
+    return Batch(to_float(lab.moved(pixels)), sent(labels, lab.device))
 
 
 def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
@@ -353,7 +352,7 @@ def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Bat
     if len(lab.memory) < 4 * count:
         return None
     drawn = lab.memory.draw(count, rng, shares={without: 0.0} if without else {})
-    return Batch(to_float(lab.moved(drawn.images)), drawn.votes.to(lab.device))
+    return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))
 
 
 def _shares(shares: Mapping[str, float]) -> dict[str, float]:
@@ -440,12 +439,13 @@ def _teach(
             spent = replace(lab.progress, taught=lab.progress.taught + passed)
             share = taught_share(spent, lab.budget)
             loss = lab.learner.step(
-                images, taught, share, slots=batch.slots.to(lab.device),
-                weights=None if batch.weights is None else batch.weights.to(lab.device),
+                images, taught, share, slots=sent(batch.slots, lab.device),
+                weights=None if batch.weights is None else sent(batch.weights, lab.device),
                 temperature=temperature, stage=stage.name,
             ).loss  # fmt: skip
         seen, synthetic = seen + count, synthetic + made
     if seen and not loss.isfinite():
+        lab.teacher.check()  # it may be to blame
         raise InputError(
             f"the student's loss is no longer finite after {lab.learner.steps} steps: "
             f"lower --training.learning_rate (now {recipe.training.learning_rate:g})"

@@ -7,6 +7,7 @@ scale and shear are kornia's. All randomness comes from the `rng` that is given.
 import torch
 from torch import Tensor
 
+from synthkd.core.images import sent
 from synthkd.core.seeds import globally
 from synthkd.recipe import AugmentTable
 
@@ -32,20 +33,21 @@ def shifted(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
         :, None, :
     ]
     pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)  # [B·H·W, C], free for channels_last
-    moved = pixels.index_select(0, index.flatten().to(images.device))
+    moved = pixels.index_select(0, sent(index.flatten(), images.device))
     return moved.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
     """Half of the images, drawn at random, with left and right exchanged."""
-    chosen = torch.rand(len(images), 1, 1, 1, generator=rng).to(images.device) < 0.5
+    chosen = sent(torch.rand(len(images), 1, 1, 1, generator=rng), images.device) < 0.5
     return torch.where(chosen, images.flip(3), images)
 
 
 def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Contrast changed by up to ± `strength`, brightness by up to half of it, one draw per image,
     kept in 0..1."""
-    draw = torch.rand(2, len(images), 1, 1, 1, generator=rng).mul_(2).sub_(1).to(images.device)
+    draw = torch.rand(2, len(images), 1, 1, 1, generator=rng).mul_(2).sub_(1)
+    draw = sent(draw, images.device)
     middle = images.mean((1, 2, 3), keepdim=True)
     return ((images - middle) * (1 + strength * draw[0]) + middle + 0.5 * strength * draw[1]).clamp(
         0, 1
@@ -62,7 +64,7 @@ def erased(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
     y, x = torch.arange(height)[None, :], torch.arange(width)[None, :]
     inside_y = (y >= top) & (y < top + tall) & (draw[4] < probability)
     inside_x = (x >= left) & (x < left + wide)
-    hole = (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.device)
+    hole = sent(inside_y[:, None, :, None] & inside_x[:, None, None, :], images.device)
     return torch.where(hole, images.mean((2, 3), keepdim=True), images)
 
 
@@ -109,6 +111,6 @@ def mixed_up(images: Tensor, rng: torch.Generator) -> Tensor:
 
     The teacher labels the blend itself, so no labels are mixed.
     """
-    weight = torch.rand(len(images), 1, 1, 1, generator=rng).to(images.device)
-    other = images[torch.randperm(len(images), generator=rng).to(images.device)]
+    weight = sent(torch.rand(len(images), 1, 1, 1, generator=rng), images.device)
+    other = images[sent(torch.randperm(len(images), generator=rng), images.device)]
     return torch.lerp(other, images, weight)

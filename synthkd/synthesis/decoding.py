@@ -6,7 +6,7 @@ B batch, C channels, H height, W width, K classes.
 import torch
 from torch import Tensor, nn
 
-from synthkd.core.images import Batch
+from synthkd.core.images import Batch, sent
 from synthkd.networks.decoder import Decoder
 from synthkd.recipe import GeneratorTable, Recipe
 from synthkd.schedules import one_cycle
@@ -51,7 +51,7 @@ def inputs(
     if decoder.named:  # K images that share a layer must be of K classes
         labels = (torch.arange(count) + labels[0]) % classes if count else labels
     device = decoder.mean.device
-    return z.to(device), labels.to(device)
+    return sent(z, device), sent(labels, device)
 
 
 def painted(decoder: Decoder, z: Tensor, labels: Tensor, *, bfloat16: bool) -> Tensor:
