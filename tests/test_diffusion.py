@@ -20,6 +20,7 @@ from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.diffusion.generator import Diffusion, Trained
 from synthkd.synthesis.diffusion.maths import add_noise, drawn_steps, min_snr, target
+from synthkd.synthesis.diffusion.sampling import sampled
 from synthkd.synthesis.plan import plan
 from synthkd.synthesis.procedural import Procedural
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
@@ -81,7 +82,7 @@ def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: FrozenTe
     hidden = torch.rand(8, generator=rng) < 0.5
     assert 0 < int(hidden.sum()) < 8
     told = torch.where(hidden, torch.tensor(10), labels)
-    alpha_bar = made._kept[steps]
+    alpha_bar = made.alpha_bar[steps]
     guess = before.train()(add_noise(x0, noise, alpha_bar), steps, told).sample
     error = (guess - target(x0, noise, alpha_bar, "v_prediction")).square().mean((1, 2, 3))
     loss = (min_snr(alpha_bar, 5.0, "v_prediction") * error).mean()
@@ -219,14 +220,13 @@ def test_classifier_free_guidance_extrapolates_from_no_class(
     made = diffusion(teacher, guidance_scale=scale)
     assert isinstance(made.denoiser, Trained)
     noisy, labels = torch.randn(4, 1, 16, 16, generator=seeded()), torch.tensor([1, 2, 3, 4])
-    nobody = torch.full((4,), -1)
     told = made.denoiser.unet(noisy, 500, labels).sample
     none = made.denoiser.unet(noisy, 500, torch.full((4,), 10)).sample
     shapes = []
     made.denoiser.unet.register_forward_pre_hook(lambda _, given: shapes.append(len(given[0])))
     found = made.denoiser(noisy, 500, labels)
     torch.testing.assert_close(found, none + scale * (told - none), atol=1e-5, rtol=1e-4)
-    assert torch.allclose(made.denoiser(noisy, 500, nobody), none, atol=1e-5)
+    assert torch.allclose(made.denoiser(noisy, 500, None), none, atol=1e-5)
     assert shapes == [4 * asked, 4]  # without a class once, whatever the scale
 
 
@@ -281,6 +281,25 @@ def test_auto_names_a_solver_once(teacher: FrozenTeacher) -> None:
     made.synthesize(context(teacher), seeded())
     assert made.solver in ("ddim", "dpm", "ddpm")
     assert diffusion(teacher).solver == "ddim"
+
+
+def test_the_choice_of_a_solver_is_heard_of_and_ends_with_the_time(
+    teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    ticks: list[tuple[int, int]] = []
+
+    def sampler(*given: Any, **more: Any) -> Tensor:
+        tried.append(more["name"])
+        return sampled(*given, **more)
+
+    monkeypatch.setattr("synthkd.synthesis.diffusion.generator.sampled", sampler)
+    made = diffusion(teacher, solver="auto", steps=3)
+    late = context(teacher, deadline=0.0, tick=lambda done, whole: ticks.append((done, whole)))
+    assert made._best_solver(late, seeded()) == "ddim"
+    assert tried == ["ddim"] and ticks == [(0, 16)] * 3
+    made._best_solver(context(teacher), seeded())
+    assert tried[1:] == ["ddim", "dpm", "ddpm"]
 
 
 def test_a_saved_model_is_borrowed_with_its_classes_and_its_promise(

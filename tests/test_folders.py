@@ -177,6 +177,17 @@ def test_an_autoencoder_of_other_channels_is_refused(
         opened(latent_model(tmp_path / "x", vae=vae), teacher)
 
 
+@pytest.mark.parametrize("factor", [None, "0.18215", 0, -1.0, True])
+def test_an_autoencoder_whose_scale_is_no_number_is_refused(
+    teacher: FrozenTeacher, tmp_path: Path, factor: object
+) -> None:
+    folder = latent_model(tmp_path / "x")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": factor}))
+    with pytest.raises(InputError, match="scaling_factor of its vae is no positive number"):
+        opened(folder, teacher)
+
+
 def text_model(folder: Path) -> Path:
     """A tiny Stable Diffusion with random weights and an alphabet for a vocabulary."""
     transformers = pytest.importorskip("transformers", reason="text models want transformers")

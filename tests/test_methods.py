@@ -69,7 +69,7 @@ def test_every_file_and_setting_that_is_named_is_there():
 def test_every_short_name_of_a_setting_is_the_end_of_a_key():
     every = [*recipe.settings(), *recipe.settings(recipe.Stage, "stage.NAME.")]
     known = {setting.key.rpartition(".")[2] for setting in every}
-    known |= {*synthesis.TERMS, *distillation.TERMS, *GENERATORS, "Guide", "sampled"}
+    known |= {*synthesis.TERMS, *distillation.TERMS, *GENERATORS}
     clauses = re.findall(r"[Ss]ettings:?(.*?)(?:\n-|\n\n|Files?:|Pitfalls|\|)", METHODS, flags=re.S)
     named = {name for clause in clauses for name in re.findall(r"`([\w.]+)`", clause)}
     assert len(named) > 60

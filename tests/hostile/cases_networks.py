@@ -334,6 +334,8 @@ def folders() -> Iterator[Case]:
         ("betas of text", "scheduler/scheduler_config.json", lambda c: c.update(beta_start="a")), ("no betas", "scheduler/scheduler_config.json", lambda c: c.pop("beta_schedule") and None),
         ("another aim", "scheduler/scheduler_config.json", lambda c: c.update(prediction_type="evil")), ("NaN in betas given", "scheduler/scheduler_config.json", lambda c: c.update(trained_betas=[float("nan")] * 1000)),
         ("beta above 1", "scheduler/scheduler_config.json", lambda c: c.update(beta_end=2.0)), ("no steps", "scheduler/scheduler_config.json", lambda c: c.update(num_train_timesteps=0)),
+        ("a number of betas", "scheduler/scheduler_config.json", lambda c: c.update(trained_betas=5)), ("one beta", "scheduler/scheduler_config.json", lambda c: c.update(trained_betas=0.5)),
+        ("betas by name", "scheduler/scheduler_config.json", lambda c: c.update(trained_betas={"a": 0.5})),
     ):  # fmt: skip
         yield Case(
             f"diffusers: {name}", borrow, ("diffusers",), make=changed("diffusers", path, change)

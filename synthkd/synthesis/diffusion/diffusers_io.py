@@ -30,7 +30,7 @@ from synthkd.teachers.protocol import Teacher
 HUB = "hub:"
 INDEX = "model_index.json"
 OURS = "synthkd.json"  # what we know about a folder that we wrote
-# what is understood: pipelines of diffusers by what they can be told
+# what is understood: pipelines of diffusers by what they can be asked for
 PIXELS = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
 CLASSES = ("DiTPipeline",)
 TEXT = ("StableDiffusionPipeline",)
@@ -123,12 +123,12 @@ class PretrainedDenoiser:
         """Where it computes."""
         return next(self.network.parameters()).device
 
-    def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
-        """The prediction [B, C, H, W]; label −1 is no class."""
+    def __call__(self, noisy: Tensor, step: int, labels: Tensor | None) -> Tensor:
+        """The prediction [B, C, H, W]; label −1 is no class, None that no image has one."""
         if self.none is None:
             return self._ask(noisy, step, None)
         if not self.classes:  # those it knows are others
-            labels = torch.full_like(labels, -1)
+            labels = None
         return classifier_free(
             lambda images, asked: self._ask(images, step, asked), noisy, labels, self.none,
             self.scale,
@@ -197,8 +197,10 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> P
             "which is not supported"
         )
     betas = [schedule.get(key, 0.5) for key in ("beta_start", "beta_end")]
-    betas += schedule.get("trained_betas") or []
-    if not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
+    trained = schedule.get("trained_betas") or []
+    whole = isinstance(trained, list)
+    betas += trained if whole else []
+    if not whole or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
         raise InputError(f"{_where(folder)}: its scheduler has betas that do not lie in 0..1")
     if (aim := schedule.get("prediction_type", "epsilon")) not in PREDICTED:
         raise InputError(f"{_where(folder)}: it predicts {quoted(aim)}, which is not supported")
@@ -206,23 +208,23 @@ def open_folder(path: Path, teacher: Teacher, *, scale: float, prompt: str) -> P
     if kind in PIXELS:
         unet = _network(folder, "unet", "UNet2DModel")
         _check_channels(folder, unet.config.in_channels, spec)
-        told = unet.config.num_class_embeds or 0
-        if told not in (0, teacher.classes, teacher.classes + 1):
+        labels = unet.config.num_class_embeds or 0
+        if labels not in (0, teacher.classes, teacher.classes + 1):
             raise InputError(
-                f"{_where(folder)}: it makes {told} classes, the teacher sees {teacher.classes}"
+                f"{_where(folder)}: it makes {labels} classes, the teacher sees {teacher.classes}"
             )
-        free = told == teacher.classes + 1  # the last label is that of no class
+        free = labels == teacher.classes + 1  # the last label is that of no class
         made = PretrainedDenoiser(
-            unet, schedule, spec, classes=min(told, teacher.classes),
-            none=teacher.classes if told else None, scale=scale if free else 1.0,
+            unet, schedule, spec, classes=min(labels, teacher.classes),
+            none=teacher.classes if labels else None, scale=scale if free else 1.0,
         )  # fmt: skip
     elif kind in CLASSES:
         network = _network(folder, "transformer", "DiTTransformer2DModel")
         vae = _decoder(folder, spec)
-        told = int(network.config.num_embeds_ada_norm)
+        labels = int(network.config.num_embeds_ada_norm)
         made = PretrainedDenoiser(
-            network, schedule | LATENT, spec, classes=told if told == teacher.classes else 0,
-            none=told, vae=vae, scale=scale,
+            network, schedule | LATENT, spec, classes=labels if labels == teacher.classes else 0,
+            none=labels, vae=vae, scale=scale,
         )  # fmt: skip
     else:
         unet = _network(folder, "unet", "UNet2DConditionModel")
@@ -246,22 +248,22 @@ def describe(path: str, classes: int) -> list[str]:
         return []
     index = read_table(folder / INDEX, _where(folder))
     known = about(folder)
-    told = [f"generator borrowed: {index.get('_class_name')} in {folder}"]
+    lines = [f"generator borrowed: {index.get('_class_name')} in {folder}"]
     if not known:
-        told.append("what it was trained on is not known: promise level 1, outside prior")
+        lines.append("what it was trained on is not known: promise level 1, outside prior")
     if index.get("_class_name") in CLASSES:
         config = read_table(folder / "transformer" / "config.json", _where(folder))
         if (other := config.get("num_embeds_ada_norm")) != classes:
-            told.append(
+            lines.append(
                 f"its {other} classes are not the teacher's {classes}: it is sampled "
                 "without classes"
             )
     checker = index.get("safety_checker")
     if isinstance(checker, list) and any(checker):
-        told.append("its safety checker is not used: images are judged by your teacher")
+        lines.append("its safety checker is not used: images are judged by your teacher")
     if any(folder.glob("*/*.fp16.safetensors")):
-        told.append("its weights are half precision: read as float32")
-    return told
+        lines.append("its weights are half precision: read as float32")
+    return lines
 
 
 def about(folder: Path) -> dict[str, Any]:
@@ -272,7 +274,8 @@ def about(folder: Path) -> dict[str, Any]:
 
 def promise_of(path: str, digest: str) -> int:
     """The promise level that images of a borrowed generator can have, for the teacher of this
-    digest. A generator of ours about which nothing is written has seen who knows what."""
+    digest. One of a run that does not say what it learned from may have seen real images: level 3;
+    a model of others has seen some of its own: level 1."""
     folder = _folder(path)
     if folder is not None:
         known, unknown = about(folder), 1
@@ -335,6 +338,9 @@ def _decoder(folder: Path, spec: ImageSpec) -> Any:
     """The half of an autoencoder that makes images of latents, and the other half."""
     vae = _network(folder, "vae", "AutoencoderKL")
     _check_channels(folder, vae.config.out_channels, spec)
+    factor = vae.config.scaling_factor
+    if type(factor) not in (int, float) or not 0 < factor < float("inf"):
+        raise InputError(f"{_where(folder)}: the scaling_factor of its vae is no positive number")
     return vae
 
 

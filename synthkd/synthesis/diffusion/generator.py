@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.images import Batch, ImageSpec, resized
+from synthkd.core.images import Batch, ImageSpec, resized, sent
 from synthkd.core.optimizers import load_optimizer
 from synthkd.images.augment import mirrored
 from synthkd.networks.unet import new_unet, working_size
@@ -28,6 +28,7 @@ from synthkd.synthesis.diffusion.diffusers_io import (
     sides,
 )
 from synthkd.synthesis.diffusion.maths import (
+    STEPS,
     add_noise,
     classifier_free,
     drawn_steps,
@@ -40,14 +41,14 @@ from synthkd.synthesis.objective import SynthesisObjective, weights
 from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
-ATTEMPTS = 4  # draws for an image that the teacher does not agree with
-TRIED = 64  # images by which solvers are compared
+ATTEMPTS = 4  # draws, the first among them, until the teacher accepts an image
+TRIED = 16  # images by which solvers are compared
 MAX_SNR = 5.0  # the largest weight of a training step, as a signal-to-noise ratio
 OPENED_AFTER = 0.5  # the share of a stage after which the linear curriculum has opened all steps
 # The scheduler that is trained with: ᾱ falls along a cosine, the network predicts v, and the last
 # step keeps nothing of the signal (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
 SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": 1000,
+    "num_train_timesteps": STEPS,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
@@ -60,7 +61,7 @@ class Trained:
     """The denoiser that is trained here, as the sampler sees it: its running average.
 
     Images are brought to the height and width of `size` and to −1..1, and back. One label more than
-    there are classes stands for none; `scale` is that of `denoising.classifier_free`.
+    there are classes stands for none; `scale` is that of `maths.classifier_free`.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class Trained:
         """Where it computes."""
         return next(self.unet.parameters()).device  # type: ignore[no-any-return]
 
-    def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
-        """The prediction [B, C, H, W]; label −1 is no class."""
+    def __call__(self, noisy: Tensor, step: int, labels: Tensor | None) -> Tensor:
+        """The prediction [B, C, H, W]; label −1 is no class, None that no image has one."""
 
         def ask(noisy: Tensor, labels: Tensor) -> Tensor:
             with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -145,6 +146,7 @@ class Diffusion(Generator):
         smooth = new_unet(spec.channels, self.classes, size=size, width=table.width)
         smooth.to(self.device).requires_grad_(False).eval()
         self.denoiser = Trained(smooth, spec, SCHEDULE, table.guidance_scale)
+        self.alpha_bar: Tensor = scheduler_of(SCHEDULE).alphas_cumprod  # [T]
         self.solvers = self._able_solvers()
         self._sync_ema()
 
@@ -177,7 +179,7 @@ class Diffusion(Generator):
                 )
             measures["denoising"] = float(losses[-1])
             self._sync_ema()
-            measures["open"] = 1 - lowest_step(self._open(context)) / 1000
+            measures["open"] = 1 - lowest_step(self._open(context)) / STEPS
         batch, drawn, accepted = self._offer(context, rng)
         if drawn:
             measures["accepted"] = accepted / drawn
@@ -191,20 +193,20 @@ class Diffusion(Generator):
         if context.augment.flip:
             images = mirrored(images, rng)
         x0 = self.denoiser.encoded(images)
-        noise = torch.randn(x0.shape, generator=rng).to(self.device)
+        noise = sent(torch.randn(x0.shape, generator=rng), self.device)
         steps = drawn_steps(len(x0), self._open(context), rng)
         hidden = torch.rand(len(x0), generator=rng) < self.table.label_dropout
-        labels = torch.where(hidden.to(self.device), self.classes, labels.to(self.device))
-        alpha_bar = self._kept[steps]
+        labels = torch.where(sent(hidden, self.device), self.classes, sent(labels, self.device))
+        alpha_bar, steps = (sent(t, self.device) for t in (self.alpha_bar[steps], steps))
         prediction_type = self.denoiser.prediction_type
         wanted = target(x0, noise, alpha_bar, prediction_type)
         self.unet.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=context.bfloat16):
-            found = self.unet(add_noise(x0, noise, alpha_bar), steps.to(self.device), labels).sample
+            found = self.unet(add_noise(x0, noise, alpha_bar), steps, labels).sample
         error = (found.float() - wanted).square().flatten(1).mean(1)
-        loss = (min_snr(alpha_bar, MAX_SNR, prediction_type).to(self.device) * error).mean()
+        loss: Tensor = (min_snr(alpha_bar, MAX_SNR, prediction_type) * error).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.average.step(self.unet.parameters())
@@ -224,13 +226,13 @@ class Diffusion(Generator):
         """The sampler's network takes over the average."""
         assert isinstance(self.denoiser, Trained)
         self.average.copy_to(self.denoiser.unet.parameters())
-        self._kept: Tensor = scheduler_of(self.denoiser.schedule).alphas_cumprod
 
     # Sampling
 
     def _offer(self, context: SynthesisContext, rng: torch.Generator) -> tuple[Batch, int, int]:
-        """`stage.fresh` images; those that the teacher does not accept are drawn again, ATTEMPTS
-        times at most. Returns them, how many were drawn and how many accepted."""
+        """`stage.fresh` images; those that the teacher does not accept are drawn again, so that
+        each is drawn ATTEMPTS times at most. Returns them, how many were drawn and how many
+        accepted."""
         wanted = even_labels(context.stage.fresh, self.classes, rng)
         parts: list[Batch] = []
         drawn = 0
@@ -266,7 +268,7 @@ class Diffusion(Generator):
         if not self.solver:
             self.solver = self._best_solver(context, rng)
         guide = self._guide(context, rng)
-        asked = labels if guide or self._told else torch.full_like(labels, -1)
+        asked = labels if guide or self._knows_classes else torch.full_like(labels, -1)
         images = self._sampled(seeds, asked, guide, self.solver, context.deadline, context.tick)
         self.objective.close()
         self.objective.check()
@@ -283,9 +285,9 @@ class Diffusion(Generator):
         )  # fmt: skip
 
     @property
-    def _told(self) -> bool:
+    def _knows_classes(self) -> bool:
         """Whether the denoiser can be asked for the teacher's classes."""
-        return getattr(self.denoiser, "classes", 0) == self.classes
+        return self.denoiser.classes == self.classes
 
     def _guide(self, context: SynthesisContext, rng: torch.Generator) -> Guide | None:
         """What pulls samples towards the stage's terms; without any, towards the class."""
@@ -313,15 +315,19 @@ class Diffusion(Generator):
 
     def _best_solver(self, context: SynthesisContext, rng: torch.Generator) -> str:
         """Of the solvers, the one whose images the teacher agrees with most, at this number of
-        steps; without classes, is surest of."""
+        steps; without classes, is surest of. After the deadline none is tried any more."""
         labels = even_labels(TRIED, self.classes, rng)
-        asked = labels if self._told else torch.full_like(labels, -1)
+        asked = labels if self._knows_classes else torch.full_like(labels, -1)
         seeds = torch.randint(2**62, (TRIED,), generator=rng).tolist()
-        found = {}
+        found: dict[str, float] = {}
         for name in self.solvers:
-            logits = self.teacher(self._sampled(seeds, asked, None, name))
-            shares = self.teacher.probabilities(logits).cpu()
-            of = shares.gather(1, asked[:, None])[:, 0] if self._told else shares.amax(1)
+            if found and time.perf_counter() > context.deadline:
+                break
+            images = self._sampled(seeds, asked, None, name, context.deadline, context.tick)
+            shares = self.teacher.probabilities(self.teacher(images)).cpu()
+            of = shares.amax(1)
+            if self._knows_classes:
+                of = shares.gather(1, asked[: len(shares), None])[:, 0]
             found[name] = float(of.mean())
         return max(found, key=lambda name: found[name])
 

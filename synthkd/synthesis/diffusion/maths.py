@@ -101,16 +101,18 @@ def drawn_steps(count: int, openness: float, rng: torch.Generator) -> Tensor:
 
 
 def classifier_free(
-    ask: Callable[[Tensor, Tensor], Tensor], noisy: Tensor, labels: Tensor, none: int, scale: float
-) -> Tensor:
+    ask: Callable[[Tensor, Tensor], Tensor], noisy: Tensor, labels: Tensor | None, none: int,
+    scale: float,
+) -> Tensor:  # fmt: skip
     """Classifier-free guidance: n + s · (c − n) [B, C, H, W] of the predictions without and with a
     class (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
 
     `ask` predicts from images and labels; `none` is its label of no class, for which −1 stands in
-    `labels` [B]. Where one of the two is enough (s = 1, s = 0, no class at all) it is asked once.
+    `labels` [B]; without `labels` no image has a class. Where one of the two is enough (s = 1,
+    s = 0, no class at all) it is asked once.
     """
-    without = torch.full_like(labels, none)
-    if scale == 0 or bool((labels < 0).all()):
+    without = torch.full((len(noisy),), none, device=noisy.device)
+    if scale == 0 or labels is None:
         return ask(noisy, without)
     labels = torch.where(labels < 0, without, labels)
     if scale == 1:

@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from synthkd.core.images import sent
 from synthkd.synthesis.diffusion.maths import output_for_x0, predicted_x0, steered
 
 SOLVERS = ("ddim", "dpm", "ddpm")
-STATELESS = ("ddim", "ddpm")  # a step does not look back, so it can be taken again
 # what of a scheduler's configuration tells how images were noised; the rest is how theirs samples
 PROCESS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
@@ -31,14 +30,16 @@ class Denoiser(Protocol):
     shape: tuple[int, int, int]  # C, H, W of what it denoises: images, or latents
     prediction_type: str  # what it predicts: epsilon, v_prediction or sample
     schedule: Mapping[str, Any]  # the configuration of a scheduler of diffusers
+    classes: int  # of the teacher's, those it can be asked for: all or 0
     bfloat16: bool  # whether its network computes in bfloat16
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
 
-    def __call__(self, noisy: Tensor, step: int, labels: Tensor) -> Tensor:
-        """Its prediction [B, C, H, W] for noisy images at a step; label −1 is no class."""
+    def __call__(self, noisy: Tensor, step: int, labels: Tensor | None) -> Tensor:
+        """Its prediction [B, C, H, W] for noisy images at a step; label −1 is no class, None that
+        no image has one."""
 
     def decoded(self, x0: Tensor) -> Tensor:
         """Images [B, C', H', W'] in 0..1 for the teacher; gradients pass."""
@@ -48,26 +49,14 @@ class Denoiser(Protocol):
 class Guide:
     """What pulls the predicted clean image towards a small loss.
 
-    At every step x₀ ← x₀ − scale · w · clipped(∂ loss / ∂ x₀), with w = 1 ("constant"), a
-    ("rising": the clearer the image, the stronger) or 1 − a ("falling"), where a is the share of
-    signal. With `through` "denoiser" the gradient is taken with respect to the noisy image, through
-    the network, as in universal guidance (Bansal et al. 2023, https://arxiv.org/abs/2302.07121);
-    with "image" x₀ is taken for free, as DiffDFKD does (https://arxiv.org/abs/2504.00870), at a
-    third of the price.
+    At every step x₀ ← x₀ − scale · clipped(∂ loss / ∂ x₀). The gradient is taken with respect to
+    x₀, as DiffDFKD does (https://arxiv.org/abs/2504.00870), which costs a third of one through the
+    network, with respect to the noisy image.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]  # images [B, C', H', W'] and labels to a sum over B
     scale: float
-    schedule: str = "constant"
     clip: float = 1.0
-    through: str = "image"
-
-    def weight(self, alpha_bar: float) -> float:
-        """w · scale at a step that keeps the share `kept` of the signal."""
-        return (
-            self.scale
-            * {"constant": 1.0, "rising": alpha_bar, "falling": 1 - alpha_bar}[self.schedule]
-        )
 
 
 def solver(name: str, schedule: Mapping[str, Any], steps: int) -> Any:
@@ -75,14 +64,14 @@ def solver(name: str, schedule: Mapping[str, Any], steps: int) -> Any:
     spaced from the end. What it cannot do, it says by an exception of its own."""
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-    prediction_type = {
+    scheduler = {
         "ddim": DDIMScheduler,
         "dpm": DPMSolverMultistepScheduler,
         "ddpm": DDPMScheduler,
     }[name]
-    able = prediction_type().config
+    able = scheduler().config
     known = {key: schedule[key] for key in PROCESS if key in schedule and key in able}
-    made: Any = prediction_type(**known | {"timestep_spacing": "trailing"})
+    made: Any = scheduler(**known | {"timestep_spacing": "trailing"})
     if steps > made.config.num_train_timesteps:
         raise ValueError(f"it has {made.config.num_train_timesteps} steps in all")
     made.set_timesteps(steps)
@@ -119,7 +108,6 @@ def sampled(
     name: str = "ddim",
     steps: int = 8,
     guide: Guide | None = None,
-    recurrence: int = 1,
     batch: int = 64,
     until: float = float("inf"),
     tick: Callable[[int, int], None] | None = None,
@@ -129,8 +117,7 @@ def sampled(
     images done, of how many, before every denoising step; it may raise.
 
     `labels` [B] are the classes asked for (−1: none). An image depends on its seed and label alone,
-    unless a guide's loss looks at several images at once. `recurrence` takes every step so many
-    times, with fresh noise in between.
+    unless a guide's loss looks at several images at once.
     """
     images: list[Tensor] = []
     for i in range(0, len(seeds), batch):
@@ -145,7 +132,6 @@ def sampled(
                 name,
                 steps,
                 guide,
-                recurrence,
                 partial(tick, i, len(seeds)) if tick else None,
             )
         )
@@ -156,54 +142,41 @@ def sampled(
 
 def _denoised(
     denoiser: Denoiser, seeds: Sequence[int], labels: Tensor, name: str, steps: int,
-    guide: Guide | None, recurrence: int, tick: Callable[[], None] | None,
+    guide: Guide | None, tick: Callable[[], None] | None,
 ) -> Tensor:  # fmt: skip
     sources = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def noise() -> Tensor:
         drawn = [torch.randn(denoiser.shape, generator=source) for source in sources]
-        return torch.stack(drawn).to(denoiser.device)
+        return sent(torch.stack(drawn), denoiser.device)
 
     scheduler = solver(name, denoiser.schedule, steps)
-    labels = labels.to(denoiser.device)
+    nobody = bool((labels < 0).all())  # decided before they are on a device, which is waited for
+    labels = sent(labels, denoiser.device)
+    asked = None if nobody else labels
     more = {"generator": sources} if name == "ddpm" else {}
     now = noise() * scheduler.init_noise_sigma
-    for step, following in pairwise([*scheduler.timesteps.tolist(), -1]):
-        for turn in range(recurrence if name in STATELESS else 1):
-            if tick:
-                tick()
-            if turn:
-                now = _noisier(now, scheduler.alphas_cumprod, following, step, noise())
-            output = _steered_output(denoiser, now, step, labels, scheduler, guide)
-            moved: Tensor = scheduler.step(output, step, now, **more).prev_sample
-            now = moved
+    for step in scheduler.timesteps.tolist():
+        if tick:
+            tick()
+        if guide is None or not guide.scale:
+            output = denoiser(now, step, asked)
+        else:
+            output = _steered_output(denoiser, now, step, asked, labels, scheduler, guide)
+        moved: Tensor = scheduler.step(output, step, now, **more).prev_sample
+        now = moved
     return denoiser.decoded(now).clamp(0, 1)
 
 
 def _steered_output(
-    denoiser: Denoiser, noisy: Tensor, step: int, labels: Tensor, scheduler: Any,
-    guide: Guide | None,
+    denoiser: Denoiser, noisy: Tensor, step: int, asked: Tensor | None, labels: Tensor,
+    scheduler: Any, guide: Guide,
 ) -> Tensor:  # fmt: skip
-    """The denoiser's output, or the one that stands for the clean image that the guide prefers."""
-    alpha_bar = scheduler.alphas_cumprod[step]
-    if guide is None or not guide.weight(float(alpha_bar)):
-        return denoiser(noisy, step, labels)
-    through = guide.through == "denoiser"
+    """The output that stands for the clean image that the guide prefers."""
+    alpha_bar, kind = scheduler.alphas_cumprod[step], denoiser.prediction_type
+    x0 = predicted_x0(noisy, denoiser(noisy, step, asked), alpha_bar, kind)
     with torch.enable_grad():
-        noisy = noisy.detach().requires_grad_(through)
-        with torch.set_grad_enabled(through):
-            x0 = predicted_x0(
-                noisy, denoiser(noisy, step, labels), alpha_bar, denoiser.prediction_type
-            )
-        x0 = x0 if through else x0.detach().requires_grad_()
-        loss = guide.loss(denoiser.decoded(x0), labels)
-        (gradient,) = torch.autograd.grad(loss, noisy if through else x0)
-    moved = steered(x0.detach(), gradient, guide.weight(float(alpha_bar)), guide.clip)
-    return output_for_x0(noisy.detach(), moved, alpha_bar, denoiser.prediction_type)
-
-
-def _noisier(now: Tensor, alpha_bar: Tensor, earlier: int, step: int, noise: Tensor) -> Tensor:
-    """x at `step` from x at the less noisy step `earlier` (−1: clean) and fresh noise [B, C, H,
-    W]."""
-    share = alpha_bar[step] / (alpha_bar[earlier] if earlier >= 0 else 1.0)
-    return share.sqrt() * now + (1 - share).sqrt() * noise
+        x0 = x0.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(guide.loss(denoiser.decoded(x0), labels), x0)
+    moved = steered(x0.detach(), gradient, guide.scale, guide.clip)
+    return output_for_x0(noisy, moved, alpha_bar, kind)
