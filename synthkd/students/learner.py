@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from synthkd import schedules
 from synthkd.core.files import write_atomic
-from synthkd.core.optimizers import load_optimizer
+from synthkd.core.optimizers import average_, load_optimizer
 from synthkd.losses.distillation import DistillationView
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
@@ -32,7 +32,8 @@ class Step(NamedTuple):
 
 class Learner:
     """A student that learns: network, objective, optimizer and, if asked for, the running average
-    of its weights. Layers of the student that are frozen stay so."""
+    of its weights. Layers of the student that are frozen stay so, and what frozen BatchNorm layers
+    remember stays too."""
 
     def __init__(
         self,
@@ -50,17 +51,15 @@ class Learner:
         self.objective = objective or DistillationObjective(table, student)
         self.bfloat16 = bfloat16
         self.steps = 0
-        learning = [p for p in student.parameters() if p.requires_grad]
-        heavy = [p for p in learning if p.dim() > 1]
-        light = [p for p in learning if p.dim() <= 1]  # biases and norms are not decayed
+        self._frozen = [module for module in student.modules() if _is_frozen_norm(module)]
+        self._learning = [p for p in student.parameters() if p.requires_grad]
+        self._learning += self.objective.parameters()  # heads and adapters, which do not ship
+        heavy = [p for p in self._learning if p.dim() > 1]
+        light = [p for p in self._learning if p.dim() <= 1]  # biases and norms are not decayed
         groups = [
             {"params": heavy, "weight_decay": table.weight_decay},
             {"params": light, "weight_decay": 0.0},
         ]
-        beside = list(self.objective.parameters())  # heads and adapters, which do not ship
-        if beside:
-            groups.append({"params": beside, "weight_decay": table.weight_decay})
-        self._clipped = [*learning, *beside]
         self.optimizer: torch.optim.Optimizer
         if table.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(
@@ -96,6 +95,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.student.train()
+        for norm in self._frozen:
+            norm.eval()
         self.objective.train()
         precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
         with features_of(self.student.body, self.objective.student_layers) as seen, precision:
@@ -119,7 +120,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.table.clip:
-            nn.utils.clip_grad_norm_(self._clipped, self.table.clip)
+            nn.utils.clip_grad_norm_(self._learning, self.table.clip)
         self.optimizer.step()
         self._average()
         self.steps += 1
@@ -129,12 +130,7 @@ class Learner:
         if self.average is None:
             return
         decay = schedules.ema_decay(self.steps, longest=self.table.ema)
-        now = self.student.state_dict()
-        real = [k for k, v in now.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in real], [now[k] for k in real], 1 - decay)
-        for key, value in now.items():
-            if not value.is_floating_point():
-                self.average[key].copy_(value)
+        average_(self.average, self.student.state_dict(), 1 - decay)
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> Tensor:
@@ -167,6 +163,13 @@ class Learner:
             for key, value in state["average"].items():
                 self.average[key].copy_(value)
         self.steps = int(state["steps"])
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a norm that remembers statistics, with weights of which none learns."""
+    weights = list(module.parameters(recurse=False))
+    batch = isinstance(module, nn.modules.batchnorm._NormBase)
+    return batch and bool(weights) and not any(p.requires_grad for p in weights)
 
 
 def save_student(student: Classifier, card: "Card", path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.images import Batch
-from synthkd.core.optimizers import load_optimizer
+from synthkd.core.optimizers import average_, load_optimizer
 from synthkd.core.states import load_state, save_state
 from synthkd.losses.synthesis import critic_hinge
 from synthkd.networks.critic import Critic
@@ -108,7 +108,7 @@ class Gan(Generator):
         else:
             batch = kept
         measures = step.measures() if step else {}
-        return SyntheticBatch(batch, stage.synthesis_steps * stage.synthesis_batch, measures)
+        return SyntheticBatch(batch, steps * stage.synthesis_batch, measures)
 
     def _step(self, context: SynthesisContext, rng: torch.Generator) -> Step | None:
         """Judges a batch and moves the decoder; None where there is nothing to judge by, or not
@@ -152,12 +152,7 @@ class Gan(Generator):
     def _average(self) -> None:
         if self.average is None:
             return
-        now = self.decoder.state_dict()
-        for key, value in self.average.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(now[key], 1 - self.table.ema)
-            else:
-                value.copy_(now[key])
+        average_(self.average.state_dict(), self.decoder.state_dict(), 1 - self.table.ema)
 
     def _frozen_critic(self, images: Tensor, labels: Tensor) -> Tensor:
         """The critic's opinion, with gradients to the images only."""
