@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec, to_float
 from synthkd.core.states import load_state, save_state
 from synthkd.engine.build import assemble
@@ -88,6 +89,14 @@ def test_what_is_drawn_comes_to_look_like_what_was_added(teacher):
     memory = learned(made(teacher), 1)
     before = roughness(memory)
     assert roughness(learned(memory, 60)) < 0.6 * before
+
+
+def test_a_loss_that_is_not_finite_is_said(teacher):
+    memory = made(teacher)
+    with torch.no_grad():
+        memory.parts["encoder"][-1].bias[LATENT:] = 1000.0  # a variance that no float holds
+    with pytest.raises(InputError, match=r"no longer finite: use --memory\.form images"):
+        learned(memory, 1)
 
 
 def test_no_image_is_kept(teacher):

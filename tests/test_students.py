@@ -460,6 +460,44 @@ def test_layers_of_the_student_that_are_frozen_stay_so():
     assert torch.equal(student.body.conv1.weight, kept)
 
 
+def test_a_need_that_nobody_meets_is_refused(looking, monkeypatch):
+    monkeypatch.setitem(TERMS, "mine", Term("a test", module=Head, needs=frozenset({"feature"})))
+    with pytest.raises(InputError, match=r"terms\.mine: unknown need 'feature'; did you mean 'fea"):
+        looking(TrainingTable(terms={"mine": 1.0}))
+
+
+def test_a_norm_that_is_frozen_keeps_what_it_remembers():
+    """Its running statistics belong to its weights: they stay, and it normalises by them."""
+    student = new()
+    norm, free = student.body.bn1, student.body.layer1[0].bn1
+    norm.requires_grad_(False)
+    with torch.no_grad():
+        norm.running_mean.fill_(0.3)
+    before, moving = copy.deepcopy(norm.state_dict()), free.running_mean.clone()
+    learner = Learner(student, TrainingTable(ema=0))
+    learner.step(*batches(1)[0], 0.5)
+    assert all(torch.equal(norm.state_dict()[key], value) for key, value in before.items())
+    assert not norm.training and free.training
+    assert not torch.equal(free.running_mean, moving)
+
+
+def test_what_learns_beside_the_student_is_decayed_like_its_own_weights(looking, monkeypatch):
+    monkeypatch.setitem(
+        TERMS, "adapter", Term("a test", module=Head, needs=frozenset({"features"}))
+    )
+    table = TrainingTable(terms={"soft_targets": 1.0, "adapter": 1.0}, weight_decay=0.01)
+    learner, _ = looking(table)
+    linear = learner.objective.made["adapter"].linear
+    decay = {
+        id(p): group["weight_decay"] for group in learner.optimizer.param_groups
+        for p in group["params"]
+    }  # fmt: skip
+    assert (decay[id(linear.weight)], decay[id(linear.bias)]) == (0.01, 0.0)
+    body = learner.student.body
+    assert (decay[id(body.conv1.weight)], decay[id(body.bn1.weight)]) == (0.01, 0.0)
+    assert len(decay) == len(list(learner.student.parameters())) + 2
+
+
 def test_nobody_watches_a_student_whose_terms_need_no_features(looking):
     watchers = []
 

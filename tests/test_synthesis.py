@@ -16,6 +16,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import Batch, ImageSpec
 from synthkd.core.states import load_state, save_state
 from synthkd.losses.synthesis import TERMS, View, smoothness
+from synthkd.losses.term import Term
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.decoder import Decoder
@@ -189,7 +190,7 @@ def test_without_any_term_to_judge_by_the_decoder_rests(teacher, terms):
     one = gan(teacher)
     before = {k: v.clone() for k, v in one.decoder.named_parameters()}
     synthesized = one.synthesize(context(teacher, terms=terms), seeded())
-    assert len(synthesized.batch.images) == 30
+    assert (len(synthesized.batch.images), synthesized.trained) == (30, 0)
     assert_same(before, dict(one.decoder.named_parameters()))
 
 
@@ -215,6 +216,24 @@ def test_the_generators_step_leaves_no_gradient_in_the_critic(teacher):
     assert images.grad.abs().max() > 0
     assert all(p.grad is None for p in one.critic.parameters())
     assert all(p.requires_grad for p in one.critic.parameters())
+
+
+def test_only_the_steps_that_were_taken_are_counted(teacher):
+    stage = STAGE.model_copy(update={"synthesis_steps": 5})
+    late = one_step = context(teacher, stage, deadline=0.0)
+    assert gan(teacher).synthesize(late, seeded()).trained == 20
+    for kind in ("episodes", "pixels"):
+        made = GENERATORS[kind](RECIPE, teacher)
+        assert made.synthesize(one_step, seeded()).trained == 20
+        assert made.synthesize(context(teacher, stage), seeded()).trained == 100
+
+
+def test_a_need_that_nobody_meets_is_refused(teacher, monkeypatch):
+    term = Term("a test", lambda view: view.images.mean(), frozenset({"featurs"}))
+    monkeypatch.setitem(TERMS, "mine", term)
+    stage = STAGE.model_copy(update={"terms": {"mine": 1.0}})
+    with pytest.raises(InputError, match=r"terms\.mine: unknown need 'featurs'; did you mean 'fea"):
+        plan(RECIPE.model_copy(update={"stage": (stage,)}), teacher)
 
 
 def test_a_long_gradient_is_cut(teacher):

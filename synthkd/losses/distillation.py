@@ -105,7 +105,7 @@ def feature_match(learned: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor
         mean over layers of  mean (learned − taught)² / mean taught²
 
     Each pair of maps has one shape, [B, C, H, W]; an adapter, where one is needed, belongs to the
-    caller. 1 where the student is silent. After Romero et al. 2015: https://arxiv.org/abs/1412.6550
+    caller. 1 where the student's are 0. After Romero et al. 2015: https://arxiv.org/abs/1412.6550
     """
     pairs = [(s.float(), t.float()) for s, t in zip(learned, taught, strict=True)]
     gaps = [F.mse_loss(s, t) / t.square().mean().clamp_min(1e-12) for s, t in pairs]
@@ -133,7 +133,7 @@ class DistillationView:
     independent: bool = False  # logits are log-odds: several classes, or none, may apply
     stage: str = ""
     progress: float = 0.0  # share of the student's training that is done, 0..1
-    per_sample: bool = False  # terms that can shall return [B]
+    per_sample: bool = False  # a term returns its values [B] where it can, not their mean
 
     @property
     def maps(self) -> list[tuple[Tensor, Tensor]]:
@@ -171,8 +171,13 @@ def _feature_match(view: DistillationView) -> Tensor:
     return feature_match([s for s, _ in alike], [t for _, t in alike])
 
 
-# "features": layers of both networks; "maps": pairs of maps of one size and more than one pixel;
-# "equal maps": such pairs with as many channels too
+# what a term can need -> what it then finds in the view
+NEEDS: Mapping[str, str] = {
+    "features": "layers of both networks, and pairs of them",
+    "maps": "pairs of maps of one size and more than one pixel",
+    "equal maps": "pairs of maps of one size and with as many channels",
+}
+
 TERMS: dict[str, Term] = {
     "soft_targets": Term("KL of the answers softened by the temperature", _soft_targets),
     "logit_l1": Term(

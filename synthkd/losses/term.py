@@ -1,10 +1,12 @@
 """A term of a sum that is minimised, of a student's or of a synthesis objective."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from synthkd.core.errors import InputError, quoted, suggest
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,10 @@ class Term:
     def __post_init__(self) -> None:
         if (self.fn is None) == (self.module is None):
             raise ValueError("a term is a function or makes a module: give fn or module")
+
+
+def check_needs(where: str, term: Term, known: Iterable[str]) -> None:
+    """Refuses a term with a need that is not among those that can be met: it would find nothing."""
+    names = sorted(known)
+    for need in sorted(term.needs.difference(names)):
+        raise InputError(f"{where}: unknown need {quoted(need)}{suggest(need, names)}")

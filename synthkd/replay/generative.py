@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthkd.core.errors import InputError
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import generator_for, globally
@@ -88,11 +89,16 @@ class GenerativeReplay:
         if self.capacity == 0 or len(images) < 2:
             return
         count = -(-len(images) // BATCH)
-        for part, taught in zip(images.chunk(count), logits.chunk(count), strict=True):
+        losses = [
             self._step(part.cpu(), taught.cpu().float())
+            for part, taught in zip(images.chunk(count), logits.chunk(count), strict=True)
+        ]
+        if not torch.stack(losses).isfinite().all():  # asked once: a GPU is waited for
+            raise InputError("the autoencoder's loss is no longer finite: use --memory.form images")
         self.counted += torch.bincount(logits.argmax(1).cpu(), minlength=len(self.counted))
 
-    def _step(self, pixels: Tensor, taught: Tensor) -> None:
+    def _step(self, pixels: Tensor, taught: Tensor) -> Tensor:
+        """Learns a part of what is added; returns the loss."""
         rng = generator_for(self.seed, "rehearsal", self.steps)
         if len(self):
             own = self._decoded(-(-len(pixels) // 4), rng)
@@ -109,6 +115,7 @@ class GenerativeReplay:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.steps += 1
+        return loss.detach()
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.teacher.low_precision)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted, suggest
-from synthkd.losses.distillation import TERMS, DistillationView, KnownBeforehand
-from synthkd.losses.term import Term
+from synthkd.losses.distillation import NEEDS, TERMS, DistillationView, KnownBeforehand
+from synthkd.losses.term import Term, check_needs
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import TrainingTable
@@ -45,6 +45,7 @@ class DistillationObjective(nn.Module):
                 raise InputError(
                     f"training.terms: unknown term {quoted(name)}{suggest(name, TERMS)}"
                 )
+            check_needs(f"training.terms.{name}", TERMS[name], NEEDS)
         terms = {name: TERMS[name] for name in self.weights}
         self.student_layers: tuple[str, ...] = ()
         self.teacher_layers: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A decoder that is bent towards one batch at a time, as in Fast, NAYER and CMI."""
+"""A decoder that is optimised for one batch at a time, as in Fast, NAYER and CMI."""
 
 import copy
 import time
@@ -120,7 +120,7 @@ class Episodes(Generator):
             batch = Batch(images, drawn if asked else torch.full_like(drawn, -1))
         else:
             batch = Batch(offered, labels)
-        return SyntheticBatch(batch, stage.synthesis_steps * count, measures)
+        return SyntheticBatch(batch, steps * count, measures)
 
     def _learn(self, worker: Decoder, rate: float) -> None:
         """The meta step: θ from the sum of gradients that is already there, or from θ'."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.core.errors import InputError
+from synthkd.core.images import sent
 from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import globally
 from synthkd.images.augment import augmented, mirrored
@@ -40,10 +41,12 @@ class SynthesisLoss(NamedTuple):
         found = {f"term.{name}": float(value) for name, value in self.values.items()}
         if self.independent:
             asked, absent = asked_of(labels, self.taught.shape[1])
-            told = self.taught.gather(1, asked.clamp_min(0)[:, None])[:, 0] > 0
-            found["obeyed"] = float((told != absent)[labels >= 0].float().mean())
-        elif (labels >= 0).all():
-            found["obeyed"] = float((self.taught.argmax(1) == labels).float().mean())
+            said_yes = self.taught.gather(1, asked.clamp_min(0)[:, None])[:, 0] > 0
+            right = said_yes != absent
+        else:
+            right = self.taught.argmax(1) == labels
+        if (chosen := labels >= 0).any():
+            found["obeyed"] = float(right[chosen].float().mean())
         return found
 
 
@@ -111,6 +114,7 @@ class SynthesisObjective:
         """Refuses to go on, by an InputError that names the setting to lower, if a loss was not
         finite. To be called once a round: it waits for the device."""
         if not self._finite:
+            self.teacher.check()  # it may be to blame
             table, _, key = self.rate.partition(".")
             now = getattr(getattr(self.recipe, table), key)
             raise InputError(
@@ -197,8 +201,8 @@ class SynthesisObjective:
             seen = self.teacher.observe(view, features=False, statistics=False, pooled=True)
             assert seen.pooled is not None
             self._keys = F.normalize(self.head(seen.pooled), dim=1)
-        chosen = torch.randperm(len(self.bank), generator=rng)[:NEGATIVES].to(self.device)
-        bank = self.bank[chosen] if len(chosen) else None
+        chosen = torch.randperm(len(self.bank), generator=rng)[:NEGATIVES]
+        bank = self.bank[sent(chosen, self.device)] if len(chosen) else None
         return F.normalize(self.head(pooled), dim=1), self._keys, bank
 
     def _make_head(self, size: int) -> None:
@@ -268,6 +272,6 @@ def zoomed(images: Tensor, smallest: float, rng: torch.Generator) -> Tensor:
     wide, tall = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
     x, y = (2 * draw[2] - 1) * (1 - wide), (2 * draw[3] - 1) * (1 - tall)
     none = torch.zeros_like(x)
-    windows = torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3).to(images.device)
+    windows = sent(torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3), images.device)
     grid = F.affine_grid(windows, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

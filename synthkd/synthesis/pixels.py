@@ -19,14 +19,15 @@ RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is
 
 
 class Pixels(Generator):
-    """A batch of images at a time is moved by Adam until the stage's terms are content.
+    """Adam minimises the stage's terms over the pixels of a batch of images, for a number of steps.
 
     From noise in the pixel basis this is DeepInversion (Yin et al. 2020,
     https://arxiv.org/abs/1912.08795). In the Fourier basis the variables are the image's spectrum
     times its frequency, so that a step of one size moves large shapes as easily as single pixels
     (Olah et al. 2017, https://distill.pub/2017/feature-visualization, under "preconditioning"):
-    ten steps go as far as a hundred. From remembered images each starts as one of its class, as
-    long as those that were drawn last.
+    ten steps go as far as a hundred. With `pixels.start` "memory" an image begins as a remembered
+    one of its class; once the remembered images of a class are used up, the others begin as images
+    of any class.
     """
 
     abilities = Abilities(
@@ -61,6 +62,7 @@ class Pixels(Generator):
             [moved], lr=table.learning_rate, betas=(table.beta1, table.beta2)
         )
         best, offered, verdict = torch.full((), torch.inf, device=self.device), None, None
+        steps = 0
         for step in range(stage.synthesis_steps):
             if step and time.perf_counter() > context.deadline:
                 break
@@ -79,6 +81,7 @@ class Pixels(Generator):
             optimizer.zero_grad(set_to_none=True)
             (verdict.loss + RANGE * outside).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            steps += 1
             if table.basis == "pixels":
                 moved.data = self._encode(self._decode(moved.data).clamp(0, 1))
         self.objective.close()
@@ -87,9 +90,7 @@ class Pixels(Generator):
         with torch.no_grad():
             images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
         labels = torch.where(labels < self.classes, labels, -1)
-        return SyntheticBatch(
-            Batch(images, labels), stage.synthesis_steps * stage.synthesis_batch, measures
-        )
+        return SyntheticBatch(Batch(images, labels), steps * stage.synthesis_batch, measures)
 
     @torch.no_grad()
     def _without(self, labels: Tensor, start: Tensor, rng: torch.Generator) -> Tensor:
@@ -136,13 +137,12 @@ class Pixels(Generator):
         return images
 
     def state_dict(self) -> dict[str, Any]:
-        """What the terms remember, and the drawings' parents."""
-        return {"objective": self.objective.state_dict(), "drawings": self.drawings.state_dict()}
+        """What the terms remember."""
+        return {"objective": self.objective.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
         self.objective.load_state_dict(state["objective"])
-        self.drawings.load_state_dict(state["drawings"])
 
 
 def partners(labels: Tensor, votes: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from synthkd.core.errors import InputError, quoted, suggest
-from synthkd.losses.synthesis import TERMS
+from synthkd.losses.synthesis import NEEDS, TERMS
+from synthkd.losses.term import check_needs
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.synthesis import GENERATORS, Abilities, Generator
 from synthkd.teachers.protocol import Teacher
@@ -164,12 +165,13 @@ def _known(kind: str, stage: Stage) -> type[Generator] | None:
 
 
 def _check_terms(stage: Stage) -> None:
-    """Refuses synthesis terms that there are not."""
+    """Refuses synthesis terms that there are not, and needs that nobody meets."""
     for term in stage.terms:
         if term not in TERMS:
             raise InputError(
                 f"stage {stage.name}: terms: unknown term {quoted(term)}{suggest(term, TERMS)}"
             )
+        check_needs(f"stage {stage.name}: terms.{term}", TERMS[term], NEEDS)
 
 
 def _check_options(stage: Stage, kind: str, able: Abilities) -> None:
