@@ -172,6 +172,8 @@ def test_images_of_every_kind_of_object_are_the_same_images():
         {"images": pixels.numpy(), "labels": labels.numpy()},
         TensorDataset(pixels, labels),
         Pairs(pixels, labels),
+        (pixels.bfloat16(), labels),
+        TensorDataset(pixels.bfloat16(), labels.float().requires_grad_()),
     ]
     found = [images_of(kind, spec, classes=10, labelled=True) for kind in kinds]
     for other in found:

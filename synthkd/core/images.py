@@ -7,11 +7,12 @@ H, W].
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.files import write_atomic
 
 IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,18 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor on any device as an array; of bfloat16, which numpy has not, as float32.
+
+    >>> as_array(torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True))
+    array([0.5], dtype=float32)
+    """
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.numpy(force=True)
+    return array
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -94,7 +108,7 @@ def fitted(pixels: Tensor, spec: ImageSpec) -> Tensor:
         if given == 1:
             pixels = pixels.expand(-1, spec.channels, -1, -1)
         elif spec.channels == 1 and given >= 3:
-            luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+            luma = torch.tensor(LUMA).view(1, 3, 1, 1)
             pixels = to_uint8((pixels[:, :3].float() * luma).sum(1, keepdim=True) / 255)
         elif (given, spec.channels) == (4, 3):  # the fourth is opacity
             pixels = pixels[:, :3]
@@ -125,7 +139,7 @@ def recoloured(images: Tensor, channels: int) -> Tensor:
         return images
     if given == 1:
         return images.expand(-1, channels, -1, -1)
-    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
     return (images * luma).sum(1, keepdim=True)
 
 

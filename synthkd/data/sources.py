@@ -30,7 +30,7 @@ from torch import Tensor
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import exists
 from synthkd.core.findings import Finding
-from synthkd.core.images import ImageSpec
+from synthkd.core.images import ImageSpec, as_array
 from synthkd.data import store
 from synthkd.images.arrays import Stack, as_pixels, header, member, stack_in, stacked
 from synthkd.images.decode import affordable, read_pictures, shaped
@@ -184,14 +184,14 @@ def _listed(where: str, source: Any) -> object:
     for index in range(len(source)):
         item = source[index]
         image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-        images.append(image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image))
-        labels.append(label)
+        images.append(as_array(image) if isinstance(image, Tensor) else np.asarray(image))
+        labels.append(as_array(label) if isinstance(label, Tensor) else label)
     if not images:
         raise InputError(f"{where}: it holds no images")
     if len({image.shape for image in images}) > 1:
         raise InputError(f"{where}: its images are not all of one shape; resize them first")
-    told = None if any(label is None for label in labels) else np.asarray(labels)
-    return np.stack(images), told
+    whole = all(label is not None for label in labels)
+    return np.stack(images), labels if whole else None
 
 
 def _finished(
@@ -516,7 +516,7 @@ def _from_objects(
     """Images, or images and labels, of a living object; `none` says why there are no labels."""
     images, labels = _pair(where, result)
     if isinstance(images, Tensor):
-        images = images.detach().cpu().numpy()
+        images = as_array(images)
     if not isinstance(images, np.ndarray):
         raise InputError(
             f"{where}: images must be an array of numbers; got {type(images).__name__}"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted
+from synthkd.core.images import as_array
 
 # in an archive: words for images and for labels, the first ones preferred
 IMAGES = ("x", "images", "image", "imgs", "img", "data", "pixels", "inputs", "input", "arr_0")
@@ -80,10 +81,10 @@ def told_labels(labels: object, count: int) -> Told:
     or none, stay rows: they are for classes that are independent of each other.
     """
     if isinstance(labels, Tensor):
-        labels = labels.detach().cpu().numpy()
+        labels = as_array(labels)
     if isinstance(labels, list | tuple):
         try:
-            labels = np.array(labels)
+            labels = np.array([as_array(x) if isinstance(x, Tensor) else x for x in labels])
         except ValueError:
             raise InputError("labels must be an array of whole numbers; got uneven rows") from None
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "biufUS":
