@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from synthkd.checks.inspection import costs
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.networks import build_network
@@ -668,6 +669,15 @@ def test_probabilities_and_logits_teach_the_same():
     a = FrozenTeacher(Classifier(plain, SPEC, 5))(images).softmax(1)
     b = FrozenTeacher(Classifier(soft, SPEC, 5, answers))(images).softmax(1)
     assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("access", ["full", "logits"])
+def test_operations_are_counted_where_one_may_look_inside(teacher, access):
+    """Of the first convolution alone, 2 operations for each of 3 · 9 weights, 8 · 8 places and 4
+    channels."""
+    found = costs(FrozenTeacher(teacher.classifier, access=access), seconds=0.001)
+    assert found.flops is None if access == "logits" else found.flops > 2 * 27 * 64 * 4
+    assert (found.gradient is None) == (access == "logits")
 
 
 @pytest.mark.parametrize(("access", "calls"), [("full", 3), ("logits", 1)])

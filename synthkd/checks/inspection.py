@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from synthkd.core.images import ImageSpec
+from synthkd.students.auto import operations
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.teachers.protocol import Teacher
 
@@ -22,7 +22,7 @@ TRIED = 2**19  # pixels in a batch that is timed: 64 images of 90 x 90, 10 of 22
 class Costs:
     """What a teacher costs on this machine."""
 
-    flops: float | None  # multiplications and additions of one answer; None: not countable
+    flops: float | None  # multiplications and additions of one answer; None: not known
     answer: float  # seconds per image
     gradient: float | None  # seconds per image-step, answer included; None: it passes none
 
@@ -37,13 +37,6 @@ def drawings(spec: ImageSpec, count: int, rng: torch.Generator) -> Tensor:
 def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
     """Operations by counting, times by trying batches for so many seconds each."""
     device = teacher.device
-    one = torch.rand(1, *teacher.spec.shape, device=device)
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            teacher.forward_network(one)
-        flops = float(counter.get_total_flops()) or None
-    except Exception:  # graphs and black boxes are not all countable
-        flops = None
     count = max(4, min(64, TRIED // (teacher.spec.height * teacher.spec.width)))
     batch = torch.rand(count, *teacher.spec.shape, device=device)
 
@@ -56,7 +49,7 @@ def costs(teacher: Teacher, *, seconds: float = 1.0) -> Costs:
         teacher.observe(moved).logits.sum().backward()  # type: ignore[no-untyped-call]
 
     return Costs(
-        flops, _lap(answer, seconds, device) / count,
+        operations(teacher) or None, _lap(answer, seconds, device) / count,
         _lap(gradient, seconds, device) / count if teacher.access == "full" else None,
     )  # fmt: skip
 

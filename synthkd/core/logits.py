@@ -7,6 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = 1e-30  # probability, so that its logarithm and the gradient of that stay finite
+HALF = torch.finfo(torch.float16).max  # 65,504
+
+
+def as_half(logits: Tensor) -> Tensor:
+    """Logits as they are stored: float16, cut to its range.
+
+    >>> as_half(torch.tensor([1e9, -1e9, 0.5])).tolist()
+    [65504.0, -65504.0, 0.5]
+    """
+    return logits.detach().float().clamp(-HALF, HALF).half()
 
 
 def as_logits(answer: Tensor, kind: str, *, total: float = 1.0, step: float = 0.0) -> Tensor:

@@ -40,6 +40,7 @@ from torch import Tensor
 from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
 from synthkd.core.images import ImageSpec, class_sheet, save_picture
+from synthkd.core.logits import as_half
 
 FORMAT = "synthkd.images"
 VERSION = 1
@@ -54,7 +55,6 @@ _SHARD = re.compile(rf"shard-\d{{5,}}\.({'|'.join(PARTS)})\.npy")
 _SHARD_BYTES = 128 << 20  # a shard of large images is cut here, whatever its number of rows
 _MANIFEST_BYTES = 64 << 20
 _SHEET_COLUMNS, _SHEET_ROWS = 10, 40
-_HALF = float(np.finfo(np.float16).max)
 
 
 def class_folder(index: int, classes: int, name: str = "") -> str:
@@ -201,7 +201,7 @@ class Writer:
         if size and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(f"labels: must lie in 0..{self.classes - 1}")
         pixels, labels = pixels.detach().cpu(), labels.detach().cpu().long()
-        halves = logits.detach().float().clamp(-_HALF, _HALF).half().cpu()
+        halves = as_half(logits).cpu()
         for label, shown in enumerate(self._shown):
             if len(shown) < _SHEET_COLUMNS:
                 rows = (labels == label).nonzero().flatten()[: _SHEET_COLUMNS - len(shown)]
@@ -268,8 +268,8 @@ class Writer:
             for part, array in zip(PARTS, arrays, strict=True):
                 path = self.out / _shard_file(len(self._shards), part)
                 with files.naming(path), files.created(path) as file:
-                    told = np.lib.format.header_data_from_array_1_0(array)
-                    np.lib.format.write_array_header_1_0(file, told)
+                    header = np.lib.format.header_data_from_array_1_0(array)
+                    np.lib.format.write_array_header_1_0(file, header)
                     file.write(array.data.cast("B"))  # `tofile` would not say why it fails
                     file.flush()
                     os.fsync(file.fileno())

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import InputError
+from synthkd.core.logits import as_half
 from synthkd.core.states import Rows
 from synthkd.replay.protocol import ReplayBatch
 
-HALF = torch.finfo(torch.float16).max  # 65,504
 _Kind = tuple[bool, tuple[tuple[str, float], ...]]  # of a draw: by margin? its shares
 
 
@@ -87,7 +87,7 @@ class Memory:
         slots, newcomers = torch.tensor(list(chosen)), torch.tensor(list(chosen.values()))
         self.images[slots] = images.cpu()[newcomers]
         self.labels[slots] = labels.cpu()[newcomers]
-        self.logits[slots] = logits.float().clamp(-HALF, HALF).half().cpu()[newcomers]
+        self.logits[slots] = as_half(logits).cpu()[newcomers]
         self.votes[slots] = votes[newcomers]
         self.origins[slots] = self.names.index(origin)
         if self.priorities is not None and highest is not None:

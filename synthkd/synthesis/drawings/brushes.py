@@ -10,6 +10,8 @@ from functools import lru_cache, wraps
 import torch
 from torch import Tensor
 
+from synthkd.core.images import LUMA
+
 Drawing = Callable[[int, int, int, int, torch.Generator], Tensor]
 
 # Colours of landscapes, plants, animals, streets and skies, RGB.
@@ -21,7 +23,7 @@ _NATURAL = torch.tensor([
     [0.95, 0.94, 0.92], [0.80, 0.60, 0.45], [0.60, 0.28, 0.18], [0.75, 0.18, 0.15],
     [0.20, 0.30, 0.50], [0.12, 0.20, 0.28], [0.85, 0.70, 0.30], [0.40, 0.30, 0.35],
 ])  # fmt: skip
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
+_LUMA = torch.tensor(LUMA)
 
 
 def in_parts(pixels: int) -> Callable[[Drawing], Drawing]:
