@@ -26,7 +26,7 @@ from synthkd.evaluation.compare import compare
 from synthkd.losses.distillation import TERMS as DISTILLATION_TERMS
 from synthkd.losses.distillation import DistillationView, soft_decisions
 from synthkd.losses.synthesis import View, balance, disagreement, divergence, one_hot
-from synthkd.networks import build_network
+from synthkd.networks import answers, build_network
 from synthkd.networks.answers import (
     KINDS,
     Answers,
@@ -289,7 +289,7 @@ def test_class_names_in_lists_are_placed_by_the_names_that_are_known():
 
 
 @pytest.mark.parametrize(
-    ("head", "told", "words"),
+    ("head", "kind", "words"),
     [
         (lambda z: z.softmax(1), "logits", "sums to 1"),
         (lambda z: z, "probabilities", "not from 0 to 1"),
@@ -303,15 +303,15 @@ def test_class_names_in_lists_are_placed_by_the_names_that_are_known():
         (lambda z: z, "labels", "not 0 and 1"),
     ],
 )
-def test_a_kind_that_the_answers_contradict_is_one_clear_line(head, told, words):
+def test_a_kind_that_the_answers_contradict_is_one_clear_line(head, kind, words):
     with pytest.raises(InputError, match=words) as caught:
-        recognise(Wrap(head), SPEC, None, told=told)
-    assert str(caught.value).startswith(f"--teacher-answers {told}: ")
+        recognise(Wrap(head), SPEC, None, kind=kind)
+    assert str(caught.value).startswith(f"--teacher-answers {kind}: ")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("head", "told"),
+    ("head", "kind"),
     [
         (odds, "multilabel-logits"),
         (lambda z: odds(z).sigmoid() * 100, "multilabel-percentages"),
@@ -321,8 +321,21 @@ def test_a_kind_that_the_answers_contradict_is_one_clear_line(head, told, words)
         (lambda z: best(z, 4) * 100, "top-k"),
     ],
 )
-def test_a_kind_that_is_told_is_taken(head, told):
-    assert recognise(Wrap(head), SPEC, None, told=told)[1].kind == told
+def test_a_kind_that_is_named_is_taken(head, kind):
+    assert recognise(Wrap(head), SPEC, None, kind=kind)[1].kind == kind
+
+
+@pytest.mark.parametrize(
+    ("label", "number"),
+    [
+        (torch.tensor(3), 3), (torch.tensor([3]), 3), (torch.tensor([2.0]), 2),
+        (torch.tensor(2.0, dtype=torch.bfloat16), 2), (torch.tensor([1, 2]), -1),
+        (torch.tensor(2.5), -1), (torch.tensor(math.inf), -1), (torch.tensor([]), -1),
+        (np.array([4]), 4), (np.array([1, 2]), -1), (math.nan, -1), ("LABEL_7", 7), (None, -1),
+    ],
+)  # fmt: skip
+def test_a_label_in_a_list_is_a_number_in_whatever_it_is_wrapped(label, number):
+    assert answers._label(label, ()) == number
 
 
 def test_the_kinds_of_the_setting_are_those_that_are_known():
@@ -558,16 +571,16 @@ def test_a_comparison_of_independent_classes_is_that_of_scikit_learn():
     with torch.no_grad():
         ours, theirs = (net(to_float(pixels)) for net in (weak, teacher.classifier))
     shares, y = ours.sigmoid().numpy(), hot.numpy()
-    assert found.independent and [row.name for row in found.told] == ["even", "high", "loop"]
-    assert found.student_told is not None and found.teacher_told is not None
-    assert found.student_told.auroc == pytest.approx(metrics.roc_auc_score(y, shares), abs=1e-4)
+    assert found.independent and [row.name for row in found.binary] == ["even", "high", "loop"]
+    assert found.student_binary is not None and found.teacher_binary is not None
+    assert found.student_binary.auroc == pytest.approx(metrics.roc_auc_score(y, shares), abs=1e-4)
     f1 = metrics.f1_score(y, shares > 0.5, average="macro")
-    assert found.student_told.f1 == pytest.approx(f1)
-    assert found.teacher_told.auroc > 0.99
+    assert found.student_binary.f1 == pytest.approx(f1)
+    assert found.teacher_binary.auroc > 0.99
     assert found.student_accuracy == pytest.approx(1 - metrics.hamming_loss(y, shares > 0.5))
     assert found.agreement == pytest.approx(((ours > 0) == (theirs > 0)).float().mean().item())
     recall = metrics.recall_score(y[:, 2], shares[:, 2] > 0.5)
-    assert found.told[2].student.sensitivity == pytest.approx(recall)
+    assert found.binary[2].student.sensitivity == pytest.approx(recall)
     assert found.classes[1].n == y[:, 1].sum()
 
 
@@ -577,10 +590,10 @@ def test_a_comparison_of_two_classes_has_the_measures_of_a_test():
     teacher = FrozenTeacher(Classifier(Wrap(even), SPEC, 2, "binary-logit"))
     found = compare(teacher.classifier, teacher, Images(pixels, y, (), "x", ""))
     scores = even(DEMO.classifier(to_float(pixels))).detach().numpy()
-    assert found.student_told is not None
-    assert found.student_told.auroc == pytest.approx(metrics.roc_auc_score(y.numpy(), scores))
+    assert found.student_binary is not None
+    assert found.student_binary.auroc == pytest.approx(metrics.roc_auc_score(y.numpy(), scores))
     assert found.student_accuracy == pytest.approx(metrics.accuracy_score(y.numpy(), scores > 0))
-    assert len(found.told) == 1 and found.told[0].positives == int(y.sum())
+    assert len(found.binary) == 1 and found.binary[0].positives == int(y.sum())
 
 
 def test_ten_classes_one_against_the_rest_are_scored_by_the_likeliest_where_labels_exclude():
@@ -590,7 +603,7 @@ def test_ten_classes_one_against_the_rest_are_scored_by_the_likeliest_where_labe
     assert found.student_accuracy == pytest.approx(
         measures.accuracy(DEMO.classifier(to_float(pixels[:200])), labels[:200])
     )
-    assert len(found.told) == 10
+    assert len(found.binary) == 10
 
 
 # --- from teacher to student ---
@@ -672,7 +685,8 @@ def test_findings_are_distilled_scored_and_predicted_class_by_class(tmp_path, ca
     assert "AUROC" in said
     summary = json.loads((out / "summary.json").read_text())
     assert summary["answers"] == "multilabel-logits"
-    assert 0.5 < summary["student_told"]["auroc"] <= 1 and summary["teacher_told"]["auroc"] > 0.99
+    assert 0.5 < summary["student_binary"]["auroc"] <= 1
+    assert summary["teacher_binary"]["auroc"] > 0.99
     assert read_card(out / "student.safetensors").answers == "multilabel-logits"
     student, _ = load_classifier(StudentTable(spec=str(out)), TeacherTable())
     assert student.independent

@@ -32,7 +32,7 @@ OPERATIONS = 10e9  # that they may take,
 PIXELS = 2**20  # and pixels that they may have
 MOVING = 40.0  # operations in the time that one number takes to be written and read again
 UNCOUNTED = 150e3  # operations for a pixel, where there is nothing to count
-REPEATED = 32  # of them, asked again
+REPEATED = 32  # at most so many of these, a quarter, are asked again
 # Kolmogorov and Smirnov's statistic times √n: above it with a chance of 1 in 100, if the numbers
 # were drawn so
 DRAWN_SO = 1.63
@@ -55,8 +55,9 @@ def check_teacher(
 
     With the `table` that it was loaded from, a callable that was given no weights is called a
     second time, since one that loads trained weights gives the same again. A teacher that shows its
-    answers alone is asked about 24 images, and about 12 of them twice more. None is counted among
-    the `queries` of a run, and torch's random state is left as it was.
+    answers alone is asked about 24 images, about 12 of them twice more, and about 8 in another
+    range where its answers look as if that were meant. None is counted among the `queries` of a
+    run, and torch's random state is left as it was.
     """
     before = teacher.queries
     try:

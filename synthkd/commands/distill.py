@@ -71,9 +71,9 @@ def _finished(
     return result.summary
 
 
-def _told(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _binary(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """AUROC and the like, where the classes are a yes or no."""
-    ours, theirs = summary.get("student_told"), summary.get("teacher_told")
+    ours, theirs = summary.get("student_binary"), summary.get("teacher_binary")
     if not ours or not theirs:
         return []
     names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity",
@@ -104,7 +104,7 @@ def _show(result: Result, display: Display) -> None:
     rows = [
         ("student accuracy", percent(summary["student_accuracy"]) + scored + against),
         ("teacher accuracy", percent(summary["teacher_accuracy"])),
-        *_told(summary),
+        *_binary(summary),
         ("agreement with the teacher", percent(summary["agreement"])),
         (
             f"balanced agreement, held-out {summary['held_out']}",

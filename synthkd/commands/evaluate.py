@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from synthkd.core.images import ImageSpec
-    from synthkd.evaluation.compare import Comparison, Extractor, ImageScores, ToldRow
+    from synthkd.evaluation.compare import BinaryRow, Comparison, Extractor, ImageScores
     from synthkd.teachers.protocol import Teacher
 
 MOST_ROWS = 20  # classes shown; evaluation.json has them all
@@ -249,7 +249,7 @@ def _common_size(teacher: "Teacher | None", extractor: "Extractor") -> "ImageSpe
 
 
 def _comparison_text(found: "Comparison") -> list[Block]:
-    ours, theirs = found.student_told, found.teacher_told
+    ours, theirs = found.student_binary, found.teacher_binary
     told = (
         ("AUROC", *(_figure(t.auroc) for t in (ours, theirs)), ""),
         ("sensitivity", *(_percent(t.sensitivity) for t in (ours, theirs)), ""),
@@ -282,27 +282,27 @@ def _comparison_text(found: "Comparison") -> list[Block]:
     )
     return [
         Grid(("", "student", "teacher", "a constant"), summary),
-        *_told_text(found),
+        *_binary_text(found),
         "",
         *_few("least agreement", len(found.classes)),
         Grid(("class", "images", "student", "teacher", "agreement"), rows),
     ]
 
 
-def _told_text(found: "Comparison") -> list[Block]:
+def _binary_text(found: "Comparison") -> list[Block]:
     """Each class that is a yes or no, where there are several: student / teacher."""
-    if len(found.told) < 2:
+    if len(found.binary) < 2:
         return []
-    hardest = set(_first(found.told, [row.student.auroc for row in found.told]))
+    hardest = set(_first(found.binary, [row.student.auroc for row in found.binary]))
 
-    def both(row: "ToldRow", name: str) -> str:
+    def both(row: "BinaryRow", name: str) -> str:
         values = (getattr(told, name) for told in (row.student, row.teacher))
         return " / ".join("" if value is None else f"{value:.3f}" for value in values)
 
     measures = ("auroc", "sensitivity", "specificity", "f1")
     rows = tuple(
         (_safe(row.name), f"{row.positives:,}", *(both(row, name) for name in measures))
-        for row in found.told
+        for row in found.binary
         if row in hardest
     )
     return [

@@ -96,9 +96,9 @@ def run(
     claim(folder)
     with _threads(_promised_threads(manifest)):
         export = Export(path, folder, network, _pictures(path, network), label, display)
-        told = writers.metadata(network, names, summary, manifest)
+        metadata = writers.metadata(network, names, summary, manifest)
         try:
-            done = export.all(wanted, told, int8=int8, trust_code=trust_code)
+            done = export.all(wanted, metadata, int8=int8, trust_code=trust_code)
         except BaseException:  # no half of an export
             shutil.rmtree(folder)
             raise
@@ -246,12 +246,12 @@ class Export:
     display: Display
 
     def all(
-        self, wanted: Sequence[str], told: Mapping[str, str], *, int8: bool, trust_code: bool
+        self, wanted: Sequence[str], metadata: Mapping[str, str], *, int8: bool, trust_code: bool
     ) -> list[Exported]:
         """Writes the files of the wanted formats, each compared with the student."""
         works: dict[str, Callable[[Path], Answer]] = {
             "safetensors": partial(self._copied, trust_code=trust_code),
-            "onnx": partial(writers.to_onnx, self.network, told=told),
+            "onnx": partial(writers.to_onnx, self.network, metadata=metadata),
             "pt2": partial(writers.to_pt2, self.network),
             "executorch": partial(writers.to_executorch, self.network),
         }
@@ -266,7 +266,7 @@ class Export:
                 name = "student.int8.onnx"
                 answers[name], compared[name] = self._written(
                     name, lambda place, images=calibration: writers.to_int8(  # type: ignore[misc]
-                        self.folder / "student.onnx", place, images, told
+                        self.folder / "student.onnx", place, images, metadata
                     ), exact=False,
                 )  # fmt: skip
         times = self._timed(answers)

@@ -79,12 +79,12 @@ def _read(path: Path, kind: str, checksum: int | None) -> tuple[str, dict[str, T
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("not a plain file")
         with safe_open(str(path), framework="pt") as file:
-            told, _, text = (file.metadata() or {})[f"synthkd-{kind}"].partition(" ")
+            written, _, text = (file.metadata() or {})[f"synthkd-{kind}"].partition(" ")
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-            if int(told, 16) != _checksum(text, tensors):
+            if int(written, 16) != _checksum(text, tensors):
                 raise ValueError("bits have changed")
-            if checksum is not None and int(told, 16) != checksum:
+            if checksum is not None and int(written, 16) != checksum:
                 raise ValueError("another file of this name")
             return text, tensors
     # RuntimeError: a file that is replaced while it is read

@@ -46,7 +46,7 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Told:
+class BinaryMetrics:
     """How well a network tells a class from the rest (`measures.BinaryScores`); None: no value."""
 
     auroc: float | None
@@ -56,23 +56,23 @@ class Told:
 
 
 @dataclass(frozen=True)
-class ToldRow:
+class BinaryRow:
     """One class that is a yes or no: the second of two, or one of independent ones."""
 
     name: str
     positives: int
-    student: Told
-    teacher: Told
+    student: BinaryMetrics
+    teacher: BinaryMetrics
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Student against teacher on one set; accuracies and ECE are None without labels.
 
-    With labels and two classes, or independent ones, `told` has a row for each class that is a yes
-    or no, and `student_told` and `teacher_told` are the means over these rows. Of independent
-    classes (unless each image has one label), accuracy and agreement count the yes or no to every
-    class of every image, and KL is summed over the classes.
+    With labels and two classes, or independent ones, `binary` has a row for each class that is a
+    yes or no, and `student_binary` and `teacher_binary` are the means over these rows. Of
+    independent classes (unless each image has one label), accuracy and agreement count the yes or
+    no to every class of every image, and KL is summed over the classes.
     """
 
     n: int
@@ -92,9 +92,9 @@ class Comparison:
     constant_accuracy: float | None = None
     findings: tuple[Finding, ...] = ()
     independent: bool = False
-    student_told: Told | None = None
-    teacher_told: Told | None = None
-    told: tuple[ToldRow, ...] = ()
+    student_binary: BinaryMetrics | None = None
+    teacher_binary: BinaryMetrics | None = None
+    binary: tuple[BinaryRow, ...] = ()
     order: str = ""  # how labels were turned into the teacher's classes
     label_order: tuple[int, ...] | None = None  # by label, the classes that fit far better
 
@@ -126,7 +126,7 @@ def compare(
     images, check = settled(images, taught.argmax(1), teacher)
     labels = images.labels
     alone = teacher.independent
-    rows = () if labels is None else _told_rows(learned, taught, labels, teacher)
+    rows = () if labels is None else _binary_rows(learned, taught, labels, teacher)
     # where classes are independent, each is a question of its own, yes or no
     each = alone and (labels is None or labels.dim() > 1)
     ours, theirs = (paired(t) if each else t for t in (learned, taught))
@@ -164,15 +164,15 @@ def compare(
         order=images.order,
         label_order=None if check.order is None else check.order.classes,
         independent=alone,
-        student_told=_told([row.student for row in rows]),
-        teacher_told=_told([row.teacher for row in rows]),
-        told=rows,
+        student_binary=_mean_binary([row.student for row in rows]),
+        teacher_binary=_mean_binary([row.teacher for row in rows]),
+        binary=rows,
     )  # fmt: skip
 
 
-def _told_rows(
+def _binary_rows(
     learned: Tensor, taught: Tensor, labels: Tensor, teacher: Teacher
-) -> tuple[ToldRow, ...]:
+) -> tuple[BinaryRow, ...]:
     """AUROC and the like of each class that is a yes or no."""
     if teacher.independent:
         hot = labels if labels.dim() > 1 else F.one_hot(labels, teacher.classes)
@@ -182,23 +182,24 @@ def _told_rows(
         columns = [(1, odds[0], odds[1], labels == 1)]
     else:
         return ()
+
+    def scores(odds: Tensor, truth: Tensor) -> BinaryMetrics:
+        return BinaryMetrics(*map(_number, measures.binary_scores(odds, truth)))
+
     return tuple(
-        ToldRow(
-            teacher.names[k], int(truth.sum()),
-            *(Told(*map(_number, measures.binary_scores(odds, truth))) for odds in (ours, theirs)),
-        )
+        BinaryRow(teacher.names[k], int(truth.sum()), scores(ours, truth), scores(theirs, truth))
         for k, ours, theirs, truth in columns
-    )  # fmt: skip
+    )
 
 
-def _told(rows: Sequence[Told]) -> Told | None:
+def _mean_binary(rows: Sequence[BinaryMetrics]) -> BinaryMetrics | None:
     """The mean over classes."""
     if not rows:
         return None
     scores = [
         measures.BinaryScores(*(math.nan if v is None else v for v in astuple(row))) for row in rows
     ]
-    return Told(*map(_number, measures.macro(scores)))
+    return BinaryMetrics(*map(_number, measures.macro(scores)))
 
 
 def _decision_rows(

@@ -141,20 +141,20 @@ class Shipped(nn.Module):
         return self.student.probabilities(answer) if self.probabilities else answer
 
 
-def to_onnx(network: Shipped, path: Path, told: Mapping[str, str] | None = None) -> Answer:
-    """Writes ONNX with a free batch, weights inside the file and `told` as its metadata; returns
-    how it answers."""
+def to_onnx(network: Shipped, path: Path, metadata: Mapping[str, str] | None = None) -> Answer:
+    """Writes ONNX with a free batch, weights inside the file and its `metadata`; returns how it
+    answers."""
     write_onnx(network, network.example(2), path, network.output)
-    _tell(path, told or {})
+    _write_metadata(path, metadata or {})
     return onnx_answer(path)
 
 
-def _tell(path: Path, told: Mapping[str, str]) -> None:
+def _write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     """Writes the metadata of an ONNX file."""
     import onnx
 
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, dict(told))
+    onnx.helper.set_model_props(model, dict(metadata))
     model.producer_name, model.producer_version = "synthkd", __version__
     write_atomic(path, model.SerializeToString())
 
@@ -186,7 +186,7 @@ def metadata(
     }  # fmt: skip
 
 
-def to_int8(source: Path, path: Path, calibration: Tensor, told: Mapping[str, str]) -> Answer:
+def to_int8(source: Path, path: Path, calibration: Tensor, metadata: Mapping[str, str]) -> Answer:
     """Quantises an ONNX file to int8 (static, weights per channel, ranges from the least to the
     greatest value on `calibration`), by ONNX Runtime's own tool.
 
@@ -213,7 +213,7 @@ def to_int8(source: Path, path: Path, calibration: Tensor, told: Mapping[str, st
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )  # fmt: skip
-    _tell(path, {**told, "quantised": "int8 weights, uint8 activations"})
+    _write_metadata(path, {**metadata, "quantised": "int8 weights, uint8 activations"})
     return onnx_answer(path)
 
 
@@ -408,7 +408,7 @@ def model_card(
         lines.append(f"Of {known:,} classes the student names {named:,} on these images.")
     for one in conditions:
         lines.append(f"Times by `synthkd export`, the machine otherwise idle: {_plain(str(one))}.")
-    lines += [line for f in files if f.truth for line in ("", *_told(f.name, f.truth))]
+    lines += [line for f in files if f.truth for line in ("", *_quantised(f.name, f.truth))]
     lines += ["", "## Privacy", "", _privacy(level, summary["real_images_read"]), ""]
     return "\n".join(lines)
 
@@ -425,7 +425,7 @@ def _found(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _told(name: str, truth: Truth) -> list[str]:
+def _quantised(name: str, truth: Truth) -> list[str]:
     """The truth about 8-bit integers, in two lines."""
     lines = [f"**Use {truth.use}**: {truth.because}.", ""]
     lines.append(

@@ -68,7 +68,8 @@ def statistics(view: View) -> Tensor:
     """The distance to the teacher's BatchNorm statistics, relative, so one weight serves all
     teachers.
 
-        mean over layers of  mean over channels of  (μ − m)² / (v + ε)  +  (var / (v + ε) − 1)²
+        mean over layers of  mean over channels of
+            log(1 + (μ − m)² / (v + ε))  +  log(1 + (var / (v + ε) − 1)²)
 
     μ, var belong to the batch, m, v to the running buffers; ε = 1e-5. After Yin et al. 2020
     (https://arxiv.org/abs/1912.08795), whose absolute norms grow with depth and width; the

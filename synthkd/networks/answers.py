@@ -2,7 +2,7 @@
 
 B images, K classes. A network may answer in logits, probabilities, one score, labels or lists, as
 a tensor, an array, or inside a tuple or a dictionary: `recognise` finds out which, `Answers` is
-what it found, `taken` takes the numbers out, and `losses.as_logits` makes logits [B, K] of them.
+what it found, `taken` takes the numbers out, and `logits.as_logits` makes logits [B, K] of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding
-from synthkd.core.images import ImageSpec
+from synthkd.core.images import ImageSpec, as_array
 from synthkd.core.logits import as_logits, of_votes
 from synthkd.recipe import MOST_CLASSES
 
@@ -176,7 +176,9 @@ def _listed(rows: Any, count: int) -> list[list[tuple[Any, float]]] | None:
 
 def _label(label: Any, names: Sequence[str]) -> int:
     """A label as a class number; −1 where it is none."""
-    if isinstance(label, Tensor | np.ndarray) and label.size == 1:
+    if isinstance(label, Tensor):
+        label = as_array(label)
+    if isinstance(label, np.ndarray) and label.size == 1:
         label = label.item()
     if isinstance(label, str):
         if label in names:
@@ -185,7 +187,7 @@ def _label(label: Any, names: Sequence[str]) -> int:
         return int(digits) if digits.isascii() and digits.isdecimal() else -1
     try:
         return int(label) if int(label) == label else -1
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return -1
 
 
@@ -336,12 +338,12 @@ def probes(spec: ImageSpec) -> Tensor:
 
 
 def recognise(
-    body: nn.Module, spec: ImageSpec, classes: int | None, *, told: str = "auto",
+    body: nn.Module, spec: ImageSpec, classes: int | None, *, kind: str = "auto",
     inside: bool = False, names: tuple[str, ...] = (), saved: bool = False,
 ) -> tuple[int, Answers]:  # fmt: skip
     """Asks a network about `probes`: how many classes it has, and what its answers mean.
 
-    `told` is the kind that the user named; one that what is seen contradicts is an InputError,
+    `kind` is the kind that the user named; one that what is seen contradicts is an InputError,
     unless the kind is what a file that we `saved` says. With `inside` the network's layers may be
     looked at: see `Answers.layer`. `names` are those of its classes, if they are known. An answer
     that is no row of scores for every image, is not finite, or has another K than `classes` is an
@@ -367,7 +369,7 @@ def recognise(
     if scores > MOST_CLASSES:
         raise InputError(f"it answers with {scores:,} scores; {MOST_CLASSES:,} at most")
     count = len(images) // len(raw)
-    path, notes = _chosen(raw[0], count, classes, told)
+    path, notes = _chosen(raw[0], count, classes, kind)
     found = Answers(path=path, notes=notes)
     classes, found = _named(raw, found, count, classes, names)
     parts = [_numbers(part, found, classes or 0, count) for part in raw]
@@ -380,9 +382,9 @@ def recognise(
             "the teacher answers NaN or infinity: are these the right weights, mean and std?"
         )
     if values.dim() == 1 or values.shape[1] == 1:
-        wide, found = _of_scores(values.reshape(-1), found, classes, told)
+        wide, found = _of_scores(values.reshape(-1), found, classes, kind)
     else:
-        wide, found = _of_rows(values, found, classes, told, saved=saved)
+        wide, found = _of_rows(values, found, classes, kind, saved=saved)
     if inside and not saved and found.kind not in ("logits", "log-probabilities", "labels"):
         found = replace(found, layer=_layer(outputs, values, found, len(raw)))
     return wide, found
@@ -393,7 +395,7 @@ def _at_once(spec: ImageSpec) -> int:
 
 
 def _chosen(
-    answer: Any, count: int, classes: int | None, told: str
+    answer: Any, count: int, classes: int | None, kind: str
 ) -> tuple[tuple[str | int, ...], tuple[Finding, ...]]:
     """Which part of an answer is meant, and what should be said of it."""
     parts = [(path, part) for path, part in _parts(answer, count)]
@@ -404,7 +406,7 @@ def _chosen(
         )
     if len(parts) == 1:
         return parts[0][0], ()
-    single = told in (*BINARY, "labels") or (told == "auto" and classes == 2)
+    single = kind in (*BINARY, "labels") or (kind == "auto" and classes == 2)
 
     def width(part: Any) -> int:
         if not isinstance(part, Tensor):
@@ -542,41 +544,41 @@ def _normalised(values: Tensor, unit: float) -> bool:
 
 
 def _of_rows(
-    values: Tensor, found: Answers, classes: int | None, told: str, *, saved: bool
+    values: Tensor, found: Answers, classes: int | None, kind: str, *, saved: bool
 ) -> tuple[int, Answers]:
     """K, and what rows of numbers [N, K] mean."""
     wide = values.shape[1]
-    if told in BINARY:
+    if kind in BINARY:
         raise InputError(
-            f"--teacher-answers {told}: the network answers with {wide} numbers per image, not one"
+            f"--teacher-answers {kind}: the network answers with {wide} numbers per image, not one"
         )
     if classes is not None and classes != wide:
         raise InputError(f"--classes {classes}: the network has {wide} classes; omit it")
     try:
         seen = _guessed(values, found)
     except InputError:  # they may be two things, and the user says which
-        if told == "auto":
+        if kind == "auto":
             raise
         seen = found
-    if told in ("auto", seen.kind):
+    if kind in ("auto", seen.kind):
         return wide, seen
-    if told == "labels":
+    if kind == "labels":
         if seen.kind != "probabilities" or seen.step < 1:
             raise InputError(
                 f"--teacher-answers labels: the network answers with {wide} numbers an image that "
                 "are not 0 and 1"
             )
         return wide, seen
-    total = 100.0 if told.endswith("percentages") else 1.0
-    if told == "top-k" and float(values.max()) > 1.01:
+    total = 100.0 if kind.endswith("percentages") else 1.0
+    if kind == "top-k" and float(values.max()) > 1.01:
         total = 100.0
     if not saved:
-        _contradicted(values, told, seen, total)
+        _contradicted(values, kind, seen, total)
     unit = rounding(values) / total
-    rough = unit if told in (*ONE_OF, "multilabel-probabilities", "multilabel-percentages") else 0.0
-    listed = int((values > 0).sum(1).max()) if told == "top-k" else 0
+    rough = unit if kind in (*ONE_OF, "multilabel-probabilities", "multilabel-percentages") else 0.0
+    listed = int((values > 0).sum(1).max()) if kind == "top-k" else 0
     return wide, replace(
-        found, kind=told, total=total, step=rough or _floor(values, told), listed=listed
+        found, kind=kind, total=total, step=rough or _floor(values, kind), listed=listed
     )
 
 
@@ -636,40 +638,40 @@ def _guessed(values: Tensor, found: Answers) -> Answers:
     return replace(found, kind="logits", notes=notes)
 
 
-def _contradicted(values: Tensor, told: str, seen: Answers, total: float) -> None:
+def _contradicted(values: Tensor, kind: str, seen: Answers, total: float) -> None:
     """Refuses a kind that the numbers cannot be of."""
     low, high, sums = float(values.min()), float(values.max()), values.sum(1)
     problem = ""
-    if told in ("logits", "multilabel-logits") and seen.kind in ("probabilities", "percentages"):
+    if kind in ("logits", "multilabel-logits") and seen.kind in ("probabilities", "percentages"):
         problem = f"its answers are never negative, and every row sums to {seen.total:g}"
-    elif told == "log-probabilities":
+    elif kind == "log-probabilities":
         if high > 0.1 or float(values.logsumexp(1).abs().max()) > 0.1:
             problem = "the exponentials of a row do not sum to 1"
-    elif told not in ("logits", "multilabel-logits"):
+    elif kind not in ("logits", "multilabel-logits"):
         if low < -1e-3 * total or high > 1.01 * total:
             problem = f"its answers go from {low:.3g} to {high:.3g}, not from 0 to {total:g}"
-        elif told in ("probabilities", "percentages") and (sums / total - 1).abs().max() > 0.1:
+        elif kind in ("probabilities", "percentages") and (sums / total - 1).abs().max() > 0.1:
             problem = f"its rows sum to {float(sums.min()):.3g} to {float(sums.max()):.3g}"
-        elif told == "top-k" and float(sums.max()) > 1.1 * total:
+        elif kind == "top-k" and float(sums.max()) > 1.1 * total:
             problem = f"its rows sum to {float(sums.max()):.3g}"
     if problem:
         raise InputError(
-            f"--teacher-answers {told}: {problem}; they look like {seen.kind}: correct or omit it"
+            f"--teacher-answers {kind}: {problem}; they look like {seen.kind}: correct or omit it"
         )
 
 
 def _of_scores(
-    values: Tensor, found: Answers, classes: int | None, told: str
+    values: Tensor, found: Answers, classes: int | None, kind: str
 ) -> tuple[int, Answers]:
     """K, and what one number an image [N] means."""
     low, high, unit = float(values.min()), float(values.max()), rounding(values)
     whole = unit == 1
-    if told not in ("auto", "labels", *BINARY):
+    if kind not in ("auto", "labels", *BINARY):
         raise InputError(
-            f"--teacher-answers {told}: the network answers with one number an image; "
+            f"--teacher-answers {kind}: the network answers with one number an image; "
             f"choices for that: {', '.join((*BINARY, 'labels'))}"
         )
-    if told == "labels" or (told == "auto" and whole):
+    if kind == "labels" or (kind == "auto" and whole):
         if classes is None:
             raise InputError(
                 "the network answers with one number per image, a whole one: if that is a class, "
@@ -685,8 +687,8 @@ def _of_scores(
             f"--classes {classes}: the network answers with one number per image, a score for two "
             "classes: omit it, or if it is a class, give --teacher-answers labels"
         )
-    kind, notes = told, found.notes
-    if told == "auto":
+    notes = found.notes
+    if kind == "auto":
         if low >= 0 and high > 1:
             raise InputError(
                 f"the network answers with one number per image, {low:.3g} to {high:.3g}: say what "
@@ -703,7 +705,7 @@ def _of_scores(
     total = 100.0 if kind == "binary-percentage" else 1.0
     if kind != "binary-logit" and not -1e-3 * total <= low <= high <= 1.01 * total:
         raise InputError(
-            f"--teacher-answers {told}: its answers go from {low:.3g} to {high:.3g}, "
+            f"--teacher-answers {kind}: its answers go from {low:.3g} to {high:.3g}, "
             f"not from 0 to {total:g}"
         )
     step = 0.0 if kind == "binary-logit" else unit / total or _floor(values, kind)

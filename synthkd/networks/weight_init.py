@@ -115,7 +115,8 @@ def _important(layers: list[nn.Module], count: int) -> Tensor:
     """Indices, in their old order, of the output channels of the first layer that matter most.
 
     A channel matters by the L2 norm of the weights that make it, times |γ| / √(v + ε) of a
-    BatchNorm behind, times the norm of the weights that read it. What nobody reads is all kept.
+    BatchNorm behind, times the norm of the weights that read it. Where no layer behind reads
+    them, all are kept.
     """
     weights = layers[0].state_dict()["weight"]
     matter = weights.flatten(1).norm(dim=1)
@@ -189,17 +190,17 @@ def _take(
 
 
 def _written(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """How strongly each output channel of a convolution and its BatchNorm speaks, [C]: the norm of
-    its weights times |γ| / √(v + ε)."""
+    """The size of each output channel of a convolution and its BatchNorm, [C]: the norm of its
+    weights times |γ| / √(v + ε)."""
     assert norm.running_var is not None
     size: Tensor = conv.weight.flatten(1).norm(dim=1)
     return size * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
 
 
 def _read(conv: nn.Conv2d) -> Tensor:
-    """How strongly each input channel of a convolution is heard, [C]."""
-    heard: Tensor = conv.weight.transpose(0, 1).flatten(1).norm(dim=1)
-    return heard
+    """The norm of the weights that read each input channel of a convolution, [C]."""
+    size: Tensor = conv.weight.transpose(0, 1).flatten(1).norm(dim=1)
+    return size
 
 
 def _best(matter: Tensor, count: int) -> Tensor:

@@ -215,7 +215,7 @@ def new_student(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
     )
     # fresh networks of ours and of zoos return logits, whatever their first answers look like
-    known = {} if _is_code(table.spec) else {"told": "logits", "saved": True}
+    known = {} if _is_code(table.spec) else {"kind": "logits", "saved": True}
     count, answers = _asked("student", table.spec, source.body, spec, teacher.classes, **known)
     if teacher.independent and answers.kind == "logits":
         answers = replace(answers, kind="multilabel-logits")
@@ -268,7 +268,7 @@ def _classifier(
         names = told_list(table.class_names, "--class-names") or names
         names = names or (_carried(spec, source.body, table.classes) if table.classes else ())
     count, answers = _asked(
-        role, spec, source.body, image_spec, table.classes, told=table.answers, names=names,
+        role, spec, source.body, image_spec, table.classes, kind=table.answers, names=names,
         inside=role == "teacher" and table.access == "full",
     )  # fmt: skip
     names = source.known.names if len(source.known.names) == count else ()
@@ -363,7 +363,7 @@ def _saved(
             f"--teacher-answers {table.answers}: {quoted(spec)} answers in {known}, as its file "
             "says: omit it"
         )
-    _, answers = _asked(role, spec, body, card.image_spec, card.classes, told=known, saved=True)
+    _, answers = _asked(role, spec, body, card.image_spec, card.classes, kind=known, saved=True)
     found = Classifier(body, card.image_spec, card.classes, answers)
     _guard(found, card.network, role)
     return found, card.names

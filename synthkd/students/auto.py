@@ -1,7 +1,8 @@
 """`--student auto`: the largest network that a user's limits allow; and whether a student is worth
 having beside its teacher.
 
-A time is that of the exported file (`synthkd.latency`), or of torch itself without the extra onnx.
+A time is that of the exported file (`synthkd.students.latency`), or of torch itself without the
+extra onnx.
 """
 
 import math
@@ -93,13 +94,13 @@ def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     ]  # fmt: skip
     if not any(fitting):
         smallest = min(known, key=lambda one: one.params, default=None)
-        raise _nothing(known, smallest.told() if smallest else None, "smallest")
+        raise _nothing(known, smallest.candidate() if smallest else None, "smallest")
     if table.max_latency_ms is not None:
         return _Search(table.max_latency_ms, teacher, fitting).best(known)
     large, work = teacher.parameters_count or math.inf, operations(teacher) or math.inf
     group = next(group for group in fitting if group)  # the largest first
     light = (one for one in group if one.params < large and one.flops <= work)
-    return next(light, group[0]).told()
+    return next(light, group[0]).candidate()
 
 
 def _groups(teacher: Teacher) -> Iterator[tuple[str, ...]]:
@@ -133,7 +134,7 @@ class _Sketch:
         with torch.device("meta"):
             return _counted(self._body, torch.zeros(1, *self._shape))
 
-    def told(self, ms: float | None = None, how: Conditions | None = None) -> Candidate:
+    def candidate(self, ms: float | None = None, how: Conditions | None = None) -> Candidate:
         """What is known of it."""
         return Candidate(self.name, self.params, self.flops, ms, how)
 
@@ -226,21 +227,21 @@ class _Search:
             fitting = [one for group in self.groups for one in group if one.params < most_params]
             for one in fitting:
                 if self._holds(one, most_ms):
-                    return self._told(one)
+                    return self._measured(one)
             for one in sorted(fitting, key=lambda one: one.flops)[:2]:  # when time has run out
                 if self._holds(one, most_ms, late=True):
-                    return self._told(one)
+                    return self._measured(one)
         for one in sorted(known, key=lambda one: one.flops)[:3]:  # the fastest, to be named
             if one.name not in self.measured:
                 self._time(one, sure=False)
-        timed = [self._told(one) for one in known if one.name in self.measured]
+        timed = [self._measured(one) for one in known if one.name in self.measured]
         fastest = min(timed, key=lambda one: one.latency_ms or math.inf, default=None)
         raise _nothing(known, fastest, "fastest found")
 
-    def _told(self, one: _Sketch) -> Candidate:
+    def _measured(self, one: _Sketch) -> Candidate:
         ms = self.measured[one.name]
         seen = _compared(one.params, self.teacher, ms, self.teacher_ms, str(self.conditions))
-        return replace(one.told(ms, self.conditions), findings=tuple(seen))
+        return replace(one.candidate(ms, self.conditions), findings=tuple(seen))
 
     def _holds(self, one: _Sketch, most: float, *, late: bool = False) -> bool:
         """Whether it is within `most` ms with the margin, and will be when it is measured again."""

@@ -52,7 +52,7 @@ class SynthesisContext:
     stage_share: float = 0.0  # of the stage that is over, 0..1
     difficulty: float = 0.0  # of the run, 0..1
     deadline: float = float("inf")  # by time.perf_counter: no step is begun after it
-    tick: Callable[[int, int], None] = _no_tick  # told of steps done, of how many; may raise
+    tick: Callable[[int, int], None] = _no_tick  # hears of steps done, of how many; may raise
 
 
 class SyntheticBatch(NamedTuple):

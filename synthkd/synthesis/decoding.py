@@ -14,15 +14,15 @@ from synthkd.synthesis.context import even_labels
 from synthkd.teachers.protocol import Teacher
 
 
-def new_decoder(recipe: Recipe, teacher: Teacher, *, told: bool) -> Decoder:
+def new_decoder(recipe: Recipe, teacher: Teacher, *, conditional: bool) -> Decoder:
     """The decoder of a recipe for a teacher's images, with weights from torch's global random
-    state. `told`: its BatchNorm knows the class."""
+    state. `conditional`: its BatchNorm knows the class."""
     table, spec = recipe.generator, teacher.spec
     noisy = table.source == "noisy_layer"
     decoder: Decoder = Decoder(
         latent=table.latent,
         width=table.width,
-        classes=teacher.classes if told and not noisy else 0,
+        classes=teacher.classes if conditional and not noisy else 0,
         shape=spec.shape,
         named=teacher.classes if noisy else 0,
         output=table.output,

@@ -63,7 +63,7 @@ class Episodes(Generator):
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         self.recipe, self.teacher, self.table = recipe, teacher, recipe.generator
         self.objective = SynthesisObjective(recipe, teacher)
-        self.decoder = decoding.new_decoder(recipe, teacher, told=False)
+        self.decoder = decoding.new_decoder(recipe, teacher, conditional=False)
         self.meta = self._new_meta()
         self.episodes = 0
 
@@ -142,7 +142,7 @@ class Episodes(Generator):
 
     def _restart(self, rng: torch.Generator) -> None:
         with globally(rng):
-            new = decoding.new_decoder(self.recipe, self.teacher, told=False)
+            new = decoding.new_decoder(self.recipe, self.teacher, conditional=False)
         if new.noisy is not None and self.decoder.noisy is not None:
             new.noisy.vectors.copy_(self.decoder.noisy.vectors)
         self.decoder.load_state_dict(new.state_dict())

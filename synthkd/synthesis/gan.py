@@ -58,7 +58,7 @@ class Gan(Generator):
         self.classes = teacher.classes
         self.shape = teacher.spec.shape
         self.device = teacher.device
-        self.decoder: Decoder = decoding.new_decoder(recipe, teacher, told=table.conditional)
+        self.decoder: Decoder = decoding.new_decoder(recipe, teacher, conditional=table.conditional)
         self.average = copy.deepcopy(self.decoder).requires_grad_(False) if table.ema else None
         self.critic: Critic = Critic(
             channels=teacher.spec.channels, classes=teacher.classes,

@@ -51,11 +51,11 @@ class SynthesisLoss(NamedTuple):
 
 
 class SynthesisObjective:
-    """Weighs a batch by the terms of a scene; asks teacher and student for what these need only.
+    """Weighs a batch by the terms of a stage; asks teacher and student for what these need only.
 
     Between batches it remembers a running average of BatchNorm statistics (with
-    `generator.statistics_ema`, see `losses.blended`), and for the term `contrast` (CMI, Fang et al.
-    2021, https://arxiv.org/abs/2105.08584) a projection head and a bank of embeddings.
+    `generator.statistics_ema`, see `losses.synthesis.blended`), and for the term `contrast` (CMI,
+    Fang et al. 2021, https://arxiv.org/abs/2105.08584) a projection head and a bank of embeddings.
 
     `rate` is the setting to lower where a loss is not finite.
 
@@ -93,8 +93,8 @@ class SynthesisObjective:
 
         Without `generator.conditional`, or where a label is −1, the class is the teacher's vote, as
         in DAFL. Where the classes are independent, a label K + k asks for images without class k.
-        `validity` [B] is the critic's opinion; without it the term `realism` rests. Where no term
-        is left, `values` is empty and `loss` a constant. Whether the loss was finite is what
+        `validity` [B] is the critic's opinion; without it the term `realism` is left out. Where no
+        term is left, `values` is empty and `loss` a constant. Whether the loss was finite is what
         `check` tells.
         """
         terms = weights(context.terms, judged=validity is not None)
