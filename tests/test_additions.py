@@ -133,6 +133,13 @@ def test_a_run_with_a_part_of_ones_own_resumes_bit_for_bit(name, tmp_path):
     }
 
 
+def test_a_teacher_is_checked_in_every_round():
+    lab = synthkd.build(from_settings(TINY))
+    lab.teacher._unsound = torch.tensor(True)  # as a GPU leaves it that nobody has waited for
+    with pytest.raises(InputError, match=r"the teacher .* answers NaN or infinity"):
+        next(iter(lab))
+
+
 # --- what they compute
 
 

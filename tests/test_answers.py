@@ -700,6 +700,17 @@ def test_findings_are_distilled_scored_and_predicted_class_by_class(tmp_path, ca
     told = shown if isinstance(shown, list) else shown["predictions"]
     found = {c["class"]: c["probability"] for c in told[0]["classes"]}
     assert found == pytest.approx(dict(enumerate(shares.tolist())), abs=1e-5)
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    main([
+        "export", str(out), "--int8", "--val-data", str(tmp_path / "val.npz"), "--out",
+        str(tmp_path / "exported"),
+    ])  # fmt: skip
+    assert "as a mean over no and yes" in capsys.readouterr().out
+    files = json.loads((tmp_path / "exported" / "export.json").read_text())["files"]
+    (scores,) = [file["truth"]["scored"] for file in files if file["truth"]]
+    with torch.no_grad():
+        right = (student(to_float(torch.from_numpy(x)[:, None])) > 0).numpy() == y
+    assert scores["float_accuracy"] == pytest.approx(right.mean(), abs=1e-3)
 
 
 def test_inspect_names_what_was_understood(tmp_path, capsys):

@@ -148,6 +148,16 @@ def test_the_record_tells_the_share_that_obeys_only_where_any_was_asked(teacher)
     assert set(found.measures(torch.full((20,), -1))) == {"term.one_hot"}
 
 
+def test_where_a_loss_is_not_finite_the_teacher_is_blamed_if_its_answers_are_not(teacher):
+    made = objective(teacher)
+    made.note(torch.tensor(torch.nan))
+    teacher._unsound = torch.tensor(True)
+    with pytest.raises(InputError, match=r"the teacher .* answers NaN or infinity"):
+        made.check()
+    with pytest.raises(InputError, match=r"lower --generator\.learning_rate"):
+        made.check()
+
+
 @pytest.mark.parametrize("independent", [False, True])
 def test_what_obeys_is_a_share_of_those_images_that_were_asked_for_a_class(independent):
     taught = torch.tensor([[2.0, -1.0], [-1.0, 1.0], [3.0, -2.0], [-1.0, 2.0]])

@@ -176,6 +176,10 @@ def test_independent_classes_are_compared_and_scored_by_their_decisions(
     parity = compared(network, off, images)
     assert parity.independent and parity.agreement == 7 / 8 and parity.named == 2
     assert parity.balanced == pytest.approx((5 / 6 + 1) / 2) and parity.groups == "no and yes"
+    assert not parity.holds
+    near = images.where(images != 2, 1.0)  # log-odds of 0, which rounding turns
+    turned = compared(network, lambda x: network(x + 1e-6 * (x == 1)), near)
+    assert turned.agreement == 7 / 8 and turned.holds
     labels = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
     found = scored(network, off, network, images, labels)
     assert (found.accuracy, found.float_accuracy, found.agreement) == (7 / 8, 6 / 8, 7 / 8)
