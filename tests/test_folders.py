@@ -188,6 +188,17 @@ def test_an_autoencoder_whose_scale_is_no_number_is_refused(
         opened(folder, teacher)
 
 
+@pytest.mark.parametrize("betas", [5, 0.5, "0.5", {"a": 0.5}, [0.5, "a"], [1.0]])
+def test_betas_that_are_no_list_of_numbers_below_1_are_refused(
+    teacher: FrozenTeacher, tmp_path: Path, betas: object
+) -> None:
+    folder = latent_model(tmp_path / "x")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trained_betas": betas}))
+    with pytest.raises(InputError, match=r"betas that do not lie in 0\.\.1"):
+        opened(folder, teacher)
+
+
 def text_model(folder: Path) -> Path:
     """A tiny Stable Diffusion with random weights and an alphabet for a vocabulary."""
     transformers = pytest.importorskip("transformers", reason="text models want transformers")
