@@ -27,7 +27,7 @@ from synthkd.checks.student import (
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.files import exists, sha256_of
+from synthkd.core.files import sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import count_images, place_of
@@ -388,7 +388,11 @@ def _check_val(recipe: Recipe) -> None:
         )
     if path in ("", "none", "demo:seen", "demo:unseen") or code:
         return
-    if not exists(place_of(path)[0]):
+    try:
+        there = place_of(path)[0].exists()
+    except OSError as error:  # a name that is too long, say
+        raise InputError(f"--val-data {quoted(path)}: {error.strerror}") from None
+    if not there:
         raise InputError(f"--val-data {quoted(path)}: there is no such file or folder")
 
 
