@@ -41,11 +41,12 @@ from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.pruned import is_pruned
 from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.runs.session import Session, going_on
-from synthkd.specs import card_of, is_saved, read_card
+from synthkd.specs import Card, card_of, is_saved, origin, read_card
 from synthkd.students.learner import save_student
 from synthkd.synthesis import GENERATORS, readers
 from synthkd.teachers.protocol import Teacher
@@ -261,8 +262,7 @@ class Distillation:
         assert lab.learner is not None
         student = lab.learner.student.eval()
         path = the_run.path / "student.safetensors"
-        network, args = _rebuilding(recipe)
-        save_student(student, card_of(student, network, self.teacher.names, args), path)
+        save_student(student, _card(recipe, student, self.teacher.names), path)
         _keep_images(lab, the_run)
         for generator in lab.generators.values():
             generator.save(the_run.path, self.manifest["promise_level"])
@@ -460,11 +460,14 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
         the_run.memory_sheet(kept.images[chosen], kept.votes[chosen], lab.teacher.classes)
 
 
-def _rebuilding(recipe: Recipe) -> tuple[str, dict[str, str]]:
-    """The SPEC that rebuilds the student's network, that of the run it started from if it did, and
-    its arguments."""
-    folder = Path(recipe.student.spec)
-    if folder.is_dir():
-        card = read_card(folder / "student.safetensors")
-        return card.network, card.args
-    return recipe.student.spec, recipe.student.args
+def _card(recipe: Recipe, student: Classifier, names: tuple[str, ...]) -> Card:
+    """What rebuilds the student beside its weights: its SPEC, that of the run it started from, or
+    that of the network it was cut out of."""
+    spec = recipe.student.spec
+    if Path(spec).is_dir():
+        card = read_card(Path(spec) / "student.safetensors")
+        return card_of(student, card.network, names, card.args, card.of)
+    if is_pruned(spec):
+        of, args = origin(recipe.teacher)
+        return card_of(student, spec, names, args, of)
+    return card_of(student, spec, names, recipe.student.args)

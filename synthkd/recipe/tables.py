@@ -336,6 +336,15 @@ class BudgetTable(Table):
         ),
         Flag("--images-seen"),
     ] = None
+    cycles: Annotated[
+        int,
+        Field(
+            description="times that all stages follow one another, each time with an even part of "
+            "the budget, so that images are synthesized while the student learns",
+            ge=1,
+            le=MOST,
+        ),
+    ] = 1
 
 
 class RunTable(Table):

@@ -37,6 +37,7 @@ from synthkd.labels.class_names import names_in, told_list
 from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.answers import KINDS, Answers, recognise
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.pruned import is_pruned, narrow_to, pruned, pruning_ratio
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
@@ -56,7 +57,7 @@ from synthkd.teachers.protocol import Teacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "is_saved", "living", "load_classifier", "load_teacher",
-    "new_student", "read_card", "read_weights", "rebuilt",
+    "new_student", "origin", "read_card", "read_weights", "rebuilt",
 ]  # fmt: skip
 STUDENT = "student.safetensors"  # of a run directory
 DEMO_TEACHER = "demo_teacher.safetensors"
@@ -210,6 +211,8 @@ def new_student(
                 f"the teacher of {_size(spec)}"
             )
         return found
+    if is_pruned(table.spec):
+        return _pruned_student(table, teacher)
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
     source = _source(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
@@ -235,6 +238,36 @@ def new_student(
     if begins and network is None and source_body is not None:
         student.inherited = inherited(source.body, source_body)
     return student
+
+
+def _pruned_student(table: StudentTable, teacher: Teacher) -> Classifier:
+    """The teacher's own network with fewer channels, begun with those of its weights that stay."""
+    ratio, own = pruning_ratio(table.spec), teacher.network
+    where = f"--student {quoted(table.spec)}"
+    if table.weights or table.args:
+        raise InputError(
+            f"{where} begins with its teacher's weights: give no others, nor arguments"
+        )
+    if teacher.access != "full" or not isinstance(own, Classifier):
+        raise InputError(f"{where} is cut out of the teacher, and this one is a black box")
+    try:
+        body = pruned(own.body, teacher.spec.shape, ratio)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    found = Classifier(body, teacher.spec, teacher.classes, own.reading)
+    found.guard = own.guard
+    count = sum(1 for tensor in body.state_dict().values() if tensor.is_floating_point())
+    found.inherited = (count, count)
+    return found
+
+
+def origin(table: TeacherTable) -> tuple[str, dict[str, str]]:
+    """The SPEC, and its arguments, that build the network of a teacher anew, without weights."""
+    if not is_saved(table.spec):
+        return table.spec, table.args
+    saved = resources.shipped("assets") / DEMO_TEACHER
+    card = read_card(saved if table.spec == "demo" else Path(table.spec) / STUDENT)
+    return card.of or card.network, card.args
 
 
 def _size(spec: ImageSpec) -> str:
@@ -340,9 +373,10 @@ def _saved(
     if weights:
         raise InputError(f"--{role} {quoted(spec)} brings its own weights: omit --{role}-weights")
     card = read_card(saved)
-    if _is_code(card.network) and not trust_code:
+    network_spec = card.of if is_pruned(card.network) else card.network
+    if _is_code(network_spec) and not trust_code:
         raise InputError(
-            f"--{role} {quoted(spec)} is built by the code {quoted(card.network)}, "
+            f"--{role} {quoted(spec)} is built by the code {quoted(network_spec)}, "
             "as its file says: give --trust-code if you trust it"
         )
     if table.args and dict(table.args) != dict(card.args):
@@ -352,10 +386,17 @@ def _saved(
     told = _told(card.image_spec, card.classes).model_copy(update={"args": card.args})
     held = read_checkpoint(saved)
     numbers = sum(tensor.numel() for tensor in held.tensors.values())
-    with limits.within(numbers, len(held.tensors), f"--{role} {quoted(spec)}"):
+    cut = is_pruned(card.network)
+    grown = 1 / (1 - min(0.9, pruning_ratio(card.network))) ** 2 if cut else 1
+    with limits.within(int(grown * numbers), len(held.tensors), f"--{role} {quoted(spec)}"):
         body = _source(
-            card.network, "", told, trust_code=trust_code, role=role, network=network
+            network_spec, "", told, trust_code=trust_code, role=role, network=network
         ).body
+    if cut:
+        try:
+            narrow_to(body, held.tensors)
+        except InputError as error:
+            raise InputError(f"--{role} {quoted(spec)}: {error}") from None
     fill(body, held)
     known = card.answers if card.answers in KINDS else "auto"
     if table.answers not in ("auto", known):
@@ -365,7 +406,7 @@ def _saved(
         )
     _, answers = _asked(role, spec, body, card.image_spec, card.classes, kind=known, saved=True)
     found = Classifier(body, card.image_spec, card.classes, answers)
-    _guard(found, card.network, role)
+    _guard(found, network_spec, role)
     return found, card.names
 
 

@@ -29,11 +29,13 @@ class Card:
     answers: str
     names: tuple[str, ...] = ()
     args: dict[str, str] = field(default_factory=dict)  # of the SPEC, if it is a callable
+    of: str = ""  # of a `prune:RATIO`: the SPEC of the network that was pruned
 
     def __post_init__(self) -> None:
         """Raises ValueError where it contradicts itself."""
         sizes = (self.channels, self.height, self.width, self.classes)
-        if not all(isinstance(n, int) for n in sizes) or not isinstance(self.network, str):
+        words = (self.network, self.of)
+        if not all(isinstance(n, int) for n in sizes) or not all(isinstance(w, str) for w in words):
             raise ValueError("numbers or names that are none")
         if not (1 <= self.channels <= 4 and 8 <= self.height <= 1024 and 8 <= self.width <= 1024):
             raise ValueError("images of no size")
@@ -57,13 +59,14 @@ class Card:
 
 def card_of(
     classifier: Classifier, network: str, names: tuple[str, ...],
-    args: Mapping[str, str] = MappingProxyType({}),
+    args: Mapping[str, str] = MappingProxyType({}), of: str = "",
 ) -> Card:  # fmt: skip
-    """The card that rebuilds a classifier from `network`, called with `args` if it is code."""
+    """The card that rebuilds a classifier from `network`, called with `args` if it is code; where
+    it is pruned, from one that is pruned `of`."""
     spec = classifier.spec
     return Card(
         network, spec.channels, spec.height, spec.width, spec.mean, spec.std,
-        classifier.classes, classifier.answers, names, dict(args),
+        classifier.classes, classifier.answers, names, dict(args), of,
     )  # fmt: skip
 
 

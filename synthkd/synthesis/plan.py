@@ -91,7 +91,28 @@ def plan(recipe: Recipe, teacher: Teacher, sources: Sources | None = None) -> Pl
                 f"stage {stage.name}: no memory, so {recipe.training.batch} fresh images a round"
             )
         stages.append(stage.model_copy(update=update))
-    return Plan(tuple(stages), tuple(dict.fromkeys(reasons)))
+    return Plan(cycled(stages, recipe.budget.cycles), tuple(dict.fromkeys(reasons)))
+
+
+def cycled(stages: Sequence[Stage], cycles: int) -> tuple[Stage, ...]:
+    """The stages, `cycles` times one after the other, each time with an even part of the budget.
+
+    Terms that ask a student count from the second time on, when it has learned something; where
+    nothing else judges a stage they count at once.
+
+    >>> [(s.name, s.share) for s in cycled([Stage(name="a", share=0.5), Stage(name="b")], 2)]
+    [('a', 0.25), ('b', 0.5), ('a', 0.25), ('b', 0.5)]
+    """
+    found: list[Stage] = []
+    for cycle in range(cycles):
+        for stage in stages:
+            terms = dict(stage.terms)
+            if cycle == 0 and cycles > 1:
+                without = {t: w for t, w in terms.items() if "student" not in TERMS[t].needs}
+                terms = without or terms
+            update = {"share": stage.share / cycles, "terms": terms}
+            found.append(stage.model_copy(update=update) if cycles > 1 else stage)
+    return tuple(found)
 
 
 def alone(stages: Sequence[Stage]) -> tuple[Stage, ...]:

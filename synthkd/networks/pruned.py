@@ -1,0 +1,175 @@
+"""Structured pruning: a network with fewer channels, which keeps the weights of those that matter.
+
+C channels of a layer.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.core.errors import InputError, quoted
+from synthkd.networks.modes import in_eval_mode
+from synthkd.networks.resnet import Block, ResNet
+from synthkd.networks.weight_init import inherited
+
+MULTIPLES = (16, 8, 4, 2, 1)  # what channels may be rounded to: CPUs and GPUs like large ones
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+def pruning_ratio(spec: str) -> float:
+    """The ratio of `prune:RATIO`, the share of channels that goes.
+
+    >>> pruning_ratio("prune:0.5")
+    0.5
+    """
+    text = spec.removeprefix("prune:")
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0 < ratio < 1:
+        raise InputError(
+            f"--student {quoted(spec)}: prune:RATIO is the share of the teacher's channels that "
+            "goes, above 0 and below 1, as in prune:0.5"
+        )
+    return ratio
+
+
+def is_pruned(spec: str) -> bool:
+    """Whether a SPEC is `prune:RATIO`."""
+    return spec.startswith("prune:")
+
+
+def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float) -> nn.Module:
+    """A copy of a network with a share `ratio` of the channels of each layer less; the original
+    stays as it is.
+
+    Layers that add to the same channels lose the same ones, those whose weights have the smallest
+    L2 norm over all of them (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, by the
+    library torch-pruning). The widths are rounded to the largest of 16, 8, 4, 2 that is at most an
+    eighth of the widest layer, since odd widths are slower. The last layer keeps its outputs.
+    ResNets of ours, whose shortcuts pad channels, are cut by `weight_init.inherited`.
+
+    `shape` is that of one image, (C, H, W). Raises InputError where the network cannot be cut: its
+    layers cannot be followed, or it does not run afterwards.
+
+    >>> wide = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    >>> narrow = pruned(wide, (3, 8, 8), 0.5)
+    >>> narrow[0].weight.shape, narrow[3].weight.shape, wide[0].weight.shape
+    (torch.Size([4, 3, 3, 3]), torch.Size([5, 144]), torch.Size([8, 3, 3, 3]))
+    """
+    if isinstance(body, ResNet):
+        return _narrower(body, ratio)
+    import torch_pruning as tp
+
+    found = copy.deepcopy(body).cpu().float().requires_grad_(True)
+    blank = torch.zeros(1, *shape)
+    widest = max((len(m.weight) for m in found.modules() if isinstance(m, nn.Conv2d)), default=1)
+    multiple = next(m for m in MULTIPLES if m <= max(1, widest // 8))
+    try:
+        with in_eval_mode(found), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            heads = _heads(found, blank)
+            tp.pruner.BasePruner(
+                found, blank, importance=tp.importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio=ratio, ignored_layers=heads, round_to=multiple,
+            ).step()  # fmt: skip
+            answer = found(blank)
+        if not isinstance(answer, Tensor) or not bool(answer.isfinite().all()):
+            raise ValueError("it does not answer with finite numbers")
+    except Exception as error:  # whatever the library, or the user's network, raises
+        raise InputError(
+            f"this network cannot be pruned ({type(error).__name__}: {quoted(error, 80)}): name a "
+            "--student"
+        ) from None
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (body, found))
+    if after >= before:
+        raise InputError("this network cannot be pruned: no layer can be made narrower")
+    return found
+
+
+def _narrower(body: ResNet, ratio: float) -> ResNet:
+    """A ResNet of ours with fewer channels, begun from what matters of the wide one."""
+    width = len(body.conv1.weight)
+    kept = max(1, round(width * (1 - ratio) / 4) * 4 or round(width * (1 - ratio)))
+    if kept >= width:
+        raise InputError("this network cannot be pruned: no layer can be made narrower")
+    depth = 2 + 6 * len(body.layer1)
+    found = ResNet(
+        depth, width=kept, channels=body.conv1.in_channels, classes=body.linear.out_features
+    )
+    inherited(found, body)
+    return found
+
+
+@torch.no_grad()
+def _heads(body: nn.Module, blank: Tensor) -> list[nn.Module]:
+    """The layers with weights that an answer passes last: their outputs are the classes."""
+    passed: list[nn.Module] = []
+    layers = [m for m in body.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    hooks = [m.register_forward_hook(lambda m, *_: passed.append(m)) for m in layers]
+    try:
+        answer = body(blank)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    classes = answer.shape[-1] if isinstance(answer, Tensor) else 0
+    return [m for m in passed[-1:] if len(m.weight) == classes]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def narrow_to(body: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Cuts the layers of a network to the shapes of saved `tensors`, by name, in place: what is
+    then loaded from them is the network that was pruned from one like `body`.
+
+    A shape that no cut leads to is an InputError.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> narrow_to(net, pruned(nn.Sequential(*net, nn.Conv2d(8, 2, 1)), (3, 8, 8), 0.5).state_dict())
+    >>> net[1].num_features
+    4
+    """
+    for name, layer in body.named_modules():
+        prefix = f"{name}." if name else ""
+        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        for key, value in own:
+            saved = tensors.get(prefix + key)
+            if saved is None or saved.shape == value.shape:
+                continue
+            larger = saved.dim() != value.dim() or any(
+                a > b or not a for a, b in zip(saved.shape, value.shape, strict=True)
+            )
+            if larger:
+                raise InputError(f"{quoted(prefix + key)}: no pruning leads to its shape")
+            cut = value.new_zeros(saved.shape)
+            if isinstance(value, nn.Parameter):
+                setattr(layer, key, nn.Parameter(cut, requires_grad=value.requires_grad))
+            else:
+                setattr(layer, key, cut)
+    for layer in reversed(list(body.modules())):  # a block after its layers
+        _record_widths(layer)
+
+
+def _record_widths(layer: nn.Module) -> None:
+    """Sets a layer's own record of its widths to the shapes of its weights."""
+    match layer:
+        case nn.Conv2d() | nn.Conv1d():
+            by_channel = layer.groups == layer.in_channels == layer.out_channels
+            layer.out_channels = len(layer.weight)
+            layer.groups = layer.out_channels if by_channel else layer.groups
+            layer.in_channels = layer.weight.shape[1] * layer.groups
+        case nn.Linear():
+            layer.out_features, layer.in_features = layer.weight.shape
+        case _Norm() if layer.running_mean is not None:
+            layer.num_features = len(layer.running_mean)
+        case nn.GroupNorm() if layer.affine:
+            layer.num_channels = len(layer.weight)
+        case nn.LayerNorm() if layer.elementwise_affine:
+            layer.normalized_shape = tuple(layer.weight.shape)
+        case nn.PReLU():
+            layer.num_parameters = len(layer.weight)
+        case Block():
+            layer.extra = layer.conv1.out_channels - layer.conv1.in_channels
