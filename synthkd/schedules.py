@@ -1,7 +1,7 @@
 """Schedules: numbers in, a number out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from synthkd.recipe import DifficultyTable, TrainingTable
@@ -38,6 +38,23 @@ def rate(progress: float, table: TrainingTable) -> float:
     if table.schedule == "steps":
         return table.learning_rate * steps(progress, milestones=table.milestones)
     return table.learning_rate * one_cycle(progress, warmup=table.warmup)
+
+
+def scale(progress: float, scales: Mapping[float, float]) -> float:
+    """The side of the images, as a share of the full side, after a share `progress` of all steps.
+
+    `scales` gives to each side its share of the steps, and they are taken from small to large
+    (progressive resizing). 1 where there are none.
+
+    >>> [scale(p, {0.5: 0.7, 1.0: 0.3}) for p in (0.0, 0.69, 0.7, 1.0)]
+    [0.5, 0.5, 1.0, 1.0]
+    """
+    end = 0.0
+    for side in sorted(scales):
+        end += scales[side]
+        if progress < end - 1e-9:
+            return side
+    return max(scales, default=1.0)
 
 
 def ema_decay(step: int, *, longest: float = 0.999) -> float:

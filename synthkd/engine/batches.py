@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synthkd.core.images import to_uint8
 from synthkd.replay import ReplayBatch
+from synthkd.teachers.protocol import Seen
 
 
 @dataclass(frozen=True)
@@ -56,5 +58,48 @@ def joined(parts: Sequence[TeachingBatch]) -> TeachingBatch:
         torch.cat([part.images for part in parts]),
         torch.cat([part.slots for part in parts]),
         tuple(name for part in parts for name in part.origins),
+        weights,
+    )
+
+
+@dataclass(frozen=True)
+class TaughtBatch:
+    """Views of a batch with what the teacher showed of them."""
+
+    views: Tensor  # [B, C, H, W] in 0..1, or uint8
+    seen: Seen
+    slots: Tensor  # [B] int64
+    synthetic: Tensor  # [B] bool
+    weights: Tensor | None = None  # [B] float32
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def take(self, index: Tensor) -> "TaughtBatch":
+        """Some of it, in the order of `index`."""
+        features = {name: value[index] for name, value in self.seen.features.items()}
+        return TaughtBatch(
+            self.views[index], Seen(self.seen.logits[index], features), self.slots[index],
+            self.synthetic[index], None if self.weights is None else self.weights[index],
+        )  # fmt: skip
+
+
+def pooled(parts: Sequence[TaughtBatch]) -> TaughtBatch:
+    """Several batches as one, in their order; views as uint8, a quarter of the memory."""
+    features = {
+        name: torch.cat([part.seen.features[name] for part in parts])
+        for name in parts[0].seen.features
+    }
+    weights = None
+    if any(part.weights is not None for part in parts):
+        weights = torch.cat(
+            [part.slots.new_ones(len(part)).float() if part.weights is None else part.weights
+             for part in parts]
+        )  # fmt: skip
+    return TaughtBatch(
+        torch.cat([to_uint8(part.views) for part in parts]),
+        Seen(torch.cat([part.seen.logits for part in parts]), features),
+        torch.cat([part.slots for part in parts]),
+        torch.cat([part.synthetic for part in parts]),
         weights,
     )

@@ -4,11 +4,13 @@
 B batch, N images, C channels, H height, W width, K classes.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +19,10 @@ from torch import Tensor
 from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding
-from synthkd.core.images import Batch, sent, to_float, to_uint8
+from synthkd.core.images import Batch, resized, sent, to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
-from synthkd.engine.batches import TeachingBatch
+from synthkd.engine.batches import TaughtBatch, TeachingBatch
 from synthkd.engine.controllers import CONTROLLERS, Controller
 from synthkd.engine.progress import (
     Progress,
@@ -396,26 +398,88 @@ def _teach(
     lab: Lab, stage: Stage, fresh: Tensor, began: float, rng: torch.Generator
 ) -> tuple[int, int, dict[str, float]]:
     """The student's turn: hybrid batches, the same view for teacher and student. The round `began`
-    at a time of time.perf_counter: in a timed run the learning rate falls by the clock."""
+    at a time of time.perf_counter: in a timed run the learning rate falls by the clock.
+
+    With `training.repeats` the teacher first answers all batches of the round, and the student then
+    learns from all their views so many times, each time in another order (data echoing, Choi et al.
+    2019, https://arxiv.org/abs/1907.05550, after the augmentation).
+    """
     assert lab.learner is not None
-    recipe = lab.recipe
-    seen = synthetic = 0
-    loss = torch.zeros(())
-    temperature = lab.value("temperature", lab.learner.table.temperature)
+    repeats, count = lab.recipe.training.repeats, lab.recipe.training.batch
+    loss, turn = torch.zeros(()), _Turn(lab, stage, began, lab.learner)
+    if repeats == 1:
+        for batch in _taught_batches(lab, stage, fresh, turn.left, rng):
+            loss = turn.learn(batch)
+    elif parts := list(_taught_batches(lab, stage, fresh, turn.left / repeats, rng)):
+        pool = batches.pooled(parts)
+        for _ in range(repeats):
+            for index in torch.split(torch.randperm(len(pool), generator=rng), count):
+                if turn.over or len(index) < 2:
+                    break
+                loss = turn.learn(pool.take(sent(index, lab.device)))
+    if turn.seen and not loss.isfinite():
+        lab.teacher.check()  # it may be to blame
+        raise InputError(
+            f"the student's loss is no longer finite after {lab.learner.steps} steps: "
+            f"lower --training.learning_rate (now {lab.recipe.training.learning_rate:g})"
+        )
+    return turn.seen, turn.synthetic, {"loss": float(loss)}
+
+
+class _Turn:
+    """A student's turn in one round, and what it has seen in it."""
+
+    def __init__(self, lab: Lab, stage: Stage, began: float, learner: Learner) -> None:
+        self.lab, self.stage, self.began, self.learner = lab, stage, began, learner
+        self.seen = self.synthetic = self.steps = 0
+        self.temperature = lab.value("temperature", learner.table.temperature)
+        done = lab.progress.work
+        self.left = inf if lab.budget.timed else lab.budget.quotas[lab.progress.stage] - done
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget or the time is used up."""
+        return self.seen >= self.left or time.perf_counter() > self.lab.deadline
+
+    def learn(self, batch: TaughtBatch) -> Tensor:
+        """One step; returns the loss."""
+        lab, table = self.lab, self.lab.recipe.training
+        lab.tick("student", self.steps, self.stage.student_steps * table.repeats)
+        with lab.timed("student"):
+            passed = time.perf_counter() - self.began if lab.budget.timed else self.seen
+            spent = replace(lab.progress, taught=lab.progress.taught + passed)
+            share = taught_share(spent, lab.budget)
+            views = to_float(batch.views) if batch.views.dtype == torch.uint8 else batch.views
+            side = schedules.scale(share, table.scales)
+            if side < 1:
+                small = (max(8, round(side * s)) for s in views.shape[2:])
+                views = resized(views, (next(small), next(small)))
+            loss = self.learner.step(
+                views.contiguous(memory_format=torch.channels_last), batch.seen, share,
+                slots=batch.slots, weights=batch.weights, temperature=self.temperature,
+                stage=self.stage.name,
+            ).loss  # fmt: skip
+        self.seen, self.steps = self.seen + len(batch), self.steps + 1
+        self.synthetic += int(batch.synthetic.sum())
+        return loss
+
+
+def _taught_batches(
+    lab: Lab, stage: Stage, fresh: Tensor, left: float, rng: torch.Generator
+) -> Iterator[TaughtBatch]:
+    """Up to `stage.student_steps` hybrid batches of `left` images at most, with the teacher's
+    answers."""
+    assert lab.learner is not None
+    recipe, seen = lab.recipe, 0
     order, used = torch.randperm(len(fresh), generator=rng), 0  # each once before any comes again
-    left = (
-        float("inf")
-        if lab.budget.timed
-        else lab.budget.quotas[lab.progress.stage] - lab.progress.work
-    )
-    for step in range(stage.student_steps):
+    before = lab.progress.images_seen // recipe.training.repeats
+    for _ in range(stage.student_steps):
         if seen >= left or time.perf_counter() > lab.deadline:
             break
-        lab.tick("student", step, stage.student_steps)
         count = recipe.training.batch
         if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
-            count = int(left - seen)
-        made = schedules.share(lab.progress.images_seen + seen, count, lab.sources.ratio)
+            count = math.ceil(left - seen)
+        made = schedules.share(before + seen, count, lab.sources.ratio)
         new = made - _replayed(lab, made, len(fresh))
         if new and not len(fresh):
             raise InputError(
@@ -434,23 +498,12 @@ def _teach(
                 images = mixed_up(images, rng)
         with lab.timed("labelling"):
             taught = lab.teacher.teach(images, lab.learner.objective.teacher_layers)
-        with lab.timed("student"):
-            passed = time.perf_counter() - began if lab.budget.timed else seen
-            spent = replace(lab.progress, taught=lab.progress.taught + passed)
-            share = taught_share(spent, lab.budget)
-            loss = lab.learner.step(
-                images, taught, share, slots=sent(batch.slots, lab.device),
-                weights=None if batch.weights is None else sent(batch.weights, lab.device),
-                temperature=temperature, stage=stage.name,
-            ).loss  # fmt: skip
-        seen, synthetic = seen + count, synthetic + made
-    if seen and not loss.isfinite():
-        lab.teacher.check()  # it may be to blame
-        raise InputError(
-            f"the student's loss is no longer finite after {lab.learner.steps} steps: "
-            f"lower --training.learning_rate (now {recipe.training.learning_rate:g})"
-        )
-    return seen, synthetic, {"loss": float(loss)}
+        seen += count
+        yield batches.TaughtBatch(
+            images, taught, sent(batch.slots, lab.device),
+            sent(torch.arange(count) < made, lab.device),
+            None if batch.weights is None else sent(batch.weights, lab.device),
+        )  # fmt: skip
 
 
 def _replayed(lab: Lab, made: int, fresh: int) -> int:

@@ -80,6 +80,18 @@ def _device(name: str) -> str:
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Shares = Annotated[dict[str, float], BeforeValidator(parted)]
+
+
+def _scales(value: dict[float, float]) -> dict[float, float]:
+    """Shares of a side, each with its share of the steps."""
+    if any(not 0 < side <= 1 for side in value):
+        raise ValueError("sides are shares of the full side, above 0 and at most 1")
+    if value and (min(value.values()) <= 0 or abs(sum(value.values()) - 1) > 1e-6):
+        raise ValueError("shares of the steps are above 0, and their sum is 1")
+    return dict(sorted(value.items()))
+
+
+Scales = Annotated[dict[float, float], BeforeValidator(parted), AfterValidator(_scales)]
 Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
 Arguments = Annotated[dict[str, str], BeforeValidator(parted)]
 
@@ -529,6 +541,14 @@ class PixelsTable(Table):
         float,
         Field(description="random shift between steps, as a share of the image", ge=0, le=0.5),
     ] = 0.125
+    scales: Annotated[
+        Scales,
+        Field(
+            description="sides at which the steps are taken, as shares of the full side, each with "
+            "its share of the steps, e.g. 0.5=0.7,1=0.3: first small, then large (none given: all "
+            "at full size)"
+        ),
+    ] = {}
 
 
 class DiffusionTable(Table):
@@ -693,10 +713,31 @@ class AugmentTable(Table):
 class TrainingTable(Table):
     """How the student learns."""
 
-    batch: Annotated[int, Field(description="images per student step", ge=2, le=65536)] = 128
+    batch: Annotated[
+        int,
+        Field(
+            description="images per student step (0: by their size, 256 at most)", ge=0, le=65536
+        ),
+    ] = 128
     terms: Annotated[
         Shares, Field(description="weights of the distillation terms, e.g. soft_targets=1")
     ] = {"soft_targets": 1.0}
+    scales: Annotated[
+        Scales,
+        Field(
+            description="sides at which the student sees its images, as shares of the full side, "
+            "each with its share of the training, e.g. 0.5=0.7,1=0.3 (none given: all at full size)"
+        ),
+    ] = {}
+    repeats: Annotated[
+        int,
+        Field(
+            description="student steps for each answer of the teacher: its answers to so many "
+            "batches are mixed and used again",
+            ge=1,
+            le=64,
+        ),
+    ] = 1
     student_layers: Annotated[
         Words,
         Field(
@@ -815,7 +856,12 @@ class Stage(Table):
         int, Field(description="generator steps per round", ge=0, le=MOST)
     ] = 1
     synthesis_batch: Annotated[
-        int, Field(description="images per generator step", ge=2, le=MOST_AT_ONCE)
+        int,
+        Field(
+            description="images per generator step (0: by their size, 256 at most)",
+            ge=0,
+            le=MOST_AT_ONCE,
+        ),
     ] = 128
     offer: Annotated[
         Literal["new", "last", "best"],

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Mapping
+from functools import cache
+from math import inf, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synthkd.core.images import Batch
+from synthkd import schedules
+from synthkd.core.images import Batch, resized
 from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.objective import SynthesisObjective
@@ -15,6 +18,9 @@ from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.teachers.protocol import Teacher
 
+TIMED = 2  # the step by whose time the others are estimated: the first prepares the machine
+HALF = 0.5  # of a batch must be ready in time, or none of it is begun
+LEAST = 16  # images in a batch that is cut to the time
 RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is cut instead
 
 
@@ -44,53 +50,87 @@ class Pixels(Generator):
         self.device = teacher.device
         self.objective = SynthesisObjective(recipe, teacher, rate="pixels.learning_rate")
         self.drawings = Procedural(recipe, teacher)
-        self.scale = frequencies(*self.shape[1:]).to(self.device)
+        self.scales = recipe.pixels.scales
+        self._frequencies = cache(lambda h, w: frequencies(h, w).to(self.device))
         self.inks = colours(self.shape[0]).to(self.device)
 
     def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
-        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then
-        offered."""
+        """`stage.synthesis_steps` steps on `stage.synthesis_batch` images, which are then offered.
+
+        Where the time is short, the first step tells how many images can be finished: there are
+        fewer then, or, where something was offered in this stage already and less than half of them
+        would be ready, none.
+        """
         table, stage = self.table, context.stage
         labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
-        start = self._start(labels, context, rng)
+        images = self._start(labels, context, rng)
         if self.teacher.independent:
-            labels = self._without(labels, start, rng)
-        moved = self._encode(start).requires_grad_()
+            labels = self._without(labels, images, rng)
         if not self.conditional:  # the teacher's votes are taken instead
             labels = torch.full_like(labels, -1)
-        optimizer = torch.optim.Adam(
-            [moved], lr=table.learning_rate, betas=(table.beta1, table.beta2)
-        )
-        best, offered, verdict = torch.full((), torch.inf, device=self.device), None, None
-        steps = 0
-        for step in range(stage.synthesis_steps):
-            if step and time.perf_counter() > context.deadline:
-                break
-            context.tick(step, stage.synthesis_steps)
-            images = self._decode(moved)
+        offered, verdict, steps, done = None, None, stage.synthesis_steps, 0
+        best = torch.full((), torch.inf, device=self.device)
+        size, optimizer, moved = (0, 0), None, images
+        while done < steps:
+            began = time.perf_counter()
+            context.tick(done, steps)
+            now = self._size(schedules.scale(done / steps, self.scales))
+            if now != size:
+                with torch.no_grad():
+                    images = resized(self._decode(moved, size) if done else images, now)
+                size, moved, optimizer = now, self._encode(images).requires_grad_(), None
+            if optimizer is None:
+                optimizer = torch.optim.Adam(
+                    [moved], lr=table.learning_rate, betas=(table.beta1, table.beta2)
+                )
+            images = self._decode(moved, size)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
             verdict = self.objective(context, self._view(images, context, rng), labels, rng)
             if stage.offer == "best":
                 loss = verdict.loss.detach()
                 chosen = images.detach()
-                offered = chosen if offered is None else torch.where(loss < best, chosen, offered)
+                if offered is None or offered.shape != chosen.shape:
+                    offered, best = chosen, loss
+                offered = torch.where(loss < best, chosen, offered)
                 best = torch.minimum(best, loss)
-            optimizer.param_groups[0]["lr"] = table.learning_rate * (
-                1 - table.decay * step / stage.synthesis_steps
-            )
+            optimizer.param_groups[0]["lr"] = table.learning_rate * (1 - table.decay * done / steps)
             optimizer.zero_grad(set_to_none=True)
             (verdict.loss + RANGE * outside).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            steps += 1
             if table.basis == "pixels":
-                moved.data = self._encode(self._decode(moved.data).clamp(0, 1))
+                moved.data = self._encode(self._decode(moved.data, size).clamp(0, 1))
+            done += 1
+            if done == TIMED and context.deadline < inf:
+                ended = time.perf_counter()
+                fitting = (context.deadline - ended) / self._ahead(ended - began, done, steps)
+                if fitting < HALF and context.stage_share > 0:  # the next stage can use the time
+                    labels, moved, offered = labels[:0], moved[:0], None
+                    break
+                count = min(len(labels), max(LEAST, int(fitting * len(labels))))
+                if count < len(labels):
+                    steps = done + max(0, int((steps - done) * min(1, fitting * len(labels) / count)))
+                    labels, optimizer = labels[:count], None
+                    offered = None if offered is None else offered[:count]
+                    moved = moved.detach()[:count].clone().requires_grad_()
         self.objective.close()
         self.objective.check()
         measures = verdict.measures(labels) if verdict else {}
         with torch.no_grad():
-            images = (self._decode(moved) if offered is None else offered).clamp(0, 1)
+            if offered is None:
+                offered = self._decode(moved, size) if done else images
+            found = resized(offered, (self.shape[1], self.shape[2])).clamp(0, 1)
         labels = torch.where(labels < self.classes, labels, -1)
-        return SyntheticBatch(Batch(images, labels), steps * stage.synthesis_batch, measures)
+        return SyntheticBatch(Batch(found, labels), done * len(labels), measures)
+
+    def _ahead(self, seconds: float, done: int, steps: int) -> float:
+        """Seconds of the steps that are left, if the last one took so many: by their areas."""
+        areas = [prod(self._size(schedules.scale(k / steps, self.scales))) for k in range(steps)]
+        return max(1e-6, seconds * sum(areas[done:]) / areas[done - 1])
+
+    def _size(self, side: float) -> tuple[int, int]:
+        """Height and width of images at a share of the full side, in even numbers."""
+        height, width = (max(8, 2 * round(side * full / 2)) for full in self.shape[1:])
+        return (height, width) if side < 1 else (self.shape[1], self.shape[2])
 
     @torch.no_grad()
     def _without(self, labels: Tensor, start: Tensor, rng: torch.Generator) -> Tensor:
@@ -125,14 +165,15 @@ class Pixels(Generator):
         if self.table.basis == "pixels":
             return self.teacher.normalise(images.detach())
         mixed = torch.einsum("ji,bjhw->bihw", self.inks, images.detach() - 0.5)
-        spectrum = torch.fft.rfft2(mixed, norm="ortho") / self.scale
+        spectrum = torch.fft.rfft2(mixed, norm="ortho") / self._frequencies(*images.shape[2:])
         return torch.view_as_real(spectrum).clone()
 
-    def _decode(self, moved: Tensor) -> Tensor:
+    def _decode(self, moved: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images of height and width `size` from their variables."""
         if self.table.basis == "pixels":
             return self.teacher.denormalise(moved)
-        spectrum = torch.view_as_complex(moved) * self.scale
-        mixed = torch.fft.irfft2(spectrum, s=self.shape[1:], norm="ortho")
+        spectrum = torch.view_as_complex(moved) * self._frequencies(*size)
+        mixed = torch.fft.irfft2(spectrum, s=size, norm="ortho")
         images: Tensor = torch.einsum("ij,bjhw->bihw", self.inks, mixed) + 0.5
         return images
 

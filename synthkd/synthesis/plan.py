@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.images import ImageSpec
 from synthkd.losses.synthesis import NEEDS, TERMS
 from synthkd.losses.term import check_needs
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
@@ -150,14 +151,44 @@ def without_a_guide(stage: Stage) -> bool:
 
 
 def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with what this teacher forbids changed, and why; InputError where nothing would be
-    left of what was asked for."""
+    """The recipe with what this teacher forbids changed, and what was left open chosen, and why;
+    InputError where nothing would be left of what was asked for."""
+    recipe, reasons = sized(recipe, teacher.spec)
     if teacher.access == "labels" and recipe.training.temperature != 1:
         training = recipe.training.model_copy(update={"temperature": 1.0})
-        return recipe.model_copy(update={"training": training}), (
-            "labels cannot be softened: temperature 1",
+        recipe = recipe.model_copy(update={"training": training})
+        reasons = (*reasons, "labels cannot be softened: temperature 1")
+    return recipe, reasons
+
+
+REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
+LEARNED_AT_ONCE = 2**22  # and in a student step
+FEWEST, MANY = 32, 256  # images in a step whose size is left open
+
+
+def sized(recipe: Recipe, spec: ImageSpec) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a number in the place of every batch that was left open, and a line for each
+    that is smaller than for small images."""
+    area, reasons = spec.height * spec.width, []
+
+    def chosen(pixels: int, what: str) -> int:
+        count = min(MANY, max(FEWEST, pixels // area // FEWEST * FEWEST))
+        if count < MANY:
+            reasons.append(f"images of {spec.height} x {spec.width}: {count} {what}")
+        return count
+
+    if not recipe.training.batch:
+        batch = chosen(LEARNED_AT_ONCE, "in a student step")
+        training = recipe.training.model_copy(update={"batch": batch})
+        recipe = recipe.model_copy(update={"training": training})
+    if any(not stage.synthesis_batch for stage in recipe.stage):
+        batch = chosen(REFINED_AT_ONCE, "in a generator step")
+        stages = tuple(
+            stage.model_copy(update={"synthesis_batch": stage.synthesis_batch or batch})
+            for stage in recipe.stage
         )
-    return recipe, ()
+        recipe = recipe.model_copy(update={"stage": stages})
+    return recipe, tuple(reasons)
 
 
 DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients
