@@ -1,5 +1,7 @@
 """Pixels improved by gradients: bases, starts, and what a few steps achieve."""
 
+import time
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import AugmentTable, PixelsTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.synthesis.context import SynthesisContext
-from synthkd.synthesis.pixels import Pixels, frequencies, partners
+from synthkd.synthesis.pixels import LEAST, TIMED, Pixels, frequencies, partners
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 TERMS = {"one_hot": 1.0, "statistics": 10.0, "smoothness": 1.0}
@@ -44,7 +46,8 @@ def pixels(teacher, **table):
 def test_no_step_changes_nothing(teacher, basis):
     made = pixels(teacher, basis=basis, start="noise")
     images = torch.rand(3, *teacher.spec.shape, generator=rng())
-    assert torch.allclose(made._decode(made._encode(images)), images, atol=1e-5)
+    size = teacher.spec.shape[1:]
+    assert torch.allclose(made._decode(made._encode(images), size), images, atol=1e-5)
 
 
 def test_frequencies_are_those_of_a_pure_wave():
@@ -61,7 +64,7 @@ def test_a_move_of_one_size_shows_as_one_over_frequency(teacher):
     for cycles in (1, 2):
         moved = still.clone()
         moved[0, 0, 0, cycles, 0] += 1.0
-        reach.append((made._decode(moved) - 0.5).abs().max().item())
+        reach.append((made._decode(moved, teacher.spec.shape[1:]) - 0.5).abs().max().item())
     assert reach[0] / reach[1] == pytest.approx(2.0, rel=1e-4)
 
 
@@ -71,12 +74,12 @@ def test_a_step_in_colour_leaves_brightness_alone_and_one_in_brightness_the_colo
     made = pixels(FrozenTeacher(Classifier(body, spec, 5)))
     images = torch.rand(2, 3, 8, 8, generator=rng())
     still = made._encode(images)
-    assert torch.allclose(made._decode(still), images, atol=1e-5)
+    assert torch.allclose(made._decode(still, (8, 8)), images, atol=1e-5)
     sizes = []
     for ink in range(3):
         moved = still.clone()
         moved[:, ink, 1, 1] += 1.0
-        change = made._decode(moved) - images
+        change = made._decode(moved, (8, 8)) - images
         sizes.append(change.norm().item())
         if ink:
             assert torch.allclose(change.sum(1), torch.zeros(2, 8, 8), atol=1e-5)
@@ -154,12 +157,38 @@ def test_the_best_step_is_kept_also_when_later_ones_are_worse(teacher, monkeypat
     assert torch.equal(offered, seen[best][1])
 
 
-def test_nothing_is_begun_after_the_deadline(teacher):
+def test_what_cannot_be_ready_in_time_is_made_smaller(teacher):
     made = pixels(teacher, start="noise")
     late = made.synthesize(context(teacher, steps=30, deadline=0.0), rng())
-    once = made.synthesize(context(teacher, steps=1), rng())
-    assert torch.equal(late.batch.labels, once.batch.labels)
-    assert torch.allclose(late.batch.images, once.batch.images, atol=1e-5)
+    assert (len(late.batch.images), late.trained) == (LEAST, TIMED * LEAST)
+    in_time = made.synthesize(context(teacher, steps=3, deadline=time.perf_counter() + 60), rng())
+    free = made.synthesize(context(teacher, steps=3), rng())
+    assert torch.equal(in_time.batch.images, free.batch.images)
+
+
+def test_where_something_was_offered_already_half_a_batch_is_not_begun(teacher):
+    made = pixels(teacher, start="noise")
+    late = made.synthesize(context(teacher, steps=30, deadline=0.0, stage_share=0.5), rng())
+    assert (len(late.batch.images), late.trained) == (0, 0)
+
+
+def test_a_batch_begins_small_and_ends_at_full_size(teacher):
+    made = pixels(teacher, start="noise", scales={0.5: 0.5, 1.0: 0.5})
+    seen: list[tuple[int, ...]] = []
+    observe = teacher.observe
+
+    def watched(images, **asked):
+        seen.append(tuple(images.shape[2:]))
+        return observe(images, **asked)
+
+    teacher.observe = watched
+    try:
+        found = made.synthesize(context(teacher, steps=6), rng())
+    finally:
+        del teacher.observe
+    assert seen == [(8, 8)] * 3 + [(16, 16)] * 3
+    assert found.batch.images.shape[1:] == teacher.spec.shape
+    assert found.measures["obeyed"] > 0.5
 
 
 def test_equal_seeds_give_equal_images(teacher):

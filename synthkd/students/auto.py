@@ -22,6 +22,7 @@ from synthkd.core.findings import Finding
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.lenet import LeNet5
+from synthkd.networks.pruned import pruned
 from synthkd.recipe import StudentTable
 from synthkd.students import latency
 from synthkd.students.latency import Conditions
@@ -50,6 +51,7 @@ STRIDED = (
     "timm:resnet10t", "timm:resnet14t", "timm:resnet18",
 )  # fmt: skip
 STRIDED_FROM, STRIDED_FIRST = 64, 96  # pixels: tried beside ours, tried before ours
+CUT = 0.5  # share of the channels that a student cut out of its teacher has less
 SHARE = 0.25  # of the teacher's weights, where no limit is given
 UNKNOWN = 50_000  # weights, where the teacher's are unknown
 MARGIN = 1.1  # a limit of so many times the time measured is promised
@@ -72,7 +74,8 @@ class Candidate:
 
 def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     """The candidate with the most weights within the limits. Without a limit it has at most a
-    quarter of the teacher's weights.
+    quarter of the teacher's weights; of images of 64 pixels and more it is then cut out of the
+    teacher itself, where that can be done (`networks.pruned`).
 
     Of images below 96 pixels, networks of ours of the teacher's own family come first, since they
     can start from its layers; of larger ones those whose first layers have a stride. One with
@@ -83,6 +86,8 @@ def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     """
     limit = table.max_params
     if limit is None and table.max_flops is None and table.max_latency_ms is None:
+        if (own := _own(teacher)) is not None:
+            return own
         # of a black box nobody knows the weights: then a student as large as our demo's
         limit = int(SHARE * teacher.parameters_count) or UNKNOWN
     groups = [_sketches(names, teacher) for names in _groups(teacher)]
@@ -101,6 +106,22 @@ def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     group = next(group for group in fitting if group)  # the largest first
     light = (one for one in group if one.params < large and one.flops <= work)
     return next(light, group[0]).candidate()
+
+
+def _own(teacher: Teacher) -> Candidate | None:
+    """The teacher's own network with half of its channels, where its images are large enough for
+    first weights to be worth more than a network made for few operations; None where they are
+    small, or it cannot be cut."""
+    spec, network = teacher.spec, teacher.network
+    small = min(spec.height, spec.width) < STRIDED_FROM
+    if small or teacher.access != "full" or not isinstance(network, Classifier):
+        return None
+    try:
+        body = pruned(network.body, spec.shape, CUT).eval()
+    except InputError:
+        return None
+    params = sum(p.numel() for p in body.parameters())
+    return Candidate(f"prune:{CUT}", params, _counted(body, torch.zeros(1, *spec.shape)))
 
 
 def _groups(teacher: Teacher) -> Iterator[tuple[str, ...]]:

@@ -106,9 +106,8 @@ class Pixels(Generator):
                 if fitting < HALF and context.stage_share > 0:  # the next stage can use the time
                     labels, moved, offered = labels[:0], moved[:0], None
                     break
-                count = min(len(labels), max(LEAST, int(fitting * len(labels))))
+                count, steps = cut_to_time(fitting, len(labels), done, steps)
                 if count < len(labels):
-                    steps = done + max(0, int((steps - done) * min(1, fitting * len(labels) / count)))
                     labels, optimizer = labels[:count], None
                     offered = None if offered is None else offered[:count]
                     moved = moved.detach()[:count].clone().requires_grad_()
@@ -124,8 +123,12 @@ class Pixels(Generator):
 
     def _ahead(self, seconds: float, done: int, steps: int) -> float:
         """Seconds of the steps that are left, if the last one took so many: by their areas."""
-        areas = [prod(self._size(schedules.scale(k / steps, self.scales))) for k in range(steps)]
-        return max(1e-6, seconds * sum(areas[done:]) / areas[done - 1])
+        over, end, ahead = done / steps, 0.0, 0.0
+        for side, share in sorted(self.scales.items()) or [(1.0, 1.0)]:
+            end += share
+            ahead += max(0.0, min(share, end - over)) * prod(self._size(side))
+        here = prod(self._size(schedules.scale((done - 1) / steps, self.scales)))
+        return max(1e-6, seconds * steps * ahead / here)
 
     def _size(self, side: float) -> tuple[int, int]:
         """Height and width of images at a share of the full side, in even numbers."""
@@ -184,6 +187,21 @@ class Pixels(Generator):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
         self.objective.load_state_dict(state["objective"])
+
+
+def cut_to_time(fitting: float, count: int, done: int, steps: int) -> tuple[int, int]:
+    """How many of `count` images to go on with, and the number of steps in all, where the time that
+    is left is `fitting` times that of the steps that are left: fewer images, but not under LEAST,
+    and then fewer steps.
+
+    >>> cut_to_time(2.0, 64, 2, 40), cut_to_time(0.5, 64, 2, 40), cut_to_time(0.125, 64, 2, 42)
+    ((64, 40), (32, 40), (16, 22))
+    """
+    fitting = max(0.0, fitting)
+    if fitting >= 1:
+        return count, steps
+    kept = min(count, max(LEAST, int(fitting * count)))
+    return kept, done + int((steps - done) * min(1.0, fitting * count / kept))
 
 
 def partners(labels: Tensor, votes: Tensor) -> Tensor:
