@@ -1,4 +1,4 @@
-"""Trains the stand-in for a hospital's classifier: ResNet-18, 224 pixels, grey, normal or pneumonia.
+"""Trains a stand-in for a hospital's classifier: ResNet-18, 224 pixels, grey; is it pneumonia?
 
     python benchmarks/chest_teacher.py read.py:load:xray_224 chest.pt
 
@@ -96,8 +96,10 @@ def main() -> None:
         for name, part in parts.items():
             shown = torch.from_numpy(images[part])[:, None].float() / 255
             votes = torch.cat([net((b - MEAN) / STD).argmax(1) for b in shown.split(32)]).numpy()
-            print(f"{name}: {np.mean(votes == labels[part]):.2%} of {len(part)}, {votes.mean():.1%} "
-                  f"called pneumonia, {labels[part].mean():.1%} are")  # fmt: skip
+            right, ill = np.mean(votes == labels[part]), labels[part].mean()
+            print(
+                f"{name}: {right:.2%} of {len(part)}; {votes.mean():.1%} called ill, {ill:.1%} are"
+            )
 
 
 if __name__ == "__main__":

@@ -418,15 +418,16 @@ def _contract_doubts(teacher: FrozenTeacher) -> list[Finding]:
     images = torch.cat([
         DRAWINGS[kind](count, *spec.shape, rng) for kind in ("spectrum", "leaves", "shaders")
     ]).to(device)  # fmt: skip
-    own = _first_distance(teacher, teacher.classifier, images)
+    whole = teacher.classifier
+    own = _first_distance(teacher, whole, images)
     found: dict[str, float] = {}
     for name, (mean, std) in NORMALISATIONS.items():
         means, stds = mean[: spec.channels], std[: spec.channels]
         if len(means) != spec.channels or (_alike(means, spec.mean) and _alike(stds, spec.std)):
             continue
         other = Classifier(
-            teacher.classifier.body, replace(spec, mean=means, std=stds), teacher.classes,
-            teacher.classifier.reading,
+            whole.body, replace(spec, mean=means, std=stds), whole.all_classes, whole.reading,
+            only=whole.only, others=whole.others,
         ).to(device)  # fmt: skip
         found[name] = _first_distance(teacher, other, images)
     best = min(found, key=lambda name: found[name], default="")

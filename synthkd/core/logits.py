@@ -1,6 +1,7 @@
 """Answers as logits: what classifiers return, votes and decisions. B batch, K classes."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -110,3 +111,18 @@ def paired(logits: Tensor) -> Tensor:
     [[0.0, 2.0], [0.0, -1.0]]
     """
     return torch.stack([torch.zeros_like(logits), logits], -1).flatten(0, 1)
+
+
+def chosen(logits: Tensor, only: Sequence[int], *, others: bool) -> Tensor:
+    """Logits [B, K] of some classes alone, [B, len(only)]; with `others` one more, log Σ exp over
+    all classes that are not among them.
+
+    >>> p = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
+    >>> chosen(p.log(), (1, 0), others=True).softmax(1)
+    tensor([[0.2500, 0.5000, 0.2500]])
+    """
+    kept = logits[:, list(only)]
+    if not others:
+        return kept
+    rest = [k for k in range(logits.shape[1]) if k not in set(only)]
+    return torch.cat([kept, logits[:, rest].logsumexp(1, keepdim=True)], 1)

@@ -174,6 +174,32 @@ def images_of(
     return _finished(where, where, found, spec, classes, labelled, table)
 
 
+def restricted(
+    images: Images, only: Sequence[int], *, others: bool, names: tuple[str, ...] = ()
+) -> Images:
+    """Images with labels among some classes alone, numbered in the order of `only`; images of other
+    classes are left out, or with `others` are of one more class. Raises InputError where none is
+    left."""
+    if images.labels is None:
+        return images
+    if images.labels.dim() > 1:
+        labels = images.labels[:, list(only)]
+        return images._replace(
+            labels=labels, digest=_digest(images.pixels, labels), names=names, others=()
+        )
+    places = torch.full((int(images.labels.max()) + 1 + max(only),), len(only) if others else -1)
+    places[list(only)] = torch.arange(len(only))
+    labels = places[images.labels]
+    kept = labels >= 0
+    if not bool(kept.any()):
+        raise InputError(f"{quoted(images.source)}: no image is of a class of --only")
+    pixels, labels = images.pixels[kept], labels[kept]
+    return images._replace(
+        pixels=pixels, labels=labels, digest=_digest(pixels, labels), names=names, others=(),
+        given=(), taken=(),
+    )  # fmt: skip
+
+
 def _listed(where: str, source: Any) -> object:
     """Everything in a Dataset: images [N, …], or a pair of images and labels."""
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):

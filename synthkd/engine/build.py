@@ -22,7 +22,7 @@ from synthkd.core.findings import Finding
 from synthkd.core.provenance import PROMISES, inherited_level
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.words import counted
-from synthkd.data.sources import Images, images_of, load_images
+from synthkd.data.sources import Images, images_of, load_images, restricted
 from synthkd.data.store import open_store
 from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
@@ -264,15 +264,22 @@ def _check(recipe: Recipe, plan: plans.Plan) -> None:
 def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool) -> Images:
     """The images of a data path or of a living object, as this recipe reads them, fitted to its
     teacher."""
+    only: tuple[int, ...] = ()
+    others, classes, names = False, teacher.classes, teacher.names
+    if isinstance(teacher, FrozenTeacher) and (whole := teacher.classifier).only:
+        only, others = whole.only, whole.others
+        classes, names = whole.all_classes, whole.all_names
     if not isinstance(source, str | Path):
-        return images_of(
-            source, teacher.spec, classes=teacher.classes, labelled=labelled, names=teacher.names,
+        found = images_of(
+            source, teacher.spec, classes=classes, labelled=labelled, names=names,
             table=recipe.data,
         )  # fmt: skip
-    return load_images(
-        str(source), teacher.spec, classes=teacher.classes, labelled=labelled,
-        trust_code=recipe.run.trust_code, names=teacher.names, table=recipe.data,
-    )  # fmt: skip
+    else:
+        found = load_images(
+            str(source), teacher.spec, classes=classes, labelled=labelled,
+            trust_code=recipe.run.trust_code, names=names, table=recipe.data,
+        )  # fmt: skip
+    return restricted(found, only, others=others, names=teacher.names) if only else found
 
 
 def open_data(lab: Lab, *, real_data: Any = None) -> Opened:

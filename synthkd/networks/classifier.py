@@ -1,6 +1,6 @@
 """A classifier as everybody else sees it: plain images in, logits out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from synthkd.core.errors import InputError
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec
+from synthkd.core.logits import chosen
 from synthkd.networks.answers import Answers, reading, taken, to_logits
 from synthkd.networks.modes import in_eval_mode
 
@@ -21,6 +22,11 @@ class Classifier(nn.Module):
     that name, and `reading` the whole. Where the classes are `independent`, a logit is the log-odds
     of its class alone, and its sigmoid a probability. `channels_last` says how images are laid out
     in memory for it.
+
+    With `only`, numbers of the body's classes, it answers for these alone, in this order: its
+    logits are theirs, so probabilities are those given that one of them is right. `others` adds a
+    class for whatever is none of them, whose probability is the sum of theirs: its logit is the
+    logarithm of the sum of the exponentials of their logits.
     """
 
     mean: Tensor
@@ -30,14 +36,18 @@ class Classifier(nn.Module):
     # in which it is called: a body that is code of the user's wants one
     guard: Callable[[], AbstractContextManager[None]] = nullcontext
     notes: tuple[Finding, ...] = ()  # what was understood of the files that it came from
+    all_names: tuple[str, ...] = ()  # of all classes of the body, where it answers for some alone
 
     def __init__(
-        self, body: nn.Module, spec: ImageSpec, classes: int, answers: str | Answers = "logits"
-    ) -> None:
+        self, body: nn.Module, spec: ImageSpec, classes: int, answers: str | Answers = "logits",
+        *, only: Sequence[int] = (), others: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.body = body
         self.spec = spec
-        self.classes = classes
+        self.all_classes = classes  # of the body
+        self.only, self.others = tuple(only), others
+        self.classes = len(self.only) + others if only else classes
         self.reading = answers if isinstance(answers, Answers) else Answers(answers)
         self.answers = self.reading.kind
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
@@ -70,8 +80,9 @@ class Classifier(nn.Module):
             raise InputError("the network answers with complex numbers")
         plain = isinstance(answer, Tensor) and not known.path and answer.dim() <= 2
         if not plain:
-            answer = taken(answer, known, self.classes, len(normalised))
-        return to_logits(answer.to(normalised.device), known, self.classes)
+            answer = taken(answer, known, self.all_classes, len(normalised))
+        logits = to_logits(answer.to(normalised.device), known, self.all_classes)
+        return chosen(logits, self.only, others=self.others) if self.only else logits
 
     @property
     def independent(self) -> bool:

@@ -4,8 +4,9 @@ C channels of a layer.
 """
 
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,28 @@ def _heads(body: nn.Module, blank: Tensor) -> list[nn.Module]:
             hook.remove()
     classes = answer.shape[-1] if isinstance(answer, Tensor) else 0
     return [m for m in passed[-1:] if len(m.weight) == classes]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def keep_outputs(
+    body: nn.Module, shape: tuple[int, int, int], only: Sequence[int], *, others: bool
+) -> None:
+    """Leaves of a network's outputs those of the classes `only`, in place; with `others` one more
+    begins as the mean of the other classes' rows, with the logarithm of their number added to its
+    bias: their logits' log-sum-exp where they are alike."""
+    with in_eval_mode(body):
+        heads = _heads(body, torch.zeros(1, *shape))
+    if len(heads) != 1:
+        raise InputError("its last layer cannot be cut to the classes of --only")
+    head: nn.Linear | nn.Conv2d = heads[0]  # type: ignore[assignment]
+    rest = [k for k in range(len(head.weight)) if k not in set(only)]
+    for key, more in (("weight", 0.0), ("bias", math.log(len(rest)) if rest else 0.0)):
+        rows = getattr(head, key)
+        if rows is None:
+            continue
+        kept = [rows[list(only)]] + ([rows[rest].mean(0, keepdim=True) + more] if others else [])
+        setattr(head, key, nn.Parameter(torch.cat(kept)))
+    _record_widths(head)
 
 
 @torch.no_grad()

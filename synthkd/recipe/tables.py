@@ -173,6 +173,19 @@ class TeacherTable(Table):
         ),
         Flag("--class-names"),
     ] = ""
+    only: Annotated[
+        Words,
+        Field(
+            description="its classes that the student shall know, by name or number, "
+            "comma-separated (default: all)"
+        ),
+        Flag("--only", "classes for the student: cat,dog or 3,5"),
+    ] = ()
+    none_of_these: Annotated[
+        bool,
+        Field(description="with --only: one more class, for whatever is none of them"),
+        Flag("--none-of-these", "with --only: one more class for all others"),
+    ] = False
     args: Annotated[
         Arguments,
         Field(description="keyword arguments for its callable, e.g. depth=20,width=16"),

@@ -18,7 +18,7 @@ its suffix. What a source does not tell about its input comes from flags.
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ from synthkd.labels.class_names import names_in, told_list
 from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.answers import KINDS, Answers, recognise
 from synthkd.networks.classifier import Classifier
-from synthkd.networks.pruned import is_pruned, narrow_to, pruned, pruning_ratio
+from synthkd.networks.pruned import is_pruned, keep_outputs, narrow_to, pruned, pruning_ratio
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
@@ -109,6 +109,8 @@ def load_teacher(
     names = _told_names(table, classifier.classes) or names
     if is_saved(table.spec) and not shared:
         _check_flags(table, classifier.spec)
+    if table.only or table.none_of_these:
+        classifier, names = _some_classes(classifier, names, table)
     plain = classifier.answers == "logits" and not classifier.reading.path
     kind = "" if plain else f" answering in {classifier.reading}"
     with _guarded(table.spec, "teacher"):
@@ -118,6 +120,57 @@ def load_teacher(
             classifier, names=names, described=f"{table.spec}{kind}", access=access,
             features_at=table.features,
         )  # fmt: skip
+
+
+def _some_classes(
+    whole: Classifier, names: tuple[str, ...], table: TeacherTable
+) -> tuple[Classifier, tuple[str, ...]]:
+    """A teacher that answers for the classes of --only alone, and their names."""
+    names = names or tuple(str(k) for k in range(whole.classes))
+    only = classes_named(table.only, names)
+    if not only:
+        raise InputError("--none-of-these is for --only: name the classes that it is none of")
+    if len(only) + table.none_of_these < 2:
+        raise InputError("--only: give two classes or more, or --none-of-these")
+    if len(only) == len(names):
+        raise InputError("--only: these are all of the teacher's classes: omit it")
+    if table.none_of_these and whole.independent:
+        raise InputError(
+            "--none-of-these: the teacher's classes are independent, so none of them may apply "
+            "already: omit it"
+        )
+    found = Classifier(
+        whole.body, whole.spec, whole.classes, whole.reading, only=only, others=table.none_of_these
+    )
+    found.guard, found.notes, found.all_names = whole.guard, whole.notes, names
+    more = (NONE_OF_THESE,) if table.none_of_these else ()
+    return found, (*(names[k] for k in only), *more)
+
+
+NONE_OF_THESE = "none of these"
+
+
+def classes_named(words: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of classes that are called by name or number.
+
+    >>> classes_named(("dog", "0"), ("cat", "dog"))
+    (1, 0)
+    """
+    found = []
+    for word in words:
+        if word in names:
+            found.append(list(names).index(word))
+        elif word.isdecimal() and int(word) < len(names):
+            found.append(int(word))
+        else:
+            raise InputError(
+                f"--only: the teacher has no class {quoted(word)}{suggest(word, names)}"
+                if not word.isdecimal()
+                else f"--only: the teacher has no class {word}: they are 0 to {len(names) - 1}"
+            )
+        if found[-1] in found[:-1]:
+            raise InputError(f"--only: {quoted(word)} is named twice")
+    return tuple(found)
 
 
 def living(network: Any) -> str:
@@ -252,6 +305,8 @@ def _pruned_student(table: StudentTable, teacher: Teacher) -> Classifier:
         raise InputError(f"{where} is cut out of the teacher, and this one is a black box")
     try:
         body = pruned(own.body, teacher.spec.shape, ratio)
+        if own.only:
+            keep_outputs(body, teacher.spec.shape, own.only, others=own.others)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     found = Classifier(body, teacher.spec, teacher.classes, own.reading)

@@ -98,7 +98,7 @@ class FrozenTeacher(nn.Module):
         linear = [
             m
             for m in self.classifier.modules()
-            if isinstance(m, nn.Linear) and m.out_features == self.classes
+            if isinstance(m, nn.Linear) and m.out_features == self.classifier.all_classes
         ] if self.access == "full" else []  # fmt: skip
         with hooked(inputs=[
             *((norm, partial(_note_passed, passed, norm)) for norm in self.norms),
@@ -163,8 +163,15 @@ class FrozenTeacher(nn.Module):
 
     @property
     def prototypes(self) -> Tensor | None:
-        """The rows of the last linear layer, [K, D]; None where features come from elsewhere."""
-        return self.head.weight if self.head and self.feature_module is None else None
+        """The rows of the last linear layer, [K, D]; None where features come from elsewhere, or
+        where a class stands for all others."""
+        if self.head is None or self.feature_module is not None or self.classifier.others:
+            return None
+        return (
+            self.head.weight[list(self.classifier.only)]
+            if self.classifier.only
+            else (self.head.weight)
+        )
 
     @property
     def stored(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -354,7 +361,10 @@ def _note_head(heads: list[tuple[Any, Any]], layer: nn.Linear, given: Any) -> No
 def digest_of(classifier: Classifier) -> str:
     """SHA-256 over the weights, buffers and the input contract of a classifier."""
     digest = hashlib.sha256(
-        repr((classifier.spec, classifier.classes, classifier.answers)).encode()
+        repr(
+            (classifier.spec, classifier.classes, classifier.answers)
+            + ((classifier.only, classifier.others) if classifier.only else ())
+        ).encode()
     )
     for name, tensor in sorted(classifier.state_dict().items()):
         digest.update(name.encode())
