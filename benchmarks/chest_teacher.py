@@ -98,7 +98,7 @@ def main() -> None:
             votes = torch.cat([net((b - MEAN) / STD).argmax(1) for b in shown.split(32)]).numpy()
             right, ill = np.mean(votes == labels[part]), labels[part].mean()
             print(
-                f"{name}: {right:.2%} of {len(part)}; {votes.mean():.1%} called ill, {ill:.1%} are"
+                f"{name}: {right:.2%} of {len(part)}; called ill {votes.mean():.1%}, are {ill:.1%}"
             )
 
 

@@ -1,11 +1,13 @@
 """A student for some of its teacher's classes."""
 
+import json
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from short_runs import main
 
 from synthkd.core.errors import InputError
@@ -95,17 +97,12 @@ def test_a_run_for_some_classes_is_scored_on_them(tmp_path: Path, student: str) 
         "--stage.refine.synthesis_steps 10 --quiet --out"
     )
     main([*shlex.split(words), str(tmp_path / "run")])
-    summary = (tmp_path / "run" / "summary.json").read_text()
-    import json
-
-    found = json.loads(summary)
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["val_images"] < 200 and found["teacher_accuracy"] > 0.95
     assert found["student_accuracy"] > found["constant_accuracy"]
     main(["predict", str(tmp_path / "run"), str(_picture(tmp_path)), "--csv", "-"])
 
 
 def _picture(folder: Path) -> Path:
-    from PIL import Image
-
     Image.fromarray(np.full((16, 16), 128, dtype=np.uint8)).save(folder / "one.png")
     return folder / "one.png"

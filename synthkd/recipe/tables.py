@@ -559,9 +559,16 @@ class PixelsTable(Table):
         Field(
             description="sides at which the steps are taken, as shares of the full side, each with "
             "its share of the steps, e.g. 0.5=0.7,1=0.3: first small, then large (none given: all "
-            "at full size)"
+            "at full size, unless progressive)"
         ),
     ] = {}
+    progressive: Annotated[
+        bool,
+        Field(
+            description="without scales: most steps at smaller sizes, where the teacher's BatchNorm "
+            "statistics still fit"
+        ),
+    ] = False
 
 
 class DiffusionTable(Table):
@@ -739,15 +746,23 @@ class TrainingTable(Table):
         Scales,
         Field(
             description="sides at which the student sees its images, as shares of the full side, "
-            "each with its share of the training, e.g. 0.5=0.7,1=0.3 (none given: all at full size)"
+            "each with its share of the training, e.g. 0.5=0.7,1=0.3 (none given: all at full "
+            "size, unless progressive)"
         ),
     ] = {}
+    progressive: Annotated[
+        bool,
+        Field(
+            description="without scales: images of 64 pixels and more at half their size in the "
+            "first 70 % of the training"
+        ),
+    ] = False
     repeats: Annotated[
         int,
         Field(
             description="student steps for each answer of the teacher: its answers to so many "
-            "batches are mixed and used again",
-            ge=1,
+            "batches are mixed and used again (0: 4 for images of 64 pixels and more, else 1)",
+            ge=0,
             le=64,
         ),
     ] = 1

@@ -16,6 +16,7 @@ from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_lab
 from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.protocol import Abilities, Generator
+from synthkd.synthesis.resolution import scaled
 from synthkd.teachers.protocol import Teacher
 
 TIMED = 2  # the step by whose time the others are estimated: the first prepares the machine
@@ -74,7 +75,7 @@ class Pixels(Generator):
         while done < steps:
             began = time.perf_counter()
             context.tick(done, steps)
-            now = self._size(schedules.scale(done / steps, self.scales))
+            now = scaled(self.shape, schedules.scale(done / steps, self.scales))
             if now != size:
                 with torch.no_grad():
                     images = resized(self._decode(moved, size) if done else images, now)
@@ -126,14 +127,9 @@ class Pixels(Generator):
         over, end, ahead = done / steps, 0.0, 0.0
         for side, share in sorted(self.scales.items()) or [(1.0, 1.0)]:
             end += share
-            ahead += max(0.0, min(share, end - over)) * prod(self._size(side))
-        here = prod(self._size(schedules.scale((done - 1) / steps, self.scales)))
+            ahead += max(0.0, min(share, end - over)) * prod(scaled(self.shape, side))
+        here = prod(scaled(self.shape, schedules.scale((done - 1) / steps, self.scales)))
         return max(1e-6, seconds * steps * ahead / here)
-
-    def _size(self, side: float) -> tuple[int, int]:
-        """Height and width of images at a share of the full side, in even numbers."""
-        height, width = (max(8, 2 * round(side * full / 2)) for full in self.shape[1:])
-        return (height, width) if side < 1 else (self.shape[1], self.shape[2])
 
     @torch.no_grad()
     def _without(self, labels: Tensor, start: Tensor, rng: torch.Generator) -> Tensor:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from synthkd.core.errors import InputError, quoted, suggest
-from synthkd.core.images import ImageSpec
 from synthkd.losses.synthesis import NEEDS, TERMS
 from synthkd.losses.term import check_needs
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
-from synthkd.synthesis import GENERATORS, Abilities, Generator
+from synthkd.synthesis import GENERATORS, Abilities, Generator, resolution
 from synthkd.teachers.protocol import Teacher
 
 
@@ -153,7 +152,7 @@ def without_a_guide(stage: Stage) -> bool:
 def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with what this teacher forbids changed, and what was left open chosen, and why;
     InputError where nothing would be left of what was asked for."""
-    recipe, reasons = sized(recipe, teacher.spec)
+    recipe, reasons = sized(recipe, teacher)
     if teacher.access == "labels" and recipe.training.temperature != 1:
         training = recipe.training.model_copy(update={"temperature": 1.0})
         recipe = recipe.model_copy(update={"training": training})
@@ -164,12 +163,17 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
 LEARNED_AT_ONCE = 2**22  # and in a student step
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
+LARGE = 64  # pixels of a side from which images are large
+REPEATS = 4  # of an answer of the teacher to large images
+HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
 
 
-def sized(recipe: Recipe, spec: ImageSpec) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with a number in the place of every batch that was left open, and a line for each
-    that is smaller than for small images."""
-    area, reasons = spec.height * spec.width, []
+def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a number in the place of everything that was left to the size of the images,
+    and a line for each that is not as for small ones."""
+    spec = teacher.spec
+    area, reasons = spec.height * spec.width, list[str]()
+    large = min(spec.height, spec.width) >= LARGE
 
     def chosen(pixels: int, what: str) -> int:
         count = min(MANY, max(FEWEST, pixels // area // FEWEST * FEWEST))
@@ -177,10 +181,28 @@ def sized(recipe: Recipe, spec: ImageSpec) -> tuple[Recipe, tuple[str, ...]]:
             reasons.append(f"images of {spec.height} x {spec.width}: {count} {what}")
         return count
 
+    update: dict[str, Any] = {}
     if not recipe.training.batch:
-        batch = chosen(LEARNED_AT_ONCE, "in a student step")
-        training = recipe.training.model_copy(update={"batch": batch})
+        update["batch"] = chosen(LEARNED_AT_ONCE, "in a student step")
+    if not recipe.training.repeats:
+        update["repeats"] = REPEATS if large else 1
+        if large:
+            reasons.append(f"each answer of the teacher is learned {REPEATS} times")
+    if recipe.training.progressive and not recipe.training.scales and large:
+        update["scales"] = HALF_FIRST
+        reasons.append(f"the student begins at half the size ({HALF_FIRST[0.5]:.0%} of its time)")
+    if update:
+        training = recipe.training.model_copy(update=update)
         recipe = recipe.model_copy(update={"training": training})
+    if recipe.pixels.progressive and not recipe.pixels.scales and large:
+        if found := resolution.scales(resolution.gaps(teacher)):
+            pixels = recipe.pixels.model_copy(update={"scales": found})
+            recipe = recipe.model_copy(update={"pixels": pixels})
+            sides = " and ".join(
+                f"{share:.0%} at {' x '.join(map(str, resolution.scaled(spec.shape, side)))}"
+                for side, share in found.items()
+            )
+            reasons.append(f"pixels: of the steps {sides}")
     if any(not stage.synthesis_batch for stage in recipe.stage):
         batch = chosen(REFINED_AT_ONCE, "in a generator step")
         stages = tuple(
