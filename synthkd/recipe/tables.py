@@ -565,8 +565,8 @@ class PixelsTable(Table):
     progressive: Annotated[
         bool,
         Field(
-            description="without scales: most steps at smaller sizes, where the teacher's BatchNorm "
-            "statistics still fit"
+            description="without scales: most steps at smaller sizes, where the teacher's "
+            "BatchNorm statistics still fit"
         ),
     ] = False
 

@@ -194,15 +194,15 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
     if update:
         training = recipe.training.model_copy(update=update)
         recipe = recipe.model_copy(update={"training": training})
-    if recipe.pixels.progressive and not recipe.pixels.scales and large:
-        if found := resolution.scales(resolution.gaps(teacher)):
-            pixels = recipe.pixels.model_copy(update={"scales": found})
-            recipe = recipe.model_copy(update={"pixels": pixels})
-            sides = " and ".join(
-                f"{share:.0%} at {' x '.join(map(str, resolution.scaled(spec.shape, side)))}"
-                for side, share in found.items()
-            )
-            reasons.append(f"pixels: of the steps {sides}")
+    smaller = recipe.pixels.progressive and not recipe.pixels.scales and large
+    if smaller and (found := resolution.scales(resolution.gaps(teacher))):
+        pixels = recipe.pixels.model_copy(update={"scales": found})
+        recipe = recipe.model_copy(update={"pixels": pixels})
+        sides = ", ".join(
+            f"{share:.0%} at {' x '.join(map(str, resolution.scaled(spec.shape, side)))}"
+            for side, share in found.items()
+        )
+        reasons.append(f"pixels: of the steps {sides}")
     if any(not stage.synthesis_batch for stage in recipe.stage):
         batch = chosen(REFINED_AT_ONCE, "in a generator step")
         stages = tuple(
