@@ -17,7 +17,8 @@ from synthkd.core.images import to_float
 from synthkd.engine.loop import HELD_BACK, HELD_OUT, LOOKED_AT, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
-from synthkd.recipe import Stage
+from synthkd.recipe import Recipe, Stage
+from synthkd.synthesis import GENERATORS
 from synthkd.teachers.protocol import Seen, Teacher
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
@@ -240,7 +241,8 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
         update={
             "memory": recipe.memory.model_copy(
                 update={"capacity": held if recipe.memory.capacity else 0, "form": "images"}
-            )
+            ),
+            "pixels": recipe.pixels.model_copy(update={"scales": {}}),  # see `_round`
         }
     )
     tried = Lab(
@@ -294,7 +296,7 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
         step = _in_large(learn_some, few, most, repeats)
         answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
     costs = {
-        stage.name: _round(tried, stage, few, label, step, answer, recipe.training.batch, rng)
+        stage.name: _round(tried, stage, few, label, step, answer, recipe, rng)
         for stage in stages or lab.stages
     }
     if teacher.access == "full":
@@ -303,14 +305,18 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
 
 
 def _round(
-    lab: Lab, stage: Stage, few: int, label: float, step: float, answer: float, batch: int,
+    lab: Lab, stage: Stage, few: int, label: float, step: float, answer: float, recipe: Recipe,
     rng: torch.Generator,
 ) -> RoundCost:  # fmt: skip
-    """One round of a stage, from what its parts take for an image."""
-    student = (stage.student_steps * batch * (step + label)) if step else 0.0
+    """One round of a stage, from what its parts take for an image of full size; a smaller one takes
+    its share of the area."""
+    table, student, seen = recipe.training, 0.0, 0.0
+    if step:
+        answered = float(stage.student_steps * table.batch)
+        seen = answered * table.repeats
+        student = answered * label + seen * step * mean_area(table.scales)
     if stage.student_steps:
         student += LOOKED_AT * answer
-    seen = float(stage.student_steps * batch) if step else 0.0
     if not stage.synthesizes:
         return RoundCost(0.0, 0.0, student, seen=seen)
     many, fresh = min(stage.synthesis_batch, few), min(stage.fresh, max(1, few // 2))
@@ -355,9 +361,20 @@ def _round(
         synthesis = steps * each * wide + rest
         if whole:  # as the parts predict it: once; what a large batch costs more is in every step
             synthesis *= max(1.0, whole / (once * wide))
+    if GENERATORS[stage.generator].abilities.refines:
+        synthesis *= mean_area(recipe.pixels.scales)
     synthesized = offered * scale
     counted = (trained - trains) * scale + steps * trains * wide if steps > 1 else trained * wide
     return RoundCost(synthesis, synthesized * label, student, synthesized, counted, seen)
+
+
+def mean_area(scales: Mapping[float, float]) -> float:
+    """The mean area of images, as a share of the full one, over all steps.
+
+    >>> mean_area({}), mean_area({0.5: 0.8, 1.0: 0.2})
+    (1.0, 0.4)
+    """
+    return sum(share * side**2 for side, share in scales.items()) if scales else 1.0
 
 
 def _in_large(trial: Callable[[int, int], float], few: int, most: int, repeats: int) -> float:

@@ -14,6 +14,7 @@ from synthkd.synthesis import GENERATORS
 from synthkd.synthesis import plan as plans
 
 IMAGES = 10_000  # for which times are told
+REMEMBERED = 20_000  # images, for what memory a run needs that nobody has planned yet
 Card = dict[str, Any]  # plain data, as `synthkd inspect --json` prints it
 
 
@@ -46,7 +47,7 @@ def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = No
     one = spec.channels * spec.height * spec.width + 2 * teacher.classes
     expected = memory_of(
         teacher, the_plan.stages, None, batch=recipe.training.batch,
-        remembered=float(recipe.memory.capacity * one), bfloat16=bfloat16,
+        remembered=float(min(recipe.memory.capacity, REMEMBERED) * one), bfloat16=bfloat16,
     )  # fmt: skip
     synthesizing = [s for s in the_plan.stages if s.synthesizes]
     refining = [s for s in synthesizing if GENERATORS[s.generator].abilities.refines]

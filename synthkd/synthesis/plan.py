@@ -163,6 +163,7 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
 LEARNED_AT_ONCE = 2**22  # and in a student step
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
+ROOM = 2_000_000_000  # bytes of images and answers that are remembered
 LARGE = 64  # pixels of a side from which images are large
 REPEATS = 4  # of an answer of the teacher to large images
 HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
@@ -181,6 +182,12 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
             reasons.append(f"images of {spec.height} x {spec.width}: {count} {what}")
         return count
 
+    each = spec.channels * area + 2 * teacher.classes
+    if recipe.memory.capacity * each > ROOM:
+        capacity = max(1, ROOM // each)
+        memory = recipe.memory.model_copy(update={"capacity": capacity})
+        recipe = recipe.model_copy(update={"memory": memory})
+        reasons.append(f"memory: {capacity:,} images at most ({ROOM / 1e9:g} GB)")
     update: dict[str, Any] = {}
     if not recipe.training.batch:
         update["batch"] = chosen(LEARNED_AT_ONCE, "in a student step")
