@@ -188,7 +188,7 @@ def test_a_batch_begins_small_and_ends_at_full_size(teacher):
         del teacher.observe
     assert seen == [(8, 8)] * 3 + [(16, 16)] * 3
     assert found.batch.images.shape[1:] == teacher.spec.shape
-    assert found.measures["obeyed"] > 0.5
+    assert found.measures["obeyed"] > 0.25  # a tenth by chance
 
 
 def test_equal_seeds_give_equal_images(teacher):

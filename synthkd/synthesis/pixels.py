@@ -69,7 +69,7 @@ class Pixels(Generator):
             labels = self._without(labels, images, rng)
         if not self.conditional:  # the teacher's votes are taken instead
             labels = torch.full_like(labels, -1)
-        offered, verdict, steps, done = None, None, stage.synthesis_steps, 0
+        offered, verdict, steps, done, judged = None, None, stage.synthesis_steps, 0, labels
         best = torch.full((), torch.inf, device=self.device)
         size, optimizer, moved = (0, 0), None, images
         while done < steps:
@@ -87,6 +87,7 @@ class Pixels(Generator):
             images = self._decode(moved, size)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
             verdict = self.objective(context, self._view(images, context, rng), labels, rng)
+            judged = labels
             if stage.offer == "best":
                 loss = verdict.loss.detach()
                 chosen = images.detach()
@@ -105,7 +106,7 @@ class Pixels(Generator):
                 ended = time.perf_counter()
                 fitting = (context.deadline - ended) / self._ahead(ended - began, done, steps)
                 if fitting < HALF and context.stage_share > 0:  # the next stage can use the time
-                    labels, moved, offered = labels[:0], moved[:0], None
+                    labels, offered = labels[:0], images.detach()[:0]
                     break
                 count, steps = cut_to_time(fitting, len(labels), done, steps)
                 if count < len(labels):
@@ -114,7 +115,7 @@ class Pixels(Generator):
                     moved = moved.detach()[:count].clone().requires_grad_()
         self.objective.close()
         self.objective.check()
-        measures = verdict.measures(labels) if verdict else {}
+        measures = verdict.measures(judged) if verdict else {}
         with torch.no_grad():
             if offered is None:
                 offered = self._decode(moved, size) if done else images

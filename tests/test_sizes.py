@@ -1,0 +1,187 @@
+"""What is chosen by the size of the images: batches, sizes, answers used again; and cycles."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import synthkd
+from synthkd.core.images import ImageSpec
+from synthkd.engine.batches import TaughtBatch, pooled
+from synthkd.engine.build import assemble
+from synthkd.engine.estimate import mean_area
+from synthkd.engine.loop import rounds
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe, StudentTable, TeacherTable
+from synthkd.schedules import scale
+from synthkd.specs import load_teacher, new_student
+from synthkd.synthesis import resolution
+from synthkd.synthesis.plan import cycled, plan, sized
+from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.teachers.protocol import Seen
+
+SMALL: dict[str, Any] = {
+    "training.batch": 16, "stage.draw.fresh": 64, "stage.refine.synthesis_batch": 20,
+    "stage.refine.synthesis_steps": 2, "student.spec": "resnet8-w4", "run.threads": 1,
+}  # fmt: skip
+
+
+def teacher_of(size: int, *, flat: bool = False) -> FrozenTeacher:
+    torch.manual_seed(0)
+    last: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)]
+    if flat:
+        last = [nn.Flatten(), nn.Linear(6 * (size // 2) ** 2, 3)]
+    body = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), *last)
+    return FrozenTeacher(Classifier(body, ImageSpec(1, size, size, (0.5,), (0.25,)), 3))
+
+
+def test_small_images_are_left_as_they_were() -> None:
+    found, reasons = sized(Recipe.of({}), load_teacher(TeacherTable()))
+    assert (found.training.batch, found.training.repeats, found.training.scales) == (256, 1, {})
+    assert {stage.synthesis_batch for stage in found.stage if stage.generator == "auto"} == {256}
+    assert found.pixels.scales == {} and reasons == ()
+
+
+def test_large_images_have_smaller_batches_and_sizes() -> None:
+    found, reasons = sized(Recipe.of({}), teacher_of(224))
+    assert (found.training.batch, found.training.repeats) == (64, 4)
+    assert found.training.scales == {0.5: 0.7, 1.0: 0.3}
+    refine = next(stage for stage in found.stage if stage.name == "refine")
+    assert refine.synthesis_batch == 32
+    assert any("32 in a generator step" in line for line in reasons)
+    again, more = sized(found, teacher_of(224))
+    assert again == found and more == ()
+
+
+def test_what_is_given_stays() -> None:
+    given = {
+        "training.batch": 100, "training.repeats": 2, "stage.refine.synthesis_batch": 50,
+        "training.scales": {1.0: 1.0}, "pixels.scales": {0.5: 1.0},
+    }  # fmt: skip
+    found, _ = sized(Recipe.of(given), teacher_of(224))
+    assert (found.training.batch, found.training.repeats) == (100, 2)
+    assert (found.training.scales, found.pixels.scales) == ({1.0: 1.0}, {0.5: 1.0})
+
+
+def test_a_memory_is_as_large_as_there_is_room() -> None:
+    found, reasons = sized(Recipe.of({}), teacher_of(224))
+    assert found.memory.capacity == 2_000_000_000 // (224 * 224 + 6)
+    assert any("images at most (2 GB)" in line for line in reasons)
+
+
+def test_sizes_are_those_whose_statistics_still_fit() -> None:
+    flat, pooling = resolution.gaps(teacher_of(64, flat=True)), resolution.gaps(teacher_of(64))
+    assert list(flat) == [1.0] and resolution.scales(flat) == {}  # it takes no other size
+    assert set(pooling) == {0.25, 0.375, 0.5, 0.75, 1.0}
+    closed = load_teacher(TeacherTable(access="logits"))
+    assert resolution.gaps(closed) == {}
+
+
+@pytest.mark.parametrize("text", ["0.5=0.7", "2=1", "0.5=1,1=0", "0.5=x"])
+def test_scales_that_are_none_are_one_line(text: str) -> None:
+    with pytest.raises(synthkd.InputError):
+        Recipe.of({"training.scales": text})
+
+
+def test_a_student_sees_small_images_first_and_large_ones_last() -> None:
+    teacher = load_teacher(TeacherTable())
+    recipe = Recipe.of({**SMALL, "budget.images": 320, "training.scales": "0.5=0.6,1=0.4"})
+    lab = assemble(recipe, teacher, new_student(recipe.student, teacher))
+    assert lab.learner is not None
+    seen: list[tuple[int, ...]] = []
+    step = lab.learner.step
+
+    def watched(images: Tensor, taught: Any, progress: float, **more: Any) -> Any:
+        seen.append(tuple(images.shape[2:]))
+        return step(images, taught, progress, **more)
+
+    lab.learner.step = watched  # type: ignore[method-assign]
+    list(rounds(lab))
+    assert seen == [(8, 8)] * 12 + [(16, 16)] * 8
+
+
+def test_each_answer_is_learned_so_many_times_in_another_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher, answered = load_teacher(TeacherTable()), []
+    teach = teacher.teach
+
+    def counting(images: Tensor, layers: Any = ()) -> Seen:
+        answered.append(len(images))
+        return teach(images, layers)
+
+    monkeypatch.setattr(teacher, "teach", counting)
+    recipe = Recipe.of({**SMALL, "budget.images": 960, "training.repeats": 3})
+    lab = assemble(recipe, teacher, new_student(recipe.student, teacher))
+    assert lab.learner is not None
+    seen: list[Tensor] = []
+    step = lab.learner.step
+
+    def watched(images: Tensor, taught: Seen, progress: float, **more: Any) -> Any:
+        close = lab.teacher(images) - taught.logits  # views are kept in 256 steps
+        assert close.abs().max() < 0.5
+        seen.append(images)
+        return step(images, taught, progress, **more)
+
+    lab.learner.step = watched  # type: ignore[method-assign]
+    list(rounds(lab))
+    assert sum(answered) == 320
+    assert lab.progress.images_seen == 960 == lab.progress.synthetic_seen
+    first, second = seen[:10], seen[10:20]  # ten batches a round, learned three times
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    sums = [torch.cat(part).flatten(1).sum(1).sort().values for part in (first, second)]
+    assert torch.allclose(*sums)
+
+
+def test_a_mix_ratio_is_exact_with_repeated_answers() -> None:
+    teacher = load_teacher(TeacherTable())
+    given = {**SMALL, "budget.images": 480, "training.repeats": 3, "data.mix_ratio": 0.25}
+    recipe = Recipe.of(given)
+    lab = assemble(recipe, teacher, new_student(recipe.student, teacher))
+    lab.use_real(torch.full((100, 1, 16, 16), 255, dtype=torch.uint8))
+    list(rounds(lab))
+    assert lab.progress.synthetic_seen / lab.progress.images_seen == pytest.approx(0.25, abs=0.01)
+
+
+def test_batches_are_pooled_and_taken_apart() -> None:
+    def batch(value: float, weights: Tensor | None) -> TaughtBatch:
+        seen = Seen(torch.full((2, 3), value), {"a": torch.full((2, 4), value)})
+        views = torch.full((2, 1, 2, 2), value)
+        return TaughtBatch(views, seen, torch.tensor([1, 2]), torch.tensor([True, False]), weights)
+
+    pool = pooled([batch(0.0, None), batch(1.0, torch.tensor([0.5, 2.0]))])
+    assert pool.views.dtype == torch.uint8 and pool.weights is not None
+    assert pool.weights.tolist() == [1, 1, 0.5, 2]
+    found = pool.take(torch.tensor([3, 0]))
+    assert found.views[:, 0, 0, 0].tolist() == [255, 0]
+    assert found.seen.logits[:, 0].tolist() == found.seen.features["a"][:, 0].tolist() == [1, 0]
+    assert found.synthetic.tolist() == [False, True]
+
+
+def test_cycles_alternate_making_and_learning() -> None:
+    teacher = load_teacher(TeacherTable())
+    terms = {"one_hot": 1.0, "disagreement": 0.5}
+    given = {**SMALL, "budget.images": 480, "budget.cycles": 3, "stage.refine.terms": terms}
+    recipe = Recipe.of(given)
+    lab = assemble(recipe, teacher, new_student(recipe.student, teacher))
+    names = [stage.name for stage in lab.stages]
+    assert names == ["draw", "refine", "study"] * 3
+    refining = [stage for stage in lab.stages if stage.name == "refine"]
+    assert ["disagreement" in stage.terms for stage in refining] == [False, True, True]
+    assert all("one_hot" in stage.terms for stage in refining)
+    order = [round_.stage for round_ in rounds(lab)]
+    assert [name for i, name in enumerate(order) if not i or order[i - 1] != name] == names
+    assert lab.progress.images_seen == 480
+
+
+def test_one_cycle_is_the_plan_itself() -> None:
+    stages = plan(Recipe.of({}), load_teacher(TeacherTable())).stages
+    assert cycled(stages, 1) == stages
+
+
+def test_areas_and_sizes_follow_each_other() -> None:
+    scales = {0.5: 0.25, 1.0: 0.75}
+    steps = [scale(k / 1000, scales) for k in range(1000)]
+    assert sum(side**2 for side in steps) / 1000 == pytest.approx(mean_area(scales), abs=2e-3)
+
