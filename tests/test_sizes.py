@@ -13,7 +13,7 @@ from synthkd.engine.build import assemble
 from synthkd.engine.estimate import mean_area
 from synthkd.engine.loop import rounds
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe, StudentTable, TeacherTable
+from synthkd.recipe import Recipe, TeacherTable
 from synthkd.schedules import scale
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis import resolution
@@ -184,4 +184,3 @@ def test_areas_and_sizes_follow_each_other() -> None:
     scales = {0.5: 0.25, 1.0: 0.75}
     steps = [scale(k / 1000, scales) for k in range(1000)]
     assert sum(side**2 for side in steps) / 1000 == pytest.approx(mean_area(scales), abs=2e-3)
-

@@ -19,6 +19,7 @@ from synthkd.checks.student import (
     check_budget,
     check_dataset,
     check_memory,
+    expect_budget,
     verdict,
 )
 from synthkd.cli import main
@@ -207,6 +208,19 @@ def test_an_uneven_memory_is_told_and_an_even_one_or_an_empty_one_is_not():
 )  # fmt: skip
 def test_too_few_images_are_told(seen, refined, expected):
     assert codes(check_budget(seen, refined)) == expected
+
+
+def test_many_classes_want_more_refined_images():
+    assert codes(check_budget(100_000, 4_000, 1_000)) == {"few-refined": False}
+    assert check_budget(100_000, 8_000, 1_000) == []
+
+
+def test_before_a_run_it_is_said_how_long_would_do():
+    (one, two) = expect_budget(4_000, 128, 2, minutes=3)
+    assert "(--minutes 15)" in one.remedy and two.remedy.endswith("(--minutes 15)")
+    (one,) = expect_budget(100_000, 1_000, 1_000, minutes=30)
+    assert "8,000 are few for 1,000 classes" in one.seen and "(--minutes 240)" in one.remedy
+    assert expect_budget(100_000, 8_000, 1_000, minutes=30) == []
 
 
 @pytest.mark.parametrize(

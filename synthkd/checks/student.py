@@ -21,7 +21,8 @@ WEAK = 0.4  # below which it is weak
 LOST = 1 / 3  # share of the adjusted agreement below which a class counts as lost
 FEW_IMAGES = 5_000  # student images under which nothing good was ever seen,
 SOME_IMAGES = 20_000  # and under which students are far from what they could be
-FEW_REFINED = 512  # refined images under which a memory holds hardly any
+FEW_REFINED = 512  # refined images under which a memory holds hardly any,
+REFINED_PER_CLASS = 8  # and so for each class
 JUDGED = 12  # images of a class from which its own share is believed
 NEAR_CONSTANT = 0.98  # share of one class among the votes from which a student counts as constant
 NO_BETTER = 0.1  # adjusted balanced accuracy under which a network is hardly better than a constant
@@ -94,7 +95,16 @@ def check_memory(counts: Tensor, names: Sequence[str]) -> list[Finding]:
     return []
 
 
-def check_budget(images_seen: int, refined: int | None) -> list[Finding]:
+def enough_refined(classes: int) -> int:
+    """Refined images from which a memory holds some of each class.
+
+    >>> enough_refined(2), enough_refined(1000)
+    (512, 8000)
+    """
+    return max(FEW_REFINED, REFINED_PER_CLASS * classes)
+
+
+def check_budget(images_seen: int, refined: int | None, classes: int = 2) -> list[Finding]:
     """Whether a student that began with fresh weights saw enough images, and whether any of them
     were refined (`refined`: how many are in the memory; None: the plan refines none)."""
     found = []
@@ -108,38 +118,61 @@ def check_budget(images_seen: int, refined: int | None) -> list[Finding]:
                 serious=images_seen < FEW_IMAGES,
             )
         )
-    if refined is not None and refined < FEW_REFINED:
+    if refined is not None and refined < (wanted := enough_refined(classes)):
         found.append(
             Finding(
                 "few-refined",
-                f"only {refined:,} images were refined against the teacher before the time ran out",
+                f"only {refined:,} images were refined against the teacher before the time ran "
+                f"out; {wanted:,} are few for {classes:,} classes",
                 "give more time (--minutes)",
             )
         )
     return found
 
 
-def expect_budget(images_seen: float, refined: float | None) -> list[Finding]:
-    """The same before a run, by what is expected of it."""
-    found = []
+def expect_budget(
+    images_seen: float, refined: float | None, classes: int = 2, minutes: float | None = None
+) -> list[Finding]:
+    """The same before a run, by what is expected of it in so many `minutes`: then it is said how
+    many would do."""
+    found, lacking = [], 1.0
+    wanted = enough_refined(classes)
+    if images_seen < SOME_IMAGES:
+        lacking = SOME_IMAGES / max(1.0, images_seen)
+    if refined is not None and refined < wanted:
+        lacking = max(lacking, wanted / max(1.0, refined))
+    more = "give more time (--minutes)"
+    if minutes is not None:
+        more = f"give more time (--minutes {_rounded_up(minutes * lacking)})"
     if images_seen < SOME_IMAGES:
         found.append(
             Finding(
                 "few-images",
                 f"expect a weak student: it will see about {images_seen:,.0f} images; good "
                 f"students were only seen from {SOME_IMAGES:,} on",
-                "give more time (--minutes) or images (--images-seen), or a smaller --student",
+                f"{more} or images (--images-seen), or a smaller --student",
             )
         )
-    if refined is not None and refined < FEW_REFINED:
+    if refined is not None and refined < wanted:
         found.append(
             Finding(
                 "few-refined",
-                f"only about {refined:,.0f} images will be refined against the teacher",
-                "give more time (--minutes)",
+                f"expect a weak student: only about {refined:,.0f} images will be refined against "
+                f"the teacher; {wanted:,} are few for {classes:,} classes",
+                more,
             )
         )
     return found
+
+
+def _rounded_up(minutes: float) -> int:
+    """To two digits.
+
+    >>> _rounded_up(4.2), _rounded_up(131.0)
+    (5, 140)
+    """
+    step = 10 ** max(0, len(str(int(minutes))) - 2)
+    return step * math.ceil(minutes / step)
 
 
 def check_agreement(

@@ -136,7 +136,10 @@ class Distillation:
         )
         begun = self.recipe.student.weights or is_saved(self.recipe.student.spec)
         able = any(_refines(stage) for stage in lab.stages)
-        findings = expect_budget(expected.seen, refined if able else None)
+        findings = expect_budget(
+            expected.seen, refined if able else None, self.teacher.classes,
+            self.recipe.budget.minutes or ahead / 60,
+        )  # fmt: skip
         self.report.findings([] if begun else findings)
         self.manifest["estimate"] = asdict(expected)
         return expected
@@ -360,7 +363,7 @@ class Distillation:
                 counts = (stored.logits > 0).sum(0)
             findings += check_memory(counts, self.teacher.names)
         if not lab.recipe.student.weights and not is_saved(lab.recipe.student.spec):
-            findings += check_budget(lab.progress.images_seen, _refined(lab))
+            findings += check_budget(lab.progress.images_seen, _refined(lab), self.teacher.classes)
         names = YES_OR_NO if self.teacher.independent else self.teacher.names
         return findings + check_agreement(held_out.learned, held_out.taught, len(names), names)
 
