@@ -171,7 +171,7 @@ def _rounded_up(minutes: float) -> int:
     >>> _rounded_up(4.2), _rounded_up(131.0)
     (5, 140)
     """
-    step = 10 ** max(0, len(str(int(minutes))) - 2)
+    step = int(10 ** max(0, len(str(int(minutes))) - 2))
     return step * math.ceil(minutes / step)
 
 
