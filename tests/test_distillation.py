@@ -503,7 +503,7 @@ def test_a_long_round_leaves_the_next_stage_its_time(teacher):
     lab = lab_of(recipe(budget={"minutes": 0.03}, stage=stages), teacher)
     laps = list(rounds(lab))
     refined = [round_.progress.seconds for round_ in laps if round_.stage == "refine"]
-    assert len(refined) == 1 and refined[0] < 1.2
+    assert len(refined) <= 2 and refined[-1] < 1.2  # the second found that its time was over
     assert lab.progress.images_seen > 0
 
 

@@ -372,7 +372,7 @@ def test_plain_data_of_any_kind_is_a_recipe_or_one_line(value):
 def test_the_settings_are_exactly_the_leaves_of_a_recipe():
     def leaves(data, prefix=""):
         for key, value in data.items():
-            if isinstance(value, dict) and key not in ("shares", "args", "terms"):
+            if isinstance(value, dict) and key not in ("shares", "args", "terms", "scales"):
                 yield from leaves(value, f"{prefix}{key}.")
             else:
                 yield prefix + key, value

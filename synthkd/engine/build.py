@@ -91,7 +91,7 @@ def build(
     known.low_precision = bfloat16
     choice: dict[str, Any] = {}
     doubts: list[Finding] = []
-    if student is None and recipe.student.spec == "auto":
+    if student is None and _is_open(recipe, known):
         recipe, choice, doubts = _chosen_student(recipe, known, report)
     with globally(generator_for(recipe.run.seed, "student")):
         learner = new_student(
@@ -221,6 +221,14 @@ def checked(teacher: Teacher, recipe: Recipe, report: Reporter) -> list[Finding]
     refuse(found, recipe.teacher.spec, anyway=recipe.run.anyway)
     report.findings(found)
     return found
+
+
+def _is_open(recipe: Recipe, teacher: Teacher) -> bool:
+    """Whether a student is still to be chosen: by its name, or where none was named, for images to
+    which the default is no answer."""
+    named = "spec" in recipe.student.model_fields_set
+    large = min(teacher.spec.height, teacher.spec.width) >= plans.LARGE
+    return recipe.student.spec == "auto" or (large and not named)
 
 
 def _chosen_student(

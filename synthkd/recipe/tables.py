@@ -184,7 +184,7 @@ class TeacherTable(Table):
     none_of_these: Annotated[
         bool,
         Field(description="with --only: one more class, for whatever is none of them"),
-        Flag("--none-of-these", "with --only: one more class for all others"),
+        Flag("--none-of-these"),
     ] = False
     args: Annotated[
         Arguments,

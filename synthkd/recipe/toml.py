@@ -16,6 +16,7 @@ from synthkd.recipe.tables import Recipe, Stage, parted
 from synthkd.recipe.trust import NAMES_CODE, refuse_code
 
 TOML_BYTES = 100_000  # our longest pipeline has about 5,000
+LENGTHS = ("minutes", "images")  # of a run: alternatives
 PROMPT = "diffusion.prompt"  # the one text that may be empty
 TOML_DOTS = 200  # tomllib's time grows with the square of the dots in a key
 
@@ -125,8 +126,8 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in high.items():
         if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
             below = dict(result[key])
-            if key == "budget" and value:
-                below = {}
+            if key == "budget" and not value.keys().isdisjoint(LENGTHS):
+                below = {name: kept for name, kept in below.items() if name not in LENGTHS}
             result[key] = merge(below, value)
         else:
             result[key] = value

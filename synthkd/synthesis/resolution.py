@@ -64,7 +64,7 @@ def scales(found: Mapping[float, float]) -> dict[float, float]:
     at most MORE times that at full size, by way of one in between, to the full size.
 
     >>> scales({0.25: 1.9, 0.375: 1.2, 0.5: 1.0, 0.75: 0.9, 1.0: 1.0})
-    {0.375: 0.5, 0.75: 0.35, 1.0: 0.15}
+    {0.375: 0.5, 0.5: 0.35, 1.0: 0.15}
     >>> scales({0.5: 3.0, 1.0: 1.0}), scales({0.75: 1.0, 1.0: 1.0})
     ({}, {0.75: 0.85, 1.0: 0.15})
     """
