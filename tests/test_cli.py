@@ -213,7 +213,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_pipeline(
     assert (found["run"]["seed"], found["memory"]["capacity"]) == (4, 200)
     assert found["budget"] == {"minutes": 2.0, "cycles": 1}
     found = tomllib.loads(planned(capsys, "--config", str(config), "--images-seen", "99"))
-    assert found["budget"] == {"images": 99}
+    assert found["budget"] == {"images": 99, "cycles": 1}
 
 
 @pytest.mark.parametrize(
