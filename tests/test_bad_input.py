@@ -208,6 +208,7 @@ def test_a_wrong_setting_is_refused_at_once(
         ("distill --pipeline synhtkd", ("synhtkd", "did you mean 'synthkd'?")),
         ("distill --pipeline ./none.toml", "no such file"),
         ("distill --config none.toml", "no such file"),
+        ("distill --memory.capacity 1000000000000", ("memory.capacity", "too many images")),
         ("distill --teacher-std 0", "--teacher-std must be positive"),
         ("distill --run.device cuda:99", "there is no such GPU"),
         ("distill --student resnet9", ("resnet9", "did you mean")),

@@ -163,6 +163,7 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
 LEARNED_AT_ONCE = 2**22  # and in a student step
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
+AMPLE = 200_000  # images remembered, of which fewer will do; who asks for more shall have them
 ROOM = 2_000_000_000  # bytes of images and answers that are remembered
 LARGE = 64  # pixels of a side from which images are large
 REPEATS = 4  # of an answer of the teacher to large images
@@ -183,7 +184,7 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         return count
 
     each = spec.channels * area + 2 * teacher.classes
-    if recipe.memory.capacity * each > ROOM:
+    if recipe.memory.capacity <= AMPLE and recipe.memory.capacity * each > ROOM:
         capacity = max(1, ROOM // each)
         memory = recipe.memory.model_copy(update={"capacity": capacity})
         recipe = recipe.model_copy(update={"memory": memory})
