@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synthkd.core.images import to_uint8
+from synthkd.core.images import sent, to_uint8
 from synthkd.replay import ReplayBatch
 from synthkd.teachers.protocol import Seen
 
@@ -69,18 +69,19 @@ class TaughtBatch:
     views: Tensor  # [B, C, H, W] in 0..1, or uint8
     seen: Seen
     slots: Tensor  # [B] int64
-    synthetic: Tensor  # [B] bool
+    synthetic: Tensor  # [B] bool, on the CPU, where it is counted
     weights: Tensor | None = None  # [B] float32
 
     def __len__(self) -> int:
         return len(self.views)
 
     def take(self, index: Tensor) -> "TaughtBatch":
-        """Some of it, in the order of `index`."""
+        """Some of it, in the order of `index`, which is on the CPU."""
+        order, index = index, sent(index, self.views.device)
         features = {name: value[index] for name, value in self.seen.features.items()}
         return TaughtBatch(
             self.views[index], Seen(self.seen.logits[index], features), self.slots[index],
-            self.synthetic[index], None if self.weights is None else self.weights[index],
+            self.synthetic[order], None if self.weights is None else self.weights[index],
         )  # fmt: skip
 
 

@@ -416,7 +416,7 @@ def _teach(
             for index in torch.split(torch.randperm(len(pool), generator=rng), count):
                 if turn.over or len(index) < 2:
                     break
-                loss = turn.learn(pool.take(sent(index, lab.device)))
+                loss = turn.learn(pool.take(index))
     if turn.seen and not loss.isfinite():
         lab.teacher.check()  # it may be to blame
         raise InputError(
@@ -501,7 +501,7 @@ def _taught_batches(
         seen += count
         yield batches.TaughtBatch(
             images, taught, sent(batch.slots, lab.device),
-            sent(torch.arange(count) < made, lab.device),
+            torch.arange(count) < made,
             None if batch.weights is None else sent(batch.weights, lab.device),
         )  # fmt: skip
 
