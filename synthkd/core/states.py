@@ -1,8 +1,9 @@
 """Nested state (dictionaries, lists, numbers, tensors) as one safetensors file: no pickle."""
 
 import json
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted
+from synthkd.core.filerows import FileRows
 from synthkd.core.files import write_atomic
+
+PART = 1 << 27  # bytes of rows that are held at once beside those in their place
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +27,23 @@ class Rows:
     of a state, and written once."""
 
     numbers: Tensor  # [N] int64
-    columns: dict[str, Tensor]  # by name, each [N, ...]
+    columns: Mapping[str, Tensor | FileRows]  # by name, each [N, ...]
 
-    def take(self, index: Tensor) -> "Rows":
-        """Those that an index or a mask chooses."""
+    def take(self, index: Tensor | slice) -> "Rows":
+        """Those that an index, a mask or a slice chooses, in memory."""
         return Rows(self.numbers[index], {key: c[index] for key, c in self.columns.items()})
+
+    @property
+    def bytes(self) -> int:
+        """Of one row, at least 1."""
+        return max(1, sum(math.prod(c.shape[1:]) * c.dtype.itemsize for c in self.columns.values()))
+
+    def parts(self, most: int = PART) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """All rows in parts of at most `most` bytes: the places of a part's rows among all, and
+        their columns in memory."""
+        count = max(1, most // self.bytes)
+        for place in torch.split(torch.arange(len(self.numbers)), count):
+            yield place, {key: column[place] for key, column in self.columns.items()}
 
 
 Apart = Callable[[str, Rows], dict[str, Any]]  # place and rows to what stands for them in a state
@@ -108,7 +124,8 @@ def _taken_apart(value: Any, tensors: dict[str, Tensor], place: str, apart: Apar
     if isinstance(value, Rows):
         if apart is not None:
             return ["a", _taken_apart(apart(place, value), tensors, place, None)]
-        table = {"numbers": value.numbers, "columns": value.columns}
+        columns = {key: column[:] for key, column in value.columns.items()}
+        table = {"numbers": value.numbers, "columns": columns}
         return ["r", _taken_apart(table, tensors, place, None)]
     if isinstance(value, dict):
         pairs = value.items()

@@ -8,16 +8,19 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synthkd.core.images import to_float
+from synthkd.core.states import PART
 from synthkd.engine.loop import HELD_BACK, HELD_OUT, LOOKED_AT, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
 from synthkd.recipe import Recipe, Stage
+from synthkd.replay.memory import in_a_file
 from synthkd.synthesis import GENERATORS
 from synthkd.teachers.protocol import Seen, Teacher
 
@@ -135,38 +138,45 @@ def estimate(lab: Lab) -> Estimate:
     stages = predict(lab.stages, lab.budget, costs)
     synthesized = sum(stage.synthesized for stage in stages)
     kept = min(float(lab.recipe.memory.capacity), synthesized)
-    one = float(torch.Size(lab.teacher.spec.shape).numel()) + 2 * lab.teacher.classes
     saving = 0.0
     if lab.learner is not None:
         every = lab.recipe.run.checkpoint_seconds
-        saving = sum(s.seconds for s in stages) / every * kept / 2 * one / SAVED
+        saving = sum(s.seconds for s in stages) / every * kept / 2 * row_bytes(lab.teacher) / SAVED
     held = min(HELD_OUT, synthesized / HELD_BACK)
     weights = 2 if lab.learner is not None and lab.learner.average is not None else 1
-    return Estimate(stages, weights * held * answer + saving, _memory(lab, kept * one))
+    return Estimate(stages, weights * held * answer + saving, _memory(lab, kept))
 
 
 def _memory(lab: Lab, remembered: float) -> float:
     student = lab.learner.student if lab.learner is not None else None
     return memory_of(
         lab.teacher, lab.stages, student, batch=lab.recipe.training.batch, remembered=remembered,
-        bfloat16=lab.bfloat16,
+        capacity=lab.recipe.memory.capacity, bfloat16=lab.bfloat16,
     )  # fmt: skip
 
 
 def memory_of(
     teacher: Teacher, stages: Sequence[Stage], student: nn.Module | None, *, batch: int,
-    remembered: float, bfloat16: bool,
+    remembered: float, capacity: int, bfloat16: bool,
 ) -> float:  # fmt: skip
-    """Bytes: what this process holds now, what a batch keeps for its gradients, and what is
-    `remembered`, three times, as a checkpoint is written from a copy and read back."""
+    """Bytes: what this process holds now, what a batch keeps for its gradients, and the images
+    `remembered` of a memory of `capacity`: themselves, unless they lie in a file, and twice those
+    of one file of a checkpoint, which is written from a copy and read back."""
     width = 2 if bfloat16 else 4
+    whole = remembered * row_bytes(teacher)
+    held = 2.0 * remembered * teacher.classes if in_a_file(capacity, teacher.spec.shape) else whole
     learned = refined = 0.0
     if student is not None:
         learned = width * batch * activations(student, teacher.spec.shape)
     if teacher.access == "full" and any(s.terms for s in stages):
         count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
         refined = width * count * activations(teacher.network, teacher.spec.shape)
-    return resident() + max(learned, refined) + 3 * remembered
+    return resident() + max(learned, refined) + held + 2 * min(whole, PART)
+
+
+def row_bytes(teacher: Teacher) -> float:
+    """Bytes of a remembered image with the teacher's answer."""
+    return float(prod(teacher.spec.shape) + 2 * teacher.classes)
 
 
 def resident() -> float:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +92,7 @@ class Lab:
                     recipe.training, student, teacher, capacity=recipe.memory.capacity
                 )
             self.learner = Learner(student, recipe.training, objective, bfloat16=bfloat16)
+        self.folder: Path | None = None  # see `keep_in`
         self.memory: Replay = replay_for(recipe, teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
@@ -129,6 +131,13 @@ class Lab:
         self.budget = budget_of(table, self.stages)
         self.deadline = time.perf_counter() + seconds - self.progress.seconds
 
+    def keep_in(self, folder: Path) -> None:
+        """Where a file lies with the images that are too many to be held in memory; without it,
+        where the system keeps such files. To be told before there are any."""
+        self.folder = folder
+        if isinstance(self.memory, Memory):
+            self.memory.keep_in(folder)
+
     def use_real(self, real: Tensor) -> None:
         """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is
         held out."""
@@ -162,8 +171,11 @@ class Lab:
         order = torch.randperm(len(pixels), generator=generator_for(self.recipe.run.seed, "fill"))
         kept = order[min(HELD_OUT, len(pixels) // 20) :]
         self.hold_out(pixels[order[: len(order) - len(kept)]], "data")
-        self.memory = Memory(len(kept), self.teacher.spec.shape, self.teacher.classes)
-        self.memory.add(pixels[kept], labels[kept], self.label(pixels[kept]), "data")
+        spec = self.teacher.spec
+        self.memory = Memory(len(kept), spec.shape, self.teacher.classes, self.folder)
+        for part in torch.split(kept, 8 * 512):
+            some = pixels[part]
+            self.memory.add(some, labels[part], self.label(some), "data")
 
     @property
     def taught_share(self) -> float:

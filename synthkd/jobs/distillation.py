@@ -151,6 +151,7 @@ class Distillation:
         out = Path(recipe.run.out or free_name(Path(f"runs/{'-'.join(words)}-s{recipe.run.seed}")))
         claim(out, resumable=True)
         with held(out, "--out"):
+            self.lab.keep_in(out)
             self._open_data()
             return self._walk(Run.create(out, recipe, self.manifest))
 
@@ -158,6 +159,7 @@ class Distillation:
         """Goes on with an interrupted run from its newest complete checkpoint."""
         with held(path, "--resume"):
             the_run, _ = Run.resume(path)  # whoever worked in it until now may have finished it
+            self.lab.keep_in(the_run.path)
             self._take_up(the_run)
             the_run.write_manifest(self.manifest | {"state": "running"})
             return self._walk(the_run)
@@ -459,8 +461,9 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
     first = torch.tensor(ranks, dtype=torch.int64).argsort(stable=True)
     chosen = order[first[: min(KEPT_IMAGES, fitting)]]
     if len(chosen):
-        the_run.keep_images(kept.images[chosen], kept.votes[chosen])
-        the_run.memory_sheet(kept.images[chosen], kept.votes[chosen], lab.teacher.classes)
+        some = kept.take(chosen)
+        the_run.keep_images(some.images, some.votes)
+        the_run.memory_sheet(some.images, some.votes, lab.teacher.classes)
 
 
 def _card(recipe: Recipe, student: Classifier, names: tuple[str, ...]) -> Card:

@@ -140,6 +140,7 @@ class Generation:
         self._check_apart(out)
         claim(out, resumable=True)
         with held(out, "--out"):
+            self.lab.keep_in(out)
             claim(out, resumable=True)  # whoever came at the same time may have begun in it
             files.write_atomic(out / RECIPE, recipes.to_toml(self.recipe))
             checkpoints = Checkpoints(out / CHECKPOINTS)
@@ -149,6 +150,7 @@ class Generation:
         """Goes on with one that was interrupted, in training or in writing."""
         self._check_apart(path)
         with held(path, "--resume"):
+            self.lab.keep_in(path)
             checkpoints = Checkpoints(path / CHECKPOINTS)
             state = self._take_up(path, checkpoints)
             return self._go(path, checkpoints, state, resumed=True)

@@ -44,10 +44,10 @@ def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = No
     recipe, reasons = plans.suited(recipe, teacher)
     the_plan = plans.plan(recipe, teacher)
     the_plan = plans.Plan(the_plan.stages, (*the_plan.reasons, *reasons))
-    one = spec.channels * spec.height * spec.width + 2 * teacher.classes
     expected = memory_of(
         teacher, the_plan.stages, None, batch=recipe.training.batch,
-        remembered=float(min(recipe.memory.capacity, REMEMBERED) * one), bfloat16=bfloat16,
+        remembered=float(min(recipe.memory.capacity, REMEMBERED)),
+        capacity=recipe.memory.capacity, bfloat16=bfloat16,
     )  # fmt: skip
     synthesizing = [s for s in the_plan.stages if s.synthesizes]
     refining = [s for s in synthesizing if GENERATORS[s.generator].abilities.refines]

@@ -5,6 +5,8 @@ N images remembered, B batch, C channels, H height, W width, K classes.
 
 from collections import deque
 from collections.abc import Mapping
+from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import InputError
+from synthkd.core.filerows import FileRows
 from synthkd.core.logits import as_half
 from synthkd.core.states import Rows
 from synthkd.replay.protocol import ReplayBatch
 
+RESIDENT = 640 << 20  # bytes of images that may be held in memory
 _Kind = tuple[bool, tuple[tuple[str, float], ...]]  # of a draw: by margin? its shares
 
 
@@ -26,12 +30,17 @@ class Memory:
     the most frequent class, or of its own class if that is among the most frequent: rare classes
     are never given away.
 
+    Images that would take more than `RESIDENT` bytes lie in a file of `folder` (None: where the
+    system keeps such files), see `FileRows`.
+
     Logits are kept as float16, cut to its range; the class that the teacher sees is kept beside
     them, as it was before they were rounded. Origins are kept by name.
     """
 
-    def __init__(self, capacity: int, shape: tuple[int, int, int], classes: int) -> None:
-        self.classes, self.shape = classes, shape
+    def __init__(
+        self, capacity: int, shape: tuple[int, int, int], classes: int, folder: Path | None = None
+    ) -> None:
+        self.classes, self.shape, self.folder = classes, shape, folder
         self.size = 0
         self.total_added = 0  # images ever offered
         self.names: list[str] = []  # of origins, in the order in which they came
@@ -40,7 +49,11 @@ class Memory:
     def _allocate(self, capacity: int) -> None:
         self.capacity = capacity
         try:
-            self.images = torch.empty((capacity, *self.shape), dtype=torch.uint8)
+            self.images: Tensor | FileRows
+            if in_a_file(capacity, self.shape):
+                self.images = FileRows(capacity, self.shape, torch.uint8, self.folder)
+            else:
+                self.images = torch.empty((capacity, *self.shape), dtype=torch.uint8)
             self.labels = torch.empty(capacity, dtype=torch.int64)
             self.logits = torch.empty((capacity, self.classes), dtype=torch.float16)
             self.votes = torch.empty(capacity, dtype=torch.int64)
@@ -59,6 +72,12 @@ class Memory:
 
     def __len__(self) -> int:
         return self.size
+
+    def keep_in(self, folder: Path) -> None:
+        """Where the file lies, if there is one; to be told before there is."""
+        self.folder = folder
+        if isinstance(self.images, FileRows):
+            self.images.folder = folder
 
     @property
     def counts(self) -> list[int]:
@@ -149,7 +168,7 @@ class Memory:
         ]
         slots = torch.cat([slots for slots, _ in parts])
         return ReplayBatch(
-            self.images.index_select(0, slots),
+            self._read(slots),
             self.labels[slots],
             slots,
             self._named(self.origins[slots]),
@@ -157,6 +176,12 @@ class Memory:
             self.logits.index_select(0, slots),
             self.votes[slots],
         )
+
+    def _read(self, slots: Tensor) -> Tensor:
+        """Images [N, C, H, W] of the slots [N]."""
+        if isinstance(self.images, FileRows):
+            return self.images[slots]
+        return self.images.index_select(0, slots)
 
     def _named(self, origins: Tensor) -> tuple[str, ...]:
         return tuple(self.names[code] for code in origins.tolist())
@@ -215,10 +240,11 @@ class Memory:
         return weight
 
     def everything(self) -> ReplayBatch:
-        """All images, in the order of their slots."""
+        """All images, in the order of their slots; those of a file are read when they are looked
+        at."""
         kept = slice(self.size)
         return ReplayBatch(
-            self.images[kept],
+            self._read if isinstance(self.images, FileRows) else self.images[kept],
             self.labels[kept],
             torch.arange(self.size),
             self._named(self.origins[kept]),
@@ -232,7 +258,11 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if nothing had happened; `rows` are views of the memory."""
         kept = slice(self.size)
-        columns = {name: getattr(self, name)[kept] for name in self._COLUMNS}
+        columns = {
+            name: column.first(self.size) if isinstance(column, FileRows) else column[kept]
+            for name in self._COLUMNS
+            for column in [getattr(self, name)]
+        }
         return {
             "rows": Rows(self.insertion_index[kept], columns),
             "names": list(self.names),
@@ -248,8 +278,9 @@ class Memory:
         self.size = len(rows.numbers)
         kept = slice(self.size)
         self.insertion_index[kept] = rows.numbers
-        for name in self._COLUMNS:
-            getattr(self, name)[kept] = rows.columns[name]
+        for places, columns in rows.parts():
+            for name in self._COLUMNS:
+                getattr(self, name)[places] = columns[name]
         self.names = [str(name) for name in state["names"]]
         self.total_added = int(state["total_added"])
         if state["priorities"] is not None:
@@ -258,3 +289,12 @@ class Memory:
         votes = self.votes[kept].tolist()
         for slot in self.insertion_index[kept].argsort().tolist():
             self._queues[votes[slot]].append(slot)
+
+
+def in_a_file(capacity: int, shape: tuple[int, int, int]) -> bool:
+    """Whether so many images [C, H, W] lie in a file rather than in memory.
+
+    >>> in_a_file(200_000, (3, 32, 32)), in_a_file(20_000, (3, 224, 224))
+    (False, True)
+    """
+    return capacity * prod(shape) > RESIDENT

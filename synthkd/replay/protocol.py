@@ -19,12 +19,15 @@ class ReplayBatch:
     `answers` are the teacher's logits [N, K], or a function that gives them for `images`: it is
     asked when `logits` or `votes` are first looked at, and not before.
 
+    `pixels` are the images, or a function that reads those of slots [N] when `images` are first
+    looked at.
+
     `weights` [N] are what makes up for priorities, q / p of the probabilities q that an image had
     without priorities and p that it had with them (importance sampling): the mean of a loss times
     them estimates the mean without priorities. They are 1 where there are no priorities.
     """
 
-    images: Tensor  # [N, C, H, W] uint8
+    pixels: Tensor | Callable[[Tensor], Tensor]  # [N, C, H, W] uint8
     labels: Tensor  # [N] int64, the class asked for (−1: none was)
     slots: Tensor  # [N] int64, where each is stored (−1: it is not)
     origins: tuple[str, ...]  # N names of where each comes from
@@ -33,7 +36,22 @@ class ReplayBatch:
     seen: Tensor | None = None  # [N] int64, the votes where they are known
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.slots)
+
+    def take(self, index: Tensor) -> "ReplayBatch":
+        """Some of them, by their places [n]; of the others nothing is read."""
+        return ReplayBatch(
+            self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels,
+            self.labels[index], self.slots[index],
+            tuple(self.origins[place] for place in index.tolist()), self.weights[index],
+            self.answers[index] if isinstance(self.answers, Tensor) else self.answers,
+            None if self.seen is None else self.seen[index],
+        )  # fmt: skip
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The images [N, C, H, W], uint8."""
+        return self.pixels if isinstance(self.pixels, Tensor) else self.pixels(self.slots)
 
     @cached_property
     def logits(self) -> Tensor:

@@ -5,14 +5,17 @@ rows-000000012-0.safetensors  rows that were new then; later checkpoints refer t
 
 A state's `Rows` (the images of a replay memory) are most of it, and few of them are new. Only those
 go into a new file. A file of which less than half is still in use is written again together with
-the new rows, and so is one that is not twice as large as what is to be written. So the files of a
-checkpoint hold at most twice the rows in use, and there are few of them.
+the new rows, and so is one that is not twice as large as what is to be written, while it is small:
+a file has at most 128 MB. So the files of a checkpoint hold at most twice the rows in use, there
+are few of them, and none has to be held in memory whole.
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from torch import Tensor
 from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.states import Rows, check_state, load_state, save_state
+from synthkd.core.states import PART, Rows, check_state, load_state, save_state
 
 FORMAT = 2  # of checkpoints; those of 0.1.0, with all images within, have no number
 KEPT = 2
@@ -37,6 +40,23 @@ class _Segment:
     name: str
     checksum: int
     numbers: Tensor  # [N] int64
+
+
+@dataclass(frozen=True, eq=False)
+class _StoredRows(Rows):
+    """Rows that are read from their files when they are put in their place; `columns` are empty."""
+
+    folder: Path
+    segments: tuple[_Segment, ...]
+
+    def parts(self, most: int = PART) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """A file at a time. Raises InputError where one is no longer as it was."""
+        ordered, order = self.numbers.sort()
+        for segment in self.segments:
+            part = load_state(self.folder / segment.name, "rows", checksum=segment.checksum)
+            hit = torch.isin(part.numbers, self.numbers)
+            place = order[torch.searchsorted(ordered, part.numbers[hit])]
+            yield place, {key: part.columns[key][hit] for key in self.columns}
 
 
 class Checkpoints:
@@ -55,10 +75,10 @@ class Checkpoints:
         """
         path = self.folder / f"{round_:09d}.safetensors"
         segments: dict[str, list[_Segment]] = {}
+        names = (f"rows-{round_:09d}-{number}.safetensors" for number in count())
 
         def apart(place: str, rows: Rows) -> dict[str, Any]:
-            name = f"rows-{round_:09d}-{len(segments)}.safetensors"
-            segments[place] = self._append(self._segments.get(place, []), rows, name)
+            segments[place] = self._append(self._segments.get(place, []), rows, names)
             named = [[segment.name, segment.checksum] for segment in segments[place]]
             empty = {key: column[:0] for key, column in rows.columns.items()}
             return {"place": place, "numbers": rows.numbers, "files": named, "empty": empty}
@@ -70,26 +90,29 @@ class Checkpoints:
         self._tidy(path)
         return path
 
-    def _append(self, known: list[_Segment], rows: Rows, name: str) -> list[_Segment]:
+    def _append(self, known: list[_Segment], rows: Rows, names: Iterator[str]) -> list[_Segment]:
         """Writes the rows that are in none of the `known` files, and those of files that are not
-        worth keeping. Returns the files in which all rows are."""
+        worth keeping, in files of `PART` bytes at most, named by `names`. Returns the files in
+        which all rows are."""
         used = [int(torch.isin(segment.numbers, rows.numbers).sum()) for segment in known]
         kept = [
-            (segment, count)
-            for segment, count in zip(known, used, strict=True)
-            if 2 * count > len(segment.numbers)
+            (segment, number)
+            for segment, number in zip(known, used, strict=True)
+            if 2 * number > len(segment.numbers)
         ]
+        full = PART // rows.bytes // 2  # rows of a file to which none are added
         while True:
             stored = torch.cat([torch.empty(0).long(), *(s.numbers for s, _ in kept)])
             fresh = ~torch.isin(rows.numbers, stored)
-            if not kept or kept[-1][1] >= 2 * int(fresh.sum()):
+            if not kept or kept[-1][1] >= min(full, 2 * int(fresh.sum())):
                 break
             kept.pop()
         found = [segment for segment, _ in kept]
-        if bool(fresh.any()):
-            checksum = save_state(rows.take(fresh), self.folder / name, "rows")
+        for index in torch.split(fresh.nonzero()[:, 0], max(1, 2 * full)):
+            name = next(names)
+            checksum = save_state(rows.take(index), self.folder / name, "rows")
             check_state(self.folder / name, "rows", checksum)
-            found.append(_Segment(name, checksum, rows.numbers[fresh]))
+            found.append(_Segment(name, checksum, rows.numbers[index]))
         return found
 
     def _tidy(self, newest: Path) -> None:
@@ -140,28 +163,24 @@ class Checkpoints:
 
     def _collected(self, described: dict[str, Any], into: dict[str, list[_Segment]]) -> Rows:
         """The rows that a checkpoint describes, from the files it names; these go `into` a table by
-        their place."""
+        their place. All are read here, to know that they are whole, and again when they are put
+        in their place."""
         wanted, empty = described["numbers"], described["empty"]
-        columns = {
-            key: torch.empty((len(wanted), *column.shape[1:]), dtype=column.dtype)
-            for key, column in empty.items()
-        }
-        ordered, order = wanted.sort()
-        found, segments = torch.zeros(len(wanted), dtype=torch.bool), []
+        found, segments = torch.zeros(0, dtype=torch.int64), []
         for name, checksum in described["files"]:
             if not ROWS.fullmatch(name):
                 raise ValueError("not a file of rows")
             part = load_state(self.folder / name, "rows", checksum=checksum)
+            if any(
+                column.shape[1:] != part.columns[key].shape[1:] for key, column in empty.items()
+            ):
+                raise ValueError("rows of another shape")
             segments.append(_Segment(name, checksum, part.numbers))
-            hit = torch.isin(part.numbers, wanted)
-            places = order[torch.searchsorted(ordered, part.numbers[hit])]
-            found[places] = True
-            for key, column in columns.items():
-                column[places] = part.columns[key][hit]
-        if not bool(found.all()):
+            found = torch.cat([found, part.numbers])
+        if not bool(torch.isin(wanted, found).all()):
             raise ValueError("rows are missing")
         into[described["place"]] = segments
-        return Rows(wanted, columns)
+        return _StoredRows(wanted, empty, self.folder, tuple(segments))
 
     def clear(self) -> None:
         """Removes all checkpoints and their rows."""

@@ -164,7 +164,7 @@ REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are ke
 LEARNED_AT_ONCE = 2**22  # and in a student step
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
 AMPLE = 200_000  # images remembered, of which fewer will do; who asks for more shall have them
-ROOM = 2_000_000_000  # bytes of images and answers that are remembered
+ROOM = 10_000_000_000  # bytes of images and answers that are remembered, in memory or in a file
 LARGE = 64  # pixels of a side from which images are large
 REPEATS = 4  # of an answer of the teacher to large images
 HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
@@ -188,7 +188,7 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         capacity = max(1, ROOM // each)
         memory = recipe.memory.model_copy(update={"capacity": capacity})
         recipe = recipe.model_copy(update={"memory": memory})
-        reasons.append(f"memory: {capacity:,} images at most ({ROOM / 1e9:g} GB)")
+        reasons.append(f"memory: {capacity:,} images at most ({ROOM / 1e9:g} GB, in a file)")
     update: dict[str, Any] = {}
     if not recipe.training.batch:
         update["batch"] = chosen(LEARNED_AT_ONCE, "in a student step")
