@@ -1,7 +1,10 @@
 """Networks by name: `resnet20`, `resnet8-w8` (CIFAR form, first width 8), `wrn-16-1`, `lenet5`,
-`lenet5-half`, `mobilenet`, `mobilenet-0.5`. `NETWORKS` has them; one more is one more line."""
+`lenet5-half`, `mobilenet`, `mobilenet-0.5`. `NETWORKS` has them; one more is one more line. All but
+LeNet-5 also as `resnet20-stem2` or `-stem4`, for larger images (`networks.stem`)."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from torch import nn
@@ -10,6 +13,7 @@ from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.networks.lenet import LeNet5
 from synthkd.networks.mobilenet import MobileNet
 from synthkd.networks.resnet import ResNet
+from synthkd.networks.stem import STEMS
 from synthkd.networks.wide import WideResNet
 
 DEPTHS = (8, 14, 20, 32, 44, 56)  # of a ResNet
@@ -23,15 +27,15 @@ class Builder(Protocol):
         """`channels` C, `size` a side or height and width in pixels, `classes` K."""
 
 
-def _resnet(depth: int, width: int = 16) -> Builder:
+def _resnet(depth: int, width: int = 16, reduction: int = 1) -> Builder:
     return lambda channels, size, classes: ResNet(
-        depth, width=width, channels=channels, classes=classes
+        depth, width=width, channels=channels, classes=classes, reduction=reduction
     )
 
 
-def _wide(depth: int, factor: int) -> Builder:
+def _wide(depth: int, factor: int, reduction: int = 1) -> Builder:
     return lambda channels, size, classes: WideResNet(
-        depth, factor, channels=channels, classes=classes
+        depth, factor, channels=channels, classes=classes, reduction=reduction
     )
 
 
@@ -41,24 +45,27 @@ def _lenet(*, half: bool) -> Builder:
     )
 
 
-def _mobilenet(width: float) -> Builder:
+def _mobilenet(width: float, reduction: int = 1) -> Builder:
     return lambda channels, size, classes: MobileNet(
-        width=width, channels=channels, classes=classes
+        width=width, channels=channels, classes=classes, reduction=reduction
     )
 
 
+_REDUCING: dict[str, Callable[[int], Builder]] = {
+    **{f"resnet{depth}": partial(_resnet, depth, 16) for depth in DEPTHS},
+    "wrn-16-1": partial(_wide, 16, 1),
+    "wrn-16-2": partial(_wide, 16, 2),
+    "wrn-28-1": partial(_wide, 28, 1),
+    "wrn-40-1": partial(_wide, 40, 1),
+    "wrn-40-2": partial(_wide, 40, 2),
+    "mobilenet": partial(_mobilenet, 1.0),
+    "mobilenet-0.25": partial(_mobilenet, 0.25),
+    "mobilenet-0.5": partial(_mobilenet, 0.5),
+}  # by the reduction of their stem
 NETWORKS: dict[str, Builder] = {
-    **{f"resnet{depth}": _resnet(depth) for depth in DEPTHS},
-    "wrn-16-1": _wide(16, 1),
-    "wrn-16-2": _wide(16, 2),
-    "wrn-28-1": _wide(28, 1),
-    "wrn-40-1": _wide(40, 1),
-    "wrn-40-2": _wide(40, 2),
+    **{name: make(1) for name, make in _REDUCING.items()},
     "lenet5": _lenet(half=False),
     "lenet5-half": _lenet(half=True),
-    "mobilenet": _mobilenet(1.0),
-    "mobilenet-0.25": _mobilenet(0.25),
-    "mobilenet-0.5": _mobilenet(0.5),
 }
 NAMES = tuple(NETWORKS)
 
@@ -83,14 +90,21 @@ def build_network(
     if builder is None:
         raise InputError(
             f"no network is called {quoted(name)}{suggest(name, NETWORKS)} "
-            "(resnets also as resnet8-w8)"
+            "(resnets also as resnet8-w8, for larger images all but lenet5 as resnet8-stem4)"
         )
     return builder(channels, size, classes)
 
 
 def _builder(name: str) -> Builder | None:
-    """By its name; ResNets also with the width of their first group, 2 to 512."""
-    match = re.fullmatch(r"resnet(\d+)-w(\d{1,3})", name)
+    """By its name; ResNets also with the width of their first group, 2 to 512, all but LeNet-5 also
+    with the reduction of their stem."""
+    plain, _, stem = name.partition("-stem")
+    reduction = int(stem) if stem in map(str, STEMS[1:]) else 1
+    if stem and reduction == 1:
+        return None
+    match = re.fullmatch(r"resnet(\d+)-w(\d{1,3})", plain)
     if match and int(match[1]) in DEPTHS and 2 <= int(match[2]) <= 512:
-        return _resnet(int(match[1]), int(match[2]))
-    return NETWORKS.get(name)
+        return _resnet(int(match[1]), int(match[2]), reduction)
+    if not stem:
+        return NETWORKS.get(name)
+    return _REDUCING[plain](reduction) if plain in _REDUCING else None

@@ -8,6 +8,8 @@ B batch, C channels, H height, W width, K classes.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthkd.networks.stem import pooled, stem
+
 # expansion, channels, blocks, stride of the first
 FORM = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 2, 2))
 
@@ -40,16 +42,17 @@ class InvertedBlock(nn.Module):
 
 class MobileNet(nn.Module):
     """`width` multiplies all channels; 0.5 has about 0.3 M weights and 20 M multiplications at 32
-    pixels."""
+    pixels. A `reduction` of 2 or 4 in the first layer is for larger images (`stem`)."""
 
-    def __init__(self, *, width: float, channels: int, classes: int) -> None:
+    def __init__(self, *, width: float, channels: int, classes: int, reduction: int = 1) -> None:
         super().__init__()
+        self.reduction = reduction
 
         def scaled(count: int) -> int:
             return max(8, int(count * width + 4) // 8 * 8)
 
         inputs = scaled(32)
-        self.conv1 = nn.Conv2d(channels, inputs, 3, 1, 1, bias=False)
+        self.conv1 = stem(channels, inputs, reduction)
         self.bn1 = nn.BatchNorm2d(inputs)
         blocks: list[nn.Module] = []
         for expansion, count, repeats, stride in FORM:
@@ -69,7 +72,7 @@ class MobileNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to logits [B, K]."""
-        x = self.blocks(F.relu6(self.bn1(self.conv1(x))))
+        x = self.blocks(pooled(F.relu6(self.bn1(self.conv1(x))), self.reduction))
         x = F.relu6(self.bn2(self.conv2(x))).mean((2, 3))
         logits: Tensor = self.linear(x)
         return logits

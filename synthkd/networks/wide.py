@@ -6,6 +6,8 @@ B batch, C channels, H height, W width, K classes.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthkd.networks.stem import pooled, stem
+
 
 class PreactivatedBlock(nn.Module):
     """BatchNorm, ReLU, convolution, twice; the way around is a 1 x 1 convolution where shapes
@@ -31,13 +33,17 @@ class PreactivatedBlock(nn.Module):
 class WideResNet(nn.Module):
     """Depth 6n + 4, three groups of n blocks of 16k, 32k, 64k channels: WRN-16-1 has n = 2, k = 1.
 
-    Takes images of any size from 8 pixels on.
+    Takes images of any size from 8 pixels on; a `reduction` of 2 or 4 in the first layer is for
+    larger ones (`stem`).
     """
 
-    def __init__(self, depth: int, factor: int, *, channels: int, classes: int) -> None:
+    def __init__(
+        self, depth: int, factor: int, *, channels: int, classes: int, reduction: int = 1
+    ) -> None:
         super().__init__()
+        self.reduction = reduction
         blocks = (depth - 4) // 6
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.conv1 = stem(channels, 16, reduction)
         groups: list[nn.Module] = []
         inputs = 16
         for group, width in enumerate((16 * factor, 32 * factor, 64 * factor)):
@@ -54,6 +60,6 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to logits [B, K]."""
-        x = F.relu(self.bn(self.blocks(self.conv1(x))))
+        x = F.relu(self.bn(self.blocks(pooled(self.conv1(x), self.reduction))))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
