@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthkd.core.errors import InputError
 from synthkd.replay.memory import Memory
+from synthkd.synthesis.context import rarest_labels
 
 SHAPE = (1, 2, 2)
 
@@ -448,3 +449,37 @@ def test_priorities_that_cannot_be_are_refused_and_change_nothing(slot, priority
     with pytest.raises(InputError, match="replay priorities"):
         memory.update(torch.tensor([1, slot]), torch.tensor([2.0, priority]))
     assert memory.priorities is None
+
+
+def test_an_image_for_every_class_that_is_asked_for():
+    """Two classes are there, of one there is none: then the images that come nearest to it."""
+    memory = Memory(60, SHAPE, 4)
+    logits = torch.full((40, 4), -9.0)
+    logits[:20, 0], logits[20:, 1] = 9.0, 9.0
+    logits[3:8, 2] = 8.0  # an image of class 0 that might be of class 2
+    images = torch.randint(256, (40, *SHAPE), dtype=torch.uint8)
+    memory.add(images, torch.full((40,), -1), logits, "procedural")
+    memory.add(images[:20], torch.full((20,), -1), logits[:20], "pixels")
+    rng = torch.Generator().manual_seed(0)
+    asked = torch.tensor([0, 1, 2, 1, 0] * 8)
+    drawn = memory.nearest(asked, rng, without="pixels")
+    assert set(drawn.origins) == {"procedural"}
+    assert torch.equal(drawn.votes[asked != 2], asked[asked != 2])
+    assert set(drawn.slots[asked == 2].tolist()) == {3, 4, 5, 6, 7}
+    assert len(set(drawn.slots[asked == 1].tolist())) > 5  # not always the same
+    assert torch.equal(drawn.images, memory.everything().images[drawn.slots])
+    assert memory.counts_of("pixels").tolist() == [20, 0, 0, 0]
+    assert memory.counts_of("nobody").tolist() == [0, 0, 0, 0]
+    alone = Memory(60, SHAPE, 4)
+    alone.add(images, torch.full((40,), -1), logits, "pixels")
+    assert len(alone.nearest(asked, rng, without="pixels")) == 40  # there are no others
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.integers(0, 40))
+def test_the_rarest_classes_are_asked_for(counts, count):
+    rng = torch.Generator().manual_seed(0)
+    labels = rarest_labels(torch.tensor(counts), count, rng)
+    after = torch.tensor(counts) + torch.bincount(labels, minlength=len(counts))
+    asked = torch.bincount(labels, minlength=len(counts)) > 0
+    assert len(labels) == count
+    assert not asked.any() or int(after[asked].max()) <= int(after.min()) + 1

@@ -115,6 +115,27 @@ def test_each_starts_as_a_remembered_image_of_its_class(teacher):
     assert torch.equal((start[:, 0, 0, 0] * 10).round().long(), labels)
 
 
+def test_of_many_classes_the_rarest_are_asked_for_and_each_starts_as_its_own(teacher):
+    """A batch of 6 for 10 classes: three have no image yet, and three one."""
+    counts = torch.tensor([0, 0, 0, 1, 1, 1, 5, 5, 5, 5])
+
+    def nearest(labels, rng):
+        return Batch(labels.view(-1, 1, 1, 1).expand(-1, *teacher.spec.shape) / 10.0, labels)
+
+    class Seen(Pixels):
+        def _start(self, labels, context, rng):
+            self.started = super()._start(labels, context, rng)
+            return self.started
+
+    made = Seen(Recipe(pixels=PixelsTable(start="memory")), teacher)
+    given = context(teacher, batch=6, steps=1, nearest=nearest, counts=lambda: counts)
+    labels = made.synthesize(given, rng()).batch.labels
+    assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert torch.equal((made.started[:, 0, 0, 0] * 10).round().long(), labels)
+    large = context(teacher, batch=40, steps=1, nearest=never, counts=never)  # as before
+    assert sorted(made.synthesize(large, rng()).batch.labels.tolist()) == sorted([*range(10)] * 4)
+
+
 def test_of_an_uneven_memory_only_what_is_missing_starts_elsewhere(teacher):
     votes = torch.tensor([3] * 8 + [0, 1, 1, 2])[torch.randperm(12, generator=rng(3))]
     labels = torch.arange(4).repeat(3)

@@ -326,6 +326,8 @@ def synthesize(
             bfloat16=lab.bfloat16,
             remembered=partial(_remembered, lab, stage.generator),
             material=partial(_material, lab, stage.generator),
+            nearest=partial(_nearest, lab, stage.generator),
+            counts=partial(_counts, lab, stage.generator),
             share=whole_share(lab.progress, lab.budget),
             stage_share=stage_share(lab.progress, lab.budget),
             difficulty=lab.difficulty,
@@ -367,6 +369,19 @@ def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Bat
         return None
     drawn = lab.memory.draw(count, rng, shares={without: 0.0} if without else {})
     return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))
+
+
+def _nearest(lab: Lab, without: str, labels: Tensor, rng: torch.Generator) -> Batch | None:
+    """The same for classes that are asked for; None where no images are stored."""
+    if not isinstance(lab.memory, Memory) or not len(lab.memory):
+        return None
+    drawn = lab.memory.nearest(labels, rng, without=without)
+    return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))
+
+
+def _counts(lab: Lab, origin: str) -> Tensor | None:
+    """How many images of a generator are remembered in each class; None where none are stored."""
+    return lab.memory.counts_of(origin) if isinstance(lab.memory, Memory) else None
 
 
 def _shares(shares: Mapping[str, float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from synthkd.core.logits import as_half
 from synthkd.core.states import Rows
 from synthkd.replay.protocol import ReplayBatch
 
+NEAREST = 5  # images of a class that the teacher sees in none
 RESIDENT = 640 << 20  # bytes of images that may be held in memory
 _Kind = tuple[bool, tuple[tuple[str, float], ...]]  # of a draw: by margin? its shares
 
@@ -167,12 +168,45 @@ class Memory:
             self._pick(near, rng, shares, by_margin=True),
         ]
         slots = torch.cat([slots for slots, _ in parts])
+        return self._batch(slots, torch.cat([weights for _, weights in parts]))
+
+    def nearest(self, labels: Tensor, rng: torch.Generator, *, without: str = "") -> ReplayBatch:
+        """For each of the classes `labels` [N] an image in which the teacher sees it, drawn at
+        random; of a class that it sees nowhere, one of the NEAREST of which it thinks most of it
+        (by logit less the highest one). Those of the origin `without` only if there are no
+        others."""
+        kept = torch.arange(self.size)
+        if without in self.names:
+            others = (self.origins[kept] != self.names.index(without)).nonzero()[:, 0]
+            kept = others if len(others) else kept
+        votes, labels = self.votes[kept], labels.cpu()
+        slots, highest = torch.zeros_like(labels), None
+        for label in torch.unique(labels).tolist():
+            wanted = (labels == label).nonzero()[:, 0]
+            there = (votes == label).nonzero()[:, 0]
+            if not len(there):
+                if highest is None:
+                    highest = self.logits[: self.size].amax(1)[kept].float()
+                lacking = self.logits[kept, label].float() - highest
+                there = lacking.topk(min(NEAREST, len(kept))).indices
+            drawn = torch.randint(len(there), (len(wanted),), generator=rng)
+            slots[wanted] = kept[there[drawn]]
+        return self._batch(slots, torch.ones(len(slots)))
+
+    def counts_of(self, origin: str) -> Tensor:
+        """Images of an origin per class that the teacher sees, [K]."""
+        if origin not in self.names:
+            return torch.zeros(self.classes, dtype=torch.int64)
+        of = self.origins[: self.size] == self.names.index(origin)
+        return torch.bincount(self.votes[: self.size][of], minlength=self.classes)
+
+    def _batch(self, slots: Tensor, weights: Tensor) -> ReplayBatch:
         return ReplayBatch(
             self._read(slots),
             self.labels[slots],
             slots,
             self._named(self.origins[slots]),
-            torch.cat([weights for _, weights in parts]),
+            weights,
             self.logits.index_select(0, slots),
             self.votes[slots],
         )

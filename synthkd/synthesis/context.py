@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,19 @@ class Reference(Protocol):
 
 def empty_source(count: int, rng: torch.Generator) -> Batch | None:
     """A reference without images."""
+    return None
+
+
+class Wanted(Protocol):
+    """Images that were there before, for the classes that are asked for."""
+
+    def __call__(self, labels: Tensor, rng: torch.Generator) -> Batch | None:
+        """For each of the labels [B] an image in which the teacher sees this class, or the most of
+        it, with the class that it sees; None while there are too few."""
+
+
+def nothing_wanted(labels: Tensor, rng: torch.Generator) -> Batch | None:
+    """A source of images by class without images."""
     return None
 
 
@@ -48,6 +62,8 @@ class SynthesisContext:
     bfloat16: bool
     remembered: Reference = empty_source  # from the memory, by other generators if there are any
     material: Reference = empty_source  # to imitate: real ones where allowed, else as remembered
+    nearest: Wanted = nothing_wanted  # the same by class, where images themselves are remembered
+    counts: Callable[[], Tensor | None] = lambda: None  # [K] of this generator's, so far, by class
     share: float = 0.0  # of the run that is over, 0..1
     stage_share: float = 0.0  # of the stage that is over, 0..1
     difficulty: float = 0.0  # of the run, 0..1
@@ -61,6 +77,24 @@ class SyntheticBatch(NamedTuple):
     batch: Batch  # [B, C, H, W] in 0..1 and the classes asked for
     trained: int  # images of the generator's training that the budget counts
     measures: dict[str, float]
+
+
+def rarest_labels(counts: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """`count` labels that make images per class `counts` [K] as even as can be, in random order;
+    ties are drawn.
+
+    >>> rarest_labels(torch.tensor([5, 0, 2]), 4, torch.Generator().manual_seed(0)).sort().values
+    tensor([1, 1, 1, 2])
+    """
+    draw = torch.rand(len(counts), generator=rng)
+    queue = list(zip(counts.tolist(), draw.tolist(), range(len(counts)), strict=True))
+    heapify(queue)
+    labels = []
+    for _ in range(count):
+        have, place, label = queue[0]
+        heapreplace(queue, (have + 1, place, label))
+        labels.append(label)
+    return torch.tensor(labels, dtype=torch.int64)[torch.randperm(count, generator=rng)]
 
 
 def even_labels(count: int, classes: int, rng: torch.Generator) -> Tensor:

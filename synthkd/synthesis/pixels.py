@@ -12,7 +12,12 @@ from torch import Tensor
 from synthkd import schedules
 from synthkd.core.images import Batch, resized
 from synthkd.recipe import Recipe
-from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
+from synthkd.synthesis.context import (
+    SynthesisContext,
+    SyntheticBatch,
+    even_labels,
+    rarest_labels,
+)
 from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.protocol import Abilities, Generator
@@ -21,6 +26,7 @@ from synthkd.teachers.protocol import Teacher
 
 TIMED = 2  # the step by whose time the others are estimated: the first prepares the machine
 HALF = 0.5  # of a batch must be ready in time, or none of it is begun
+FEW = 4  # images of a class in a batch, under which each starts as one of its own class
 LEAST = 16  # images in a batch that is cut to the time
 RANGE = 10.0  # weight of leaving 0..1, in the Fourier basis; the pixel basis is cut instead
 
@@ -34,7 +40,9 @@ class Pixels(Generator):
     (Olah et al. 2017, https://distill.pub/2017/feature-visualization, under "preconditioning"):
     ten steps go as far as a hundred. With `pixels.start` "memory" an image begins as a remembered
     one of its class; once the remembered images of a class are used up, the others begin as images
-    of any class.
+    of any class. Where a batch has fewer than FEW images of a class, it is made of the classes with
+    the fewest such images so far, and each image begins as one of its own class, or, of a class in
+    which the teacher has seen none, as one of those that come nearest to it.
     """
 
     abilities = Abilities(
@@ -63,7 +71,7 @@ class Pixels(Generator):
         would be ready, none.
         """
         table, stage = self.table, context.stage
-        labels = even_labels(stage.synthesis_batch, self.classes, rng).to(self.device)
+        labels = self._asked(context, rng).to(self.device)
         images = self._start(labels, context, rng)
         if self.teacher.independent:
             labels = self._without(labels, images, rng)
@@ -144,6 +152,9 @@ class Pixels(Generator):
         """Images [B, C, H, W] to begin with. Remembered ones are dealt out by class."""
         count = len(labels)
         if self.table.start == "memory":
+            near = context.nearest(labels, rng) if self._many(count) else None
+            if near is not None:
+                return near.images
             known = context.remembered(count, rng)
             if known is not None:
                 return known.images[partners(labels, known.labels)]
@@ -151,6 +162,18 @@ class Pixels(Generator):
             noise = torch.randn(count, *self.shape, generator=rng).to(self.device)
             return self.teacher.denormalise(noise).clamp(0, 1)
         return self.drawings.sample(count, rng).images
+
+    def _asked(self, context: SynthesisContext, rng: torch.Generator) -> Tensor:
+        """The classes [B] of a batch."""
+        count = context.stage.synthesis_batch
+        counts = context.counts() if self._many(count) else None
+        if counts is None or not self.conditional or self.teacher.independent:
+            return even_labels(count, self.classes, rng)
+        return rarest_labels(counts, count, rng)
+
+    def _many(self, count: int) -> bool:
+        """Whether a batch of `count` images has few of each class."""
+        return count < FEW * self.classes
 
     def _view(self, images: Tensor, context: SynthesisContext, rng: torch.Generator) -> Tensor:
         """The whole batch shifted around the edges, and perhaps mirrored: one draw per step."""
