@@ -108,7 +108,8 @@ class Checkpoints:
                 break
             kept.pop()
         found = [segment for segment, _ in kept]
-        for index in torch.split(fresh.nonzero()[:, 0], max(1, 2 * full)):
+        fresh_rows = fresh.nonzero()[:, 0]
+        for index in torch.split(fresh_rows, max(1, 2 * full)) if len(fresh_rows) else ():
             name = next(names)
             checksum = save_state(rows.take(index), self.folder / name, "rows")
             check_state(self.folder / name, "rows", checksum)
