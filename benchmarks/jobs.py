@@ -60,6 +60,12 @@ LUNGS = (
     f"{IMAGENET_MEAN}--trust-code --val-data {{data}}/data/read.py:load:pneumonia_test "
 )
 
+
+def _every(count: int) -> str:
+    """So many of 1,000 classes, evenly spaced, for --only."""
+    return ",".join(str(k) for k in range(0, 1000, 1000 // count))
+
+
 JOBS: dict[str, str] = {
     **{f"cifar10-{m}-s{s}": f"{CIFAR_20}--student resnet8 --minutes {m} --seed {s}"
        for m, seeds in ((2, 1), (10, 3), (30, 1), (60, 1), (90, 1)) for s in range(seeds)},
@@ -78,6 +84,8 @@ JOBS: dict[str, str] = {
     "plant-30": f"{PLANT}--minutes 30",
     "imagenet-60": f"{MOBILENET}--minutes 60",
     "imagenet-120": f"{MOBILENET}--minutes 120",
+    "imagenet-only10-30": f"{MOBILENET}--minutes 30 --only {_every(10)}",
+    "imagenet-only100-60": f"{MOBILENET}--minutes 60 --only {_every(100)}",
 }  # fmt: skip
 
 
@@ -108,6 +116,9 @@ def row(folder: Path) -> str:
     shares = ("student_accuracy", "teacher_accuracy", "constant_accuracy", "agreement",
               "held_out_agreement")  # fmt: skip
     values = [f"{100 * found[key]:.1f}" if found.get(key) is not None else "-" for key in shares]
+    if top := found.get("top5"):
+        values[0] += f" ({100 * top['student']:.1f} in five)"
+        values[3] += f" ({100 * top['agreement']:.1f} in five)"
     counts = [f"{found['images_seen']:,}", f"{found['wall_seconds']:.0f}",
               f"{found['peak_memory_mb']:,.0f}", found["verdict"]]  # fmt: skip
     return f"| {folder.name} | {' | '.join(values + counts)} |"

@@ -25,6 +25,19 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return _share(logits.argmax(1) == labels)
 
 
+def top(logits: Tensor, labels: Tensor, count: int = 5) -> float:
+    """Top-5 accuracy, or of another `count`: the share of images whose label is among the `count`
+    classes with the highest logits, 0..1. Of K classes a constant ranking gets the share of its
+    `count` classes, about count / K of even data. With the teacher's votes as labels it is the
+    top-5 agreement.
+
+    >>> top(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 2]), count=2)
+    0.5
+    """
+    best = logits.topk(min(count, logits.shape[1]), dim=1).indices
+    return _share((best == labels[:, None]).any(1))
+
+
 def decided(logits: Tensor, *, independent: bool) -> Tensor:
     """What logits [N, K] decide: the class of each image, [N], or of independent classes a no (0)
     or yes (1) to each, [N · K].

@@ -122,3 +122,27 @@ def test_the_share_of_the_run_goes_from_nothing_to_all_over_its_stages():
     assert whole_share(Progress(work=75), IMAGES) == 0.5
     assert whole_share(Progress(stage=1, work=25), IMAGES) == pytest.approx(125 / 150)
     assert whole_share(Progress(stage=2), IMAGES) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.05, 1), st.sampled_from([0.0, 5.0, 40.0])), min_size=1, max_size=5
+    ),
+    st.floats(10, 500),
+)
+def test_a_stage_of_so_many_seconds_leaves_the_rest_to_the_others(stages, amount):
+    made = [
+        Stage(name=f"s{i}", share=share, seconds=most) for i, (share, most) in enumerate(stages)
+    ]
+    quotas = budget_of(BudgetTable(minutes=amount / 60), made).quotas
+    assert sum(quotas) == pytest.approx(amount)
+    free = [
+        q / s.share for q, s in zip(quotas, made, strict=True) if not s.seconds or q < s.seconds
+    ]
+    if any(not s.seconds for s in made):
+        assert all(q <= s.seconds + 1e-6 for q, s in zip(quotas, made, strict=True) if s.seconds)
+        assert free == pytest.approx([free[0]] * len(free))  # by their shares
+        held = [
+            q / s.share for q, s in zip(quotas, made, strict=True) if s.seconds and q >= s.seconds
+        ]
+        assert all(each <= free[0] + 1e-6 for each in held)  # none is limited that need not be

@@ -104,6 +104,7 @@ def _show(result: Result, display: Display) -> None:
     rows = [
         ("student accuracy", percent(summary["student_accuracy"]) + scored + against),
         ("teacher accuracy", percent(summary["teacher_accuracy"])),
+        *_top_five(summary),
         *_binary(summary),
         ("agreement with the teacher", percent(summary["agreement"])),
         (
@@ -129,6 +130,18 @@ def _show(result: Result, display: Display) -> None:
     ]
     display.findings(findings)
     display.table("result", ("what", "value"), rows)
+
+
+def _top_five(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Top-5 scores, of many classes."""
+    top = summary.get("top5")
+    if not top:
+        return []
+    rows = [("top-5 agreement", f"{top['agreement']:.2%}")]
+    if top["student"] is not None:
+        told = f"{top['student']:.2%}, the teacher's {top['teacher']:.2%}"
+        rows.insert(0, ("top-5 accuracy", f"{told} (five constant classes: {top['constant']:.2%})"))
+    return rows
 
 
 def _balance(balance: Mapping[str, Any]) -> str:

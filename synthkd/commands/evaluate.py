@@ -262,8 +262,12 @@ def _comparison_text(found: "Comparison") -> list[Block]:
         ("balanced accuracy", _percent(found.student_balanced_accuracy),
          _percent(found.teacher_balanced_accuracy), _percent(found.constant_balanced_accuracy)),
         *told,
+        *(() if found.top5 is None else (("top-5 accuracy", _percent(found.top5.student),
+            _percent(found.top5.teacher), _percent(found.top5.constant)),)),
         ("ECE, 15 bins", _percent(found.student_ece), _percent(found.teacher_ece), ""),
         ("agreement", _percent(found.agreement), "", ""),
+        *(() if found.top5 is None else (
+            ("top-5 agreement", _percent(found.top5.agreement), "", ""),)),
         ("balanced agreement", _percent(found.balanced_agreement), "", ""),
         ("KL(teacher ‖ student), nats", _figure(found.kl), "", ""),
         ("transfer efficiency", _figure(found.transfer_efficiency), "", ""),

@@ -20,7 +20,7 @@ from synthkd.engine.loop import HELD_BACK, HELD_OUT, LOOKED_AT, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
 from synthkd.recipe import Recipe, Stage
-from synthkd.replay.memory import in_a_file
+from synthkd.replay.memory import images_held
 from synthkd.synthesis import GENERATORS
 from synthkd.teachers.protocol import Seen, Teacher
 
@@ -151,20 +151,21 @@ def _memory(lab: Lab, remembered: float) -> float:
     student = lab.learner.student if lab.learner is not None else None
     return memory_of(
         lab.teacher, lab.stages, student, batch=lab.recipe.training.batch, remembered=remembered,
-        capacity=lab.recipe.memory.capacity, bfloat16=lab.bfloat16,
+        bfloat16=lab.bfloat16,
     )  # fmt: skip
 
 
 def memory_of(
     teacher: Teacher, stages: Sequence[Stage], student: nn.Module | None, *, batch: int,
-    remembered: float, capacity: int, bfloat16: bool,
+    remembered: float, bfloat16: bool,
 ) -> float:  # fmt: skip
     """Bytes: what this process holds now, what a batch keeps for its gradients, and the images
-    `remembered` of a memory of `capacity`: themselves, unless they lie in a file, and twice those
-    of one file of a checkpoint, which is written from a copy and read back."""
+    `remembered`: themselves, unless they lie in a file, and twice those of one file of a
+    checkpoint, which is written from a copy and read back."""
     width = 2 if bfloat16 else 4
     whole = remembered * row_bytes(teacher)
-    held = 2.0 * remembered * teacher.classes if in_a_file(capacity, teacher.spec.shape) else whole
+    filed = remembered > images_held(teacher.spec.shape)
+    held = 2.0 * remembered * teacher.classes if filed else whole
     learned = refined = 0.0
     if student is not None:
         learned = width * batch * activations(student, teacher.spec.shape)

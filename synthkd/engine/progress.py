@@ -41,7 +41,8 @@ class Budget:
 def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
     """Shares of a budget as amounts.
 
-    Minutes are divided by the shares of all stages. A budget in images counts what the student
+    Minutes are divided by the shares of all stages; one that may take so many `seconds` at most
+    takes these, and the others divide the rest. A budget in images counts what the student
     sees: it is divided by the shares of the stages that teach; a stage that only trains a generator
     gets the same rate per share, in images the generator makes.
 
@@ -50,13 +51,18 @@ def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
     (250.0, 1000.0)
     >>> budget_of(BudgetTable(minutes=1), stages).quotas
     (12.0, 48.0)
+    >>> limited = (Stage(name="a", share=0.2, seconds=6), *stages[1:])
+    >>> budget_of(BudgetTable(minutes=1), limited).quotas
+    (6.0, 54.0)
     """
     timed = table.minutes is not None
     amount = table.minutes * 60 if table.minutes is not None else float(table.images or 0)
     taught = [s.share if s.student_steps else 0.0 for s in stages]
     whole = sum(s.share for s in stages) if timed else (sum(taught) or sum(s.share for s in stages))
     quotas = tuple(amount * s.share / whole for s in stages)
-    if not timed:  # whole images whose sum over the teaching stages is the amount itself
+    if timed:
+        quotas = _limited(amount, stages)
+    else:  # whole images whose sum over the teaching stages is the amount itself
         ends = [
             round(sum(t for t in taught[:i]) / (sum(taught) or 1) * amount)
             for i in range(len(stages) + 1)
@@ -67,6 +73,27 @@ def budget_of(table: BudgetTable, stages: Sequence[Stage]) -> Budget:
             for w, t, q in zip(whole_images, taught, quotas, strict=True)
         )
     return Budget(timed, quotas, sum(q for q, t in zip(quotas, taught, strict=True) if t))
+
+
+def _limited(amount: float, stages: Sequence[Stage]) -> tuple[float, ...]:
+    """Seconds of every stage by the shares, where some may take so many at most. Where all are
+    limited and that is less than the amount, they take what the shares say."""
+    limited: set[int] = set()
+    while True:
+        free = sum(s.share for i, s in enumerate(stages) if i not in limited)
+        left = amount - sum(stages[i].seconds for i in limited)
+        if not free:
+            return tuple(amount * s.share / sum(t.share for t in stages) for s in stages)
+        quotas = tuple(
+            s.seconds if i in limited else left * s.share / free for i, s in enumerate(stages)
+        )
+        over = {
+            i for i, s in enumerate(stages)
+            if i not in limited and s.seconds and quotas[i] > s.seconds
+        }  # fmt: skip
+        if not over:
+            return quotas
+        limited |= over
 
 
 def advance(

@@ -31,6 +31,7 @@ from synthkd.teachers.protocol import Observation, Teacher
 
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
 YES_OR_NO = ("no", "yes")  # the classes of a question about one independent class
+MANY_CLASSES = 20  # from which five guesses are scored too
 LARGEST_SEARCH = 20_000  # images among which near-duplicates are looked for, as that takes N² time
 
 
@@ -66,6 +67,17 @@ class BinaryRow:
 
 
 @dataclass(frozen=True)
+class TopFive:
+    """The shares of images whose label is among the five likeliest classes; and whose likeliest
+    class of the teacher's is among the student's five."""
+
+    student: float | None
+    teacher: float | None
+    agreement: float
+    constant: float | None  # what five classes that are always named would get at most
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Student against teacher on one set; accuracies and ECE are None without labels.
 
@@ -97,6 +109,7 @@ class Comparison:
     binary: tuple[BinaryRow, ...] = ()
     order: str = ""  # how labels were turned into the teacher's classes
     label_order: tuple[int, ...] | None = None  # by label, the classes that fit far better
+    top5: TopFive | None = None  # of many classes
 
 
 def compare(
@@ -167,7 +180,21 @@ def compare(
         student_binary=_mean_binary([row.student for row in rows]),
         teacher_binary=_mean_binary([row.teacher for row in rows]),
         binary=rows,
+        top5=None if alone else _top_five(learned, taught, truth),
     )  # fmt: skip
+
+
+def _top_five(learned: Tensor, taught: Tensor, truth: Tensor | None) -> TopFive | None:
+    """What five guesses are worth, where a constant five are worth little."""
+    if learned.shape[1] < MANY_CLASSES:
+        return None
+    always = None if truth is None else truth.bincount().sort(descending=True).values[:5]
+    return TopFive(
+        None if truth is None else measures.top(learned, truth),
+        None if truth is None else measures.top(taught, truth),
+        measures.top(learned, taught.argmax(1)),
+        None if truth is None or always is None else float(always.sum()) / len(truth),
+    )
 
 
 def _binary_rows(

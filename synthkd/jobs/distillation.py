@@ -304,6 +304,7 @@ class Distillation:
                 "teacher_balanced_accuracy": found.teacher_balanced_accuracy,
                 "constant_balanced_accuracy": found.constant_balanced_accuracy,
                 "constant_accuracy": found.constant_accuracy,
+                "top5": asdict(found.top5) if found.top5 else None,
             }
             findings += found.findings
             if found.order:

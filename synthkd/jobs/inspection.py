@@ -47,7 +47,7 @@ def inspect(recipe: Recipe, *, network: Any = None, report: Reporter | None = No
     expected = memory_of(
         teacher, the_plan.stages, None, batch=recipe.training.batch,
         remembered=float(min(recipe.memory.capacity, REMEMBERED)),
-        capacity=recipe.memory.capacity, bfloat16=bfloat16,
+        bfloat16=bfloat16,
     )  # fmt: skip
     synthesizing = [s for s in the_plan.stages if s.synthesizes]
     refining = [s for s in synthesizing if GENERATORS[s.generator].abilities.refines]

@@ -880,6 +880,14 @@ class Stage(Table):
         ),
     ] = "auto"
     share: Annotated[float, Field(description="share of the budget", gt=0, le=1)] = 1.0
+    seconds: Annotated[
+        float,
+        Field(
+            description="most seconds of a budget in minutes, whose rest the other stages share "
+            "(0: no limit)",
+            ge=0,
+        ),
+    ] = 0.0
     synthesis_steps: Annotated[
         int, Field(description="generator steps per round", ge=0, le=MOST)
     ] = 1

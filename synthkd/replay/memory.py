@@ -31,8 +31,8 @@ class Memory:
     the most frequent class, or of its own class if that is among the most frequent: rare classes
     are never given away.
 
-    Images that would take more than `RESIDENT` bytes lie in a file of `folder` (None: where the
-    system keeps such files), see `FileRows`.
+    From `RESIDENT` bytes of images on all of them lie in a file of `folder` (None: where the system
+    keeps such files), see `FileRows`.
 
     Logits are kept as float16, cut to its range; the class that the teacher sees is kept beside
     them, as it was before they were rounded. Origins are kept by name.
@@ -51,10 +51,8 @@ class Memory:
         self.capacity = capacity
         try:
             self.images: Tensor | FileRows
-            if in_a_file(capacity, self.shape):
-                self.images = FileRows(capacity, self.shape, torch.uint8, self.folder)
-            else:
-                self.images = torch.empty((capacity, *self.shape), dtype=torch.uint8)
+            held = min(capacity, images_held(self.shape))
+            self.images = torch.empty((held, *self.shape), dtype=torch.uint8)
             self.labels = torch.empty(capacity, dtype=torch.int64)
             self.logits = torch.empty((capacity, self.classes), dtype=torch.float16)
             self.votes = torch.empty(capacity, dtype=torch.int64)
@@ -75,10 +73,8 @@ class Memory:
         return self.size
 
     def keep_in(self, folder: Path) -> None:
-        """Where the file lies, if there is one; to be told before there is."""
+        """Where the file lies, if there is to be one; to be told before there is."""
         self.folder = folder
-        if isinstance(self.images, FileRows):
-            self.images.folder = folder
 
     @property
     def counts(self) -> list[int]:
@@ -105,6 +101,7 @@ class Memory:
             self.total_added += 1
             chosen[slot] = newcomer
         slots, newcomers = torch.tensor(list(chosen)), torch.tensor(list(chosen.values()))
+        self._make_room()
         self.images[slots] = images.cpu()[newcomers]
         self.labels[slots] = labels.cpu()[newcomers]
         self.logits[slots] = as_half(logits).cpu()[newcomers]
@@ -114,6 +111,13 @@ class Memory:
             self.priorities[slots] = highest
         self._evened.clear()
         self._cumulated.clear()
+
+    def _make_room(self) -> None:
+        """Moves the images to a file where they are more than may be held."""
+        if isinstance(self.images, Tensor) and self.size > len(self.images):
+            filed = FileRows(self.capacity, self.shape, torch.uint8, self.folder)
+            filed[: len(self.images)] = self.images
+            self.images = filed
 
     def _slot_for(self, vote: int) -> int:
         if self.size < self.capacity:
@@ -310,6 +314,7 @@ class Memory:
         self._allocate(int(state["capacity"]))
         rows: Rows = state["rows"]
         self.size = len(rows.numbers)
+        self._make_room()
         kept = slice(self.size)
         self.insertion_index[kept] = rows.numbers
         for places, columns in rows.parts():
@@ -325,10 +330,10 @@ class Memory:
             self._queues[votes[slot]].append(slot)
 
 
-def in_a_file(capacity: int, shape: tuple[int, int, int]) -> bool:
-    """Whether so many images [C, H, W] lie in a file rather than in memory.
+def images_held(shape: tuple[int, int, int]) -> int:
+    """How many images [C, H, W] are held in memory; of more all lie in a file.
 
-    >>> in_a_file(200_000, (3, 32, 32)), in_a_file(20_000, (3, 224, 224))
-    (False, True)
+    >>> images_held((3, 32, 32)), images_held((3, 224, 224))
+    (218453, 4458)
     """
-    return capacity * prod(shape) > RESIDENT
+    return RESIDENT // prod(shape)

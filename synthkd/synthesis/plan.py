@@ -110,7 +110,9 @@ def cycled(stages: Sequence[Stage], cycles: int) -> tuple[Stage, ...]:
             if cycle == 0 and cycles > 1:
                 without = {t: w for t, w in terms.items() if "student" not in TERMS[t].needs}
                 terms = without or terms
-            update = {"share": stage.share / cycles, "terms": terms}
+            update = {
+                "share": stage.share / cycles, "seconds": stage.seconds / cycles, "terms": terms,
+            }  # fmt: skip
             found.append(stage.model_copy(update=update) if cycles > 1 else stage)
     return tuple(found)
 
@@ -163,7 +165,7 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
 LEARNED_AT_ONCE = 2**22  # and in a student step
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
-AMPLE = 200_000  # images remembered, of which fewer will do; who asks for more shall have them
+AMPLE = 1_000_000  # images remembered, of which fewer will do; who asks for more shall have them
 ROOM = 10_000_000_000  # bytes of images and answers that are remembered, in memory or in a file
 LARGE = 64  # pixels of a side from which images are large
 REPEATS = 4  # of an answer of the teacher to large images

@@ -1,0 +1,111 @@
+"""What a refined and a learned image cost, lever by lever, by the size of images and the classes.
+
+    python benchmarks/speed.py OUT.json [--sizes 32,96,224] [--classes 10,100,1000]
+
+Teachers have random weights: `resnet20` at 32 pixels, ResNet-18 of torchvision above. Students are
+those of the tool's choice. Levers are switched on one after the other, from what version 0.2.0 did;
+all rows are of one process, one after the other, so that their ratios mean something. A refined
+image is timed over a few of its 40 steps, at all of their sizes; a learned one over a whole short
+training, drawings alone. Rows that are done are kept.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import synthkd
+from synthkd.engine.loop import Lab, rounds, synthesize
+from synthkd.engine.machine import peak_memory_mb
+
+STEPS = 8  # of 40
+LEARNED = {32: 20_000, 96: 3_000, 224: 1_200}  # images
+OLD = {
+    "stage.refine.synthesis_batch": 256, "training.batch": 256, "pixels.progressive": False,
+    "training.progressive": False, "training.repeats": 1,
+}  # fmt: skip
+LEVERS: dict[str, tuple[str, ...]] = {
+    "as in 0.2.0": (),
+    "batches by size": ("stage.refine.synthesis_batch", "training.batch"),
+    "refined small first": ("pixels.progressive",),
+    "learned at half size first": ("training.progressive",),
+    "each answer four times": ("training.repeats",),
+}
+
+
+def lab_of(size: int, classes: int, settings: dict[str, Any]) -> Lab:
+    """A lab with a teacher of random weights."""
+    teacher: dict[str, Any] = {"teacher.spec": "torchvision:resnet18", "teacher.classes": classes}
+    if size < 64:
+        teacher["teacher.spec"], teacher["student.spec"] = "resnet20", "resnet8"
+    recipe = synthkd.Recipe.of({
+        **teacher, "teacher.image_size": size, "teacher.channels": 3, "teacher.mean": (0.5,) * 3,
+        "teacher.std": (0.25,) * 3, "run.anyway": True, "run.threads": 2, **settings,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    return synthkd.build(recipe)
+
+
+def cost(size: int, classes: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a refined and a learned image, teacher passes of a learned one, peak memory."""
+    teaching = {"run.stages": ("draw", "study"), "budget.images": LEARNED.get(size, 1_200)}
+    refining = {
+        "run.stages": ("draw", "refine", "study"), "budget.images": 4096,
+        "stage.refine.synthesis_steps": STEPS,
+    }  # fmt: skip
+    made = lab_of(size, classes, {**settings, **refining})
+    stage = next(s for s in made.stages if s.name == "refine")
+    draw = next(s for s in made.stages if s.name == "draw")
+    rng = torch.Generator().manual_seed(0)
+    drawn = synthesize(made, draw, rng)
+    pixels = (255 * drawn.batch.images).byte().cpu()
+    made.memory.add(pixels, drawn.batch.labels, made.label(pixels), "procedural")
+    synthesize(made, stage.model_copy(update={"synthesis_steps": 1}), rng)  # caches
+    began = time.perf_counter()
+    found = synthesize(made, stage, rng)
+    refined = (time.perf_counter() - began) / len(found.batch.images) * 40 / STEPS
+    taught = lab_of(size, classes, {**settings, **teaching})
+    asked = 0
+    for round_ in rounds(taught):
+        if round_.stage == "draw":
+            asked, before = taught.teacher.queries, dict(taught.seconds)
+    seen = taught.progress.images_seen
+    spent = sum(taught.seconds[k] - before[k] for k in ("labelling", "student"))
+    return {
+        "refined": refined, "learned": spent / seen,
+        "passes": (taught.teacher.queries - asked) / seen, "peak_mb": peak_memory_mb(made.device),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """A table, a row for each lever and cell."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sizes", default="32,96,224")
+    parser.add_argument("--classes", default="10,100,1000")
+    given = parser.parse_args()
+    done = json.loads(given.out.read_text()) if given.out.exists() else {}
+    print("| pixels | classes | lever | ms a refined image | ms a learned image | teacher passes |")
+    print("|---|---|---|---|---|---|")
+    for size in map(int, given.sizes.split(",")):
+        for classes in map(int, given.classes.split(",")):
+            settings = dict(OLD)
+            for lever, keys in LEVERS.items():
+                for key in keys:
+                    settings.pop(key)
+                name = f"{size} {classes} {lever}"
+                if name not in done:
+                    done[name] = cost(size, classes, settings)
+                    given.out.write_text(json.dumps(done, indent=1))
+                row = done[name]
+                print(
+                    f"| {size} | {classes} | {lever} | {1000 * row['refined']:.0f} "
+                    f"| {1000 * row['learned']:.2f} | {row['passes']:.2f} |", flush=True,
+                )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
