@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.linalg import sqrtm
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch import Tensor, nn
 
 from synthkd.commands.evaluate import Grid, aligned, run
@@ -529,3 +529,26 @@ def test_importing_the_command_does_not_import_torch():
 def test_a_comparison_is_plain_data(teacher, unseen):
     found = compare(new_student(teacher), teacher, part(unseen, slice(20)))
     assert json.loads(json.dumps(asdict(found), allow_nan=False))["n"] == 20
+
+
+def test_of_many_classes_five_guesses_are_scored_too(unseen, capsys):
+    """A student that is its teacher, and 25 classes: five of the commonest labels are no feat."""
+    torch.manual_seed(0)
+    spec = load_teacher(TeacherTable()).spec
+    large = FrozenTeacher(
+        Classifier(build_network("resnet8-w4", channels=1, size=16, classes=25), spec, 25)
+    )
+    labelled = part(unseen, slice(100))
+    found = compare(large.classifier, large, labelled)
+    assert found.top5 is not None
+    assert found.top5.agreement == 1 and found.top5.student == found.top5.teacher
+    with large.exact():
+        logits = large(to_float(labelled.pixels))
+    assert found.top5.student == pytest.approx(
+        top_k_accuracy_score(labelled.labels, logits, k=5, labels=range(25))
+    )
+    counts = np.sort(np.bincount(labelled.labels))[::-1]
+    assert found.top5.constant == pytest.approx(counts[:5].sum() / 100)
+    assert compare(large.classifier, large, labelled._replace(labels=None)).top5.student is None
+    teacher = load_teacher(TeacherTable())
+    assert compare(teacher.classifier, teacher, labelled).top5 is None  # of ten classes

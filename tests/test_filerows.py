@@ -25,9 +25,9 @@ ALL = ("images", "labels", "logits", "votes", "slots", "weights")
 
 
 @contextmanager
-def in_files():
-    """Memories made meanwhile keep their images in files."""
-    with patch.object(memory, "RESIDENT", 0):
+def in_files(held: int = 0):
+    """Memories made meanwhile keep their images in files, if they are more than `held`."""
+    with patch.object(memory, "RESIDENT", held * 16):
         yield
 
 
@@ -107,22 +107,27 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
 
 
 @given(
-    st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=1, max_size=8), st.integers(1, 12)
+    st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=1, max_size=8),
+    st.integers(1, 12),
+    st.integers(0, 6),
 )
-def test_a_memory_in_a_file_is_the_same_memory(past, capacity):
-    with in_files():
+def test_a_memory_in_a_file_is_the_same_memory(past, capacity, held):
+    """It moves there when it has more images than are held."""
+    with in_files(held):
         filed = Memory(capacity, SHAPE, 4)
     plain = Memory(capacity, SHAPE, 4)
-    assert isinstance(filed.images, FileRows) and isinstance(plain.images, torch.Tensor)
     for number, votes in enumerate(past):
         for one in (filed, plain):
             one.add(*offer(votes, number))
+        assert isinstance(filed.images, FileRows) == (len(filed) > held)
+    assert isinstance(plain.images, torch.Tensor)
     with in_files():
         restored = Memory(1, SHAPE, 4)
         restored.load_state_dict(filed.state_dict())
     moved = Memory(1, SHAPE, 4)
     moved.load_state_dict(filed.state_dict())
-    assert isinstance(restored.images, FileRows) and isinstance(moved.images, torch.Tensor)
+    assert isinstance(restored.images, FileRows) == (len(filed) > 0)
+    assert isinstance(moved.images, torch.Tensor)
     for one in (filed, restored, moved):
         assert one.counts == plain.counts
         pairs = [(one.everything(), plain.everything())]

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, mutual_info_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    mutual_info_score,
+    top_k_accuracy_score,
+)
 from sklearn.metrics.pairwise import cosine_similarity
 
 from synthkd import measures
@@ -287,3 +292,12 @@ def test_data_free_frechet_is_the_distance_between_diagonal_gaussians():
     assert measures.data_free_frechet([(mean, var)], [(m, v)]) == pytest.approx(expected)
     two = measures.data_free_frechet([(mean, var), (m, v)], [(m, v), (m, v)])
     assert two == pytest.approx(expected / 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30])
+def test_top_five_is_that_of_scikit_learn(count):
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 25, generator=rng)
+    labels = torch.randint(25, (200,), generator=rng)
+    oracle = top_k_accuracy_score(labels, logits, k=min(count, 25), labels=range(25))
+    assert measures.top(logits, labels, count) == pytest.approx(oracle)
