@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from synthkd import recipe as recipes
 from synthkd.engine.build import build
+from synthkd.engine.estimate import mean_area
 from synthkd.engine.loop import Lab, rounds
 
 
@@ -82,14 +83,17 @@ def main(minutes: str, settings: list[str]) -> None:
     wall = time.perf_counter() - started
     seconds = lab.seconds | {"the rest": wall - sum(lab.seconds.values())}
     seen, synthesized = lab.progress.images_seen, lab.progress.synthesized
-    done = {
-        "synthesis": trained * per_image["gradient"],
-        "labelling": (seen + synthesized) * per_image["answer"],
-        "student": seen * per_image["step"],
+    table = lab.recipe.training
+    answered = seen / table.repeats + synthesized
+    done = {  # smaller images take their share of the area
+        "synthesis": trained * per_image["gradient"] * mean_area(lab.recipe.pixels.scales),
+        "labelling": answered * per_image["answer"],
+        "student": seen * per_image["step"] * mean_area(table.scales),
     }
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {wall:.0f} s")
     print(", ".join(f"{kind} {speed:.0f} GFLOP/s attainable" for kind, speed in reach.items()))
-    print(f"{trained:,} image steps of synthesis, {synthesized:,} synthesized, {seen:,} learned\n")
+    print(f"{trained:,} image steps of synthesis, {synthesized:,} synthesized, {seen:,} learned")
+    print(f"{answered / max(1, seen):.2f} answers of the teacher for a learned image\n")
     print("| part | seconds | share | GFLOP/s |\n|---|---:|---:|---:|")
     for part, spent in seconds.items():
         rate = f"{done[part] / spent / 1e9:.0f}" if done.get(part) and spent else ""

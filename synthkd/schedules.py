@@ -57,6 +57,20 @@ def scale(progress: float, scales: Mapping[float, float]) -> float:
     return max(scales, default=1.0)
 
 
+def crop(share: float, *, smallest: float) -> float:
+    """The smallest area that a random crop may have, as a share of the image: it falls from 1 to
+    `smallest` along a cosine, as the share of the steps that is done goes from 0 to 1.
+
+        smallest + (1 − smallest) · (1 + cos π·share) / 2
+
+    The curriculum of CDA (Yin & Shen 2023, https://arxiv.org/abs/2311.18838).
+
+    >>> crop(0, smallest=0.2), crop(0.5, smallest=0.2), crop(1, smallest=0.2)
+    (1.0, 0.6, 0.2)
+    """
+    return smallest + (1 - smallest) * (1 + math.cos(math.pi * share)) / 2
+
+
 def ema_decay(step: int, *, longest: float = 0.999) -> float:
     """The decay of a running average that starts young: min(longest, (1 + n) / (10 + n)).
 

@@ -562,6 +562,15 @@ class PixelsTable(Table):
             "at full size, unless progressive)"
         ),
     ] = {}
+    crop: Annotated[
+        float,
+        Field(
+            description="smallest share of the area that a random crop shows at the last step; at "
+            "the first it shows all (1: no crop)",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
     progressive: Annotated[
         bool,
         Field(

@@ -51,7 +51,8 @@ STRIDED = (
     "timm:resnet10t", "timm:resnet14t", "timm:resnet18",
 )  # fmt: skip
 STRIDED_FROM, STRIDED_FIRST = 64, 96  # pixels: tried beside ours, tried before ours
-CUT = 0.5  # share of the channels that a student cut out of its teacher has less
+CUT, CUT_SMALL = 0.5, 0.3  # share of the channels that a student cut out of its teacher has less
+SMALL_TEACHER = 1_000_000  # weights, under which a teacher has few to spare
 SHARE = 0.25  # of the teacher's weights, where no limit is given
 UNKNOWN = 50_000  # weights, where the teacher's are unknown
 MARGIN = 1.1  # a limit of so many times the time measured is promised
@@ -75,7 +76,8 @@ class Candidate:
 def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     """The candidate with the most weights within the limits. Without a limit it has at most a
     quarter of the teacher's weights; of images of 64 pixels and more it is then cut out of the
-    teacher itself, where that can be done (`networks.pruned`).
+    teacher itself, where that can be done (`networks.pruned`), which leaves a small teacher half of
+    its weights.
 
     Of images below 96 pixels, networks of ours of the teacher's own family come first, since they
     can start from its layers; of larger ones those whose first layers have a stride. One with
@@ -109,19 +111,21 @@ def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
 
 
 def _own(teacher: Teacher) -> Candidate | None:
-    """The teacher's own network with half of its channels, where its images are large enough for
-    first weights to be worth more than a network made for few operations; None where they are
-    small, or it cannot be cut."""
+    """The teacher's own network with half of its channels (a quarter of its weights), or of a small
+    teacher with 0.7 of them (half of its weights), where its images are large enough for first
+    weights to be worth more than a network made for few operations; None where they are small, or
+    it cannot be cut."""
     spec, network = teacher.spec, teacher.network
     small = min(spec.height, spec.width) < STRIDED_FROM
     if small or teacher.access != "full" or not isinstance(network, Classifier):
         return None
     try:
-        body = pruned(network.body, spec.shape, CUT).eval()
+        cut = CUT if teacher.parameters_count >= SMALL_TEACHER else CUT_SMALL
+        body = pruned(network.body, spec.shape, cut).eval()
     except InputError:
         return None
     params = sum(p.numel() for p in body.parameters())
-    return Candidate(f"prune:{CUT}", params, _counted(body, torch.zeros(1, *spec.shape)))
+    return Candidate(f"prune:{cut}", params, _counted(body, torch.zeros(1, *spec.shape)))
 
 
 def _groups(teacher: Teacher) -> Iterator[tuple[str, ...]]:

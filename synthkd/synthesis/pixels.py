@@ -18,7 +18,7 @@ from synthkd.synthesis.context import (
     even_labels,
     rarest_labels,
 )
-from synthkd.synthesis.objective import SynthesisObjective
+from synthkd.synthesis.objective import SynthesisObjective, zoomed
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.synthesis.resolution import scaled
@@ -94,7 +94,8 @@ class Pixels(Generator):
                 )
             images = self._decode(moved, size)
             outside = (images - images.detach().clamp(0, 1)).abs().mean()
-            verdict = self.objective(context, self._view(images, context, rng), labels, rng)
+            view = self._view(images, context, rng, done / steps)
+            verdict = self.objective(context, view, labels, rng)
             judged = labels
             if stage.offer == "best":
                 loss = verdict.loss.detach()
@@ -175,13 +176,18 @@ class Pixels(Generator):
         """Whether a batch of `count` images has few of each class."""
         return count < FEW * self.classes
 
-    def _view(self, images: Tensor, context: SynthesisContext, rng: torch.Generator) -> Tensor:
-        """The whole batch shifted around the edges, and perhaps mirrored: one draw per step."""
+    def _view(
+        self, images: Tensor, context: SynthesisContext, rng: torch.Generator, share: float
+    ) -> Tensor:
+        """The whole batch shifted around the edges, and perhaps mirrored: one draw per step; then a
+        crop of each image (`schedules.crop`), enlarged to the whole."""
         reach = [round(self.table.roll * side) for side in self.shape[1:]]
         by = [int(torch.randint(-r, r + 1, (), generator=rng)) for r in reach]
         mirrored = context.augment.flip and float(torch.rand((), generator=rng)) < 0.5
         view = images.roll(by, (2, 3))
-        return view.flip(3) if mirrored else view
+        view = view.flip(3) if mirrored else view
+        smallest = schedules.crop(share, smallest=self.table.crop)
+        return view if smallest >= 1 else zoomed(view, smallest, rng)
 
     def _encode(self, images: Tensor) -> Tensor:
         """The variables of images: as the network sees them, or their spectrum over frequency."""
