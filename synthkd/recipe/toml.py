@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -225,6 +226,10 @@ def pipeline_path(name: str) -> Path:
 def to_toml(recipe: Recipe) -> str:
     """The whole recipe as TOML text; reading it back gives an equal recipe."""
 
+    def name(key: object) -> str:
+        text = str(key)
+        return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else literal(text)
+
     def literal(value: Any) -> str:
         if isinstance(value, bool):
             return "true" if value else "false"
@@ -232,7 +237,7 @@ def to_toml(recipe: Recipe) -> str:
             return repr(value)
         if isinstance(value, Mapping):
             return (
-                "{ " + ", ".join(f"{k} = {literal(v)}" for k, v in value.items()) + " }"
+                "{ " + ", ".join(f"{name(k)} = {literal(v)}" for k, v in value.items()) + " }"
                 if value
                 else "{}"
             )
