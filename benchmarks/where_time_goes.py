@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from synthkd import recipe as recipes
 from synthkd.engine.build import build
-from synthkd.engine.estimate import mean_area
 from synthkd.engine.loop import Lab, rounds
+from synthkd.synthesis.resolution import mean_area
 
 
 def operations(work: Any) -> float:

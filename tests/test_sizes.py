@@ -1,5 +1,6 @@
 """What is chosen by the size of the images: batches, sizes, answers used again; and cycles."""
 
+import tomllib
 from typing import Any
 
 import pytest
@@ -10,15 +11,16 @@ import synthkd
 from synthkd.core.images import ImageSpec
 from synthkd.engine.batches import TaughtBatch, pooled
 from synthkd.engine.build import assemble
-from synthkd.engine.estimate import mean_area
 from synthkd.engine.loop import rounds
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe, TeacherTable
+from synthkd.recipe import Recipe, TeacherTable, to_toml, validated
 from synthkd.schedules import scale
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis import resolution
-from synthkd.synthesis.plan import cycled, plan, sized
-from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.synthesis.plan import cycled, plan, sized, suited
+from synthkd.synthesis.resolution import mean_area
+from synthkd.synthesis.tuning import RATES, TRIED, USUAL, USUAL_LARGE, Trial, tried, tuned
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
 from synthkd.teachers.protocol import Seen
 
 SMALL: dict[str, Any] = {
@@ -184,3 +186,56 @@ def test_areas_and_sizes_follow_each_other() -> None:
     scales = {0.5: 0.25, 1.0: 0.75}
     steps = [scale(k / 1000, scales) for k in range(1000)]
     assert sum(side**2 for side in steps) / 1000 == pytest.approx(mean_area(scales), abs=2e-3)
+
+
+def planned(settings: dict[str, Any], teacher: FrozenTeacher):
+    recipe, _ = suited(Recipe.of(settings), teacher)
+    return recipe, plan(recipe, teacher).stages
+
+
+def test_a_learning_rate_is_tried_for_large_images() -> None:
+    """The one with the least loss, here found again; the teacher is as it was."""
+    teacher = teacher_of(64)
+    before = digest_of(teacher.classifier)
+    recipe, stages = planned({"stage.refine.synthesis_steps": 8}, teacher)
+    stage, scales = next(s for s in stages if s.name == "refine"), recipe.pixels.scales
+    assert scales and recipe.pixels.learning_rate == 0
+    found, chosen, reasons = tuned(recipe, stages, teacher)
+    assert teacher.queries == 0 and digest_of(teacher.classifier) == before
+    trials = [tried(recipe, stage, teacher, rate, scales, 8) for rate in RATES]
+    best = min(trials, key=lambda trial: trial.loss)
+    few = max(1, round(8 * mean_area(scales)))
+    trials.append(tried(recipe, stage, teacher, best.learning_rate, {1.0: 1.0}, few))
+    best = min(trials, key=lambda trial: trial.loss)
+    assert len({trial.loss for trial in trials}) > 1
+    assert found.pixels.learning_rate == best.learning_rate
+    assert found.pixels.scales == dict(best.scales)
+    of_plan, of_recipe = (
+        next(s for s in some if s.name == "refine").synthesis_steps
+        for some in (chosen, found.stage)
+    )
+    assert of_plan == of_recipe == best.steps
+    assert f"the best of 4 that were tried on {TRIED} drawings" in reasons[0]
+    again, same, none = tuned(found, chosen, teacher)  # as when a run goes on
+    assert (again, same, none) == (found, chosen, ())
+    assert suited(found, teacher)[0] == found
+
+
+def test_where_a_trial_does_not_pay_a_usual_rate_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> Trial:
+        raise AssertionError
+
+    monkeypatch.setattr("synthkd.synthesis.tuning.tried", never)
+    small = load_teacher(TeacherTable())
+    assert tuned(*planned({}, small), small)[0].pixels.learning_rate == USUAL
+    large = teacher_of(64)
+    short = {"budget.minutes": 2}
+    assert tuned(*planned(short, large), large)[0].pixels.learning_rate == USUAL_LARGE
+    given = {"pixels.learning_rate": 0.3}
+    assert tuned(*planned(given, large), large)[0].pixels.learning_rate == 0.3
+
+
+def test_scales_are_written_and_read_back() -> None:
+    settings = {"pixels.scales": "0.375=0.5,1=0.5", "teacher.args": {"a.b": "c d", "ü": "1"}}
+    recipe = Recipe.of(settings)
+    assert validated(tomllib.loads(to_toml(recipe))) == recipe

@@ -34,6 +34,7 @@ from synthkd.students.auto import against_teacher, best_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.gan import borrow
+from synthkd.synthesis.tuning import tuned
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
 
@@ -143,7 +144,8 @@ def assemble(
     recipe, reasons = plans.suited(recipe, teacher)
     plan = plans.plan(recipe, teacher, sources)
     stages = plan.stages if student is not None else plans.alone(plan.stages)
-    plan = plans.Plan(stages, (*plan.reasons, *reasons))
+    recipe, stages, more = tuned(recipe, stages, teacher)
+    plan = plans.Plan(stages, (*plan.reasons, *reasons, *more))
     if student is not None:
         _check(recipe, plan)
     elif not stages:

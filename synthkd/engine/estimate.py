@@ -22,6 +22,7 @@ from synthkd.images.augment import augmented
 from synthkd.recipe import Recipe, Stage
 from synthkd.replay.memory import images_held
 from synthkd.synthesis import GENERATORS
+from synthkd.synthesis.resolution import mean_area
 from synthkd.teachers.protocol import Seen, Teacher
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
@@ -377,15 +378,6 @@ def _round(
     synthesized = offered * scale
     counted = (trained - trains) * scale + steps * trains * wide if steps > 1 else trained * wide
     return RoundCost(synthesis, synthesized * label, student, synthesized, counted, seen)
-
-
-def mean_area(scales: Mapping[float, float]) -> float:
-    """The mean area of images, as a share of the full one, over all steps.
-
-    >>> mean_area({}), mean_area({0.5: 0.8, 1.0: 0.2})
-    (1.0, 0.4)
-    """
-    return sum(share * side**2 for side, share in scales.items()) if scales else 1.0
 
 
 def _in_large(trial: Callable[[int, int], float], few: int, most: int, repeats: int) -> float:

@@ -543,7 +543,15 @@ class PixelsTable(Table):
         Literal["pixels", "fourier"],
         Field(description="what is moved: pixels, or their spectrum scaled by 1/frequency"),
     ] = "fourier"
-    learning_rate: Annotated[float, Field(description="Adam's learning rate", gt=0, le=1)] = 0.05
+    learning_rate: Annotated[
+        float,
+        Field(
+            description="Adam's learning rate (0: of images of 64 pixels and more the best of "
+            "three that are tried, else 0.05)",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.05
     beta1: Annotated[float, Field(description="Adam's first decay", ge=0, lt=1)] = 0.5
     beta2: Annotated[float, Field(description="Adam's second decay", ge=0, lt=1)] = 0.9
     decay: Annotated[

@@ -77,3 +77,12 @@ def scales(found: Mapping[float, float]) -> dict[float, float]:
         return {good[0]: round(STEPS[0] + STEPS[1], 6), 1.0: STEPS[2]}
     middle = min(between, key=lambda side: abs(side - (good[0]) ** 0.5))
     return dict(zip((good[0], middle, 1.0), STEPS, strict=True))
+
+
+def mean_area(scales: Mapping[float, float]) -> float:
+    """The mean area of images, as a share of the full one, over all steps.
+
+    >>> mean_area({}), mean_area({0.5: 0.8, 1.0: 0.2})
+    (1.0, 0.4)
+    """
+    return sum(share * side**2 for side, share in scales.items()) if scales else 1.0
