@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused():
 def test_the_file_has_no_name_and_is_not_made_for_nothing(tmp_path):
     missing = FileRows(3, (2,), torch.uint8, tmp_path / "missing")
     assert missing[:].tolist() == [[0, 0]] * 3
-    with pytest.raises(DiskError, match=r"missing.*cannot be written"):
+    with pytest.raises(DiskError, match=r"missing.*memory fails"):
         missing[torch.tensor([0])] = torch.ones(1, 2, dtype=torch.uint8)
     there = FileRows(3, (2,), torch.uint8, tmp_path)
     there[torch.tensor([0])] = torch.ones(1, 2, dtype=torch.uint8)
@@ -102,7 +102,7 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "a file for the images of the memory cannot be written: File too large" in done.stdout
+    assert "a file for the images of the memory fails: File too large" in done.stdout
     assert str(tmp_path) in done.stdout
 
 

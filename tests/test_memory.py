@@ -483,3 +483,17 @@ def test_the_rarest_classes_are_asked_for(counts, count):
     asked = torch.bincount(labels, minlength=len(counts)) > 0
     assert len(labels) == count
     assert not asked.any() or int(after[asked].max()) <= int(after.min()) + 1
+
+
+def test_a_class_that_the_teacher_never_sees_does_not_take_all_the_batches():
+    """Asked for as often as the others, it counts as often."""
+    memory, rng = Memory(4000, SHAPE, 8), torch.Generator().manual_seed(0)
+    asked = torch.zeros(8)
+    for _ in range(20):
+        labels = rarest_labels(memory.counts_of("pixels"), 16, rng)
+        asked += torch.bincount(labels, minlength=8)
+        seen = labels.where(labels < 5, torch.zeros_like(labels))  # classes 5, 6, 7 are never seen
+        logits = torch.nn.functional.one_hot(seen, 8).float()
+        images = torch.randint(256, (16, *SHAPE), dtype=torch.uint8)
+        memory.add(images, labels, logits, "pixels")
+    assert asked.max() - asked.min() <= 1

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
-from synthkd.networks import NAMES, build_network, is_named
+from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.critic import Critic
 from synthkd.networks.decoder import ConditionalNorm, Decoder
@@ -245,3 +245,32 @@ def test_the_bound_holds_however_large_the_weights_grow():
         if "original" in name:
             p.data *= 50
     assert largest_singular_values(used(critic)) == pytest.approx([1.0] * 5, rel=0.02)
+
+
+@pytest.mark.parametrize("stem", ["", "-stem2", "-stem4"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet20-w8", "wrn-16-1", "mobilenet-0.5", "mobilenet"]
+)
+def test_a_stem_makes_the_maps_smaller_and_nothing_else(name, stem):
+    """The same weights, by name; and the name is one of ours wherever it is read."""
+    plain, made = (
+        build_network(text, channels=1, size=64, classes=3).eval() for text in (name, name + stem)
+    )
+    made.load_state_dict(plain.state_dict())
+    seen = []
+    first = made.layer1 if hasattr(made, "layer1") else made.blocks
+    first.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
+    images = torch.rand(2, 1, 64, 64)
+    answers = made(images)
+    side = 64 // int(stem[-1] if stem else 1)
+    assert answers.shape == (2, 3) and seen == [(side, side)]
+    assert torch.equal(answers, plain(images)) == (not stem)
+    assert is_named(name + stem) and is_known(name + stem)
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet5-stem2", "resnet8-stem", "resnet8-stem3", "resnet8-stem04"]
+)
+def test_a_stem_that_there_is_not_is_refused(name):
+    with pytest.raises(InputError, match="no network is called"):
+        build_network(name, channels=1, size=64, classes=3)

@@ -42,7 +42,9 @@ def test_networks_of_a_zoo_are_cut_and_come_back_from_their_tensors(name: str) -
         assert torch.equal(again(images), narrow(images))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "wrn-16-1", "mobilenet-0.5", "lenet5"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet20-stem4", "wrn-16-1", "mobilenet-0.5-stem2", "lenet5"]
+)
 def test_networks_of_ours_are_cut_and_come_back(name: str) -> None:
     whole = build_network(name, channels=3, size=32, classes=5).eval()
     narrow = pruned(whole, (3, 32, 32), 0.5).eval()

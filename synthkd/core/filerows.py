@@ -56,11 +56,14 @@ class FileRows:
         if self._file is None or not found.numel():
             return found
         flat = _bytes_of(found)
-        for place, number in enumerate(numbers):
-            self._file.seek(number * self.bytes)
-            read, end = place * self.bytes, (place + 1) * self.bytes
-            while read < end and (count := self._file.readinto(flat[read:end])):  # type: ignore[attr-defined]
-                read += count
+        try:
+            for place, number in enumerate(numbers):
+                self._file.seek(number * self.bytes)
+                read, end = place * self.bytes, (place + 1) * self.bytes
+                while read < end and (count := self._file.readinto(flat[read:end])):  # type: ignore[attr-defined]
+                    read += count
+        except OSError as error:
+            raise self._refused(error) from None
         return found
 
     def __setitem__(self, index: Tensor | slice, rows: Tensor) -> None:
@@ -103,7 +106,7 @@ class FileRows:
     def _refused(self, error: OSError) -> DiskError:
         where = quoted(self.folder or tempfile.gettempdir())
         said = error.strerror or quoted(error)
-        return DiskError(f"{where}: a file for the images of the memory cannot be written: {said}")
+        return DiskError(f"{where}: a file for the images of the memory fails: {said}")
 
 
 def _bytes_of(rows: Tensor) -> memoryview:

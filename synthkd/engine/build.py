@@ -100,6 +100,7 @@ def build(
         ).to(device)
     if not choice:  # no time has been measured yet
         doubts = list(against_teacher(learner, known))
+    found = examined(known, recipe)
     lab = assemble(recipe, known, learner, device=device, bfloat16=bfloat16)
     recipe = lab.recipe
     budget = (
@@ -118,7 +119,8 @@ def build(
     )
     report.findings(doubts)
     lab.student_choice, lab.student_findings = choice, doubts
-    lab.teacher_findings = checked(known, recipe, report)
+    report.findings(found)
+    lab.teacher_findings = found
     if data:
         report.findings(open_data(lab, real_data=real_data).notes)
     return lab
@@ -140,11 +142,11 @@ def assemble(
     served.
     """
     teacher.queries = 0  # those of this run are counted
-    sources = sources_of(recipe, student=student is not None)
+    sources, free = sources_of(recipe, student=student is not None), not recipe.pixels.scales
     recipe, reasons = plans.suited(recipe, teacher)
     plan = plans.plan(recipe, teacher, sources)
     stages = plan.stages if student is not None else plans.alone(plan.stages)
-    recipe, stages, more = tuned(recipe, stages, teacher)
+    recipe, stages, more = tuned(recipe, stages, teacher, free=free)
     plan = plans.Plan(stages, (*plan.reasons, *reasons, *more))
     if student is not None:
         _check(recipe, plan)
@@ -169,6 +171,7 @@ def build_synthesis(
     recipe, device, bfloat16 = prepare(borrow(recipe))
     known = _teacher(recipe, teacher).to(device)
     known.low_precision = bfloat16
+    found = examined(known, recipe)
     lab = assemble(recipe, known, None, device=device, bfloat16=bfloat16)
     stages = lab.stages
     trained = stages[-1].generator in lab.begun
@@ -186,7 +189,8 @@ def build_synthesis(
         else f"{recipe.budget.images or 0:,} images"
     )
     report.plan(lab.plan, "no training" if trained else f"{budget} of training")
-    lab.teacher_findings = checked(known, recipe, report)
+    report.findings(found)
+    lab.teacher_findings = found
     return lab, trained
 
 
@@ -214,13 +218,19 @@ def _teacher(recipe: Recipe, given: Any) -> Any:
     return load_teacher(recipe.teacher, trust_code=recipe.run.trust_code, network=given)
 
 
-def checked(teacher: Teacher, recipe: Recipe, report: Reporter) -> list[Finding]:
-    """Asks a teacher before anything is done with it, and shows what was found. Something serious
-    is an InputError, unless the recipe says anyway."""
+def examined(teacher: Teacher, recipe: Recipe) -> list[Finding]:
+    """Asks a teacher before anything is done with it: what was found. Something serious is an
+    InputError, unless the recipe says anyway."""
     if not isinstance(teacher, FrozenTeacher):
         return []
     found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
     refuse(found, recipe.teacher.spec, anyway=recipe.run.anyway)
+    return found
+
+
+def checked(teacher: Teacher, recipe: Recipe, report: Reporter) -> list[Finding]:
+    """`examined`, and shown."""
+    found = examined(teacher, recipe)
     report.findings(found)
     return found
 

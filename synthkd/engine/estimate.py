@@ -161,8 +161,8 @@ def memory_of(
     remembered: float, bfloat16: bool,
 ) -> float:  # fmt: skip
     """Bytes: what this process holds now, what a batch keeps for its gradients, and the images
-    `remembered`: themselves, unless they lie in a file, and twice those of one file of a
-    checkpoint, which is written from a copy and read back."""
+    `remembered`: themselves, unless they lie in a file, and three times those of one file of
+    a checkpoint, which is written from a copy and read back."""
     width = 2 if bfloat16 else 4
     whole = remembered * row_bytes(teacher)
     filed = remembered > images_held(teacher.spec.shape)
@@ -173,7 +173,7 @@ def memory_of(
     if teacher.access == "full" and any(s.terms for s in stages):
         count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
         refined = width * count * activations(teacher.network, teacher.spec.shape)
-    return resident() + max(learned, refined) + held + 2 * min(whole, PART)
+    return resident() + max(learned, refined) + held + 3 * min(whole, PART)
 
 
 def row_bytes(teacher: Teacher) -> float:

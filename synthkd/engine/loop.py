@@ -135,8 +135,9 @@ class Lab:
         """Where a file lies with the images that are too many to be held in memory; without it,
         where the system keeps such files. To be told before there are any."""
         self.folder = folder
-        if isinstance(self.memory, Memory):
-            self.memory.keep_in(folder)
+        for memory in (self.memory, self.held_out):
+            if isinstance(memory, Memory):
+                memory.keep_in(folder)
 
     def use_real(self, real: Tensor) -> None:
         """Real uint8 images [N, C, H, W] to learn from. With mix ratio 0 a twentieth of them is
@@ -372,8 +373,8 @@ def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Bat
 
 
 def _nearest(lab: Lab, without: str, labels: Tensor, rng: torch.Generator) -> Batch | None:
-    """The same for classes that are asked for; None where no images are stored."""
-    if not isinstance(lab.memory, Memory) or not len(lab.memory):
+    """The same for classes that are asked for; None where no images are stored, or too few."""
+    if not isinstance(lab.memory, Memory) or len(lab.memory) < 4 * len(labels):
         return None
     drawn = lab.memory.nearest(labels, rng, without=without)
     return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))

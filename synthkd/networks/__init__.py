@@ -73,7 +73,7 @@ NAMES = tuple(NETWORKS)
 def is_named(spec: str) -> bool:
     """Whether `spec` is the name of a network of ours (perhaps misspelt), not a path or a
     module."""
-    return re.fullmatch(r"[a-z][a-z0-9-]*(\.\d+)?", spec) is not None
+    return re.fullmatch(r"[a-z][a-z0-9-]*(\.\d+)?(-stem\d+)?", spec) is not None
 
 
 def is_known(name: str) -> bool:
@@ -98,13 +98,13 @@ def build_network(
 def _builder(name: str) -> Builder | None:
     """By its name; ResNets also with the width of their first group, 2 to 512, all but LeNet-5 also
     with the reduction of their stem."""
-    plain, _, stem = name.partition("-stem")
+    plain, reducing, stem = name.partition("-stem")
     reduction = int(stem) if stem in map(str, STEMS[1:]) else 1
-    if stem and reduction == 1:
+    if reducing and reduction == 1:
         return None
     match = re.fullmatch(r"resnet(\d+)-w(\d{1,3})", plain)
     if match and int(match[1]) in DEPTHS and 2 <= int(match[2]) <= 512:
         return _resnet(int(match[1]), int(match[2]), reduction)
-    if not stem:
+    if not reducing:
         return NETWORKS.get(name)
     return _REDUCING[plain](reduction) if plain in _REDUCING else None

@@ -100,7 +100,11 @@ def _narrower(body: ResNet, ratio: float) -> ResNet:
         raise InputError("this network cannot be pruned: no layer can be made narrower")
     depth = 2 + 6 * len(body.layer1)
     found = ResNet(
-        depth, width=kept, channels=body.conv1.in_channels, classes=body.linear.out_features
+        depth,
+        width=kept,
+        channels=body.conv1.in_channels,
+        classes=body.linear.out_features,
+        reduction=body.reduction,
     )
     inherited(found, body)
     return found

@@ -13,6 +13,6 @@ def stem(channels: int, width: int, reduction: int) -> nn.Conv2d:
 
 
 def pooled(maps: Tensor, reduction: int) -> Tensor:
-    """Maps behind the first activation, by max pooling at half their size where the reduction is 4,
+    """Maps of the first layer, by max pooling at half their size where the reduction is 4,
     as in ResNets for ImageNet (He et al. 2016, https://arxiv.org/abs/1512.03385)."""
     return F.max_pool2d(maps, 3, 2, 1) if reduction == 4 else maps

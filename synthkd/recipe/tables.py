@@ -546,8 +546,8 @@ class PixelsTable(Table):
     learning_rate: Annotated[
         float,
         Field(
-            description="Adam's learning rate (0: of images of 64 pixels and more the best of "
-            "three that are tried, else 0.05)",
+            description="Adam's learning rate (0: the best of three that are tried, where images "
+            "have 64 pixels and more; below 0.05)",
             ge=0,
             le=1,
         ),

@@ -20,6 +20,7 @@ from synthkd.core.states import Rows
 from synthkd.replay.protocol import ReplayBatch
 
 NEAREST = 5  # images of a class that the teacher sees in none
+AT_ONCE = 8192  # answers that are looked at as float32
 RESIDENT = 640 << 20  # bytes of images that may be held in memory
 _Kind = tuple[bool, tuple[tuple[str, float], ...]]  # of a draw: by margin? its shares
 
@@ -31,7 +32,7 @@ class Memory:
     the most frequent class, or of its own class if that is among the most frequent: rare classes
     are never given away.
 
-    From `RESIDENT` bytes of images on all of them lie in a file of `folder` (None: where the system
+    Images of more than `RESIDENT` bytes all lie in a file of `folder` (None: where the system
     keeps such files), see `FileRows`.
 
     Logits are kept as float16, cut to its range; the class that the teacher sees is kept beside
@@ -176,13 +177,14 @@ class Memory:
 
     def nearest(self, labels: Tensor, rng: torch.Generator, *, without: str = "") -> ReplayBatch:
         """For each of the classes `labels` [N] an image in which the teacher sees it, drawn at
-        random; of a class that it sees nowhere, one of the NEAREST of which it thinks most of it
-        (by logit less the highest one). Those of the origin `without` only if there are no
-        others."""
+        random; of a class that it sees nowhere, one of those of which it thinks most of it (by
+        logit less the highest one), as many as are asked for and at least NEAREST. Those of the
+        origin `without` only if there are no others, or none of the class."""
         kept = torch.arange(self.size)
+        own = torch.zeros(self.size, dtype=torch.bool)
         if without in self.names:
-            others = (self.origins[kept] != self.names.index(without)).nonzero()[:, 0]
-            kept = others if len(others) else kept
+            own = self.origins[: self.size] == self.names.index(without)
+            kept = kept[own] if bool(own.all()) else kept[~own]
         votes, labels = self.votes[kept], labels.cpu()
         slots, highest = torch.zeros_like(labels), None
         for label in torch.unique(labels).tolist():
@@ -192,17 +194,24 @@ class Memory:
                 if highest is None:
                     highest = self.logits[: self.size].amax(1)[kept].float()
                 lacking = self.logits[kept, label].float() - highest
-                there = lacking.topk(min(NEAREST, len(kept))).indices
+                there = lacking.topk(min(max(NEAREST, len(wanted)), len(kept))).indices
+                reached = (own & (self.votes[: self.size] == label)).nonzero()[:, 0]
+                there = torch.cat([kept[there], reached])
+            else:
+                there = kept[there]
             drawn = torch.randint(len(there), (len(wanted),), generator=rng)
-            slots[wanted] = kept[there[drawn]]
+            slots[wanted] = there[drawn]
         return self._batch(slots, torch.ones(len(slots)))
 
     def counts_of(self, origin: str) -> Tensor:
-        """Images of an origin per class that the teacher sees, [K]."""
+        """Images of an origin per class that was asked for, or that the teacher sees where none
+        was, [K]: a class that it never sees does not stay the rarest for ever."""
         if origin not in self.names:
             return torch.zeros(self.classes, dtype=torch.int64)
         of = self.origins[: self.size] == self.names.index(origin)
-        return torch.bincount(self.votes[: self.size][of], minlength=self.classes)
+        asked, seen = self.labels[: self.size][of], self.votes[: self.size][of]
+        asked = torch.where((asked >= 0) & (asked < self.classes), asked, seen)
+        return torch.bincount(asked, minlength=self.classes)
 
     def _batch(self, slots: Tensor, weights: Tensor) -> ReplayBatch:
         return ReplayBatch(
@@ -234,7 +243,8 @@ class Memory:
         if kind not in self._evened:
             weight = self._even(self.votes[: self.size], self.origins[: self.size], shares)
             if by_margin:
-                top = self.logits[: self.size].float().softmax(1).topk(2, dim=1).values
+                parts = torch.split(self.logits[: self.size], AT_ONCE)
+                top = torch.cat([p.float().softmax(1).topk(2, dim=1).values for p in parts])
                 weight = weight * (1.0 - (top[:, 0] - top[:, 1]).double() + 1e-3)
             self._evened[kind] = weight
         if kind not in self._cumulated:
@@ -314,7 +324,8 @@ class Memory:
         self._allocate(int(state["capacity"]))
         rows: Rows = state["rows"]
         self.size = len(rows.numbers)
-        self._make_room()
+        if self.size > len(self.images):
+            self.images = FileRows(self.capacity, self.shape, torch.uint8, self.folder)
         kept = slice(self.size)
         self.insertion_index[kept] = rows.numbers
         for places, columns in rows.parts():

@@ -54,7 +54,7 @@ class _StoredRows(Rows):
         ordered, order = self.numbers.sort()
         for segment in self.segments:
             part = load_state(self.folder / segment.name, "rows", checksum=segment.checksum)
-            hit = torch.isin(part.numbers, self.numbers)
+            hit = _among(part.numbers, ordered)
             place = order[torch.searchsorted(ordered, part.numbers[hit])]
             yield place, {key: part.columns[key][hit] for key in self.columns}
 
@@ -94,7 +94,8 @@ class Checkpoints:
         """Writes the rows that are in none of the `known` files, and those of files that are not
         worth keeping, in files of `PART` bytes at most, named by `names`. Returns the files in
         which all rows are."""
-        used = [int(torch.isin(segment.numbers, rows.numbers).sum()) for segment in known]
+        wanted = rows.numbers.sort().values
+        used = [int(_among(segment.numbers, wanted).sum()) for segment in known]
         kept = [
             (segment, number)
             for segment, number in zip(known, used, strict=True)
@@ -103,7 +104,7 @@ class Checkpoints:
         full = PART // rows.bytes // 2  # rows of a file to which none are added
         while True:
             stored = torch.cat([torch.empty(0).long(), *(s.numbers for s, _ in kept)])
-            fresh = ~torch.isin(rows.numbers, stored)
+            fresh = ~_among(rows.numbers, stored.sort().values)
             if not kept or kept[-1][1] >= min(full, 2 * int(fresh.sum())):
                 break
             kept.pop()
@@ -188,6 +189,14 @@ class Checkpoints:
         for kind in (CHECKPOINT, ROWS):
             for path in written(self.folder, kind):
                 path.unlink()
+
+
+def _among(numbers: Tensor, ordered: Tensor) -> Tensor:
+    """Which of the numbers [N] are among those that are `ordered` [M], a mask [N]."""
+    if not len(ordered):
+        return torch.zeros(len(numbers), dtype=torch.bool)
+    place = torch.searchsorted(ordered, numbers).clamp_max(len(ordered) - 1)
+    return ordered[place] == numbers
 
 
 def written(folder: Path, kind: re.Pattern[str]) -> list[Path]:

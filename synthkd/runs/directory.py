@@ -234,7 +234,9 @@ def claim(path: Path, *, resumable: bool = False) -> None:
     may be gone on with."""
     if files.exists(path) and not path.is_dir():
         raise InputError(f"--out {quoted(path)}: this is a file, not a directory")
-    if files.exists(path) and any(path.iterdir()):
+    # of an open file that has no name any more a file system over the network shows one
+    ours = (".nfs", ".fuse_hidden")
+    if files.exists(path) and any(not p.name.startswith(ours) for p in path.iterdir()):
         raise InputError(
             f"--out {quoted(path)}: this directory is not empty; choose another"
             + (", or --resume it" if resumable else "")

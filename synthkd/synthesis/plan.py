@@ -166,7 +166,8 @@ REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are ke
 LEARNED_AT_ONCE = 2**22  # and in a student step
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
 AMPLE = 1_000_000  # images remembered, of which fewer will do; who asks for more shall have them
-ROOM = 10_000_000_000  # bytes of images and answers that are remembered, in memory or in a file
+ROOM = 10_000_000_000  # bytes of images that are remembered, in memory or in a file,
+ANSWERS = 1_000_000_000  # and of the teacher's answers to them, in memory
 LARGE = 64  # pixels of a side from which images are large
 REPEATS = 4  # of an answer of the teacher to large images
 HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
@@ -185,12 +186,12 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
             reasons.append(f"images of {spec.height} x {spec.width}: {count} {what}")
         return count
 
-    each = spec.channels * area + 2 * teacher.classes
-    if recipe.memory.capacity <= AMPLE and recipe.memory.capacity * each > ROOM:
-        capacity = max(1, ROOM // each)
+    fitting = min(ROOM // (spec.channels * area), ANSWERS // (2 * teacher.classes))
+    if fitting < recipe.memory.capacity <= AMPLE:
+        capacity = max(1, fitting)
         memory = recipe.memory.model_copy(update={"capacity": capacity})
         recipe = recipe.model_copy(update={"memory": memory})
-        reasons.append(f"memory: {capacity:,} images at most ({ROOM / 1e9:g} GB, in a file)")
+        reasons.append(f"memory: {capacity:,} images at most")
     update: dict[str, Any] = {}
     if not recipe.training.batch:
         update["batch"] = chosen(LEARNED_AT_ONCE, "in a student step")

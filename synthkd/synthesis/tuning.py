@@ -3,12 +3,15 @@
 C H W of an image, B images that are tried.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from synthkd.core.errors import InputError
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.words import counted
 from synthkd.losses.synthesis import TERMS
@@ -23,6 +26,7 @@ TRIED = 16  # images
 RATES = (0.05, 0.02, 0.01)  # of Adam, in the Fourier basis
 USUAL, USUAL_LARGE = 0.05, 0.02  # without a trial
 LEAST_MINUTES = 5  # of a run in which a trial pays
+MOST = 0.02  # of the minutes, after which no further trial begins
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,16 @@ class Trial:
 
 
 def tuned(
-    recipe: Recipe, stages: Sequence[Stage], teacher: Teacher
+    recipe: Recipe, stages: Sequence[Stage], teacher: Teacher, *, free: bool = True
 ) -> tuple[Recipe, tuple[Stage, ...], tuple[str, ...]]:
     """The recipe and the plan's stages with a learning rate of `pixels` where it was left open (0),
     and why.
 
-    Where `pixels` are refined in large images, TRIED drawings are refined with each of RATES, and
-    with the best of them once more at full size alone, in as many steps as cost the same. What has
-    the least loss is taken; no student and no data have a part in it. In a run of a few minutes,
-    and where images are small, there is no trial.
+    Where `pixels` are refined in large images, TRIED drawings are refined with each of RATES, and,
+    where the sizes are `free` to choose, with the best of them once more at full size alone, in as
+    many steps as cost the same. What has the least loss is taken; no student and no data have a
+    part in it. Where images are small, in a run of a few minutes, and where one trial takes more
+    than a fiftieth of the minutes, the rate is the usual one.
     """
     if recipe.pixels.learning_rate:
         return recipe, tuple(stages), ()
@@ -52,29 +57,48 @@ def tuned(
     refining = [s for s in stages if s.generator == "pixels" and s.synthesis_steps]
     large = min(teacher.spec.height, teacher.spec.width) >= LARGE
     short = minutes is not None and minutes < LEAST_MINUTES
+    usual = _with(recipe, USUAL_LARGE if large else USUAL, scales), tuple(stages), ()
     if not refining or not large or short or recipe.pixels.basis != "fourier":
-        return _with(recipe, USUAL_LARGE if large else USUAL, scales), tuple(stages), ()
-    stage = refining[0]
-    before = teacher.queries
-    trials = [tried(recipe, stage, teacher, rate, scales, stage.synthesis_steps) for rate in RATES]
-    best = min(trials, key=lambda trial: trial.loss)
-    if (area := mean_area(scales)) < 1:
-        steps = max(1, round(stage.synthesis_steps * area))
-        trials.append(tried(recipe, stage, teacher, best.learning_rate, {1.0: 1.0}, steps))
-    best = min(trials, key=lambda trial: trial.loss)
+        return usual
+    before, stage = teacher.queries, refining[0]
+    began, trials = time.perf_counter(), []
+    for rate in RATES:
+        trials.append(tried(recipe, stage, teacher, rate, scales, stage.synthesis_steps))
+        if minutes is not None and time.perf_counter() - began > MOST * 60 * minutes:
+            break
+    else:
+        best = min(trials, key=_loss)
+        if free and (area := mean_area(scales)) < 1:
+            steps = max(1, round(stage.synthesis_steps * area))
+            trials.append(tried(recipe, stage, teacher, best.learning_rate, {1.0: 1.0}, steps))
     teacher.queries = before  # asked about nothing of a run
-    update = {"synthesis_steps": best.steps}
-    chosen = tuple(s.model_copy(update=update) if s in refining else s for s in stages)
-    recipe = _with(recipe, best.learning_rate, best.scales)
-    names = {s.name for s in refining}
-    recipe = recipe.model_copy(update={
-        "stage": tuple(s.model_copy(update=update) if s.name in names else s for s in recipe.stage)
-    })  # fmt: skip
-    where = "" if best.scales == scales else f", {counted(best.steps, 'step')} at full size alone"
-    return recipe, chosen, (
-        f"pixels: learning rate {best.learning_rate:g}{where}, the best of {len(trials)} that were "
-        f"tried on {TRIED} drawings",
+    best = min(trials, key=_loss)
+    if len(trials) < len(RATES) or not math.isfinite(best.loss):
+        return usual
+    where, chosen = "", {s.name: s.synthesis_steps for s in refining}
+    if best.scales != scales:
+        chosen = {name: max(1, round(steps * mean_area(scales))) for name, steps in chosen.items()}
+        where = f", {counted(best.steps, 'step')} at full size alone"
+    return (
+        _with(recipe, best.learning_rate, best.scales).model_copy(
+            update={"stage": _stepping(recipe.stage, chosen)}
+        ),
+        _stepping(stages, chosen),
+        (f"pixels: learning rate {best.learning_rate:g}{where}, the best of {len(trials)} that "
+         f"were tried on {TRIED} drawings",),
     )  # fmt: skip
+
+
+def _stepping(stages: Sequence[Stage], steps: Mapping[str, int]) -> tuple[Stage, ...]:
+    """Stages with other numbers of steps, by their names."""
+    return tuple(
+        s.model_copy(update={"synthesis_steps": steps[s.name]}) if s.name in steps else s
+        for s in stages
+    )
+
+
+def _loss(trial: Trial) -> float:
+    return trial.loss if math.isfinite(trial.loss) else math.inf
 
 
 def tried(
@@ -95,7 +119,10 @@ def tried(
         )
 
     rng = torch.Generator().manual_seed(0)
-    made = generator.synthesize(context(stage.model_copy(update=update)), rng).batch
+    try:
+        made = generator.synthesize(context(stage.model_copy(update=update)), rng).batch
+    except InputError:  # this rate is too high: its loss is no longer finite
+        return Trial(rate, scales, steps, math.inf)
     images = to_float(to_uint8(made.images))
     with torch.no_grad():
         loss = generator.objective(context(stage), images, made.labels, rng).loss
