@@ -4,13 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd.images.augment import augmented, bent, erased, jittered, mirrored, mixed_up, shifted
+from synthkd.images.augment import (
+    augmented,
+    bent,
+    cropped,
+    erased,
+    jittered,
+    mirrored,
+    mixed_up,
+    shifted,
+)
 from synthkd.recipe import AugmentTable
 
-STRONG = AugmentTable(shift=0.25, flip=True, affine=1, jitter=1, erase=1)
-NOTHING = AugmentTable(shift=0, flip=False, affine=0, jitter=0, erase=0)
+STRONG = AugmentTable(shift=0.25, crop=0.3, flip=True, affine=1, jitter=1, erase=1)
+NOTHING = AugmentTable(shift=0, crop=1, flip=False, affine=0, jitter=0, erase=0)
 EACH = {
     "shift": lambda x, rng: shifted(x, 0.25, rng),
+    "crop": lambda x, rng: cropped(x, 0.25, rng),
     "mirror": mirrored,
     "jitter": lambda x, rng: jittered(x, 0.5, rng),
     "erase": lambda x, rng: erased(x, 0.9, rng),
@@ -118,6 +128,21 @@ def test_half_of_the_images_are_mirrored_and_the_others_untouched():
     assert 150 < sum(turned) < 250
 
 
+def test_a_crop_shows_a_window_of_its_area():
+    """Of a plane x + 2y: the slopes of the view are the sides of the window, and in 3:4 to 4:3."""
+    side = 64
+    y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
+    planes = torch.stack([x, y]).expand(200, 2, side, side).contiguous()
+    view = cropped(planes, 0.25, seeded())
+    wide = (view[:, 0, 32, 60] - view[:, 0, 32, 4]) / (56 / 63)
+    tall = (view[:, 1, 60, 32] - view[:, 1, 4, 32]) / (56 / 63)
+    assert (wide * tall).min() > 0.2 and (wide * tall).max() < 1.02
+    assert 0.5 < (wide * tall).mean() < 0.7  # uniform in 0.25..1, sides cut at 1
+    ratio = wide / tall
+    assert ratio.min() > 0.72 and ratio.max() < 1.4
+    assert view[:, 0].min() >= 0 and view[:, 0].max() <= 1
+
+
 def test_jitter_is_a_straight_line_through_the_mean_of_an_image():
     images = 0.4 + 0.2 * some()  # far from 0 and 1, so that nothing is cut off
     out = jittered(images, 0.3, seeded())
@@ -165,10 +190,10 @@ def test_nothing_happens_at_strength_zero():
     assert torch.equal(augmented(some(), NOTHING, 1.0, seeded()), some())
 
 
-def test_at_difficulty_zero_only_shift_and_mirror_are_left():
-    table = STRONG.model_copy(update={"shift": 0.0, "flip": False})
+def test_at_difficulty_zero_only_shift_crop_and_mirror_are_left():
+    table = STRONG.model_copy(update={"shift": 0.0, "crop": 1.0, "flip": False})
     assert torch.equal(augmented(some(), table, 0.0, seeded()), some())
-    expected = mirrored(shifted(some(), 0.25, rng := seeded()), rng)
+    expected = mirrored(cropped(shifted(some(), 0.25, rng := seeded()), 0.3, rng), rng)
     assert torch.equal(augmented(some(), STRONG, 0.0, seeded()), expected)
 
 

@@ -62,6 +62,9 @@ def test_rows_are_those_of_a_tensor(writes, dtype, shape):
     ):
         assert torch.equal(rows[index], oracle[index])
     assert torch.equal(rows.first(4)[:], oracle[:4])
+    one = torch.ones((), dtype=dtype).expand(1, *shape)  # of stride 0
+    rows[torch.tensor([7])] = oracle[torch.tensor([7])] = one
+    assert torch.equal(rows[:], oracle)
     assert rows.shape == tuple(oracle.shape) and len(rows) == 10 and rows.dtype == dtype
 
 

@@ -13,6 +13,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import Batch, ImageSpec
 from synthkd.core.states import load_state, save_state
 from synthkd.engine.loop import frozen_student
+from synthkd.images.augment import cropped
 from synthkd.losses.synthesis import TERMS, View
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
@@ -22,7 +23,7 @@ from synthkd.students.learner import Learner
 from synthkd.synthesis import GENERATORS
 from synthkd.synthesis import objective as objectives
 from synthkd.synthesis.context import SynthesisContext
-from synthkd.synthesis.objective import SynthesisObjective, zoomed
+from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.teachers.frozen import FrozenTeacher, Observation, digest_of
 
 LABELS = torch.arange(20) % 10
@@ -361,7 +362,7 @@ def test_the_bank_forgets_the_oldest_and_only_some_are_compared_with(teacher, mo
 
 def test_zooming_shows_a_part_of_the_image_enlarged():
     ramp = torch.linspace(0, 1, 32).expand(50, 1, 32, 32)
-    seen = zoomed(ramp, 0.25, seeded())
+    seen = cropped(ramp, 0.25, seeded())
     slopes = (seen[..., 1:] - seen[..., :-1])[..., 4:-4].mean((1, 2, 3)) * 31
     assert slopes.min() > 0.25 * 3 / 4
     assert slopes.max() <= 1 + 1e-4
@@ -369,7 +370,7 @@ def test_zooming_shows_a_part_of_the_image_enlarged():
     assert seen.min() >= 0
     assert seen.max() <= 1
     assert not torch.equal(seen[0], seen[1])
-    assert torch.allclose(zoomed(ramp, 1.0, seeded(1)).mean(), ramp.mean(), atol=0.05)
+    assert torch.allclose(cropped(ramp, 1.0, seeded(1)).mean(), ramp.mean(), atol=0.05)
 
 
 # --- state ---

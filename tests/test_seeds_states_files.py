@@ -386,3 +386,14 @@ def test_a_state_is_checked_without_being_put_together(tmp_path):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match="is damaged"):
         check_state(path, "thing", checksum)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3,), (2, 3)])
+def test_a_state_takes_tensors_of_any_stride(tmp_path, shape):
+    """One number that is expanded has a stride of 0, also where it is as large as before."""
+    value = torch.tensor(7).expand(shape)
+    assert 0 in value.stride()
+    save_state({"a": value, "b": torch.arange(6).view(2, 3).T}, tmp_path / "x", "state")
+    found = load_state(tmp_path / "x", "state")
+    assert torch.equal(found["a"], value)
+    assert torch.equal(found["b"], torch.arange(6).view(2, 3).T)

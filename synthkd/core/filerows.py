@@ -74,7 +74,7 @@ class FileRows:
         if not rows.numel():
             return
         file = self._opened()
-        flat = _bytes_of(rows.detach().cpu().contiguous())
+        flat = _bytes_of(rows.detach().cpu().clone(memory_format=torch.contiguous_format))
         try:
             for place, number in enumerate(numbers):
                 file.seek(number * self.bytes)

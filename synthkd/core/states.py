@@ -119,7 +119,9 @@ def _taken_apart(value: Any, tensors: dict[str, Tensor], place: str, apart: Apar
         shared = tensor.untyped_storage().nbytes() != tensor.nbytes or any(
             tensor.data_ptr() == other.data_ptr() for other in tensors.values()
         )
-        tensors[name] = tensor.clone() if shared else tensor  # safetensors takes no views
+        # safetensors takes no views; of a single number the stride may be 0, which bytes have not
+        odd = shared or 0 in tensor.stride()
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if odd else tensor
         return ["t", name]
     if isinstance(value, Rows):
         if apart is not None:

@@ -4,7 +4,10 @@ Shift and mirror are ours (an index_select each, several times cheaper than a re
 scale and shear are kornia's. All randomness comes from the `rng` that is given.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from synthkd.core.images import sent
@@ -68,6 +71,22 @@ def erased(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
     return torch.where(hole, images.mean((2, 3), keepdim=True), images)
 
 
+def cropped(images: Tensor, smallest: float, rng: torch.Generator) -> Tensor:
+    """A window of every image [B, C, H, W], enlarged to the whole bilinearly.
+
+    Its area is a share `smallest`..1, its sides are 3:4 to 4:3; one draw per image.
+    """
+    draw = torch.rand(4, len(images), generator=rng)
+    area = smallest + (1 - smallest) * draw[0]
+    ratio = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
+    wide, tall = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
+    x, y = (2 * draw[2] - 1) * (1 - wide), (2 * draw[3] - 1) * (1 - tall)
+    none = torch.zeros_like(x)
+    windows = sent(torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3), images.device)
+    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 def bent(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Rotation by up to 30 degrees, scale 1 ± 0.25 and shear by up to 15 degrees, times
     `strength`."""
@@ -91,9 +110,11 @@ def augmented(
     """The view that teacher and student both see: images [B, C, H, W] in 0..1, a fresh draw for
     each.
 
-    Shift and mirror are always on; bending, jitter and erasing grow with the difficulty, 0..1.
+    Shift, crop and mirror are always on; bending, jitter, erasing grow with the difficulty, 0..1.
     """
     out = shifted(images, table.shift, rng)
+    if table.crop < 1:
+        out = cropped(out, table.crop, rng)
     if table.flip:
         out = mirrored(out, rng)
     if table.affine * difficulty > 0:

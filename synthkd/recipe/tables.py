@@ -731,6 +731,15 @@ class AugmentTable(Table):
     shift: Annotated[
         float, Field(description="random shift, as a share of the image", ge=0, le=0.5)
     ] = 0.125
+    crop: Annotated[
+        float,
+        Field(
+            description="smallest share of the area that a random crop shows, enlarged to the "
+            "whole (1: no crop)",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
     flip: Annotated[bool, Field(description="mirror half of the images")] = False
     affine: Annotated[
         float,

@@ -3,7 +3,6 @@
 B batch, C channels, K classes, E embedding, M embeddings remembered.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import sent
 from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import globally
-from synthkd.images.augment import augmented, mirrored
+from synthkd.images.augment import augmented, cropped, mirrored
 from synthkd.losses.synthesis import TERMS, LayerMoments, View, blended
 from synthkd.recipe import Recipe
 from synthkd.synthesis.context import SynthesisContext
@@ -63,7 +62,7 @@ class SynthesisObjective:
     trains it on the gradients that the caller's backward leaves in it. CMI's bank holds these means
     and projects them again in every step. Ours holds the embeddings of the time, cheaper by a pass
     of 4,096 through the head; they age as the head learns. Of the two views of an image the one
-    that is judged carries the gradient and a zoomed one is the key; in CMI the other way round, at
+    that is judged carries the gradient and a crop is the key; in CMI the other way round, at
     the price of a second backward pass through the teacher.
     """
 
@@ -196,7 +195,7 @@ class SynthesisObjective:
                 self._make_head(pooled.shape[1])
         assert self.head is not None
         with torch.no_grad():
-            view = zoomed(images, 0.25, rng)
+            view = cropped(images, 0.25, rng)
             view = mirrored(view, rng) if context.augment.flip else view
             seen = self.teacher.observe(view, features=False, statistics=False, pooled=True)
             assert seen.pooled is not None
@@ -259,19 +258,3 @@ def weights(terms: Mapping[str, float], *, judged: bool) -> dict[str, float]:
     {'one_hot': 0.5}
     """
     return {t: w for t, w in terms.items() if w and (judged or "critic" not in TERMS[t].needs)}
-
-
-def zoomed(images: Tensor, smallest: float, rng: torch.Generator) -> Tensor:
-    """A window of every image [B, C, H, W], enlarged to the whole bilinearly.
-
-    Its area is a share `smallest`..1, its sides are 3:4 to 4:3; one draw per image.
-    """
-    draw = torch.rand(4, len(images), generator=rng)
-    area = smallest + (1 - smallest) * draw[0]
-    ratio = torch.exp((2 * draw[1] - 1) * math.log(4 / 3))
-    wide, tall = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
-    x, y = (2 * draw[2] - 1) * (1 - wide), (2 * draw[3] - 1) * (1 - tall)
-    none = torch.zeros_like(x)
-    windows = sent(torch.stack([wide, none, x, none, tall, y], 1).view(-1, 2, 3), images.device)
-    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synthkd import schedules
 from synthkd.core.images import Batch, resized
+from synthkd.images.augment import cropped
 from synthkd.recipe import Recipe
 from synthkd.synthesis.context import (
     SynthesisContext,
@@ -18,7 +19,7 @@ from synthkd.synthesis.context import (
     even_labels,
     rarest_labels,
 )
-from synthkd.synthesis.objective import SynthesisObjective, zoomed
+from synthkd.synthesis.objective import SynthesisObjective
 from synthkd.synthesis.procedural import Procedural
 from synthkd.synthesis.protocol import Abilities, Generator
 from synthkd.synthesis.resolution import scaled
@@ -187,7 +188,7 @@ class Pixels(Generator):
         view = images.roll(by, (2, 3))
         view = view.flip(3) if mirrored else view
         smallest = schedules.crop(share, smallest=self.table.crop)
-        return view if smallest >= 1 else zoomed(view, smallest, rng)
+        return view if smallest >= 1 else cropped(view, smallest, rng)
 
     def _encode(self, images: Tensor) -> Tensor:
         """The variables of images: as the network sees them, or their spectrum over frequency."""
