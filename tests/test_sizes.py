@@ -56,6 +56,14 @@ def test_large_images_have_smaller_batches_and_sizes() -> None:
     assert again == found and more == ()
 
 
+@pytest.mark.parametrize(("size", "fresh"), [(32, 1024), (224, 1024), (640, 160)])
+def test_fresh_images_of_a_round_fit_into_memory(size: int, fresh: int) -> None:
+    found, reasons = sized(Recipe.of({}), teacher_of(size))
+    draw = next(stage for stage in found.stage if stage.name == "draw")
+    assert draw.fresh == fresh and size**2 * draw.fresh <= 2**26
+    assert any("fresh ones in a round" in line for line in reasons) == (fresh < 1024)
+
+
 def test_what_is_given_stays() -> None:
     given = {
         "training.batch": 100, "training.repeats": 2, "stage.refine.synthesis_batch": 50,

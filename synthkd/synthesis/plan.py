@@ -164,6 +164,7 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
 
 REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
 LEARNED_AT_ONCE = 2**22  # and in a student step
+OFFERED_AT_ONCE = 2**26  # numbers in the fresh images of a round
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
 AMPLE = 1_000_000  # images remembered, of which fewer will do; who asks for more shall have them
 ROOM = 10_000_000_000  # bytes of images that are remembered, in memory or in a file,
@@ -219,6 +220,13 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         stages = tuple(
             stage.model_copy(update={"synthesis_batch": stage.synthesis_batch or batch})
             for stage in recipe.stage
+        )
+        recipe = recipe.model_copy(update={"stage": stages})
+    most = max(FEWEST, OFFERED_AT_ONCE // (spec.channels * area) // FEWEST * FEWEST)
+    if any(stage.fresh > most for stage in recipe.stage):
+        reasons.append(f"images of {spec.height} x {spec.width}: {most} fresh ones in a round")
+        stages = tuple(
+            stage.model_copy(update={"fresh": min(stage.fresh, most)}) for stage in recipe.stage
         )
         recipe = recipe.model_copy(update={"stage": stages})
     return recipe, tuple(reasons)
