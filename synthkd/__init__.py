@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from synthkd.core.errors import InputError
-    from synthkd.jobs.distillation import Result
-    from synthkd.jobs.generation import DataSet
-    from synthkd.library import (
+    from synthkd.api import (
         UselessResult,
         build,
         distill,
@@ -21,6 +18,9 @@ if TYPE_CHECKING:
         inspect,
         load_student,
     )  # fmt: skip
+    from synthkd.core.errors import InputError
+    from synthkd.jobs.distillation import Result
+    from synthkd.jobs.generation import DataSet
     from synthkd.recipe import Recipe
 
 __all__ = [
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'synthkd' has no attribute {name!r}")
     import importlib
 
-    found = getattr(importlib.import_module(_PLACES.get(name, "synthkd.library")), name)
+    found = getattr(importlib.import_module(_PLACES.get(name, "synthkd.api")), name)
     globals()[name] = found
     return found
 

@@ -21,11 +21,11 @@ LAYERS = (  # from plain values up to effects
     ("checks", "evaluation", "engine", "export"),
     ("runs", "reports"),
     ("jobs",),
-    ("commands", "library"),
+    ("commands", "api"),
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS, start=1) for name in layer}
-HEIGHT["__init__"] = HEIGHT["library"]
+HEIGHT["__init__"] = HEIGHT["api"]
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "_data" not in path.parts]
 
 
@@ -55,7 +55,7 @@ def too_high(name: str, source: str) -> list[str]:
         # `import synthkd` and `from synthkd import __version__` mean the package itself: height 0
         height = HEIGHT.get(rest[0], 0) if rest else 0
         if rest and rest[0] in set(synthkd.__all__) - {"__version__"}:
-            height = HEIGHT["library"]  # what the package offers comes from there
+            height = HEIGHT["api"]  # what the package offers comes from there
         if not package or height > HEIGHT[name]:
             found.append(target)
     return found
