@@ -74,7 +74,7 @@ class FileRows:
         if not rows.numel():
             return
         file = self._opened()
-        flat = _bytes_of(rows.detach().cpu().clone(memory_format=torch.contiguous_format))
+        flat = _bytes_of(dense(rows))
         try:
             for place, number in enumerate(numbers):
                 file.seek(number * self.bytes)
@@ -107,6 +107,14 @@ class FileRows:
         where = quoted(self.folder or tempfile.gettempdir())
         said = error.strerror or quoted(error)
         return DiskError(f"{where}: a file for the images of the memory fails: {said}")
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU whose numbers lie one after the other; a copy where they do not. Of a
+    single number the stride may be 0, which bytes cannot have."""
+    tensor = tensor.detach().cpu().contiguous()
+    odd = 0 in tensor.stride()
+    return tensor.clone(memory_format=torch.contiguous_format) if odd else tensor
 
 
 def _bytes_of(rows: Tensor) -> memoryview:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.filerows import FileRows
+from synthkd.core.filerows import FileRows, dense
 from synthkd.core.files import write_atomic
 
 PART = 1 << 27  # bytes of rows that are held at once beside those in their place
@@ -29,8 +29,8 @@ class Rows:
     numbers: Tensor  # [N] int64
     columns: Mapping[str, Tensor | FileRows]  # by name, each [N, ...]
 
-    def take(self, index: Tensor | slice) -> "Rows":
-        """Those that an index, a mask or a slice chooses, in memory."""
+    def take(self, index: Tensor) -> "Rows":
+        """Those that an index or a mask chooses, in memory."""
         return Rows(self.numbers[index], {key: c[index] for key, c in self.columns.items()})
 
     @property
@@ -115,13 +115,11 @@ def _taken_apart(value: Any, tensors: dict[str, Tensor], place: str, apart: Apar
     ["r", table], rows kept apart ["a", what stands for them]."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensor = value.detach().cpu().contiguous()
+        tensor = dense(value)
         shared = tensor.untyped_storage().nbytes() != tensor.nbytes or any(
             tensor.data_ptr() == other.data_ptr() for other in tensors.values()
         )
-        # safetensors takes no views; of a single number the stride may be 0, which bytes have not
-        odd = shared or 0 in tensor.stride()
-        tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if odd else tensor
+        tensors[name] = tensor.clone() if shared else tensor  # safetensors takes no views
         return ["t", name]
     if isinstance(value, Rows):
         if apart is not None:

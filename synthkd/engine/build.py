@@ -239,8 +239,7 @@ def _is_open(recipe: Recipe, teacher: Teacher) -> bool:
     """Whether a student is still to be chosen: by its name, or where none was named, for images to
     which the default is no answer."""
     named = "spec" in recipe.student.model_fields_set
-    large = min(teacher.spec.height, teacher.spec.width) >= plans.LARGE
-    return recipe.student.spec == "auto" or (large and not named)
+    return recipe.student.spec == "auto" or (plans.is_large(teacher.spec) and not named)
 
 
 def _chosen_student(

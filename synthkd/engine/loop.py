@@ -373,7 +373,8 @@ def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Bat
 
 
 def _nearest(lab: Lab, without: str, labels: Tensor, rng: torch.Generator) -> Batch | None:
-    """The same for classes that are asked for; None where no images are stored, or too few."""
+    """A remembered image for each of the classes [B] that are asked for, as `_remembered` chooses
+    generators; None where no images are stored, or too few."""
     if not isinstance(lab.memory, Memory) or len(lab.memory) < 4 * len(labels):
         return None
     drawn = lab.memory.nearest(labels, rng, without=without)

@@ -168,7 +168,7 @@ class Checkpoints:
         their place. All are read here, to know that they are whole, and again when they are put
         in their place."""
         wanted, empty = described["numbers"], described["empty"]
-        found, segments = torch.zeros(0, dtype=torch.int64), []
+        segments: list[_Segment] = []
         for name, checksum in described["files"]:
             if not ROWS.fullmatch(name):
                 raise ValueError("not a file of rows")
@@ -178,8 +178,8 @@ class Checkpoints:
             ):
                 raise ValueError("rows of another shape")
             segments.append(_Segment(name, checksum, part.numbers))
-            found = torch.cat([found, part.numbers])
-        if not bool(torch.isin(wanted, found).all()):
+        stored = torch.cat([torch.empty(0).long(), *(s.numbers for s in segments)])
+        if not bool(_among(wanted, stored.sort().values).all()):
             raise ValueError("rows are missing")
         into[described["place"]] = segments
         return _StoredRows(wanted, empty, self.folder, tuple(segments))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synthkd.core.errors import InputError, quoted, suggest
+from synthkd.core.images import ImageSpec
 from synthkd.losses.synthesis import NEEDS, TERMS
 from synthkd.losses.term import check_needs
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
@@ -174,12 +175,17 @@ REPEATS = 4  # of an answer of the teacher to large images
 HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
 
 
+def is_large(spec: ImageSpec) -> bool:
+    """Whether images are large: their smaller side has LARGE pixels or more."""
+    return min(spec.height, spec.width) >= LARGE
+
+
 def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with a number in the place of everything that was left to the size of the images,
     and a line for each that is not as for small ones."""
     spec = teacher.spec
     area, reasons = spec.height * spec.width, list[str]()
-    large = min(spec.height, spec.width) >= LARGE
+    large = is_large(spec)
 
     def chosen(pixels: int, what: str) -> int:
         count = min(MANY, max(FEWEST, pixels // area // FEWEST * FEWEST))

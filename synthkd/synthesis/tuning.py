@@ -18,7 +18,7 @@ from synthkd.losses.synthesis import TERMS
 from synthkd.recipe import Recipe, Stage
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.pixels import Pixels
-from synthkd.synthesis.plan import LARGE
+from synthkd.synthesis.plan import is_large
 from synthkd.synthesis.resolution import mean_area
 from synthkd.teachers.protocol import Teacher
 
@@ -55,7 +55,7 @@ def tuned(
         return recipe, tuple(stages), ()
     scales, minutes = recipe.pixels.scales, recipe.budget.minutes
     refining = [s for s in stages if s.generator == "pixels" and s.synthesis_steps]
-    large = min(teacher.spec.height, teacher.spec.width) >= LARGE
+    large = is_large(teacher.spec)
     short = minutes is not None and minutes < LEAST_MINUTES
     usual = _with(recipe, USUAL_LARGE if large else USUAL, scales), tuple(stages), ()
     if not refining or not large or short or recipe.pixels.basis != "fourier":
