@@ -422,7 +422,10 @@ def test_a_folder_that_is_called_as_a_network_is_no_run(
 
 
 @pytest.mark.parametrize("spec", ["my-run", "runs", "resnet15"])
-def test_a_run_that_is_not_there_is_said_to_be_missing(spec: str) -> None:
+def test_a_run_that_is_not_there_is_said_to_be_missing(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # `synthkd distill`, where the suite is run, has left a runs/
     with pytest.raises(InputError, match=rf"there is no run directory '{spec}', and no network"):
         load_teacher(TeacherTable(spec=spec))
 
