@@ -1,18 +1,22 @@
 """Students that are cut out of their teachers, and come back from their files."""
 
+import copy
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from short_runs import main
-from torch import nn
+from torch import Tensor, nn
 
 import synthkd
 from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.networks.pruned import keep_outputs, narrow_to, pruned, pruning_ratio
+from synthkd.networks.reconstruction import reconstruct
+from synthkd.networks.selection import _Reader, layers_of
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier, load_teacher, new_student
 
@@ -30,10 +34,11 @@ def zoo(name: str) -> nn.Module:
 def test_networks_of_a_zoo_are_cut_and_come_back_from_their_tensors(name: str) -> None:
     whole = zoo(name)
     before = {key: value.clone() for key, value in whole.state_dict().items()}
-    narrow = pruned(whole, (3, 96, 96), 0.5).eval()
+    images = torch.rand(8, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    narrow = pruned(whole, (3, 96, 96), 0.5, images).body.eval()
     assert all(torch.equal(before[key], value) for key, value in whole.state_dict().items())
     few, many = (sum(p.numel() for p in net.parameters()) for net in (narrow, whole))
-    assert 0.15 < few / many < 0.6
+    assert 0.1 < few / many < 0.8
     again = zoo(name)
     narrow_to(again, narrow.state_dict())
     again.load_state_dict(narrow.state_dict())
@@ -47,7 +52,8 @@ def test_networks_of_a_zoo_are_cut_and_come_back_from_their_tensors(name: str) -
 )
 def test_networks_of_ours_are_cut_and_come_back(name: str) -> None:
     whole = build_network(name, channels=3, size=32, classes=5).eval()
-    narrow = pruned(whole, (3, 32, 32), 0.5).eval()
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    narrow = pruned(whole, (3, 32, 32), 0.5, images).body.eval()
     again = build_network(name, channels=3, size=32, classes=5).eval()
     narrow_to(again, narrow.state_dict())
     again.load_state_dict(narrow.state_dict())
@@ -56,13 +62,98 @@ def test_networks_of_ours_are_cut_and_come_back(name: str) -> None:
         assert torch.equal(again(images), narrow(images))
 
 
-def test_what_is_kept_are_the_channels_with_the_largest_weights() -> None:
-    whole = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Flatten(), nn.Linear(4, 2))
+def correlated(wanted: int = 2) -> tuple[nn.Sequential, Tensor]:
+    """A network whose four channels are two signals, each seen twice, and images of them."""
+    whole = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.Flatten(), nn.Linear(4, wanted)).eval()
     with torch.no_grad():
-        whole[0].weight.copy_(torch.tensor([0.1, 2.0, 0.2, 3.0]).view(4, 1, 1, 1))
-        whole[2].weight.copy_(torch.ones(2, 4))
-    narrow = pruned(whole, (1, 1, 1), 0.5)
-    assert narrow[0].weight.flatten().tolist() == [2.0, 3.0]
+        whole[0].weight.copy_(
+            torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 1.0]]).view(4, 2, 1, 1)
+        )
+    return whole, torch.randn(200, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+def test_of_channels_that_say_the_same_one_goes() -> None:
+    torch.manual_seed(0)
+    whole, images = correlated()
+    narrow, kept = pruned(whole, (2, 1, 1), 0.5, images)
+    left = kept["0"].tolist()
+    assert len({0, 1} & set(left)) == len({2, 3} & set(left)) == 1  # by norm: 1 and 2
+    assert narrow[2].weight.shape == (2, 2)
+    reconstruct(narrow, whole, kept, images)
+    with torch.no_grad():
+        assert torch.allclose(narrow(images), whole(images), atol=5e-3)
+
+
+def test_the_error_of_going_without_a_channel_is_that_of_least_squares() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.randn(500, 5, generator=rng) @ torch.randn(5, 5, generator=rng)).double()
+    weight = torch.randn(5, 3, generator=rng).double()
+    gram = x.t() @ x / len(x)
+    reader = _Reader(torch.linalg.inv(gram), weight @ weight.t(), 2.0)
+    left, before = [0, 1, 2, 3, 4], 0.0
+    for gone in (3, 0):
+        left.remove(gone)
+        other = torch.linalg.lstsq(x[:, left], x @ weight).solution
+        missed = float((x[:, left] @ other - x @ weight).square().sum(1).mean() / 2)
+        assert float(reader.errors()[gone]) == pytest.approx(missed - before, rel=1e-6)
+        before = missed
+        reader.remove(gone)
+
+
+class Padded(nn.Module):
+    """Pads outside of its convolution, adds two paths, convolves each channel alone, pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.alone = nn.Conv2d(16, 16, 3, padding="same", groups=16)
+        self.second = nn.Conv2d(16, 16, 3, padding=2, dilation=2)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(F.pad(images, (0, 1, 0, 1)))))
+        x = x + self.second(F.relu(self.alone(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_lost_nothing_is_refitted_to_itself_and_what_lost_little_comes_nearer() -> None:
+    torch.manual_seed(0)
+    whole = Padded().eval()
+    images = torch.rand(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    same = copy.deepcopy(whole)
+    everything = {name: torch.arange(len(m.weight)) for name, m in layers_of(same).items()}
+    assert reconstruct(same, whole, everything, images) == 4
+    with torch.no_grad():
+        for key, value in whole.state_dict().items():
+            assert torch.allclose(same.state_dict()[key], value, atol=1e-4), key
+        narrow, kept = pruned(whole, (3, 12, 12), 0.4, images)
+        before = (narrow.eval()(images) - whole(images)).square().mean()
+        norms = {k: v.clone() for k, v in narrow.state_dict().items() if "running" in k}
+        reconstruct(narrow, whole, kept, images)
+        after = (narrow(images) - whole(images)).square().mean()
+        assert after < 0.2 * before
+        assert all(torch.equal(narrow.state_dict()[k], v) for k, v in norms.items())
+
+
+def test_dead_channels_go_first_and_nothing_changes() -> None:
+    torch.manual_seed(0)
+    whole = Padded().eval()
+    with torch.no_grad():
+        dead = [1, 5, 6, 12]
+        whole.norm.weight[dead] = 0
+        whole.norm.bias[dead] = -1  # never above 0
+        whole.alone.bias[dead] = -1
+        whole.alone.weight[dead] = 0
+        whole.second.weight[dead] = 0
+        whole.second.bias[dead] = 0  # nothing is added to them
+    images = torch.rand(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    narrow, kept = pruned(whole, (3, 12, 12), 0.2, images)
+    gone = set(range(16)) - set(kept["first"].tolist())
+    assert gone
+    assert gone <= set(dead)
+    with torch.no_grad():
+        assert torch.allclose(narrow.eval()(images), whole(images), atol=1e-5)
 
 
 def test_outputs_are_cut_to_some_classes() -> None:
@@ -90,7 +181,7 @@ def test_what_cannot_be_cut_is_one_line() -> None:
     with pytest.raises(InputError, match="a black box"):
         new_student(StudentTable(spec="prune:0.5"), teacher)
     with pytest.raises(InputError, match="cannot be pruned"):
-        pruned(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), 0.5)
+        pruned(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), 0.5, torch.rand(4, 1, 2, 2))
     with pytest.raises(InputError, match="no pruning leads to its shape"):
         narrow_to(nn.Linear(2, 2), {"weight": torch.zeros(3, 2)})
 

@@ -9,6 +9,7 @@ N images, C channels, H height, W width, K classes.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ from synthkd.students.auto import against_teacher, best_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.gan import borrow
+from synthkd.synthesis.resolution import drawn
 from synthkd.synthesis.tuning import tuned
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
+
+LOOKED_AT = 128  # drawings by which a student is cut out of its teacher
 
 
 @dataclass
@@ -92,11 +96,16 @@ def build(
     known.low_precision = bfloat16
     choice: dict[str, Any] = {}
     doubts: list[Finding] = []
+    looked_at = partial(drawn, known, LOOKED_AT)
     if student is None and _is_open(recipe, known):
-        recipe, choice, doubts = _chosen_student(recipe, known, report)
+        recipe, choice, doubts = _chosen_student(recipe, known, report, looked_at)
     with globally(generator_for(recipe.run.seed, "student")):
         learner = new_student(
-            recipe.student, known, trust_code=recipe.run.trust_code, network=student
+            recipe.student,
+            known,
+            trust_code=recipe.run.trust_code,
+            network=student,
+            images=looked_at,
         ).to(device)
     if not choice:  # no time has been measured yet
         doubts = list(against_teacher(learner, known))
@@ -243,10 +252,13 @@ def _is_open(recipe: Recipe, teacher: Teacher) -> bool:
 
 
 def _chosen_student(
-    recipe: Recipe, teacher: FrozenTeacher, report: Reporter
+    recipe: Recipe,
+    teacher: FrozenTeacher,
+    report: Reporter,
+    images: Callable[[], torch.Tensor],
 ) -> tuple[Recipe, dict[str, Any], list[Finding]]:
     """The recipe with the student that `--student auto` stands for."""
-    best = best_student(recipe.student, teacher)
+    best = best_student(recipe.student, teacher, images)
     promised, choice = "", {}
     if best.latency_ms is not None and best.conditions is not None:
         promised = f", {best.latency_ms:.3g} ms alone ({best.conditions})"

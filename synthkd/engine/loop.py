@@ -40,6 +40,7 @@ from synthkd.losses.synthesis import TERMS
 from synthkd.measures import decided, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
+from synthkd.networks.reconstruction import reconstruct
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
 from synthkd.students.learner import Learner
@@ -434,6 +435,8 @@ def _teach(
     2019, https://arxiv.org/abs/1907.05550, after the augmentation).
     """
     assert lab.learner is not None
+    if not lab.learner.steps and lab.learner.student.kept:
+        _reconstruct(lab, lab.learner.student, fresh, rng)
     repeats, count = lab.recipe.training.repeats, lab.recipe.training.batch
     loss, turn = torch.zeros(()), _Turn(lab, stage, began, lab.learner)
     if repeats == 1:
@@ -453,6 +456,41 @@ def _teach(
             f"lower --training.learning_rate (now {lab.recipe.training.learning_rate:g})"
         )
     return turn.seen, turn.synthetic, {"loss": float(loss)}
+
+
+REFITTED, REFITTED_LEAST = 256, 64  # images that a pruned student's layers are refitted on
+REFITTING = 0.1  # the most of the time left that it takes
+
+
+def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Generator) -> None:
+    """Refits a student that was cut out of its teacher, before its first step, on what it will
+    learn from; in a timed run on so few images that there is time for it, or not at all."""
+    whole = lab.teacher.network
+    if not isinstance(whole, Classifier):
+        return
+    count = REFITTED
+    if lab.budget.timed:
+        some = to_float(lab.moved(torch.zeros(8, *lab.teacher.spec.shape, dtype=torch.uint8)))
+        began = time.perf_counter()
+        with torch.no_grad(), in_eval_mode(student), in_eval_mode(whole):
+            student(some)
+            whole(some)
+        each = (time.perf_counter() - began) / len(some)
+        left = REFITTING * (lab.deadline - time.perf_counter())
+        count = min(count, int(left / (each * max(1, len(student.kept) / 2))))
+    if count < REFITTED_LEAST:
+        return
+    if len(lab.memory):
+        pixels = lab.memory.draw(count, rng, shares=lab.shares).images
+    else:
+        pixels = fresh[:count] if lab.real is None else lab.real[:count]
+    if not len(pixels):
+        return
+    with lab.timed("student"):
+        images = to_float(lab.moved(pixels))
+        images = augmented(images, lab.recipe.augment, lab.difficulty, rng)
+        normalised = (images - student.mean) / student.std
+        reconstruct(student.body, whole.body, student.kept, normalised)
 
 
 class _Turn:

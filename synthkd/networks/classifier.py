@@ -1,6 +1,6 @@
 """A classifier as everybody else sees it: plain images in, logits out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
     inherited = (0, 0)  # tensors of the body that began as its teacher's, and all that it has
+    kept: Mapping[str, Tensor] = {}  # outputs left of a pruned body's layers, see networks.pruned
     channels_last = False
     # in which it is called: a body that is code of the user's wants one
     guard: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -6,22 +6,25 @@ C channels of a layer.
 import copy
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted
+from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.networks.resnet import Block, ResNet
+from synthkd.networks.selection import Group, Member, multiple_of, selected
 from synthkd.networks.weight_init import inherited
 
-MULTIPLES = (16, 8, 4, 2, 1)  # what channels may be rounded to: CPUs and GPUs like large ones
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
 def pruning_ratio(spec: str) -> float:
-    """The ratio of `prune:RATIO`, the share of channels that goes.
+    """The ratio of `prune:RATIO`, the share of a network's cost that goes.
 
     >>> pruning_ratio("prune:0.5")
     0.5
@@ -33,8 +36,8 @@ def pruning_ratio(spec: str) -> float:
         ratio = -1.0
     if not 0 < ratio < 1:
         raise InputError(
-            f"--student {quoted(spec)}: prune:RATIO is the share of the teacher's channels that "
-            "goes, above 0 and below 1, as in prune:0.5"
+            f"--student {quoted(spec)}: prune:RATIO is the share of the teacher's weights and "
+            "operations that goes, above 0 and below 1, as in prune:0.5"
         )
     return ratio
 
@@ -44,40 +47,46 @@ def is_pruned(spec: str) -> bool:
     return spec.startswith("prune:")
 
 
-def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float) -> nn.Module:
-    """A copy of a network with a share `ratio` of the channels of each layer less; the original
-    stays as it is.
+class Pruned(NamedTuple):
+    """A network with fewer channels, and which outputs of a layer's are left: int64 [C'], by the
+    name of each Conv2d and Linear; empty where that is not known."""
 
-    Layers that add to the same channels lose the same ones, those whose weights have the smallest
-    L2 norm over all of them (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, by the
-    library torch-pruning). The widths are rounded to the largest of 16, 8, 4, 2 that is at most an
-    eighth of the widest layer, since odd widths are slower. The last layer keeps its outputs.
-    ResNets of ours, whose shortcuts pad channels, are cut by `weight_init.inherited`.
+    body: nn.Module
+    kept: Mapping[str, Tensor]
+
+
+def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float, images: Tensor) -> Pruned:
+    """A copy of a network that costs a share `ratio` less; the original stays as it is.
+
+    The cost is the mean of two shares: of the weights, and of the multiplications of an image.
+    Channels that are added to each other go together (Fang et al. 2023, DepGraph,
+    https://arxiv.org/abs/2301.12900, by the library torch-pruning). Which go is chosen by
+    `selection.selected`, by what the layers receive of `images` [N, C, H, W], as the network takes
+    them; layers differ in how much they lose. The last layer keeps its outputs. Where channels are
+    convolved in groups each layer loses an equal share, those of the smallest weights. ResNets of
+    ours, whose shortcuts pad channels, are cut by `weight_init.inherited`.
 
     `shape` is that of one image, (C, H, W). Raises InputError where the network cannot be cut: its
     layers cannot be followed, or it does not run afterwards.
 
-    >>> wide = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
-    >>> narrow = pruned(wide, (3, 8, 8), 0.5)
-    >>> narrow[0].weight.shape, narrow[3].weight.shape, wide[0].weight.shape
-    (torch.Size([4, 3, 3, 3]), torch.Size([5, 144]), torch.Size([8, 3, 3, 3]))
+    >>> wide = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 5))
+    >>> narrow, kept = pruned(wide, (3, 8, 8), 0.5, torch.rand(4, 3, 8, 8))
+    >>> narrow[0].weight.shape, narrow[3].weight.shape, len(kept["0"]), wide[0].weight.shape
+    (torch.Size([8, 3, 3, 3]), torch.Size([5, 288]), 8, torch.Size([16, 3, 3, 3]))
     """
     if isinstance(body, ResNet):
-        return _narrower(body, ratio)
-    import torch_pruning as tp
-
+        return Pruned(_narrower(body, ratio), {})
     found = copy.deepcopy(body).cpu().float().requires_grad_(True)
-    blank = torch.zeros(1, *shape)
-    widest = max((len(m.weight) for m in found.modules() if isinstance(m, nn.Conv2d)), default=1)
-    multiple = next(m for m in MULTIPLES if m <= max(1, widest // 8))
+    blank, kept = torch.zeros(1, *shape), dict[str, Tensor]()
     try:
         with in_eval_mode(found), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             heads = _heads(found, blank)
-            tp.pruner.BasePruner(
-                found, blank, importance=tp.importance.GroupMagnitudeImportance(p=2),
-                pruning_ratio=ratio, ignored_layers=heads, round_to=multiple,
-            ).step()  # fmt: skip
+            if any(isinstance(m, nn.Conv2d) and 1 < m.groups < len(m.weight)
+                   for m in found.modules()):  # fmt: skip
+                _evenly(found, blank, heads, 1 - math.sqrt(1 - ratio))
+            else:
+                kept = _chosen(found, blank, heads, ratio, images)
             answer = found(blank)
         if not isinstance(answer, Tensor) or not bool(answer.isfinite().all()):
             raise ValueError("it does not answer with finite numbers")
@@ -89,13 +98,76 @@ def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float) -> nn.Mod
     before, after = (sum(p.numel() for p in net.parameters()) for net in (body, found))
     if after >= before:
         raise InputError("this network cannot be pruned: no layer can be made narrower")
-    return found
+    return Pruned(found, kept)
+
+
+def pruned_teacher(
+    teacher: Classifier, ratio: float, images: Callable[[], Tensor] | None = None
+) -> Pruned:
+    """A teacher's body that costs a share `ratio` less, see `pruned`, by what it sees in `images`:
+    a function that gives [N, C, H, W] in 0..1. Without it they are blurred noise."""
+    spec = teacher.spec
+    if images is None:
+        coarse = torch.rand(64, spec.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        given = F.interpolate(coarse, spec.shape[1:], mode="bilinear")
+    else:
+        given = images()
+    device = teacher.mean.device
+    normalised = (given.to(device) - teacher.mean) / teacher.std
+    return pruned(teacher.body, spec.shape, ratio, normalised.cpu())
+
+
+def _evenly(found: nn.Module, blank: Tensor, heads: list[nn.Module], ratio: float) -> None:
+    """Takes a share `ratio` of its channels from every layer, those with the smallest L2 norm."""
+    import torch_pruning as tp
+
+    widest = max((len(m.weight) for m in found.modules() if isinstance(m, nn.Conv2d)), default=1)
+    tp.pruner.BasePruner(
+        found, blank, importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=ratio, ignored_layers=heads, round_to=multiple_of(widest),
+    ).step()  # fmt: skip
+
+
+def _chosen(
+    found: nn.Module, blank: Tensor, heads: list[nn.Module], ratio: float, images: Tensor
+) -> dict[str, Tensor]:
+    """Takes the channels that `selection.selected` chooses; returns which outputs are left."""
+    import torch_pruning as tp
+
+    graph = tp.DependencyGraph().build_dependency(found, example_inputs=blank)
+    layers = {m: name for name, m in found.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    roots, groups = [], []
+    for group in graph.get_all_groups(
+        ignored_layers=heads, root_module_types=[nn.Conv2d, nn.Linear]
+    ):
+        members, count = [], len(group[0].idxs)
+        for item in group:
+            if (name := layers.get(item.dep.target.module)) is None:
+                continue
+            where: list[list[int]] = [[] for _ in range(count)]
+            for own, root in zip(item.idxs, item.root_idxs, strict=True):
+                where[root].append(int(own))
+            out = graph.is_out_channel_pruning_fn(item.dep.handler)
+            members.append(Member(name, tuple(map(tuple, where)), out))
+        roots.append(group[0])
+        groups.append(Group(count, tuple(members)))
+    gone = selected(found, groups, images, ratio)
+    kept = {name: torch.ones(len(m.weight), dtype=torch.bool) for m, name in layers.items()}
+    for root, group, channels in zip(roots, groups, gone, strict=True):
+        if not channels:
+            continue
+        graph.get_pruning_group(root.dep.target.module, root.dep.handler, channels).prune()
+        for member in group.members:
+            if member.out:
+                kept[member.name][[own for c in channels for own in member.where[c]]] = False
+    return {name: mask.nonzero().flatten() for name, mask in kept.items()}
 
 
 def _narrower(body: ResNet, ratio: float) -> ResNet:
     """A ResNet of ours with fewer channels, begun from what matters of the wide one."""
     width = len(body.conv1.weight)
-    kept = max(1, round(width * (1 - ratio) / 4) * 4 or round(width * (1 - ratio)))
+    wanted = width * math.sqrt(1 - ratio)  # weights and operations grow with the width's square
+    kept = max(1, round(wanted / 4) * 4 or round(wanted))
     if kept >= width:
         raise InputError("this network cannot be pruned: no layer can be made narrower")
     depth = 2 + 6 * len(body.layer1)
@@ -155,7 +227,7 @@ def narrow_to(body: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     A shape that no cut leads to is an InputError.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    >>> narrow_to(net, pruned(nn.Sequential(*net, nn.Conv2d(8, 2, 1)), (3, 8, 8), 0.5).state_dict())
+    >>> narrow_to(net, {"0.weight": torch.ones(4, 3, 3, 3), "1.weight": torch.ones(4)})
     >>> net[1].num_features
     4
     """

@@ -814,6 +814,23 @@ class TrainingTable(Table):
             le=1,
         ),
     ] = 1.0
+    lr_factor_pruned: Annotated[
+        float,
+        Field(
+            description="factor of the learning rate for a student that is cut out of its teacher "
+            "(prune:RATIO)",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+    batchnorm: Annotated[
+        Literal["auto", "batch", "frozen"],
+        Field(
+            description="by which statistics the student's BatchNorm layers normalise while it "
+            "learns: those of the batch, or frozen ones; auto: frozen in a student that is cut out "
+            "of its teacher, where they are the teacher's, of real images"
+        ),
+    ] = "auto"
     schedule: Annotated[
         Literal["one_cycle", "constant", "steps"],
         Field(description="course of the learning rate; steps: a tenth from each milestone on"),

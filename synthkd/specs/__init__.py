@@ -37,7 +37,13 @@ from synthkd.labels.class_names import names_in, told_list
 from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.answers import KINDS, Answers, recognise
 from synthkd.networks.classifier import Classifier
-from synthkd.networks.pruned import is_pruned, keep_outputs, narrow_to, pruned, pruning_ratio
+from synthkd.networks.pruned import (
+    is_pruned,
+    keep_outputs,
+    narrow_to,
+    pruned_teacher,
+    pruning_ratio,
+)
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
@@ -243,6 +249,7 @@ def new_student(
     *,
     trust_code: bool = False,
     network: nn.Module | None = None,
+    images: Callable[[], Tensor] | None = None,
 ) -> Classifier:
     """A student for the teacher's images and classes. Its first layer is the teacher's
     normalisation.
@@ -250,7 +257,8 @@ def new_student(
     Its weights are fresh, from torch's global random state; or those of `table.weights`; or with
     `table.start` "teacher" the teacher's own as far as they fit: `inherited` of the result says how
     many. A teacher that shows its answers alone gives no weights away. `network` is a living one
-    in the place of its SPEC; a copy of it learns.
+    in the place of its SPEC; a copy of it learns. `images` gives some [N, C, H, W] in 0..1 by which
+    a student is cut out of its teacher; without it they are noise.
     """
     spec = teacher.spec
     if network is not None:
@@ -265,7 +273,7 @@ def new_student(
             )
         return found
     if is_pruned(table.spec):
-        return _pruned_student(table, teacher)
+        return _pruned_student(table, teacher, images)
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
     source = _source(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
@@ -293,7 +301,9 @@ def new_student(
     return student
 
 
-def _pruned_student(table: StudentTable, teacher: Teacher) -> Classifier:
+def _pruned_student(
+    table: StudentTable, teacher: Teacher, images: Callable[[], Tensor] | None
+) -> Classifier:
     """The teacher's own network with fewer channels, begun with those of its weights that stay."""
     ratio, own = pruning_ratio(table.spec), teacher.network
     where = f"--student {quoted(table.spec)}"
@@ -304,13 +314,13 @@ def _pruned_student(table: StudentTable, teacher: Teacher) -> Classifier:
     if teacher.access != "full" or not isinstance(own, Classifier):
         raise InputError(f"{where} is cut out of the teacher, and this one is a black box")
     try:
-        body = pruned(own.body, teacher.spec.shape, ratio)
+        body, kept = pruned_teacher(own, ratio, images)
         if own.only:
             keep_outputs(body, teacher.spec.shape, own.only, others=own.others)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     found = Classifier(body, teacher.spec, teacher.classes, own.reading)
-    found.guard = own.guard
+    found.guard, found.kept = own.guard, kept
     count = sum(1 for tensor in body.state_dict().values() if tensor.is_floating_point())
     found.inherited = (count, count)
     return found
@@ -442,7 +452,7 @@ def _saved(
     held = read_checkpoint(saved)
     numbers = sum(tensor.numel() for tensor in held.tensors.values())
     cut = is_pruned(card.network)
-    grown = 1 / (1 - min(0.9, pruning_ratio(card.network))) ** 2 if cut else 1
+    grown = 16 / (1 - min(0.9, pruning_ratio(card.network))) if cut else 1
     with limits.within(int(grown * numbers), len(held.tensors), f"--{role} {quoted(spec)}"):
         body = _source(
             network_spec, "", told, trust_code=trust_code, role=role, network=network

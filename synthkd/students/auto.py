@@ -22,7 +22,7 @@ from synthkd.core.findings import Finding
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.lenet import LeNet5
-from synthkd.networks.pruned import pruned
+from synthkd.networks.pruned import pruned_teacher
 from synthkd.recipe import StudentTable
 from synthkd.students import latency
 from synthkd.students.latency import Conditions
@@ -51,7 +51,7 @@ STRIDED = (
     "timm:resnet10t", "timm:resnet14t", "timm:resnet18",
 )  # fmt: skip
 STRIDED_FROM, STRIDED_FIRST = 64, 96  # pixels: tried beside ours, tried before ours
-CUT, CUT_SMALL = 0.5, 0.3  # share of the channels that a student cut out of its teacher has less
+CUT, CUT_SMALL = 0.75, 0.4  # what a student that is cut out of its teacher costs less
 SMALL_TEACHER = 1_000_000  # weights, under which a teacher has few to spare
 SHARE = 0.25  # of the teacher's weights, where no limit is given
 UNKNOWN = 50_000  # weights, where the teacher's are unknown
@@ -73,11 +73,13 @@ class Candidate:
     findings: tuple[Finding, ...] = ()
 
 
-def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
+def best_student(
+    table: StudentTable, teacher: Teacher, images: Callable[[], torch.Tensor] | None = None
+) -> Candidate:
     """The candidate with the most weights within the limits. Without a limit it has at most a
     quarter of the teacher's weights; of images of 64 pixels and more it is then cut out of the
-    teacher itself, where that can be done (`networks.pruned`), which leaves a small teacher half of
-    its weights.
+    teacher itself, where that can be done (`networks.pruned`, by `images`), which leaves a small
+    teacher more.
 
     Of images below 96 pixels, networks of ours of the teacher's own family come first, since they
     can start from its layers; of larger ones those whose first layers have a stride. One with
@@ -88,7 +90,7 @@ def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     """
     limit = table.max_params
     if limit is None and table.max_flops is None and table.max_latency_ms is None:
-        if (own := _own(teacher)) is not None:
+        if (own := _own(teacher, images)) is not None:
             return own
         # of a black box nobody knows the weights: then a student as large as our demo's
         limit = int(SHARE * teacher.parameters_count) or UNKNOWN
@@ -110,18 +112,17 @@ def best_student(table: StudentTable, teacher: Teacher) -> Candidate:
     return next(light, group[0]).candidate()
 
 
-def _own(teacher: Teacher) -> Candidate | None:
-    """The teacher's own network with half of its channels (a quarter of its weights), or of a small
-    teacher with 0.7 of them (half of its weights), where its images are large enough for first
-    weights to be worth more than a network made for few operations; None where they are small, or
-    it cannot be cut."""
+def _own(teacher: Teacher, images: Callable[[], torch.Tensor] | None) -> Candidate | None:
+    """The teacher's own network cut to a quarter of its cost, or of a small teacher to 0.6 of it,
+    where its images are large enough for first weights to be worth more than a network made for
+    few operations; None where they are small, or it cannot be cut."""
     spec, network = teacher.spec, teacher.network
     small = min(spec.height, spec.width) < STRIDED_FROM
     if small or teacher.access != "full" or not isinstance(network, Classifier):
         return None
     try:
         cut = CUT if teacher.parameters_count >= SMALL_TEACHER else CUT_SMALL
-        body = pruned(network.body, spec.shape, cut).eval()
+        body = pruned_teacher(network, cut, images).body.eval()
     except InputError:
         return None
     params = sum(p.numel() for p in body.parameters())

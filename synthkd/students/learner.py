@@ -47,11 +47,18 @@ class Learner:
         if not any("Norm" in type(module).__name__ for module in student.modules()):
             slower = table.learning_rate * table.lr_factor_without_norm
             table = table.model_copy(update={"learning_rate": slower})
+        if student.kept:
+            slower = table.learning_rate * table.lr_factor_pruned
+            table = table.model_copy(update={"learning_rate": slower})
         self.table = table
         self.objective = objective or DistillationObjective(table, student)
         self.bfloat16 = bfloat16
         self.steps = 0
-        self._frozen = [module for module in student.modules() if _is_frozen_norm(module)]
+        frozen = table.batchnorm == "frozen" or (table.batchnorm == "auto" and bool(student.kept))
+        self._frozen = [
+            module for module in student.modules()
+            if _is_frozen_norm(module) or (frozen and _is_norm(module))
+        ]  # fmt: skip
         self._learning = [p for p in student.parameters() if p.requires_grad]
         self._learning += self.objective.parameters()  # heads and adapters, which do not ship
         heavy = [p for p in self._learning if p.dim() > 1]
@@ -168,8 +175,11 @@ class Learner:
 def _is_frozen_norm(module: nn.Module) -> bool:
     """Whether it is a norm that remembers statistics, with weights of which none learns."""
     weights = list(module.parameters(recurse=False))
-    batch = isinstance(module, nn.modules.batchnorm._NormBase)
-    return batch and bool(weights) and not any(p.requires_grad for p in weights)
+    return _is_norm(module) and bool(weights) and not any(p.requires_grad for p in weights)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase)
 
 
 def save_student(student: Classifier, card: "Card", path: Path) -> None:

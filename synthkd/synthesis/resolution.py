@@ -6,6 +6,7 @@ C H W of an image.
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from synthkd.core.images import resized
 from synthkd.losses.synthesis import View, statistics
@@ -26,10 +27,7 @@ def gaps(teacher: Teacher) -> dict[float, float]:
     are left out, and all of them where it has no such statistics or cannot be looked into."""
     if "statistics" not in teacher.abilities:
         return {}
-    spec, rng = teacher.spec, torch.Generator().manual_seed(0)
-    kinds = ("spectrum", "leaves", "shaders")
-    images = torch.cat([DRAWINGS[k](LOOKED_AT // 3 + 1, *spec.shape, rng) for k in kinds])
-    images = images[torch.randperm(len(images), generator=rng)[:LOOKED_AT]].to(teacher.device)
+    spec, images = teacher.spec, drawn(teacher, LOOKED_AT)
     before, none = teacher.queries, torch.empty(0)
     found: dict[float, float] = {}
     for side in (*SIDES, 1.0):
@@ -45,6 +43,14 @@ def gaps(teacher: Teacher) -> dict[float, float]:
             found[side] = float(statistics(view))
     teacher.queries = before  # asked about nothing of a run
     return found if 1.0 in found else {}
+
+
+def drawn(teacher: Teacher, count: int) -> Tensor:
+    """Drawings [count, C, H, W] in 0..1 of several kinds, always the same ones."""
+    shape, rng = teacher.spec.shape, torch.Generator().manual_seed(0)
+    kinds = ("spectrum", "leaves", "shaders")
+    images = torch.cat([DRAWINGS[k](count // 3 + 1, *shape, rng) for k in kinds])
+    return images[torch.randperm(len(images), generator=rng)[:count]].to(teacher.device)
 
 
 def scaled(shape: tuple[int, int, int], side: float) -> tuple[int, int]:
