@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from short_runs import main
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import synthkd
 from synthkd.core.errors import InputError
@@ -38,7 +39,8 @@ def test_networks_of_a_zoo_are_cut_and_come_back_from_their_tensors(name: str) -
     narrow = pruned(whole, (3, 96, 96), 0.5, images).body.eval()
     assert all(torch.equal(before[key], value) for key, value in whole.state_dict().items())
     few, many = (sum(p.numel() for p in net.parameters()) for net in (narrow, whole))
-    assert 0.1 < few / many < 0.8
+    work = [operations(net) for net in (narrow, whole)]
+    assert 0.3 < (few / many + work[0] / work[1]) / 2 < 0.55
     again = zoo(name)
     narrow_to(again, narrow.state_dict())
     again.load_state_dict(narrow.state_dict())
@@ -60,6 +62,12 @@ def test_networks_of_ours_are_cut_and_come_back(name: str) -> None:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(again(images), narrow(images))
+
+
+def operations(network: nn.Module) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 96, 96))
+    return float(counter.get_total_flops())
 
 
 def correlated(wanted: int = 2) -> tuple[nn.Sequential, Tensor]:

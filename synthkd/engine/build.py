@@ -9,7 +9,7 @@ N images, C channels, H height, W width, K classes.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.pruned import Pruned, pruned_teacher
 from synthkd.recipe import Recipe, check_sources, sources_of
 from synthkd.specs import load_teacher, new_student
 from synthkd.students.auto import against_teacher, best_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
+from synthkd.synthesis.drawings import assorted
 from synthkd.synthesis.gan import borrow
-from synthkd.synthesis.resolution import drawn
 from synthkd.synthesis.tuning import tuned
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
@@ -96,16 +97,16 @@ def build(
     known.low_precision = bfloat16
     choice: dict[str, Any] = {}
     doubts: list[Finding] = []
-    looked_at = partial(drawn, known, LOOKED_AT)
+    cut = cache(partial(_cut, known))
     if student is None and _is_open(recipe, known):
-        recipe, choice, doubts = _chosen_student(recipe, known, report, looked_at)
+        recipe, choice, doubts = _chosen_student(recipe, known, report, cut)
     with globally(generator_for(recipe.run.seed, "student")):
         learner = new_student(
             recipe.student,
             known,
             trust_code=recipe.run.trust_code,
             network=student,
-            images=looked_at,
+            cut=cut,
         ).to(device)
     if not choice:  # no time has been measured yet
         doubts = list(against_teacher(learner, known))
@@ -251,14 +252,20 @@ def _is_open(recipe: Recipe, teacher: Teacher) -> bool:
     return recipe.student.spec == "auto" or (plans.is_large(teacher.spec) and not named)
 
 
+def _cut(teacher: FrozenTeacher, ratio: float) -> Pruned:
+    """The teacher's body that costs a share `ratio` less, by what it sees in drawings."""
+    images = partial(assorted, LOOKED_AT, teacher.spec.shape)
+    return pruned_teacher(teacher.classifier, ratio, images)
+
+
 def _chosen_student(
     recipe: Recipe,
     teacher: FrozenTeacher,
     report: Reporter,
-    images: Callable[[], torch.Tensor],
+    cut: Callable[[float], Pruned],
 ) -> tuple[Recipe, dict[str, Any], list[Finding]]:
     """The recipe with the student that `--student auto` stands for."""
-    best = best_student(recipe.student, teacher, images)
+    best = best_student(recipe.student, teacher, cut)
     promised, choice = "", {}
     if best.latency_ms is not None and best.conditions is not None:
         promised = f", {best.latency_ms:.3g} ms alone ({best.conditions})"

@@ -53,6 +53,8 @@ from synthkd.teachers.protocol import Teacher
 HELD_OUT = 1024  # synthetic images that nobody learns from
 HELD_BACK = 16  # of so many fresh images one is held out
 LOOKED_AT = 128  # held-out images that agreement is measured on after a round
+REFITTED, REFITTED_LEAST = 256, 64  # images that a pruned student's layers are refitted on
+REFITTING = 0.1  # the most of the time left that it takes
 PARTS = ("synthesis", "labelling", "student")
 
 
@@ -458,10 +460,6 @@ def _teach(
     return turn.seen, turn.synthetic, {"loss": float(loss)}
 
 
-REFITTED, REFITTED_LEAST = 256, 64  # images that a pruned student's layers are refitted on
-REFITTING = 0.1  # the most of the time left that it takes
-
-
 def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Generator) -> None:
     """Refits a student that was cut out of its teacher, before its first step, on what it will
     learn from; in a timed run on so few images that there is time for it, or not at all."""
@@ -490,7 +488,8 @@ def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Genera
         images = to_float(lab.moved(pixels))
         images = augmented(images, lab.recipe.augment, lab.difficulty, rng)
         normalised = (images - student.mean) / student.std
-        reconstruct(student.body, whole.body, student.kept, normalised)
+        with whole.guard():
+            reconstruct(student.body, whole.body, student.kept, normalised)
 
 
 class _Turn:

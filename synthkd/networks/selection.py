@@ -151,11 +151,16 @@ def selected(
     costs = _Costs(layers, places)
     gone: list[list[int]] = [[] for _ in groups]
     waiting: dict[int, _Next | None] = {}
-    free = {k for k, group in enumerate(groups) if _reading(group, readers, layers)}
+    reading = [_reading(group, readers) for group in groups]
+    free = {k for k, found in enumerate(reading) if found}
     while costs.share > 1 - ratio and free:
         for k in free:
             if k not in waiting:
-                waiting[k] = _next(groups[k], gone[k], readers, layers)
+                waiting[k] = _next(
+                    groups[k].size,
+                    gone[k],
+                    {name: (readers[name].copy(), columns) for name, columns in reading[k].items()},
+                )
         free = {k for k in free if waiting[k] is not None}
         if not free:
             break
@@ -178,51 +183,45 @@ def selected(
     return [sorted(channels) for channels in gone]
 
 
-def _next(
-    group: Group, gone: list[int], readers: dict[str, _Reader], layers: dict[str, Layer]
-) -> _Next | None:
-    """The next channels of a group; None where no more may go."""
-    left, step = group.size - len(gone), multiple_of(group.size)
-    step = max(step, group.size // PARTS // step * step)
-    count = left % multiple_of(group.size) or step
-    if left - count < max(1, group.size // LEAST):
+def _next(size: int, gone: list[int], readers: dict[str, tuple[_Reader, Tensor]]) -> _Next | None:
+    """The next channels of a group of this size; None where no more may go. `readers` are changed:
+    those of the group, each with the number of every channel [size] among those it reads."""
+    left, multiple = size - len(gone), multiple_of(size)
+    count = left % multiple or max(multiple, size // PARTS // multiple * multiple)
+    if left - count < max(1, size // LEAST):
         return None
-    own = {m.name: (readers[m.name].copy(), _columns(m, layers)) for m in _reading(
-        group, readers, layers)}  # fmt: skip
     channels, total, out = [], 0.0, set(gone)
     for _ in range(count):
-        errors = torch.zeros(group.size, dtype=torch.float64)
-        for reader, columns in own.values():
+        errors = torch.zeros(size, dtype=torch.float64)
+        for reader, columns in readers.values():
             errors += reader.errors()[columns]
         errors[list(out)] = math.inf
         chosen = int(errors.argmin())
         total += max(0.0, float(errors[chosen]))
-        for reader, columns in own.values():
+        for reader, columns in readers.values():
             reader.remove(int(columns[chosen]))
         channels.append(chosen)
         out.add(chosen)
-    return _Next(channels, total, {name: reader for name, (reader, _) in own.items()})
+    return _Next(channels, total, {name: reader for name, (reader, _) in readers.items()})
 
 
-def _columns(member: Member, layers: dict[str, Layer]) -> Tensor:
-    """The number of each channel of a group among the channels that a layer reads."""
-    each = len(member.where[0])
-    return torch.tensor([own[0] // each if each > 1 else own[0] for own in member.where])
-
-
-def _reading(group: Group, readers: dict[str, _Reader], layers: dict[str, Layer]) -> list[Member]:
-    """The layers that read a group's channels; none where not all can be looked into."""
-    found = [m for m in group.members if not m.out and getattr(layers[m.name], "groups", 1) == 1]
-    for member in found:
-        each = len(member.where[0])
-        even = all(
-            len(own) == each and own == tuple(range(own[0], own[0] + each)) and not own[0] % each
-            for own in member.where
+def _reading(group: Group, readers: dict[str, _Reader]) -> dict[str, Tensor]:
+    """The layers that read a group's channels, each with the number of every channel [size] among
+    those that it reads; {} where not all can be looked into."""
+    found: dict[str, Tensor] = {}
+    for name, where, out in group.members:
+        if out:
+            continue
+        each = len(where[0])
+        even = each and all(
+            own == tuple(range(own[0], own[0] + each)) and not own[0] % each for own in where
         )
-        if member.name not in readers or not each or not even:
-            return []
-        if int(_columns(member, layers).max()) >= len(readers[member.name].inverse):
-            return []
+        if name not in readers or not even:
+            return {}
+        columns = torch.tensor([own[0] // each for own in where])
+        if int(columns.max()) >= len(readers[name].inverse):
+            return {}
+        found[name] = columns
     return found
 
 
@@ -272,7 +271,6 @@ class _Costs:
     def __init__(self, layers: dict[str, Layer], places: dict[str, int]) -> None:
         self.outs = {name: float(len(layer.weight)) for name, layer in layers.items()}
         self.ins = {name: float(layer.weight.shape[1]) for name, layer in layers.items()}
-        self.whole = {name: (self.outs[name], self.ins[name]) for name in layers}
         self.taps = {name: layer.weight[0][0].numel() for name, layer in layers.items()}
         self.alone = {name: getattr(layer, "groups", 1) > 1 for name, layer in layers.items()}
         self.places = {name: places.get(name, 0) for name in layers}

@@ -38,6 +38,7 @@ from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.answers import KINDS, Answers, recognise
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import (
+    Pruned,
     is_pruned,
     keep_outputs,
     narrow_to,
@@ -249,7 +250,7 @@ def new_student(
     *,
     trust_code: bool = False,
     network: nn.Module | None = None,
-    images: Callable[[], Tensor] | None = None,
+    cut: Callable[[float], Pruned] | None = None,
 ) -> Classifier:
     """A student for the teacher's images and classes. Its first layer is the teacher's
     normalisation.
@@ -257,8 +258,8 @@ def new_student(
     Its weights are fresh, from torch's global random state; or those of `table.weights`; or with
     `table.start` "teacher" the teacher's own as far as they fit: `inherited` of the result says how
     many. A teacher that shows its answers alone gives no weights away. `network` is a living one
-    in the place of its SPEC; a copy of it learns. `images` gives some [N, C, H, W] in 0..1 by which
-    a student is cut out of its teacher; without it they are noise.
+    in the place of its SPEC; a copy of it learns. `cut` cuts a student
+    of a ratio out of its teacher, see `networks.pruned`.
     """
     spec = teacher.spec
     if network is not None:
@@ -273,7 +274,7 @@ def new_student(
             )
         return found
     if is_pruned(table.spec):
-        return _pruned_student(table, teacher, images)
+        return _pruned_student(table, teacher, cut)
     table_of = _told(spec, teacher.classes).model_copy(update={"args": table.args})
     source = _source(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
@@ -302,7 +303,7 @@ def new_student(
 
 
 def _pruned_student(
-    table: StudentTable, teacher: Teacher, images: Callable[[], Tensor] | None
+    table: StudentTable, teacher: Teacher, cut: Callable[[float], Pruned] | None
 ) -> Classifier:
     """The teacher's own network with fewer channels, begun with those of its weights that stay."""
     ratio, own = pruning_ratio(table.spec), teacher.network
@@ -314,7 +315,7 @@ def _pruned_student(
     if teacher.access != "full" or not isinstance(own, Classifier):
         raise InputError(f"{where} is cut out of the teacher, and this one is a black box")
     try:
-        body, kept = pruned_teacher(own, ratio, images)
+        body, kept = (cut or partial(pruned_teacher, own))(ratio)
         if own.only:
             keep_outputs(body, teacher.spec.shape, own.only, others=own.others)
     except InputError as error:
@@ -452,6 +453,7 @@ def _saved(
     held = read_checkpoint(saved)
     numbers = sum(tensor.numel() for tensor in held.tensors.values())
     cut = is_pruned(card.network)
+    # what is cut is a mean over weights and operations, so of the weights more may have gone
     grown = 16 / (1 - min(0.9, pruning_ratio(card.network))) if cut else 1
     with limits.within(int(grown * numbers), len(held.tensors), f"--{role} {quoted(spec)}"):
         body = _source(

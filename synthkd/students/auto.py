@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from synthkd.core.findings import Finding
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.lenet import LeNet5
-from synthkd.networks.pruned import pruned_teacher
+from synthkd.networks.pruned import Pruned, pruned_teacher
 from synthkd.recipe import StudentTable
 from synthkd.students import latency
 from synthkd.students.latency import Conditions
@@ -74,12 +74,12 @@ class Candidate:
 
 
 def best_student(
-    table: StudentTable, teacher: Teacher, images: Callable[[], torch.Tensor] | None = None
+    table: StudentTable, teacher: Teacher, cut: Callable[[float], Pruned] | None = None
 ) -> Candidate:
     """The candidate with the most weights within the limits. Without a limit it has at most a
     quarter of the teacher's weights; of images of 64 pixels and more it is then cut out of the
-    teacher itself, where that can be done (`networks.pruned`, by `images`), which leaves a small
-    teacher more.
+    teacher itself, where that can be done (`networks.pruned`; `cut` does it for a ratio), which
+    leaves a small teacher more.
 
     Of images below 96 pixels, networks of ours of the teacher's own family come first, since they
     can start from its layers; of larger ones those whose first layers have a stride. One with
@@ -90,7 +90,7 @@ def best_student(
     """
     limit = table.max_params
     if limit is None and table.max_flops is None and table.max_latency_ms is None:
-        if (own := _own(teacher, images)) is not None:
+        if (own := _own(teacher, cut)) is not None:
             return own
         # of a black box nobody knows the weights: then a student as large as our demo's
         limit = int(SHARE * teacher.parameters_count) or UNKNOWN
@@ -112,7 +112,7 @@ def best_student(
     return next(light, group[0]).candidate()
 
 
-def _own(teacher: Teacher, images: Callable[[], torch.Tensor] | None) -> Candidate | None:
+def _own(teacher: Teacher, cut: Callable[[float], Pruned] | None) -> Candidate | None:
     """The teacher's own network cut to a quarter of its cost, or of a small teacher to 0.6 of it,
     where its images are large enough for first weights to be worth more than a network made for
     few operations; None where they are small, or it cannot be cut."""
@@ -121,12 +121,12 @@ def _own(teacher: Teacher, images: Callable[[], torch.Tensor] | None) -> Candida
     if small or teacher.access != "full" or not isinstance(network, Classifier):
         return None
     try:
-        cut = CUT if teacher.parameters_count >= SMALL_TEACHER else CUT_SMALL
-        body = pruned_teacher(network, cut, images).body.eval()
+        ratio = CUT if teacher.parameters_count >= SMALL_TEACHER else CUT_SMALL
+        body = (cut or partial(pruned_teacher, network))(ratio).body.eval()
     except InputError:
         return None
     params = sum(p.numel() for p in body.parameters())
-    return Candidate(f"prune:{cut}", params, _counted(body, torch.zeros(1, *spec.shape)))
+    return Candidate(f"prune:{ratio}", params, _counted(body, torch.zeros(1, *spec.shape)))
 
 
 def _groups(teacher: Teacher) -> Iterator[tuple[str, ...]]:

@@ -44,12 +44,12 @@ class Learner:
         bfloat16: bool = False,
     ) -> None:
         self.student: Classifier = student.arranged()
+        rate = table.learning_rate
         if not any("Norm" in type(module).__name__ for module in student.modules()):
-            slower = table.learning_rate * table.lr_factor_without_norm
-            table = table.model_copy(update={"learning_rate": slower})
+            rate *= table.lr_factor_without_norm
         if student.kept:
-            slower = table.learning_rate * table.lr_factor_pruned
-            table = table.model_copy(update={"learning_rate": slower})
+            rate *= table.lr_factor_pruned
+        table = table.model_copy(update={"learning_rate": rate})
         self.table = table
         self.objective = objective or DistillationObjective(table, student)
         self.bfloat16 = bfloat16

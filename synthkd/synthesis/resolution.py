@@ -6,11 +6,10 @@ C H W of an image.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from synthkd.core.images import resized
 from synthkd.losses.synthesis import View, statistics
-from synthkd.synthesis.drawings import DRAWINGS
+from synthkd.synthesis.drawings import assorted
 from synthkd.teachers.protocol import Teacher
 
 LOOKED_AT = 32  # drawings
@@ -27,7 +26,7 @@ def gaps(teacher: Teacher) -> dict[float, float]:
     are left out, and all of them where it has no such statistics or cannot be looked into."""
     if "statistics" not in teacher.abilities:
         return {}
-    spec, images = teacher.spec, drawn(teacher, LOOKED_AT)
+    spec, images = teacher.spec, assorted(LOOKED_AT, teacher.spec.shape).to(teacher.device)
     before, none = teacher.queries, torch.empty(0)
     found: dict[float, float] = {}
     for side in (*SIDES, 1.0):
@@ -43,14 +42,6 @@ def gaps(teacher: Teacher) -> dict[float, float]:
             found[side] = float(statistics(view))
     teacher.queries = before  # asked about nothing of a run
     return found if 1.0 in found else {}
-
-
-def drawn(teacher: Teacher, count: int) -> Tensor:
-    """Drawings [count, C, H, W] in 0..1 of several kinds, always the same ones."""
-    shape, rng = teacher.spec.shape, torch.Generator().manual_seed(0)
-    kinds = ("spectrum", "leaves", "shaders")
-    images = torch.cat([DRAWINGS[k](count // 3 + 1, *shape, rng) for k in kinds])
-    return images[torch.randperm(len(images), generator=rng)[:count]].to(teacher.device)
 
 
 def scaled(shape: tuple[int, int, int], side: float) -> tuple[int, int]:
