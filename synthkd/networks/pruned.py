@@ -227,7 +227,7 @@ def narrow_to(body: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     A shape that no cut leads to is an InputError.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    >>> narrow_to(net, {"0.weight": torch.ones(4, 3, 3, 3), "1.weight": torch.ones(4)})
+    >>> narrow_to(net, nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict())
     >>> net[1].num_features
     4
     """
