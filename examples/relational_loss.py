@@ -3,8 +3,9 @@
     python examples/relational_loss.py
 
 Park et al. 2019 (https://arxiv.org/abs/1904.05068), section 3.2.1: the distances between the
-images of a batch, each network's divided by its own mean, shall be the same. It compares answers,
-so it needs no layers and works between any two networks, and with black boxes.
+images of a batch, each network's divided by its own mean, shall be the same. The term that ships,
+`relational_distance`, compares what enters the last layers; this one compares answers, so it needs
+no layers and works between any two networks, and with black boxes.
 """
 
 import torch
@@ -23,13 +24,13 @@ def distances(answers: Tensor) -> Tensor:
     return gaps / gaps[gaps > 0].mean().clamp_min(1e-12)
 
 
-def relational_distance(view: DistillationView) -> Tensor:
+def answer_distances(view: DistillationView) -> Tensor:
     """Mean over the pairs of a batch of the Huber loss between the networks' distances."""
     return F.smooth_l1_loss(distances(view.learned), distances(view.taught))
 
 
-TERMS["relational_distance"] = Term(
-    "pairs of images are as far apart as for the teacher", relational_distance
+TERMS["answer_distances"] = Term(
+    "pairs of images are as far apart as for the teacher", answer_distances
 )
 
 
@@ -37,7 +38,7 @@ def main(images: int = 20_000) -> None:
     """One run with it."""
     recipe = synthkd.Recipe.of(
         {
-            "training.terms": {"soft_targets": 1.0, "relational_distance": 10.0},
+            "training.terms": {"soft_targets": 1.0, "answer_distances": 10.0},
             "budget.images": images,
         }
     )

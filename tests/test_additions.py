@@ -88,7 +88,7 @@ PARTS: dict[str, Mapping[str, Any]] = {
         "training.student_layers": ["layer2", "layer3"],
         "training.teacher_layers": ["layer2", "layer3"],
     },
-    "relational_loss": {"training.terms": {"soft_targets": 1.0, "relational_distance": 10.0}},
+    "relational_loss": {"training.terms": {"soft_targets": 1.0, "answer_distances": 10.0}},
     "contrastive_loss": {"training.terms": {"soft_targets": 1.0, "contrastive": 0.5}},
     "temperature_controller": {},
     "your_generator": {},
@@ -164,7 +164,7 @@ def test_tokens_that_look_where_maps_look_cost_nothing():
 
 
 def test_relations_do_not_see_scale_or_rotation_and_have_a_sound_gradient():
-    term = example("relational_loss")["relational_distance"]
+    term = example("relational_loss")["answer_distances"]
     taught = torch.randn(6, 3, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
     assert term(view(learned=3 * taught @ turn, taught=taught)).item() == pytest.approx(0, abs=1e-9)

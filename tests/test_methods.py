@@ -5,6 +5,7 @@ import inspect
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,19 @@ WRITTEN = [
 
 
 def functions(module: ModuleType) -> list[str]:
+    """The public functions that a module, or a package of modules, defines."""
     found = inspect.getmembers(module, inspect.isfunction)
-    return [name for name, f in found if f.__module__ == module.__name__ and name[0] != "_"]
+    names = [name for name, f in found if f.__module__ == module.__name__ and name[0] != "_"]
+    for _, part in inspect.getmembers(module, inspect.ismodule):
+        if part.__name__.startswith(f"{module.__name__}."):
+            names += functions(part)
+    return names
+
+
+def function(module: ModuleType, name: str) -> Any:
+    """A function of a module or of one of its parts."""
+    parts = [part for _, part in inspect.getmembers(module, inspect.ismodule)]
+    return next(getattr(part, name) for part in (module, *parts) if hasattr(part, name))
 
 
 @pytest.mark.parametrize("name", [*synthesis.TERMS, *GENERATORS])
@@ -119,8 +131,9 @@ def test_every_formula_tells_its_shapes_or_its_unit(module):
     sign = re.compile(r"\[[A-Z]|0\.\.1|nats|factor|decay|rate|share|step")
     bare = []
     for name in functions(module):
-        first = next(iter(inspect.signature(getattr(module, name)).parameters.values()))
+        found = function(module, name)
+        first = next(iter(inspect.signature(found).parameters.values()))
         takes_view = first.annotation is synthesis.View  # whose fields have their shapes
-        if not takes_view and not sign.search(getattr(module, name).__doc__ or ""):
+        if not takes_view and not sign.search(found.__doc__ or ""):
             bare.append(name)
     assert bare == []

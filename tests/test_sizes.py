@@ -158,7 +158,14 @@ def test_batches_are_pooled_and_taken_apart() -> None:
     def batch(value: float, weights: Tensor | None) -> TaughtBatch:
         seen = Seen(torch.full((2, 3), value), {"a": torch.full((2, 4), value)})
         views = torch.full((2, 1, 2, 2), value)
-        return TaughtBatch(views, seen, torch.tensor([1, 2]), torch.tensor([True, False]), weights)
+        return TaughtBatch(
+            views,
+            seen,
+            torch.tensor([-1, 4]),
+            torch.tensor([1, 2]),
+            torch.tensor([True, False]),
+            weights,
+        )
 
     pool = pooled([batch(0.0, None), batch(1.0, torch.tensor([0.5, 2.0]))])
     assert pool.views.dtype == torch.uint8 and pool.weights is not None

@@ -25,22 +25,24 @@ class TeachingBatch:
     images: Tensor  # [B, C, H, W] uint8
     slots: Tensor  # [B] int64, place in the replay memory, −1 where it is in none
     origins: tuple[str, ...]  # B names: of a generator, "data" of a data set, "real"
+    asked: Tensor  # [B] int64, the class that was asked for, −1 where none was
     weights: Tensor | None = None  # [B] float32
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def plain(images: Tensor, origin: str) -> TeachingBatch:
-    """Images [B, C, H, W] that come from no memory."""
+def plain(images: Tensor, origin: str, asked: Tensor | None = None) -> TeachingBatch:
+    """Images [B, C, H, W] that come from no memory, perhaps with the classes asked for [B]."""
     count = len(images)
-    return TeachingBatch(images, torch.full((count,), -1), (origin,) * count)
+    none = torch.full((count,), -1)
+    return TeachingBatch(images, none, (origin,) * count, none if asked is None else asked)
 
 
 def replayed(drawn: ReplayBatch) -> TeachingBatch:
     """Images drawn from a memory."""
     weights = None if bool((drawn.weights == 1).all()) else drawn.weights
-    return TeachingBatch(drawn.images, drawn.slots, drawn.origins, weights)
+    return TeachingBatch(drawn.images, drawn.slots, drawn.origins, drawn.labels, weights)
 
 
 def joined(parts: Sequence[TeachingBatch]) -> TeachingBatch:
@@ -58,6 +60,7 @@ def joined(parts: Sequence[TeachingBatch]) -> TeachingBatch:
         torch.cat([part.images for part in parts]),
         torch.cat([part.slots for part in parts]),
         tuple(name for part in parts for name in part.origins),
+        torch.cat([part.asked for part in parts]),
         weights,
     )
 
@@ -68,6 +71,7 @@ class TaughtBatch:
 
     views: Tensor  # [B, C, H, W] in 0..1, or uint8
     seen: Seen
+    asked: Tensor  # [B] int64, −1 where no class was asked for, or images are blended
     slots: Tensor  # [B] int64
     synthetic: Tensor  # [B] bool, on the CPU, where it is counted
     weights: Tensor | None = None  # [B] float32
@@ -80,8 +84,9 @@ class TaughtBatch:
         order, index = index, sent(index, self.views.device)
         features = {name: value[index] for name, value in self.seen.features.items()}
         return TaughtBatch(
-            self.views[index], Seen(self.seen.logits[index], features), self.slots[index],
-            self.synthetic[order], None if self.weights is None else self.weights[index],
+            self.views[index], Seen(self.seen.logits[index], features), self.asked[index],
+            self.slots[index], self.synthetic[order],
+            None if self.weights is None else self.weights[index],
         )  # fmt: skip
 
 
@@ -100,6 +105,7 @@ def pooled(parts: Sequence[TaughtBatch]) -> TaughtBatch:
     return TaughtBatch(
         torch.cat([to_uint8(part.views) for part in parts]),
         Seen(torch.cat([part.seen.logits for part in parts]), features),
+        torch.cat([part.asked for part in parts]),
         torch.cat([part.slots for part in parts]),
         torch.cat([part.synthetic for part in parts]),
         weights,

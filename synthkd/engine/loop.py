@@ -403,15 +403,16 @@ def _shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 def _remember(
     lab: Lab, synthesized: SyntheticBatch, generator: str
-) -> tuple[Tensor, dict[str, float], Tensor]:
+) -> tuple[Batch, dict[str, float], Tensor]:
     """Labels fresh images and stores them; one in sixteen is held out.
 
-    Returns those to learn from, what was measured, and the class of each fresh image.
+    Returns those to learn from, uint8 with the classes asked for (−1: none was), what was measured,
+    and the class of each fresh image.
     """
     images, labels = synthesized.batch
     measures = dict(synthesized.measures)
     if len(images) == 0:
-        return to_uint8(images).cpu(), measures, labels
+        return Batch(to_uint8(images).cpu(), labels), measures, labels
     pixels, labels = to_uint8(images).cpu(), labels.cpu()
     with lab.timed("labelling"):
         logits = lab.label(pixels)
@@ -423,11 +424,12 @@ def _remember(
     cut = 0 if full else len(pixels) // HELD_BACK
     lab.held_out.add(pixels[:cut], labels[:cut], logits[:cut], generator)
     lab.memory.add(pixels[cut:], labels[cut:], logits[cut:], generator)
-    return pixels[cut:], measures, torch.where(labels < 0, votes, labels)
+    kept = Batch(pixels[cut:], labels[cut:])
+    return kept, measures, torch.where(labels < 0, votes, labels)
 
 
 def _teach(
-    lab: Lab, stage: Stage, fresh: Tensor, began: float, rng: torch.Generator
+    lab: Lab, stage: Stage, fresh: Batch, began: float, rng: torch.Generator
 ) -> tuple[int, int, dict[str, float]]:
     """The student's turn: hybrid batches, the same view for teacher and student. The round `began`
     at a time of time.perf_counter: in a timed run the learning rate falls by the clock.
@@ -438,7 +440,7 @@ def _teach(
     """
     assert lab.learner is not None
     if not lab.learner.steps and lab.learner.student.kept:
-        _reconstruct(lab, lab.learner.student, fresh, rng)
+        _reconstruct(lab, lab.learner.student, fresh.images, rng)
     repeats, count = lab.recipe.training.repeats, lab.recipe.training.batch
     loss, turn = torch.zeros(()), _Turn(lab, stage, began, lab.learner)
     if repeats == 1:
@@ -522,8 +524,8 @@ class _Turn:
                 views = resized(views, (next(small), next(small)))
             loss = self.learner.step(
                 views.contiguous(memory_format=torch.channels_last), batch.seen, share,
-                slots=batch.slots, weights=batch.weights, temperature=self.temperature,
-                stage=self.stage.name,
+                asked=batch.asked, slots=batch.slots, weights=batch.weights,
+                temperature=self.temperature, stage=self.stage.name,
             ).loss  # fmt: skip
         self.seen, self.steps = self.seen + len(batch), self.steps + 1
         self.synthetic += int(batch.synthetic.sum())
@@ -531,13 +533,14 @@ class _Turn:
 
 
 def _taught_batches(
-    lab: Lab, stage: Stage, fresh: Tensor, left: float, rng: torch.Generator
+    lab: Lab, stage: Stage, fresh: Batch, left: float, rng: torch.Generator
 ) -> Iterator[TaughtBatch]:
     """Up to `stage.student_steps` hybrid batches of `left` images at most, with the teacher's
     answers."""
     assert lab.learner is not None
     recipe, seen = lab.recipe, 0
-    order, used = torch.randperm(len(fresh), generator=rng), 0  # each once before any comes again
+    there = len(fresh.images)
+    order, used = torch.randperm(there, generator=rng), 0  # each once before any comes again
     before = lab.progress.images_seen // recipe.training.repeats
     for _ in range(stage.student_steps):
         if seen >= left or time.perf_counter() > lab.deadline:
@@ -546,27 +549,28 @@ def _taught_batches(
         if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
             count = math.ceil(left - seen)
         made = schedules.share(before + seen, count, lab.sources.ratio)
-        new = made - _replayed(lab, made, len(fresh))
-        if new and not len(fresh):
+        new = made - _replayed(lab, made, there)
+        if new and not there:
             raise InputError(
                 f"stage {stage.name}: there is nothing to learn from: the teacher has accepted no "
                 "image so far"
             )
-        turn = fresh[order[torch.arange(used, used + new) % max(1, len(order))]]
+        turn = order[torch.arange(used, used + new) % max(1, there)]
         used += new
-        new_ones = batches.plain(turn, stage.generator)
+        new_ones = batches.plain(fresh.images[turn], stage.generator, fresh.labels[turn])
         batch = _hybrid(lab, new_ones, made - new, count - made, rng)
         with lab.timed("student"):
             images = to_float(lab.moved(batch.images))
             images = images.contiguous(memory_format=torch.channels_last)
             images = augmented(images, recipe.augment, lab.difficulty, rng)
+            asked = batch.asked
             if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
-                images = mixed_up(images, rng)
+                images, asked = mixed_up(images, rng), torch.full_like(asked, -1)
         with lab.timed("labelling"):
             taught = lab.teacher.teach(images, lab.learner.objective.teacher_layers)
         seen += count
         yield batches.TaughtBatch(
-            images, taught, sent(batch.slots, lab.device),
+            images, taught, sent(asked, lab.device), sent(batch.slots, lab.device),
             torch.arange(count) < made,
             None if batch.weights is None else sent(batch.weights, lab.device),
         )  # fmt: skip

@@ -84,6 +84,7 @@ class Learner:
         taught: Seen | Tensor,
         progress: float,
         *,
+        asked: Tensor | None = None,
         slots: Tensor | None = None,
         weights: Tensor | None = None,
         temperature: float | None = None,
@@ -93,8 +94,9 @@ class Learner:
         """One step on images [B, C, H, W] towards what the teacher shows of them: a `Seen`, or its
         logits [B, K] alone.
 
-        `slots` and `weights` [B] are those of a `DistillationView`, `progress` is the share of the
-        training that is done, and `temperature` the table's unless a controller moves it.
+        `asked`, `slots` and `weights` [B] are those of a `DistillationView`, `progress` is the
+        share of the training that is done, and `temperature` the table's unless a controller moves
+        it.
         """
         if isinstance(taught, Tensor):
             taught = Seen(taught, {})
@@ -115,6 +117,8 @@ class Learner:
             student_features=seen,
             teacher_features=taught.features,
             pairs=self.objective.pairs,
+            embedding=self.objective.embedding,
+            asked=asked,
             slots=slots,
             weights=weights,
             temperature=self.table.temperature if temperature is None else temperature,

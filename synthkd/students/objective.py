@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.losses.distillation import NEEDS, TERMS, DistillationView, KnownBeforehand
+from synthkd.losses.distillation.view import map_shape
 from synthkd.losses.term import Term, check_needs
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import TrainingTable
-from synthkd.teachers.features import features_of, module_named, resolution_layers
+from synthkd.teachers.features import (
+    embedding_layer,
+    features_of,
+    layer_named,
+    resolution_layers,
+)
 from synthkd.teachers.protocol import Teacher
+
+LAYERS = frozenset({"features", "embedding"})  # needs that look inside both networks
 
 
 class DistillationObjective(nn.Module):
@@ -50,11 +58,17 @@ class DistillationObjective(nn.Module):
         self.student_layers: tuple[str, ...] = ()
         self.teacher_layers: tuple[str, ...] = ()
         self.pairs: tuple[tuple[str, str], ...] = ()
+        for name, term in terms.items():
+            _check_classes(name, term, student)
+        self.embedding: tuple[str, str] | None = None
         known = KnownBeforehand({}, {}, (), student.classes, capacity)
-        if teacher is None and any(term.needs for term in terms.values()):
-            raise InputError("training.terms: these terms look inside a teacher, and none is given")
-        if teacher is not None and any("features" in term.needs for term in terms.values()):
-            known = self._pair(terms, table, student, teacher, capacity)
+        looking = {name: term for name, term in terms.items() if term.needs & LAYERS}
+        if looking:
+            if teacher is None:
+                raise InputError(
+                    "training.terms: these terms look inside a teacher, and none is given"
+                )
+            known = self._pair(looking, table, student, teacher, capacity)
         made = {name: term.module(known) for name, term in terms.items() if term.module is not None}
         self.made = nn.ModuleDict(made).to(student.mean.device)
 
@@ -64,19 +78,29 @@ class DistillationObjective(nn.Module):
         teacher: Teacher, capacity: int,
     ) -> KnownBeforehand:  # fmt: skip
         """Chooses the layers that are compared: those that are named, else the last of each
-        resolution, where the resolutions agree. Returns their shapes."""
+        resolution, where the resolutions agree, or if none does the last of all. Returns their
+        shapes."""
         named = [name for name, term in terms.items() if "features" in term.needs]
         if "features" not in teacher.abilities:
             raise InputError(
-                f"training.terms: {', '.join(named)} compares layers inside the teacher, and this "
+                f"training.terms: {', '.join(terms)} compares layers inside the teacher, and this "
                 f"one shows its {teacher.access} alone: leave it out"
             )
         blank = torch.zeros(2, *teacher.spec.shape, device=teacher.device)
-        ours = _layers("student", student.body, table.student_layers, teacher.normalise(blank))
-        theirs = _layers("teacher", _body(teacher), table.teacher_layers, teacher.normalise(blank))
-        with features_of(student.body, ours) as shown, in_eval_mode(student):
+        ours: tuple[str, ...] = ()
+        theirs: tuple[str, ...] = ()
+        if named:
+            normal = teacher.normalise(blank)
+            ours = _layers("student", student.body, table.student_layers, normal)
+            theirs = _layers("teacher", _body(teacher), table.teacher_layers, normal)
+        if embedded := [name for name, term in terms.items() if "embedding" in term.needs]:
+            self.embedding = _embedding(embedded[0], student, teacher, blank)
+        more_of = self.embedding or ()
+        with features_of(student.body, [*ours, *more_of[:1]]) as seen, in_eval_mode(student):
             student(blank)
-        taught = teacher.teach(blank, theirs).features
+        shown = {name: tuple(value.shape[1:]) for name, value in seen.items()}
+        found = teacher.teach(blank, [*theirs, *more_of[1:]]).features
+        taught = {name: tuple(value.shape[1:]) for name, value in found.items()}
         teacher.queries -= len(blank)  # asked about nothing of a run
         if table.student_layers or table.teacher_layers:
             if len(ours) != len(theirs):
@@ -86,8 +110,10 @@ class DistillationObjective(nn.Module):
                 )
             pairs = list(zip(ours, theirs, strict=True))
         else:  # from large to small, where the resolutions agree
-            sizes = {taught[t].shape[2:]: t for t in theirs}
-            pairs = [(s, sizes[shown[s].shape[2:]]) for s in ours if shown[s].shape[2:] in sizes]
+            sizes = {map_shape(taught[t])[1:]: t for t in theirs}
+            alike = [(s, map_shape(shown[s])[1:]) for s in ours]
+            pairs = [(s, sizes[size]) for s, size in alike if size in sizes]
+            pairs = pairs or list(zip(ours[-1:], theirs[-1:], strict=False))
         for name in named:
             fitting = [p for p in pairs if _fits(shown[p[0]], taught[p[1]], terms[name].needs)]
             if not fitting:
@@ -96,13 +122,8 @@ class DistillationObjective(nn.Module):
                     "leave it out, or name training.student_layers and training.teacher_layers"
                 )
         self.pairs = tuple(pairs)
-        self.student_layers = tuple(dict.fromkeys(s for s, _ in pairs))
-        self.teacher_layers = tuple(dict.fromkeys(t for _, t in pairs))
-        return KnownBeforehand(
-            {name: tuple(shown[name].shape[1:]) for name in self.student_layers},
-            {name: tuple(taught[name].shape[1:]) for name in self.teacher_layers},
-            self.pairs, teacher.classes, capacity,
-        )  # fmt: skip
+        self.student_layers, self.teacher_layers = tuple(shown), tuple(taught)
+        return KnownBeforehand(shown, taught, self.pairs, teacher.classes, capacity, self.embedding)
 
     def forward(self, view: DistillationView) -> tuple[Tensor, Tensor | None]:
         """The loss, a scalar, and where the view asks for it the loss of each image [B], of the
@@ -139,18 +160,45 @@ def _layers(whose: str, body: nn.Module, named: tuple[str, ...], images: Tensor)
         return resolution_layers(body, images)
     try:
         for name in named:
-            module_named(dict(body.named_modules()), name)
+            layer_named(dict(body.named_modules()), name)
     except InputError as error:
         raise InputError(f"training.{whose}_layers: {error}") from None
     return named
 
 
-def _fits(student: Tensor, teacher: Tensor, needs: frozenset[str]) -> bool:
-    """Whether a pair of layers serves a term."""
+def _check_classes(name: str, term: Term, student: Classifier) -> None:
+    """Refuses a term that has no meaning for the classes."""
+    if term.needs & {"one class", "three classes"} and student.independent:
+        raise InputError(
+            f"training.terms.{name} compares classes of which one applies, and here several may: "
+            "leave it out"
+        )
+    if "three classes" in term.needs and student.classes < 3:
+        raise InputError(f"training.terms.{name} says nothing of two classes: leave it out")
+
+
+def _embedding(name: str, student: Classifier, teacher: Teacher, blank: Tensor) -> tuple[str, str]:
+    """The layers whose outputs enter the last linear layer, of student and teacher."""
+    for whose, layer in (
+        ("student", ours := embedding_layer(student.body, blank, student.all_classes, student)),
+        ("teacher", theirs := teacher.feature_layer),
+    ):
+        if not layer:
+            hint = ", or give --teacher.features" if whose == "teacher" else ""
+            raise InputError(
+                f"training.terms.{name} compares what enters the last linear layer, and this "
+                f"{whose} ends with none: leave it out{hint}"
+            )
+    return ours, theirs
+
+
+def _fits(student: tuple[int, ...], teacher: tuple[int, ...], needs: frozenset[str]) -> bool:
+    """Whether a pair of layers, by their shapes, serves a term."""
     if not needs & {"maps", "equal maps"}:
         return True
-    if not (student.dim() == teacher.dim() == 4 and student.shape[2:] == teacher.shape[2:]):
+    mine, theirs = map_shape(student), map_shape(teacher)
+    if mine[1:] != theirs[1:]:
         return False
     if "maps" in needs:
-        return student.shape[2:].numel() > 1
-    return student.shape == teacher.shape
+        return mine[1] * mine[2] > 1
+    return mine == theirs

@@ -111,6 +111,7 @@ class AveragedTeacher:
         return self.teachers[0].independent
 
     feature_size = None
+    feature_layer = ""
     prototypes = None
     stored: tuple[tuple[Tensor, Tensor], ...] = ()
 

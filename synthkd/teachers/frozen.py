@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,15 @@ from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec, in_cache
 from synthkd.core.logits import of_decisions, of_votes
 from synthkd.networks.classifier import Classifier
-from synthkd.teachers.features import Note, averaged, features_of, hooked, module_named
+from synthkd.teachers.features import (
+    Note,
+    averaged,
+    embedding_layer,
+    features_of,
+    hooked,
+    layer_named,
+    module_named,
+)
 from synthkd.teachers.folded import folded_copy
 from synthkd.teachers.moments import moments
 from synthkd.teachers.protocol import Observation, Seen
@@ -59,6 +67,9 @@ class FrozenTeacher(nn.Module):
         self._unsound: Tensor | None = None  # of a device that is not waited for: see `check`
         self.head: nn.Linear | None = None  # the last layer, if it takes vectors [B, D]
         self.feature_module = self._module(features_at) if features_at else None
+        self.feature_layer = (
+            features_at  # of the body, as `features_of` names it; "": there is none
+        )
         self.digest = digest_of(classifier)
         super().train(False)
         self._look_inside(torch.zeros(2, *self.spec.shape, device=self.device))
@@ -93,21 +104,17 @@ class FrozenTeacher(nn.Module):
         """Orders the norms as images [B, C, H, W] pass them, and finds the head: of the linear
         layers with an output for each class the last that they pass, if it is given a vector an
         image. What rests in eval mode (heads for training alone) is left out."""
-        passed: dict[nn.modules.batchnorm._BatchNorm, None] = {}
-        heads: list[tuple[nn.Linear, Tensor]] = []  # with what they were given
-        linear = [
-            m
-            for m in self.classifier.modules()
-            if isinstance(m, nn.Linear) and m.out_features == self.classifier.all_classes
-        ] if self.access == "full" else []  # fmt: skip
-        with hooked(inputs=[
-            *((norm, partial(_note_passed, passed, norm)) for norm in self.norms),
-            *((layer, partial(_note_head, heads, layer)) for layer in linear),
-        ]):  # fmt: skip
+        if self.access != "full":
             self.forward_network(images)
+            return
+        passed: dict[nn.modules.batchnorm._BatchNorm, None] = {}
+        body, ask = self.classifier.body, self.forward_network
+        with hooked(inputs=[(norm, partial(_note_passed, passed, norm)) for norm in self.norms]):
+            layer = embedding_layer(body, images, self.classifier.all_classes, ask)
         self.norms = list(passed)
-        if heads and heads[-1][1].dim() == 2 and len(heads[-1][1]) == len(images):
-            self.head = heads[-1][0]
+        if layer:
+            self.head = cast(nn.Linear, layer_named(dict(body.named_modules()), layer)[0])
+        self.feature_layer = self.feature_layer or layer
 
     @property
     def device(self) -> torch.device:
@@ -352,10 +359,6 @@ class FrozenTeacher(nn.Module):
 
 def _note_passed(passed: dict[Any, None], norm: nn.Module, _: Tensor) -> None:
     passed[norm] = None
-
-
-def _note_head(heads: list[tuple[Any, Any]], layer: nn.Linear, given: Any) -> None:
-    heads.append((layer, given))
 
 
 def digest_of(classifier: Classifier) -> str:

@@ -80,6 +80,10 @@ class Teacher(Protocol):
         """D of `observe`'s features; None where there are none."""
 
     @property
+    def feature_layer(self) -> str:
+        """The layer that shows these features, as `teach` takes names; "" where there is none."""
+
+    @property
     def prototypes(self) -> Tensor | None:
         """The rows of the last linear layer, [K, D]; None where features come from elsewhere."""
 
