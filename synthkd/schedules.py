@@ -40,6 +40,75 @@ def rate(progress: float, table: TrainingTable) -> float:
     return table.learning_rate * one_cycle(progress, warmup=table.warmup)
 
 
+def temperature(progress: float, table: TrainingTable) -> float:
+    """The temperature of soft targets after a share `progress` of the training, by
+    `training.temperature_schedule`: constant, or from `temperature` to `temperature_end` along a
+    line or half a cosine.
+
+    >>> table = TrainingTable(temperature=20, temperature_end=4, temperature_schedule="cosine")
+    >>> [round(temperature(p, table), 2) for p in (0, 0.25, 0.5, 1)]
+    [20.0, 17.66, 12.0, 4.0]
+    """
+    first, last = table.temperature, table.temperature_end
+    if table.temperature_schedule == "linear":
+        return first + (last - first) * progress
+    if table.temperature_schedule == "cosine":
+        return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+    return first
+
+
+def competence(progress: float, *, least: float = 0.2) -> float:
+    """The share of the remembered images, from the easiest on, that is drawn from after a share
+    `progress` of the training:  √(p · (1 − c²) + c²), c the share at the beginning.
+
+    Competence-based curriculum, Platanios et al. 2019 (https://arxiv.org/abs/1903.09848), eq. 7.
+
+    >>> [round(competence(p), 3) for p in (0.0, 0.25, 1.0)]
+    [0.2, 0.529, 1.0]
+    """
+    return math.sqrt(progress * (1 - least**2) + least**2)
+
+
+LOW_KL, HIGH_KL = 0.1, 0.5  # nats under which the temperature falls, over which it rises
+COOLER, WARMER = 0.9, 1.1  # the factors by which it does
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The state of the adaptive temperature."""
+
+    value: float
+    kl: float | None = None  # smoothed
+
+
+def step_temperature(state: Temperature, kl: float, table: TrainingTable) -> Temperature:
+    """The state after a round in which the student's answers on held-out images were `kl` nats from
+    the teacher's, at temperature 1.
+
+    The divergence is smoothed, a ← 0.9 a + 0.1 kl. Over 0.5 the temperature rises by a tenth, under
+    0.1 it falls by one, and it stays between `temperature_end` and `temperature`. Measured at
+    temperature 1 it does not feed back on itself, as the loss would, which grows with T² and K.
+
+    >>> table = TrainingTable(temperature=20, temperature_end=4)
+    >>> [step_temperature(Temperature(10.0), kl, table).value for kl in (0.05, 0.3, 1.0)]
+    [9.0, 10.0, 11.0]
+    """
+    smooth = kl if state.kl is None else 0.9 * state.kl + 0.1 * kl
+    factor = COOLER if smooth < LOW_KL else WARMER if smooth > HIGH_KL else 1.0
+    least, most = sorted((table.temperature_end, table.temperature))
+    return Temperature(min(most, max(least, state.value * factor)), smooth)
+
+
+def correction(progress: float, *, first: float) -> float:
+    """The exponent β of the weights that make up for priorities, after a share `progress` of the
+    training: from `first` to 1 along a line (Schaul et al. 2016, section 3.4).
+
+    >>> correction(0.5, first=0.4)
+    0.7
+    """
+    return first + (1 - first) * progress
+
+
 def scale(progress: float, scales: Mapping[float, float]) -> float:
     """The side of the images, as a share of the full side, after a share `progress` of all steps.
 

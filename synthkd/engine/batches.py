@@ -75,6 +75,7 @@ class TaughtBatch:
     slots: Tensor  # [B] int64
     synthetic: Tensor  # [B] bool, on the CPU, where it is counted
     weights: Tensor | None = None  # [B] float32
+    blended: bool = False  # whether views are blends of two images
 
     def __len__(self) -> int:
         return len(self.views)
@@ -86,7 +87,7 @@ class TaughtBatch:
         return TaughtBatch(
             self.views[index], Seen(self.seen.logits[index], features), self.asked[index],
             self.slots[index], self.synthetic[order],
-            None if self.weights is None else self.weights[index],
+            None if self.weights is None else self.weights[index], self.blended,
         )  # fmt: skip
 
 
@@ -109,4 +110,5 @@ def pooled(parts: Sequence[TaughtBatch]) -> TaughtBatch:
         torch.cat([part.slots for part in parts]),
         torch.cat([part.synthetic for part in parts]),
         weights,
+        any(part.blended for part in parts),
     )

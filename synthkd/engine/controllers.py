@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from synthkd import schedules
-from synthkd.recipe import DifficultyTable, Recipe
+from synthkd.recipe import DifficultyTable, Recipe, TrainingTable
+from synthkd.students.weighting import answers_share
 
 
 class Controller(Protocol):
@@ -59,8 +60,86 @@ class DifficultyController:
         self.state = schedules.Difficulty(**state)
 
 
-# What moves, by the name that the loop asks for: "difficulty", "temperature" (of the student's
-# soft targets; without a controller it stays at training.temperature).
-CONTROLLERS: dict[str, Callable[[Recipe], Controller]] = {
+class TemperatureController:
+    """The temperature of soft targets, by the divergence on held-out images:
+    `schedules.step_temperature`."""
+
+    def __init__(self, table: TrainingTable) -> None:
+        self.table = table
+        self.state = schedules.Temperature(table.temperature)
+
+    @property
+    def value(self) -> float:
+        """The temperature."""
+        return self.state.value
+
+    def update(self, signals: Mapping[str, float]) -> float:
+        """A step; a round without a divergence changes nothing."""
+        if "kl" in signals:
+            self.state = schedules.step_temperature(self.state, signals["kl"], self.table)
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Temperature, smoothed divergence."""
+        return asdict(self.state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.state = schedules.Temperature(**state)
+
+
+class Following:
+    """A value that is a function of one signal, which is smoothed: a ← k · a + (1 − k) · signal."""
+
+    def __init__(
+        self, signal: str, value: Callable[[float], float], first: float, kept: float = 0.0
+    ) -> None:
+        self.signal, self.of, self.kept = signal, value, kept
+        self.seen: float | None = None
+        self.value = first
+
+    def update(self, signals: Mapping[str, float]) -> float:
+        """The value for what the signal says; a round without it changes nothing."""
+        if self.signal in signals:
+            now = signals[self.signal]
+            self.seen = now if self.seen is None else self.kept * self.seen + (1 - self.kept) * now
+            self.value = self.of(self.seen)
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The value and the smoothed signal."""
+        return {"value": self.value, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.value, self.seen = float(state["value"]), state["seen"]
+
+
+def _temperature(recipe: Recipe) -> Controller | None:
+    table = recipe.training
+    return TemperatureController(table) if table.temperature_schedule == "adaptive" else None
+
+
+def _answers_share(recipe: Recipe) -> Controller | None:
+    if recipe.training.weighting != "agreement":
+        return None
+    return Following("agreement", answers_share, answers_share(0.0), kept=0.9)
+
+
+def _competence(recipe: Recipe) -> Controller | None:
+    if not recipe.memory.curriculum:
+        return None
+    return Following("progress", schedules.competence, schedules.competence(0.0))
+
+
+# What moves, by the name that the loop asks for; None where a recipe does not want it to.
+#   difficulty      how difficult synthetic images shall be, 0..1
+#   temperature     of the student's soft targets; without it, by the schedule of [training]
+#   answers_share   of the terms that compare answers in the student's loss, 0..1
+#   competence      the share of the remembered images, from the easiest on, that is drawn from
+CONTROLLERS: dict[str, Callable[[Recipe], Controller | None]] = {
     "difficulty": lambda recipe: DifficultyController(recipe.difficulty),
+    "temperature": _temperature,
+    "answers_share": _answers_share,
+    "competence": _competence,
 }

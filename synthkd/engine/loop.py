@@ -21,6 +21,7 @@ from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding
 from synthkd.core.images import Batch, resized, sent, to_float, to_uint8
+from synthkd.core.logits import paired
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
 from synthkd.engine.batches import TaughtBatch, TeachingBatch
@@ -37,13 +38,13 @@ from synthkd.engine.progress import (
 )
 from synthkd.images.augment import augmented, mixed_up
 from synthkd.losses.synthesis import TERMS
-from synthkd.measures import decided, relative_entropy
+from synthkd.measures import decided, kl, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.networks.reconstruction import reconstruct
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
-from synthkd.students.learner import Learner
+from synthkd.students.learner import Learner, Step
 from synthkd.students.objective import DistillationObjective
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
@@ -55,6 +56,7 @@ HELD_BACK = 16  # of so many fresh images one is held out
 LOOKED_AT = 128  # held-out images that agreement is measured on after a round
 REFITTED, REFITTED_LEAST = 256, 64  # images that a pruned student's layers are refitted on
 REFITTING = 0.1  # the most of the time left that it takes
+LEAST_PRIORITY = 1e-6  # of an image that is known by heart, so that it may come again
 PARTS = ("synthesis", "labelling", "student")
 
 
@@ -103,9 +105,8 @@ class Lab:
         for kind in dict.fromkeys(s.generator for s in self.stages if s.synthesizes):
             with globally(generator_for(recipe.run.seed, "generator", kind)):
                 self.generators[kind] = GENERATORS[kind](recipe, teacher)
-        self.controllers: dict[str, Controller] = {
-            name: new(recipe) for name, new in CONTROLLERS.items()
-        }
+        made = {name: new(recipe) for name, new in CONTROLLERS.items()}
+        self.controllers: dict[str, Controller] = {n: c for n, c in made.items() if c is not None}
         self.progress = Progress()
         self.budget = budget_of(recipe.budget, self.stages)
         self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
@@ -459,7 +460,9 @@ def _teach(
             f"the student's loss is no longer finite after {lab.learner.steps} steps: "
             f"lower --training.learning_rate (now {lab.recipe.training.learning_rate:g})"
         )
-    return turn.seen, turn.synthetic, {"loss": float(loss)}
+    factors = lab.learner.objective.factors(turn.answers_share)
+    told = {f"factor.{name}": factor for name, factor in factors.items()}
+    return turn.seen, turn.synthetic, {"loss": float(loss), **told}
 
 
 def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Generator) -> None:
@@ -500,7 +503,10 @@ class _Turn:
     def __init__(self, lab: Lab, stage: Stage, began: float, learner: Learner) -> None:
         self.lab, self.stage, self.began, self.learner = lab, stage, began, learner
         self.seen = self.synthetic = self.steps = 0
-        self.temperature = lab.value("temperature", learner.table.temperature)
+        moved = lab.controllers.get("temperature")
+        self.temperature = moved.value if moved else None
+        self.answers_share = lab.value("answers_share", 0.5)
+        self.priority = lab.recipe.memory.priority
         done = lab.progress.work
         self.left = inf if lab.budget.timed else lab.budget.quotas[lab.progress.stage] - done
 
@@ -522,14 +528,34 @@ class _Turn:
             if side < 1:
                 small = (max(8, round(side * s)) for s in views.shape[2:])
                 views = resized(views, (next(small), next(small)))
-            loss = self.learner.step(
+            first = lab.recipe.memory.priority_correction
+            weights = batch.weights
+            if weights is not None:
+                weights = weights ** schedules.correction(share, first=first)
+            step = self.learner.step(
                 views.contiguous(memory_format=torch.channels_last), batch.seen, share,
-                asked=batch.asked, slots=batch.slots, weights=batch.weights,
-                temperature=self.temperature, stage=self.stage.name,
-            ).loss  # fmt: skip
+                asked=batch.asked, slots=batch.slots, weights=weights,
+                temperature=self.temperature, answers_share=self.answers_share,
+                stage=self.stage.name, per_sample=self.priority > 0,
+            )  # fmt: skip
+            if self.priority:
+                _prioritise(lab, batch, step)
         self.seen, self.steps = self.seen + len(batch), self.steps + 1
         self.synthetic += int(batch.synthetic.sum())
-        return loss
+        return step.loss
+
+
+def _prioritise(lab: Lab, batch: TaughtBatch, step: Step) -> None:
+    """Gives the images of a batch their losses as priorities; those of a blend tell nothing of one
+    image."""
+    if step.per_sample is None:
+        raise InputError(
+            "memory.priority goes by the loss of each image, and none of training.terms tells it: "
+            "add one that does, e.g. soft_targets"
+        )
+    if not batch.blended:
+        loss = step.per_sample.clamp_min(0) + LEAST_PRIORITY
+        lab.memory.update(batch.slots, loss**lab.recipe.memory.priority)
 
 
 def _taught_batches(
@@ -563,8 +589,8 @@ def _taught_batches(
             images = to_float(lab.moved(batch.images))
             images = images.contiguous(memory_format=torch.channels_last)
             images = augmented(images, recipe.augment, lab.difficulty, rng)
-            asked = batch.asked
-            if recipe.augment.mixup and float(torch.rand((), generator=rng)) < recipe.augment.mixup:
+            asked, often = batch.asked, recipe.augment.mixup
+            if blended := bool(often and float(torch.rand((), generator=rng)) < often):
                 images, asked = mixed_up(images, rng), torch.full_like(asked, -1)
         with lab.timed("labelling"):
             taught = lab.teacher.teach(images, lab.learner.objective.teacher_layers)
@@ -572,7 +598,7 @@ def _taught_batches(
         yield batches.TaughtBatch(
             images, taught, sent(asked, lab.device), sent(batch.slots, lab.device),
             torch.arange(count) < made,
-            None if batch.weights is None else sent(batch.weights, lab.device),
+            None if batch.weights is None else sent(batch.weights, lab.device), blended=blended,
         )  # fmt: skip
 
 
@@ -590,7 +616,8 @@ def _hybrid(
     parts = [fresh]
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty
-        drawn = lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares)
+        easiest = lab.value("competence", 1.0)
+        drawn = lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares, easiest=easiest)
         parts.append(batches.replayed(drawn))
     if real:
         assert lab.real is not None
@@ -600,14 +627,20 @@ def _hybrid(
 
 
 def _agreement(lab: Lab, rng: torch.Generator) -> dict[str, float]:
-    """Agreement on some of the held-out images after a round; nothing where none are held out."""
+    """Agreement on some of the held-out images after a round, and how far the answers are from the
+    teacher's at temperature 1 (the gap that a student's capacity leaves); nothing where none are
+    held out."""
     if len(lab.held_out) == 0:
         return {}
     assert lab.learner is not None
     drawn = lab.held_out.draw(min(LOOKED_AT, len(lab.held_out)), rng)
     answers = lab.learner.answer(to_float(lab.moved(drawn.images))).cpu()
     own = decided(answers, independent=lab.teacher.independent)
-    return {"agreement": float((own == _taught(lab, drawn)).float().mean())}
+    same = float((own == _taught(lab, drawn)).float().mean())
+    learned, taught = answers, drawn.logits.float()
+    if lab.teacher.independent:
+        learned, taught = paired(learned), paired(taught)
+    return {"agreement": same, "kl": kl(learned, taught)}
 
 
 def _taught(lab: Lab, kept: ReplayBatch) -> Tensor:

@@ -707,6 +707,41 @@ class MemoryTable(Table):
             le=1,
         ),
     ] = 0.0
+    priority: Annotated[
+        float,
+        Field(
+            description="prioritised replay: how often an image is drawn is its last loss to this "
+            "power (0: all alike, 0.6 as published)",
+            ge=0,
+            le=2,
+        ),
+    ] = 0.0
+    priority_correction: Annotated[
+        float,
+        Field(
+            description="how far weights in the loss make up for priorities at the beginning; at "
+            "the end wholly (1)",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.4
+    curriculum: Annotated[
+        bool,
+        Field(
+            description="easy images first: replay draws from a growing share of the images, "
+            "beginning with those of which the teacher is surest"
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _stored(self) -> Self:
+        stored = self.form == "images" and self.capacity > 0
+        if (self.priority or self.curriculum) and not stored:
+            raise ValueError(
+                "priority and curriculum choose among stored images: form must be images, and "
+                "capacity above 0"
+            )
+        return self
 
 
 class DifficultyTable(Table):
@@ -768,6 +803,14 @@ class TrainingTable(Table):
     terms: Annotated[
         Shares, Field(description="weights of the distillation terms, e.g. soft_targets=1")
     ] = {"soft_targets": 1.0}
+    weighting: Annotated[
+        Literal["fixed", "capacity", "uncertainty", "gradnorm", "agreement"],
+        Field(
+            description="how the weights of the terms move: not at all; answers against features "
+            "by the student's share of the teacher's weights (capacity), or by agreement; by "
+            "learned uncertainty; by the sizes of their gradients (gradnorm)"
+        ),
+    ] = "fixed"
     scales: Annotated[
         Scales,
         Field(
@@ -855,6 +898,18 @@ class TrainingTable(Table):
     ] = 0.1
     temperature: Annotated[
         float, Field(description="softening of the logits (soft_targets)", gt=0, le=100)
+    ] = 4.0
+    temperature_schedule: Annotated[
+        Literal["constant", "linear", "cosine", "adaptive"],
+        Field(
+            description="course of the temperature: constant, from temperature to temperature_end "
+            "along a line or a cosine, or between them by how far the student's answers to "
+            "held-out images are from the teacher's (adaptive)"
+        ),
+    ] = "constant"
+    temperature_end: Annotated[
+        float,
+        Field(description="last, or lowest, temperature of such a course", gt=0, le=100),
     ] = 4.0
     clip: Annotated[float, Field(description="largest norm of a gradient (0: no limit)", ge=0)] = (
         5.0

@@ -135,10 +135,12 @@ class GenerativeReplay:
         *,
         boundary: float = 0.0,
         shares: Mapping[str, float] = MappingProxyType({}),
+        easiest: float = 1.0,
     ) -> ReplayBatch:
         """`count` images. A share `boundary` of them is the half of twice as many in which the
-        teacher is less sure. `shares` means nothing here: what was learned has no origin. The
-        teacher is asked about them only when its answers are looked at."""
+        teacher is less sure. `shares` means nothing here: what was learned has no origin; and a
+        recipe that wants the easiest is refused. The teacher is asked about them only when its
+        answers are looked at."""
         near = round(boundary * count)
         images = self._decoded(count + near, rng)
         if near:

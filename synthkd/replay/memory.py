@@ -22,7 +22,7 @@ from synthkd.replay.protocol import ReplayBatch
 NEAREST = 5  # images of a class that the teacher sees in none
 AT_ONCE = 8192  # answers that are looked at as float32
 RESIDENT = 640 << 20  # bytes of images that may be held in memory
-_Kind = tuple[bool, tuple[tuple[str, float], ...]]  # of a draw: by margin? its shares
+_Kind = tuple[bool, float, tuple[tuple[str, float], ...]]  # of a draw: by margin? easiest, shares
 
 
 class Memory:
@@ -69,6 +69,7 @@ class Memory:
         ]  # slots by class, oldest first
         self._evened: dict[_Kind, Tensor] = {}  # weights of a draw without priorities
         self._cumulated: dict[_Kind, tuple[Tensor, float]] = {}
+        self._margin: Tensor | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -112,6 +113,7 @@ class Memory:
             self.priorities[slots] = highest
         self._evened.clear()
         self._cumulated.clear()
+        self._margin = None
 
     def _make_room(self) -> None:
         """Moves the images to a file where they are more than may be held."""
@@ -158,6 +160,7 @@ class Memory:
         *,
         boundary: float = 0.0,
         shares: Mapping[str, float] = MappingProxyType({}),
+        easiest: float = 1.0,
     ) -> ReplayBatch:
         """`count` images, with replacement, every class that the teacher sees equally likely.
 
@@ -165,12 +168,14 @@ class Memory:
         other origins divide the rest evenly. Origins without images do not count.
         A share `boundary` of them is drawn by how undecided the teacher is, 1 − (p₁ − p₂).
         A class with very few images counts as a quarter of an even share, so that none is worn out.
+        Below 1, only the share `easiest` of the images of each class counts, those with the largest
+        margin p₁ − p₂.
         All this is multiplied by the priorities, if `update` has set any.
         """
         near = round(boundary * count)
         parts = [
-            self._pick(count - near, rng, shares, by_margin=False),
-            self._pick(near, rng, shares, by_margin=True),
+            self._pick(count - near, rng, shares, easiest, by_margin=False),
+            self._pick(near, rng, shares, easiest, by_margin=True),
         ]
         slots = torch.cat([slots for slots, _ in parts])
         return self._batch(slots, torch.cat([weights for _, weights in parts]))
@@ -234,18 +239,22 @@ class Memory:
         return tuple(self.names[code] for code in origins.tolist())
 
     def _pick(
-        self, count: int, rng: torch.Generator, shares: Mapping[str, float], *, by_margin: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, count: int, rng: torch.Generator, shares: Mapping[str, float], easiest: float, *,
+        by_margin: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Slots [count], and the weights [count] that make up for the priorities."""
         if count == 0:
             return torch.empty(0, dtype=torch.int64), torch.empty(0)
-        kind = (by_margin, tuple(sorted(shares.items())))
+        kind = (by_margin, easiest, tuple(sorted(shares.items())))
         if kind not in self._evened:
+            for old in [k for k in self._evened if k[0] == by_margin and k[1] != easiest]:
+                del self._evened[old]  # what grows with the run is wanted once
+                self._cumulated.pop(old, None)
             weight = self._even(self.votes[: self.size], self.origins[: self.size], shares)
             if by_margin:
-                parts = torch.split(self.logits[: self.size], AT_ONCE)
-                top = torch.cat([p.float().softmax(1).topk(2, dim=1).values for p in parts])
-                weight = weight * (1.0 - (top[:, 0] - top[:, 1]).double() + 1e-3)
+                weight = weight * (1.0 - self._margins() + 1e-3)
+            if easiest < 1:
+                weight = weight * self._among_easiest(easiest)
             self._evened[kind] = weight
         if kind not in self._cumulated:
             self._cumulated[kind] = self._prioritised(self._evened[kind])
@@ -255,6 +264,27 @@ class Memory:
         if self.priorities is None or not mean:
             return slots, torch.ones(count)
         return slots, (mean / self.priorities[slots]).float()
+
+    def _margins(self) -> Tensor:
+        """p₁ − p₂ of the teacher's answers, [N] float64."""
+        if self._margin is None:
+            parts = torch.split(self.logits[: self.size], AT_ONCE)
+            top = torch.cat([p.float().softmax(1).topk(2, dim=1).values for p in parts])
+            self._margin = (top[:, 0] - top[:, 1]).double()
+        return self._margin
+
+    def _among_easiest(self, share: float) -> Tensor:
+        """1 for the share of each class's images with the largest margins, at least one of each,
+        else 0: [N]."""
+        votes, margins = self.votes[: self.size], self._margins()
+        order = margins.argsort(descending=True, stable=True)
+        order = order[votes[order].argsort(stable=True)]  # by class, the easiest first
+        counts = torch.bincount(votes, minlength=self.classes)
+        begins = counts.cumsum(0) - counts
+        rank = torch.arange(self.size) - begins[votes[order]]
+        kept = torch.zeros(self.size, dtype=torch.float64)
+        kept[order] = (rank < (share * counts[votes[order]]).ceil()).double()
+        return kept
 
     def _prioritised(self, even: Tensor) -> tuple[Tensor, float]:
         """Cumulated weights [N] of a draw, and the mean priority of what is drawn without them; 0

@@ -87,9 +87,11 @@ class Replay(Protocol):
         *,
         boundary: float = 0.0,
         shares: Mapping[str, float] = ...,
+        easiest: float = 1.0,
     ) -> ReplayBatch:
         """`count` images: a share `boundary` of them where the teacher is less sure, and of each
-        origin named in `shares` this share."""
+        origin named in `shares` this share; of all images only the share `easiest` of which the
+        teacher is surest."""
 
     def everything(self) -> ReplayBatch:
         """What is stored, in the order of its slots; nothing where no image is."""

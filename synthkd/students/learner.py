@@ -88,6 +88,7 @@ class Learner:
         slots: Tensor | None = None,
         weights: Tensor | None = None,
         temperature: float | None = None,
+        answers_share: float = 0.5,
         stage: str = "",
         per_sample: bool = False,
     ) -> Step:
@@ -95,8 +96,8 @@ class Learner:
         logits [B, K] alone.
 
         `asked`, `slots` and `weights` [B] are those of a `DistillationView`, `progress` is the
-        share of the training that is done, and `temperature` the table's unless a controller moves
-        it.
+        share of the training that is done, `temperature` that of the table's schedule unless a
+        controller moves it, and `answers_share` what a controller says (`weighting.TwoKinds`).
         """
         if isinstance(taught, Tensor):
             taught = Seen(taught, {})
@@ -121,7 +122,10 @@ class Learner:
             asked=asked,
             slots=slots,
             weights=weights,
-            temperature=self.table.temperature if temperature is None else temperature,
+            temperature=(
+                schedules.temperature(progress, self.table) if temperature is None else temperature
+            ),
+            answers_share=answers_share,
             independent=self.student.independent,
             stage=stage,
             progress=progress,

@@ -16,6 +16,7 @@ from synthkd.losses.term import Term, check_needs
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import TrainingTable
+from synthkd.students.weighting import Weighting, weighting_of
 from synthkd.teachers.features import (
     embedding_layer,
     features_of,
@@ -28,7 +29,8 @@ LAYERS = frozenset({"features", "embedding"})  # needs that look inside both net
 
 
 class DistillationObjective(nn.Module):
-    """Sum over terms of  weight · term(view), by `[training.terms]`.
+    """Sum over terms of  factor · weight · term(view), by `[training.terms]`; the factors are those
+    of `training.weighting`.
 
     A term that returns [B] is averaged over the batch, by the view's weights where it has some.
     Terms with weights of their own are its sub-modules: they learn and are saved with the student,
@@ -71,6 +73,10 @@ class DistillationObjective(nn.Module):
             known = self._pair(looking, table, student, teacher, capacity)
         made = {name: term.module(known) for name, term in terms.items() if term.module is not None}
         self.made = nn.ModuleDict(made).to(student.mean.device)
+        self.weighting = weighting_of(
+            table.weighting, self.weights, frozenset(looking), student,
+            teacher.parameters_count if teacher is not None else 0,
+        ).to(student.mean.device)  # fmt: skip
 
     @torch.no_grad()
     def _pair(
@@ -128,18 +134,22 @@ class DistillationObjective(nn.Module):
     def forward(self, view: DistillationView) -> tuple[Tensor, Tensor | None]:
         """The loss, a scalar, and where the view asks for it the loss of each image [B], of the
         terms that tell."""
-        total: Tensor | None = None
+        values: dict[str, Tensor] = {}
         each: Tensor | None = None
+        factors = self.weighting.factors(view.answers_share) if view.per_sample else {}
         for name, weight in self.weights.items():
             fn: Any = self.made[name] if name in self.made else TERMS[name].fn
             value: Tensor = fn(view)
             if value.dim():
-                each = weight * value.detach() if each is None else each + weight * value.detach()
+                told = weight * factors.get(name, 1.0) * value.detach()
+                each = told if each is None else each + told
                 value = _mean(value, view.weights)
-            part = value if weight == 1 else weight * value
-            total = part if total is None else total + part
-        assert total is not None
-        return total, each
+            values[name] = value
+        return self.weighting(values, view.answers_share), each
+
+    def factors(self, share: float) -> dict[str, float]:
+        """By how much each term's weight is multiplied now, where it is at all."""
+        return {} if type(self.weighting) is Weighting else self.weighting.factors(share)
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

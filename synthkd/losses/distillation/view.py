@@ -85,6 +85,7 @@ class DistillationView:
     slots: Tensor | None = None  # [B] place of each image in the memory, −1 where it is in none
     weights: Tensor | None = None  # [B] of each image in the loss; None: all alike
     temperature: float = 4.0
+    answers_share: float = 0.5  # of terms that compare answers, where agreement weighs them
     independent: bool = False  # logits are log-odds: several classes, or none, may apply
     stage: str = ""
     progress: float = 0.0  # share of the student's training that is done, 0..1
