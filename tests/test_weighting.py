@@ -106,7 +106,7 @@ def test_gradnorm_makes_gradients_alike_where_terms_train_alike():
 
 @pytest.mark.parametrize("kind", ["capacity", "uncertainty", "gradnorm", "agreement"])
 def test_a_weighting_wants_terms_to_weigh(kind):
-    with pytest.raises(InputError, match="training.terms has one"):
+    with pytest.raises(InputError, match="terms has one"):
         weighting_of(kind, {"soft_targets": 1.0}, frozenset(), nn.Linear(2, 2), 10)
 
 
@@ -202,7 +202,7 @@ def test_hard_images_are_drawn_more_often_and_weights_make_up_for_it():
 
 def test_a_term_that_tells_of_no_image_cannot_set_priorities():
     lab = lab_of(memory__priority=0.6, training__terms={"soft_targets": 0.0, "hint": 1.0})
-    with pytest.raises(InputError, match="none of training.terms tells it"):
+    with pytest.raises(InputError, match="terms tells it"):
         list(rounds(lab))
 
 
