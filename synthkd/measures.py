@@ -389,22 +389,53 @@ def contingency(learned: Tensor, taught: Tensor) -> Tensor:
     return pairs.bincount(minlength=classes**2).view(classes, classes)
 
 
-def transfer_efficiency(table: Tensor) -> float:
+def transfer_efficiency(table: Tensor, *, corrected: bool = False) -> float:
     """Which share of the teacher's information the student carries, 0..1.
 
         I(Y_T; Y_S) / H(Y_T)        Theil's U
 
     `table` is a `contingency` table, or any joint weights [K, K], rows for the teacher. Too high
-    when there are not many more images than cells; NaN when the teacher always votes alike.
+    when there are not many more images than cells; `corrected`, for counts of N images, adds
+    (cells that are not 0 − 1) / 2 N to each entropy (Miller 1955, "Note on the bias of information
+    estimates"). NaN when the teacher always votes alike.
 
     >>> transfer_efficiency(torch.tensor([[5, 0], [0, 5]])), transfer_efficiency(torch.ones(2, 2))
     (1.0, 0.0)
     """
     joint = table.double() / table.sum()
-    rows, columns = joint.sum(1), joint.sum(0)
-    known = -torch.xlogy(rows, rows).sum()
-    shared = (torch.xlogy(joint, joint) - torch.xlogy(joint, rows[:, None] * columns)).sum()
-    return (shared / known).clamp(0, 1).item() if known > 0 else math.nan
+    parts = (joint.sum(1), joint.sum(0), joint)
+    rows, columns, cells = (
+        -torch.xlogy(part, part).sum()
+        + (((part > 0).sum() - 1) / (2 * table.sum()) if corrected else 0.0)
+        for part in parts
+    )
+    if not joint.sum(1).count_nonzero() > 1:
+        return math.nan
+    return ((rows + columns - cells) / rows).clamp(0, 1).item()
+
+
+def transfer_efficiency_by_class(table: Tensor, *, corrected: bool = False) -> Tensor:
+    """Which share of what the teacher says by voting for a class reaches the student, 0..1: [K].
+
+        Σ_b p(b | a) log( p(b | a) / p(b) )  /  −log p(a),   a the teacher's vote, b the student's
+
+    What a vote tells (DeWeese & Meister 1999, "How to measure the information gained from one
+    symbol"), over all that it could tell: the mean of both sides by p(a) gives
+    `transfer_efficiency`. `corrected`, for counts, takes (cells of the row that are not 0 − 1) /
+    2 n from the first, n the images of the row. NaN for a class that the teacher never votes for,
+    or always.
+
+    >>> transfer_efficiency_by_class(torch.tensor([[5, 0], [0, 5]])).tolist()
+    [1.0, 1.0]
+    """
+    counts = table.double()
+    each, of_student = counts.sum(1), counts.sum(0) / counts.sum()
+    given = counts / each[:, None]
+    told = (torch.xlogy(given, given) - torch.xlogy(given, of_student[None, :])).sum(1)
+    if corrected:
+        told = told - ((counts > 0).sum(1) - 1) / (2 * each)
+    share = (told / -(each / counts.sum()).log()).clamp(0, 1)
+    return torch.where((each > 0) & (each < counts.sum()), share, math.nan)
 
 
 def pooled(moments: Sequence[Moments], counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -262,6 +262,37 @@ def test_transfer_efficiency_of_even_classes_and_errors_has_a_closed_form(classe
     assert measures.transfer_efficiency(table) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_shares_of_classes_average_to_the_whole():
+    table = measures.contingency(LEARNED, TAUGHT)
+    shares = measures.transfer_efficiency_by_class(table)
+    p = table.sum(1).double() / table.sum()
+    told = (p * -p.log() * shares).sum() / (p * -p.log()).sum()
+    assert told.item() == pytest.approx(measures.transfer_efficiency(table))
+
+
+def test_votes_that_have_nothing_to_do_with_one_another_transfer_nothing_after_correction():
+    """Of 300 images in 10 x 10 cells the plain estimate has 0.07 where the truth is 0."""
+    rng = torch.Generator().manual_seed(0)
+    plain, corrected, by_class = [], [], []
+    for _ in range(40):
+        pairs = torch.randint(100, (300,), generator=rng)
+        table = pairs.bincount(minlength=100).view(10, 10)
+        plain.append(measures.transfer_efficiency(table))
+        corrected.append(measures.transfer_efficiency(table, corrected=True))
+        by_class.append(measures.transfer_efficiency_by_class(table, corrected=True).mean().item())
+    assert sum(plain) / 40 > 0.05
+    assert sum(corrected) / 40 < 0.012
+    assert sum(by_class) / 40 < 0.03
+    alike = torch.diag(torch.arange(1, 6))
+    assert measures.transfer_efficiency(alike, corrected=True) == pytest.approx(1)
+    assert measures.transfer_efficiency_by_class(alike, corrected=True).tolist() == [1] * 5
+
+
+def test_a_class_without_votes_has_no_share():
+    shares = measures.transfer_efficiency_by_class(torch.tensor([[3, 1, 0], [0, 0, 0], [1, 2, 0]]))
+    assert shares.isnan().tolist() == [False, True, False]
+
+
 def test_a_teacher_that_always_votes_alike_transfers_nothing_measurable():
     assert math.isnan(measures.transfer_efficiency(torch.tensor([[3, 4], [0, 0]])))
 

@@ -280,6 +280,7 @@ def _comparison_text(found: "Comparison") -> list[Block]:
             _percent(c.student_accuracy),
             _percent(c.teacher_accuracy),
             _percent(c.agreement),
+            _figure(c.transfer_efficiency),
         )
         for c in found.classes
         if c in worst
@@ -289,7 +290,7 @@ def _comparison_text(found: "Comparison") -> list[Block]:
         *_binary_text(found),
         "",
         *_few("least agreement", len(found.classes)),
-        Grid(("class", "images", "student", "teacher", "agreement"), rows),
+        Grid(("class", "images", "student", "teacher", "agreement", "transfer"), rows),
     ]
 
 

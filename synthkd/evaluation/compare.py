@@ -32,6 +32,7 @@ from synthkd.teachers.protocol import Observation, Teacher
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
 YES_OR_NO = ("no", "yes")  # the classes of a question about one independent class
 MANY_CLASSES = 20  # from which five guesses are scored too
+MANY_PAIRS = 4096  # classes beyond which pairs of votes are not counted: a table of their square
 LARGEST_SEARCH = 20_000  # images among which near-duplicates are looked for, as that takes N² time
 
 
@@ -44,6 +45,8 @@ class ClassRow:
     student_accuracy: float | None
     teacher_accuracy: float | None
     agreement: float | None
+    # of what the teacher says by voting for this class, the share that reaches the student
+    transfer_efficiency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Comparison:
     teacher_accuracy: float | None
     agreement: float
     kl: float  # KL(teacher ‖ student) in nats, temperature 1
-    transfer_efficiency: float | None
+    transfer_efficiency: float | None  # corrected for the number of images
     student_ece: float | None
     teacher_ece: float | None
     classes: tuple[ClassRow, ...]
@@ -161,9 +164,7 @@ def compare(
         teacher_accuracy=None if truth is None else measures.accuracy(theirs, truth),
         agreement=measures.agreement(ours, theirs),
         kl=measures.kl(*pairs) * len(pairs[0]) / len(taught),
-        transfer_efficiency=_number(
-            measures.transfer_efficiency(measures.contingency(ours, theirs))
-        ),
+        transfer_efficiency=_transfer(ours, theirs)[0],
         student_ece=None if truth is None else measures.ece(ours, truth),
         teacher_ece=None if truth is None else measures.ece(theirs, truth),
         classes=_decision_rows(learned, taught, labels, teacher.names) if each
@@ -290,6 +291,17 @@ def seconds_per_image(
     return min(b - a for a, b in pairwise(times)) / len(noise.pixels)
 
 
+def _transfer(learned: Tensor, taught: Tensor) -> tuple[float | None, list[float | None]]:
+    """The transfer efficiency of votes, in all and by class; nothing of so many classes that their
+    pairs cannot be counted."""
+    if taught.shape[1] > MANY_PAIRS:
+        return None, [None] * taught.shape[1]
+    table = measures.contingency(learned, taught)
+    by_class = measures.transfer_efficiency_by_class(table, corrected=True).tolist()
+    whole = measures.transfer_efficiency(table, corrected=True)
+    return _number(whole), [_number(share) for share in by_class]
+
+
 def _class_rows(
     learned: Tensor, taught: Tensor, labels: Tensor | None, names: tuple[str, ...]
 ) -> tuple[ClassRow, ...]:
@@ -299,10 +311,9 @@ def _class_rows(
     nothing = [math.nan] * classes
     ours = nothing if labels is None else measures.per_class_accuracy(learned, labels).tolist()
     theirs = nothing if labels is None else measures.per_class_accuracy(taught, labels).tolist()
-    return tuple(
-        ClassRow(names[k], counts[k], _number(ours[k]), _number(theirs[k]), _number(alike[k]))
-        for k in range(classes)
-    )
+    columns = [[_number(value) for value in column] for column in (ours, theirs, alike)]
+    columns.append(_transfer(learned, taught)[1])
+    return tuple(ClassRow(names[k], counts[k], *(c[k] for c in columns)) for k in range(classes))
 
 
 def _answers(network: Any, pixels: Tensor, batch: int, role: str) -> Tensor:
