@@ -2,14 +2,14 @@
 
     python examples/two_teachers.py
 
-Any object that follows `synthkd.teachers.protocol.Teacher` can teach; `AveragedTeacher` is one.
+Any object that follows `synthkd.teachers.protocol.Teacher` can teach; `EnsembleTeacher` is one.
 """
 
 import torch
 
 import synthkd
 from synthkd.specs import load_teacher
-from synthkd.teachers.ensemble import AveragedTeacher
+from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.protocol import Teacher
 
 
@@ -25,7 +25,7 @@ def noisy(teacher: Teacher, amount: float) -> Teacher:
 def main(images: int = 20_000) -> float:
     """Distils from both; returns the student's accuracy."""
     one, other = (load_teacher(synthkd.Recipe().teacher) for _ in range(2))
-    both = AveragedTeacher([one, noisy(other, 0.05)])
+    both = EnsembleTeacher([one, noisy(other, 0.05)])
     lab = synthkd.build(synthkd.Recipe.of({"budget.images": images}), teacher=both)
     for round in lab:
         print(f"{round.stage} {round.share:.0%} {round.measures.get('loss', 0.0):.3f}")

@@ -29,7 +29,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import from_settings
 from synthkd.specs import load_teacher
 from synthkd.synthesis import GENERATORS
-from synthkd.teachers.ensemble import AveragedTeacher
+from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -238,7 +238,7 @@ def teachers() -> list[Any]:
 
 
 def test_an_average_is_that_of_the_probabilities_and_passes_gradients(teachers):
-    both, images = AveragedTeacher(teachers), torch.rand(5, 1, 16, 16, requires_grad=True)
+    both, images = EnsembleTeacher(teachers), torch.rand(5, 1, 16, 16, requires_grad=True)
     mean = sum(t.forward_network(images).softmax(1) for t in teachers) / 2
     found = both.forward_network(images)
     assert torch.allclose(found.softmax(1), mean, atol=1e-6)
@@ -248,8 +248,8 @@ def test_an_average_is_that_of_the_probabilities_and_passes_gradients(teachers):
         assert not any(t.low_precision for t in teachers)
     before = both.queries
     both(images.detach())
-    assert both.queries == before + 5
-    assert both.abilities == {"gradients"}
+    assert both.queries == before + 10  # each was asked
+    assert both.abilities == {"gradients", "features", "statistics"}
 
 
 SURE = ImageSpec(1, 1, 1, (0.0,), (1.0,))
@@ -274,28 +274,28 @@ def answering(*logits: float, kind: str = "logits", access: str = "full") -> Fro
 def test_log_odds_of_an_average_are_exact_where_teachers_are_sure(z):
     """By fractions of any length: p = 1 / (1 + e^−z), the mean of p and q, and its log-odds."""
     teachers = [answering(z, 0.0, kind="multilabel-logits") for z in (z, z / 2)]
-    found = AveragedTeacher(teachers)(torch.zeros(1, 1, 1, 1))[0]
+    found = EnsembleTeacher(teachers)(torch.zeros(1, 1, 1, 1))[0]
     with localcontext(prec=80):
         p = sum(1 / (1 + (-Decimal(odds)).exp()) for odds in (z, z / 2)) / 2
         wanted = float((p / (1 - p)).ln())
     assert found.tolist() == pytest.approx([wanted, 0.0], rel=1e-5, abs=1e-6)
     teachers = [answering(odds, 0.0) for odds in (z, z / 2)]
-    log_p = AveragedTeacher(teachers)(torch.zeros(1, 1, 1, 1))[0]
+    log_p = EnsembleTeacher(teachers)(torch.zeros(1, 1, 1, 1))[0]
     assert float(log_p[0] - log_p[1]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_average_within_an_average_moves_counts_and_hides_as_its_members_do():
     inner = [answering(1.0, 0.0), answering(0.0, 1.0)]
-    both = AveragedTeacher([answering(2.0, 0.0), AveragedTeacher(inner)])
+    both = EnsembleTeacher([answering(2.0, 0.0), EnsembleTeacher(inner)])
     assert both.to(torch.device("meta")) is both
     assert {t.device.type for t in inner} == {"meta"}
     closed = [answering(1.0, 0.0, access="labels") for _ in range(2)]
-    assert AveragedTeacher(closed).access == "labels"
-    assert AveragedTeacher([closed[0], inner[0]]).access == "logits"
+    assert EnsembleTeacher(closed).access == "labels"
+    assert EnsembleTeacher([closed[0], inner[0]]).access == "full"  # one can be looked into
     closed[1](torch.zeros(3, 1, 1, 1))
-    average = AveragedTeacher(closed)
+    average = EnsembleTeacher(closed)
     average.queries = 7
-    assert [t.queries for t in closed] == [7, 10]
+    assert [t.queries for t in closed] == [2, 5] and average.queries == 7
     inner[1]._unsound = torch.tensor(True)
     with pytest.raises(InputError, match="NaN or infinity"):
         both.check()
@@ -304,14 +304,18 @@ def test_an_average_within_an_average_moves_counts_and_hides_as_its_members_do()
 def test_teachers_of_other_classes_are_not_averaged(teachers):
     other = copy.deepcopy(teachers[0])
     other.classifier.classes = 7
-    with pytest.raises(InputError, match="other images or classes"):
-        AveragedTeacher([teachers[0], other])
+    with pytest.raises(InputError, match="other classes cannot teach together"):
+        EnsembleTeacher([teachers[0], other])
 
 
-def test_terms_that_need_layers_are_refused_for_an_average(teachers):
+def test_terms_that_need_layers_see_those_of_the_first_who_shows_them(teachers):
+    closed = copy.copy(teachers[1])
+    closed.access = "logits"
     recipe = from_settings({**TINY, "training.terms": {"attention": 1.0}})
-    with pytest.raises(InputError, match="compares layers inside the teacher"):
-        synthkd.build(recipe, teacher=AveragedTeacher(teachers))
+    lab = synthkd.build(recipe, teacher=EnsembleTeacher([closed, teachers[0]]))
+    assert lab.learner is not None and lab.learner.objective.teacher_layers
+    with pytest.raises(InputError, match="this one shows its logits alone"):
+        synthkd.build(recipe, teacher=EnsembleTeacher([closed, closed]))
 
 
 def test_two_teachers_alike_teach_what_one_teaches(teachers):
@@ -321,7 +325,7 @@ def test_two_teachers_alike_teach_what_one_teaches(teachers):
     recipe = from_settings(plain)
     one, twin = teachers[0], copy.deepcopy(teachers[0])
     answers: list[Tensor] = []
-    for teacher in (one, AveragedTeacher([one, twin])):
+    for teacher in (one, EnsembleTeacher([one, twin])):
         lab = synthkd.build(recipe, teacher=teacher)
         list(lab)
         answers.append(

@@ -30,14 +30,16 @@ from synthkd.engine.machine import prepare
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import Pruned, pruned_teacher
-from synthkd.recipe import Recipe, check_sources, sources_of
-from synthkd.specs import load_teacher, new_student
+from synthkd.recipe import Recipe, TeacherTable, check_sources, sources_of
+from synthkd.specs import load_teachers, new_student
+from synthkd.specs.ensembles import ensemble_tables, is_ensemble
 from synthkd.students.auto import against_teacher, best_student
 from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.drawings import assorted
 from synthkd.synthesis.gan import borrow
 from synthkd.synthesis.tuning import tuned
+from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
 
@@ -225,17 +227,27 @@ def _teacher(recipe: Recipe, given: Any) -> Any:
     """The teacher of the recipe, or of a living object."""
     if is_teacher(given):
         return given
-    return load_teacher(recipe.teacher, trust_code=recipe.run.trust_code, network=given)
+    return load_teachers(recipe.teacher, trust_code=recipe.run.trust_code, network=given)
 
 
 def examined(teacher: Teacher, recipe: Recipe) -> list[Finding]:
-    """Asks a teacher before anything is done with it: what was found. Something serious is an
-    InputError, unless the recipe says anyway."""
-    if not isinstance(teacher, FrozenTeacher):
-        return []
-    found = check_teacher(teacher, recipe.teacher, trust_code=recipe.run.trust_code)
-    refuse(found, recipe.teacher.spec, anyway=recipe.run.anyway)
-    return found
+    """Asks a teacher, or each of several, before anything is done with it: what was found.
+    Something serious is an InputError, unless the recipe says anyway."""
+    table, trust = recipe.teacher, recipe.run.trust_code
+    members: list[tuple[Teacher, TeacherTable]] = [(teacher, table)]
+    if isinstance(teacher, EnsembleTeacher):
+        read = is_ensemble(table.spec)
+        tables = ensemble_tables(table, trust_code=trust)[1] if read else ()
+        members = list(
+            zip(teacher.teachers, tables or [table] * len(teacher.teachers), strict=True)
+        )
+    every = []
+    for member, its in members:
+        if isinstance(member, FrozenTeacher):
+            found = check_teacher(member, its, trust_code=trust)
+            refuse(found, its.spec, anyway=recipe.run.anyway)
+            every += found
+    return every
 
 
 def checked(teacher: Teacher, recipe: Recipe, report: Reporter) -> list[Finding]:
@@ -252,10 +264,10 @@ def _is_open(recipe: Recipe, teacher: Teacher) -> bool:
     return recipe.student.spec == "auto" or (plans.is_large(teacher.spec) and not named)
 
 
-def _cut(teacher: FrozenTeacher, ratio: float) -> Pruned:
+def _cut(teacher: Teacher, ratio: float) -> Pruned:
     """The teacher's body that costs a share `ratio` less, by what it sees in drawings."""
     images = partial(assorted, LOOKED_AT, teacher.spec.shape)
-    return pruned_teacher(teacher.classifier, ratio, images)
+    return pruned_teacher(teacher.network, ratio, images)
 
 
 def _chosen_student(

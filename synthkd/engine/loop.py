@@ -25,7 +25,7 @@ from synthkd.core.logits import paired
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
 from synthkd.engine.batches import TaughtBatch, TeachingBatch
-from synthkd.engine.controllers import CONTROLLERS, Controller
+from synthkd.engine.controllers import CONTROLLERS, Controller, TeacherChoice
 from synthkd.engine.progress import (
     Progress,
     Tick,
@@ -49,6 +49,7 @@ from synthkd.students.objective import DistillationObjective
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.plan import Plan
+from synthkd.teachers.ensemble import SELECTED, EnsembleTeacher
 from synthkd.teachers.protocol import Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
@@ -107,6 +108,11 @@ class Lab:
                 self.generators[kind] = GENERATORS[kind](recipe, teacher)
         made = {name: new(recipe) for name, new in CONTROLLERS.items()}
         self.controllers: dict[str, Controller] = {n: c for n, c in made.items() if c is not None}
+        if isinstance(teacher, EnsembleTeacher) and teacher.rule == SELECTED:
+            largest = max(1, *(t.parameters_count for t in teacher.teachers))
+            self.controllers["teacher"] = TeacherChoice(
+                [t.parameters_count / largest for t in teacher.teachers]
+            )
         self.progress = Progress()
         self.budget = budget_of(recipe.budget, self.stages)
         self.deadline = float("inf")  # by time.perf_counter: nothing is begun after it
@@ -440,6 +446,8 @@ def _teach(
     2019, https://arxiv.org/abs/1907.05550, after the augmentation).
     """
     assert lab.learner is not None
+    if "teacher" in lab.controllers and isinstance(lab.teacher, EnsembleTeacher):
+        lab.teacher.chosen = int(lab.controllers["teacher"].value)
     if not lab.learner.steps and lab.learner.student.kept:
         _reconstruct(lab, lab.learner.student, fresh.images, rng)
     repeats, count = lab.recipe.training.repeats, lab.recipe.training.batch

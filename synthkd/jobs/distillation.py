@@ -47,8 +47,10 @@ from synthkd.recipe.unused import ignored
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.runs.session import Session, going_on
 from synthkd.specs import Card, card_of, is_saved, origin, read_card
+from synthkd.specs.ensembles import ensemble_tables, is_ensemble
 from synthkd.students.learner import save_student
 from synthkd.synthesis import GENERATORS, readers
+from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.protocol import Teacher
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
@@ -267,7 +269,7 @@ class Distillation:
         assert lab.learner is not None
         student = lab.learner.student.eval()
         path = the_run.path / "student.safetensors"
-        save_student(student, _card(recipe, student, self.teacher.names), path)
+        save_student(student, _card(recipe, student, self.teacher), path)
         _keep_images(lab, the_run)
         for generator in lab.generators.values():
             generator.save(the_run.path, self.manifest["promise_level"])
@@ -467,14 +469,18 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
         the_run.memory_sheet(some.images, some.votes, lab.teacher.classes)
 
 
-def _card(recipe: Recipe, student: Classifier, names: tuple[str, ...]) -> Card:
+def _card(recipe: Recipe, student: Classifier, teacher: Teacher) -> Card:
     """What rebuilds the student beside its weights: its SPEC, that of the run it started from, or
     that of the network it was cut out of."""
-    spec = recipe.student.spec
+    spec, names = recipe.student.spec, teacher.names
     if Path(spec).is_dir():
         card = read_card(Path(spec) / "student.safetensors")
         return card_of(student, card.network, names, card.args, card.of)
     if is_pruned(spec):
-        of, args = origin(recipe.teacher)
+        table = recipe.teacher
+        if isinstance(teacher, EnsembleTeacher) and is_ensemble(table.spec):
+            trust = recipe.run.trust_code
+            table = ensemble_tables(table, trust_code=trust)[1][teacher.shown]
+        of, args = origin(table)
         return card_of(student, spec, names, args, of)
     return card_of(student, spec, names, recipe.student.args)

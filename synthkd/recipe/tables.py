@@ -110,7 +110,7 @@ class TeacherTable(Table):
         Field(
             description="teacher: demo, a run directory, a named network, torchvision:NAME, "
             "timm:NAME, hf:DIR, onnx:FILE, FILE.pt2, package.module:callable, or file.py:callable "
-            "(the last three with --trust-code unless installed)"
+            "(the last three with --trust-code unless installed), or ensemble:FILE.toml"
         ),
         Flag("--teacher", "demo, timm:NAME, … (README: what a SPEC is)"),
     ] = "demo"

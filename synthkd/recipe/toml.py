@@ -22,8 +22,9 @@ PROMPT = "diffusion.prompt"  # the one text that may be empty
 TOML_DOTS = 200  # tomllib's time grows with the square of the dots in a key
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as plain data; every way it can be wrong is one line that names the file."""
+def plain_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of any kind as plain data; every way it can be unreadable is one line that names
+    the file."""
     where = quoted(path)
     try:
         text = files.read_bytes(path, TOML_BYTES, pipes=True).decode("utf-8-sig")  # a mark is of
@@ -43,6 +44,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: not a recipe: nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{where}: not valid TOML: {quoted(error)}") from None
+    return data
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A recipe as plain data; every way it can be wrong is one line that names the file."""
+    data, where = plain_toml(path), quoted(path)
     try:
         data = of_today(data)
     except InputError as error:

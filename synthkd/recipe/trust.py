@@ -7,7 +7,7 @@ from typing import Any
 from synthkd.core.errors import InputError, quoted
 from synthkd.recipe.tables import Recipe
 
-_ZOOS = ("torchvision", "timm", "hf", "onnx")
+_ZOOS = ("torchvision", "timm", "hf", "onnx", "ensemble")
 NAMES_CODE = (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor"))
 
 

@@ -8,6 +8,7 @@
     hf:DIR                     a local image classifier of Hugging Face
     onnx:FILE                  a graph
     FILE.pt2, TorchScript      a graph that may run code when it is read: needs --trust-code
+    ensemble:FILE.toml         several teachers, for build and distill (specs.ensembles)
     package.module:callable    an installed network; the callable returns an nn.Module, or a
                                function from images to answers (a black box)
     file.py:callable           the same from a file; runs the code in it: needs --trust-code
@@ -58,13 +59,15 @@ from synthkd.specs.code import (
     module_of,
 )
 from synthkd.specs.contract import Known, Source, contract
+from synthkd.specs.ensembles import is_ensemble, load_ensemble
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
+from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher
 
 __all__ = [
     "Card", "call_from_file", "card_of", "is_saved", "living", "load_classifier", "load_teacher",
-    "new_student", "origin", "read_card", "read_weights", "rebuilt",
+    "load_teachers", "new_student", "origin", "read_card", "read_weights", "rebuilt",
 ]  # fmt: skip
 STUDENT = "student.safetensors"  # of a run directory
 DEMO_TEACHER = "demo_teacher.safetensors"
@@ -99,6 +102,16 @@ class BlackBox(nn.Module):
             return self.function(pixels)
 
 
+def load_teachers(
+    table: TeacherTable, *, trust_code: bool = False, network: Any = None
+) -> FrozenTeacher | EnsembleTeacher:
+    """`load_teacher`, or several where the SPEC names a file of them."""
+    if network is None and is_ensemble(table.spec):
+        load = partial(load_teacher, trust_code=trust_code)
+        return load_ensemble(table, load, trust_code=trust_code)
+    return load_teacher(table, trust_code=trust_code, network=network)
+
+
 def load_teacher(
     table: TeacherTable, *, trust_code: bool = False, shared: bool = False, network: Any = None
 ) -> FrozenTeacher:
@@ -110,6 +123,11 @@ def load_teacher(
     with networks that bring none."""
     if network is not None:
         table = table.model_copy(update={"spec": living(network)})
+    if is_ensemble(table.spec):
+        raise InputError(
+            f"--teacher {quoted(table.spec)}: several teachers serve distill and generate alone: "
+            "name one of them here"
+        )
     classifier, names = _classifier(
         table.spec, table.weights, table, trust_code=trust_code, role="teacher", network=network
     )
@@ -314,13 +332,18 @@ def _pruned_student(
         )
     if teacher.access != "full" or not isinstance(own, Classifier):
         raise InputError(f"{where} is cut out of the teacher, and this one is a black box")
+    if own.spec.shape != teacher.spec.shape:
+        raise InputError(
+            f"{where} is cut out of the teacher that can be looked into, which takes other images "
+            "than the first one: put it first"
+        )
     try:
         body, kept = (cut or partial(pruned_teacher, own))(ratio)
         if own.only:
             keep_outputs(body, teacher.spec.shape, own.only, others=own.others)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    found = Classifier(body, teacher.spec, teacher.classes, own.reading)
+    found = Classifier(body, own.spec, teacher.classes, own.reading)
     found.guard, found.kept = own.guard, kept
     count = sum(1 for tensor in body.state_dict().values() if tensor.is_floating_point())
     found.inherited = (count, count)
