@@ -80,7 +80,8 @@ COMMANDS: dict[str, Command] = {
         tables=("dataset", *_SYNTHESIS),
         without=(
             "data.mix_ratio", "data.val", "data.synthetic", "data.class_order", "run.snapshots",
-            "diffusion.accept",
+            "diffusion.accept", "memory.priority", "memory.priority_correction",
+            "memory.curriculum",
         ),
         switches=(
             Switch(
@@ -94,7 +95,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "distill": Command(
         "Train a small student from a teacher, without its training data.",
-        tables=(*_SYNTHESIS, "student", "training"),
+        tables=(*_SYNTHESIS, "student", "training", "teaching"),
         switches=(RESUME, JSON, CONFIG, DRY_RUN, QUIET),
         context=("given", "started"),
     ),

@@ -103,6 +103,28 @@ def of_decisions(decisions: Tensor, *, doubt: float = 0.1) -> Tensor:
     return torch.where(decisions, size, -size)
 
 
+def blended(
+    answers: Sequence[Tensor], weights: Sequence[float], *, independent: bool = False
+) -> Tensor:
+    """Several answers as one: the logits of the weighted mean of their probabilities.
+
+        log Σ w_m · softmax(logits_m),   of independent classes the log-odds of Σ w_m · σ(logits_m)
+
+    `answers` are logits [B, K], `weights` positive and of sum 1; the result is [B, K].
+
+    >>> a, b = torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, -9.0]])
+    >>> blended((a, b), (0.5, 0.5)).softmax(1).round(decimals=2).tolist()
+    [[0.75, 0.25]]
+    """
+    shares = torch.tensor(weights, dtype=torch.float32).log()
+    logits = torch.stack([answer.float() for answer in answers])  # [M, B, K]
+    shares = shares.to(logits.device)[:, None, None]
+    if independent:
+        yes = (F.logsigmoid(logits) + shares).logsumexp(0)
+        return yes - (F.logsigmoid(-logits) + shares).logsumexp(0)
+    return (logits.log_softmax(2) + shares).logsumexp(0)
+
+
 def paired(logits: Tensor) -> Tensor:
     """Logits of independent classes [B, K] as B · K questions of two answers each, no and yes,
     [B · K, 2]: their softmax is the sigmoid of each, their vote its decision.

@@ -7,7 +7,7 @@
 N images, C channels, H height, W width, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -113,7 +113,10 @@ def build(
     if not choice:  # no time has been measured yet
         doubts = list(against_teacher(learner, known))
     found = examined(known, recipe)
-    lab = assemble(recipe, known, learner, device=device, bfloat16=bfloat16)
+    assistants, peer = _beside(recipe, known, cut)
+    lab = assemble(
+        recipe, known, learner, device=device, bfloat16=bfloat16, assistants=assistants, peer=peer
+    )
     recipe = lab.recipe
     budget = (
         counted(recipe.budget.minutes, "minute")
@@ -145,6 +148,8 @@ def assemble(
     *,
     device: torch.device | None = None,
     bfloat16: bool = False,
+    assistants: Sequence[Classifier] = (),
+    peer: Classifier | None = None,
 ) -> Lab:
     """The lab of a teacher and a student that are there already, without checks of either: the
     recipe is suited to the teacher, planned, and its generators are made, or begun from what
@@ -166,7 +171,10 @@ def assemble(
         raise InputError(
             "no stage of this pipeline has a generator: see run.stages and stage.NAME.generator"
         )
-    lab = Lab(recipe, stages, teacher, student, device=device, bfloat16=bfloat16, sources=sources)
+    lab = Lab(
+        recipe, stages, teacher, student, device=device, bfloat16=bfloat16, sources=sources,
+        assistants=assistants, peer=peer,
+    )  # fmt: skip
     lab.plan, lab.begun = plan, begin(lab)
     return lab
 
@@ -262,6 +270,28 @@ def _is_open(recipe: Recipe, teacher: Teacher) -> bool:
     which the default is no answer."""
     named = "spec" in recipe.student.model_fields_set
     return recipe.student.spec == "auto" or (plans.is_large(teacher.spec) and not named)
+
+
+def _beside(
+    recipe: Recipe, teacher: Teacher, cut: Callable[[float], Pruned]
+) -> tuple[list[Classifier], Classifier | None]:
+    """The networks that learn before the student and beside it, each begun as the student is; but a
+    peer of its own kind with random weights, as they would stay alike for ever."""
+    table, trust = recipe.teaching, recipe.run.trust_code
+
+    def made(spec: str, key: str) -> Classifier:
+        if spec == "auto":
+            raise InputError(f"teaching.{key}: name a network: auto is for the student")
+        alike = key == "peer" and spec == recipe.student.spec
+        fresh = {"spec": spec, "weights": "", "args": {}} | ({"start": "new"} if alike else {})
+        of_it = recipe.student.model_copy(update=fresh)
+        with globally(generator_for(recipe.run.seed, key)):
+            return new_student(of_it, teacher, trust_code=trust, cut=cut).to(teacher.device)
+
+    assistants = [
+        made(spec, f"assistants {place}") for place, spec in enumerate(table.assistants, start=1)
+    ]
+    return assistants, made(table.peer, "peer") if table.peer else None
 
 
 def _cut(teacher: Teacher, ratio: float) -> Pruned:

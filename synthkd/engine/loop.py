@@ -21,10 +21,11 @@ from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding
 from synthkd.core.images import Batch, resized, sent, to_float, to_uint8
-from synthkd.core.logits import paired
+from synthkd.core.logits import blended, paired
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
 from synthkd.engine.batches import TaughtBatch, TeachingBatch
+from synthkd.engine.chain import Chain
 from synthkd.engine.controllers import CONTROLLERS, Controller, TeacherChoice
 from synthkd.engine.progress import (
     Progress,
@@ -50,7 +51,7 @@ from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.plan import Plan
 from synthkd.teachers.ensemble import SELECTED, EnsembleTeacher
-from synthkd.teachers.protocol import Teacher
+from synthkd.teachers.protocol import Seen, Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
 HELD_BACK = 16  # of so many fresh images one is held out
@@ -74,7 +75,7 @@ class Round:
 
 
 class Lab:
-    """Teacher, student, generators, memory, difficulty, cursor. Saved and restored whole."""
+    """Teacher, learners, generators, memory, controllers, cursor. Saved and restored whole."""
 
     def __init__(
         self,
@@ -86,18 +87,27 @@ class Lab:
         device: torch.device | None = None,
         bfloat16: bool = False,
         sources: Sources | None = None,
+        assistants: Sequence[Classifier] = (),
+        peer: Classifier | None = None,
     ) -> None:
         self.sources = sources or sources_of(recipe)
         self.recipe, self.stages, self.teacher = recipe, tuple(stages), teacher
         self.device = device or torch.device("cpu")
         self.bfloat16 = bfloat16
         self.learner: Learner | None = None
+        self.chain: Chain | None = None  # with assistants
+        self.peer: Learner | None = None
         if student is not None:
-            with globally(generator_for(recipe.run.seed, "objective")):
-                objective = DistillationObjective(
-                    recipe.training, student, teacher, capacity=recipe.memory.capacity
-                )
-            self.learner = Learner(student, recipe.training, objective, bfloat16=bfloat16)
+            self.learner = self._learner(student, "objective")
+            if assistants:
+                before = [
+                    self._learner(each, f"objective {place}")
+                    for place, each in enumerate(assistants, start=1)
+                ]
+                self.chain = Chain([*before, self.learner], recipe.teaching)
+                self.learner = self.chain.learner
+            if peer is not None:
+                self.peer = self._learner(peer, "objective of the peer")
         self.folder: Path | None = None  # see `keep_in`
         self.memory: Replay = replay_for(recipe, teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
@@ -125,6 +135,15 @@ class Lab:
         self.student_findings: list[Finding] = []
         self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
+
+    def _learner(self, student: Classifier, seed: str) -> Learner:
+        """A student that learns by the recipe from the teacher."""
+        recipe = self.recipe
+        with globally(generator_for(recipe.run.seed, seed)):
+            objective = DistillationObjective(
+                recipe.training, student, self.teacher, capacity=recipe.memory.capacity
+            )
+        return Learner(student, recipe.training, objective, bfloat16=self.bfloat16)
 
     def value(self, name: str, otherwise: float) -> float:
         """What the controller of this name says, or, where there is none, `otherwise`."""
@@ -218,10 +237,17 @@ class Lab:
             "progress": asdict(self.progress),
             "seconds": dict(self.seconds),
             "queries": self.teacher.queries,
+            "chain": self.chain.state_dict() if self.chain else None,
+            "peer": self.peer.state_dict() if self.peer else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state of a run with the same recipe."""
+        if self.chain:
+            self.chain.load_state_dict(state["chain"])
+            self.learner = self.chain.learner
+        if self.peer:
+            self.peer.load_state_dict(state["peer"])
         if self.learner:
             self.learner.load_state_dict(state["learner"])
         for kind, generator in self.generators.items():
@@ -287,6 +313,9 @@ def rounds(lab: Lab) -> Iterator[Round]:
             for controller in lab.controllers.values():
                 controller.update(signals)
         measures |= {name: controller.value for name, controller in lab.controllers.items()}
+        if lab.chain:
+            state = lab.chain.state
+            measures |= {"turn": float(state.place), "assistant": state.weight}
 
         lab.settle_times()
         lab.teacher.check()
@@ -296,6 +325,8 @@ def rounds(lab: Lab) -> Iterator[Round]:
             synthesized=len(synthesized.batch.images), trained=synthesized.trained,
         )  # fmt: skip
         before = now
+        if lab.chain and seen and lab.chain.notice(lab.taught_share, measures):
+            _promote(lab, lab.chain)
         samples = (
             to_uint8(synthesized.batch.images[:64]).cpu() if len(synthesized.batch.images) else None
         )
@@ -303,6 +334,13 @@ def rounds(lab: Lab) -> Iterator[Round]:
             lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
             samples, classes[:64] if samples is not None else None,
         )  # fmt: skip
+
+
+def _promote(lab: Lab, chain: Chain) -> None:
+    """Ends the turn of an assistant: its better weights teach from now on."""
+    select_final_weights(lab)
+    chain.promote(lab.taught_share)
+    lab.learner = chain.learner
 
 
 def _stage_end(lab: Lab) -> float:
@@ -540,12 +578,21 @@ class _Turn:
             weights = batch.weights
             if weights is not None:
                 weights = weights ** schedules.correction(share, first=first)
+            views = views.contiguous(memory_format=torch.channels_last)
+            given: dict[str, Any] = {
+                "asked": batch.asked, "slots": batch.slots, "weights": weights,
+                "temperature": self.temperature, "answers_share": self.answers_share,
+                "stage": self.stage.name,
+            }  # fmt: skip
+            peer, told = lab.peer, lab.recipe.teaching.peer_weight
+            answers = (peer.answer(views), self.learner.answer(views)) if peer else (None, None)
+            local = lab.chain.share(share) if lab.chain else share
             step = self.learner.step(
-                views.contiguous(memory_format=torch.channels_last), batch.seen, share,
-                asked=batch.asked, slots=batch.slots, weights=weights,
-                temperature=self.temperature, answers_share=self.answers_share,
-                stage=self.stage.name, per_sample=self.priority > 0,
+                views, batch.seen, local, per_sample=self.priority > 0, peer=answers[0],
+                peer_weight=told, **given,
             )  # fmt: skip
+            if peer:
+                peer.step(views, batch.seen, share, peer=answers[1], peer_weight=told, **given)
             if self.priority:
                 _prioritise(lab, batch, step)
         self.seen, self.steps = self.seen + len(batch), self.steps + 1
@@ -601,13 +648,31 @@ def _taught_batches(
             if blended := bool(often and float(torch.rand((), generator=rng)) < often):
                 images, asked = mixed_up(images, rng), torch.full_like(asked, -1)
         with lab.timed("labelling"):
-            taught = lab.teacher.teach(images, lab.learner.objective.teacher_layers)
+            taught = _taught_answers(lab, lab.learner, images)
         seen += count
         yield batches.TaughtBatch(
             images, taught, sent(asked, lab.device), sent(batch.slots, lab.device),
             torch.arange(count) < made,
             None if batch.weights is None else sent(batch.weights, lab.device), blended=blended,
         )  # fmt: skip
+
+
+def _taught_answers(lab: Lab, learner: Learner, images: Tensor) -> Seen:
+    """What the student is taught of a batch: by its teacher, or the assistant before it, and by the
+    running average of itself."""
+    layers = learner.objective.teacher_layers
+    if lab.peer is not None:
+        layers = tuple(dict.fromkeys((*layers, *lab.peer.objective.teacher_layers)))
+    if lab.chain is None:
+        seen = lab.teacher.teach(images, layers)
+    else:
+        seen = lab.chain.teach(lab.teacher, images, layers)
+    weight = lab.recipe.teaching.average_weight
+    if not weight:
+        return seen
+    own = learner.answer_averaged(images)
+    answers = blended((seen.logits, own), (1 - weight, weight), independent=lab.teacher.independent)
+    return Seen(answers, seen.features)
 
 
 def _replayed(lab: Lab, made: int, fresh: int) -> int:

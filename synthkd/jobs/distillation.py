@@ -216,7 +216,7 @@ class Distillation:
             for round_ in rounds(lab):
                 the_run.record(round_)
                 before, part = part, int(round_.share * parts)
-                if before < part < parts and lab.learner:
+                if before < part < parts and lab.learner and (not lab.chain or lab.chain.last):
                     weights = lab.learner.average or lab.learner.student.state_dict()
                     seconds = spent_before + time.perf_counter() - self.started
                     the_run.snapshot(part, weights, round_, seconds)

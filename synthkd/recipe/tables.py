@@ -925,6 +925,64 @@ class TrainingTable(Table):
         return self
 
 
+class TeachingTable(Table):
+    """Who teaches the student beside its teacher."""
+
+    assistants: Annotated[
+        Words,
+        Field(
+            description="networks that learn first, one from another, e.g. resnet14,resnet10: the "
+            "student learns from the last of them (the student's own SPEC: born-again networks)"
+        ),
+    ] = ()
+    assistants_share: Annotated[
+        float, Field(description="share of the training that the assistants have", gt=0, lt=1)
+    ] = 0.5
+    assistant_weight: Annotated[
+        float,
+        Field(
+            description="share of an assistant's answers in what its successor is taught; the "
+            "teacher has the rest",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+    promote_at: Annotated[
+        float,
+        Field(
+            description="agreement with the teacher at which an assistant's turn ends early, e.g. "
+            "0.95 (0: never)",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
+    rollback: Annotated[
+        float,
+        Field(
+            description="loss of agreement after which the teacher teaches alone again, e.g. 0.05 "
+            "(0: never)",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
+    peer: Annotated[
+        str,
+        Field(description="a second student that learns along, each also from the other's answers"),
+    ] = ""
+    peer_weight: Annotated[
+        float, Field(description="weight of the peer's answers in the loss", gt=0)
+    ] = 1.0
+    average_weight: Annotated[
+        float,
+        Field(
+            description="share of the answers of the student's own running average in what it is "
+            "taught (0: none)",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+
+
 class DatasetTable(Table):
     """What `synthkd generate` writes."""
 
@@ -1051,6 +1109,7 @@ class Recipe(Table):
     difficulty: DifficultyTable = DifficultyTable()
     augment: AugmentTable = AugmentTable()
     training: TrainingTable = TrainingTable()
+    teaching: TeachingTable = TeachingTable()
     dataset: DatasetTable = DatasetTable()
     evaluation: EvaluationTable = EvaluationTable()
     stage: tuple[Stage, ...] = ()
@@ -1065,6 +1124,10 @@ class Recipe(Table):
         for name in self.run.stages:
             if name not in names:
                 raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
+        if self.teaching.average_weight and not self.training.ema:
+            raise ValueError(
+                "teaching.average_weight: the student has no average: give training.ema, e.g. 0.999"
+            )
         limits = ("max_params", "max_flops", "max_latency_ms")
         if self.student.spec != "auto" and any(getattr(self.student, n) for n in limits):
             raise ValueError(

@@ -23,6 +23,12 @@ def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found)
 
 
+SOFTENED = {
+    "soft_targets", "standardized_targets", "decoupled_target", "decoupled_others",
+    "class_correlation", "image_correlation",
+}  # fmt: skip
+
+
 def ignored(
     recipe: Recipe,
     stages: Sequence[Stage],
@@ -36,7 +42,8 @@ def ignored(
     by its name, where not every run does."""
     sources = sources_of(recipe, student=student)
     generators = {stage.generator for stage in stages}
-    training = recipe.training
+    training, teaching = recipe.training, recipe.teaching
+    terms = {name for name, weight in training.terms.items() if weight}
     idle = [
         ("data.real", not sources.real,
          "--real-data is not used at --mix-ratio 1.0", "give --mix-ratio 0.5 to mix, or omit it"),
@@ -44,9 +51,22 @@ def ignored(
          "--synthetic is not used at --mix-ratio 0", "give a larger --mix-ratio, or omit it"),
         ("training.momentum", training.optimizer != "sgd",
          f"training.momentum is for sgd, and the optimizer is {training.optimizer}", "omit it"),
-        ("training.temperature", not training.terms.get("soft_targets"),
-         "training.temperature is for the term soft_targets, and training.terms lack it",
-         "omit it"),
+        ("training.temperature", not (teaching.peer or SOFTENED & terms),
+         "training.temperature is for terms that soften answers (soft_targets), and training.terms "
+         "lack them", "omit it"),
+        ("training.temperature_end", training.temperature_schedule == "constant",
+         "training.temperature_end is for a course of the temperature, and it is constant",
+         "give --training.temperature_schedule cosine, or omit it"),
+        ("memory.priority_correction", not recipe.memory.priority,
+         "memory.priority_correction makes up for priorities, and there are none",
+         "give --memory.priority 0.6, or omit it"),
+        *((f"teaching.{key}", not teaching.assistants,
+           f"teaching.{key} is for assistants, and there are none",
+           "give --teaching.assistants NAME, or omit it")
+          for key in ("assistants_share", "assistant_weight", "promote_at", "rollback")),
+        ("teaching.peer_weight", not teaching.peer,
+         "teaching.peer_weight is for a peer, and there is none",
+         "give --teaching.peer NAME, or omit it"),
         ("training.milestones", training.schedule != "steps",
          f"training.milestones are for the schedule steps, and this one is {training.schedule}",
          "omit them"),

@@ -11,6 +11,7 @@ from synthkd import schedules
 from synthkd.core.files import write_atomic
 from synthkd.core.optimizers import average_, load_optimizer
 from synthkd.losses.distillation import DistillationView
+from synthkd.losses.distillation.answers import soft_decisions, soft_targets
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import TrainingTable
@@ -89,6 +90,8 @@ class Learner:
         weights: Tensor | None = None,
         temperature: float | None = None,
         answers_share: float = 0.5,
+        peer: Tensor | None = None,
+        peer_weight: float = 0.0,
         stage: str = "",
         per_sample: bool = False,
     ) -> Step:
@@ -98,6 +101,8 @@ class Learner:
         `asked`, `slots` and `weights` [B] are those of a `DistillationView`, `progress` is the
         share of the training that is done, `temperature` that of the table's schedule unless a
         controller moves it, and `answers_share` what a controller says (`weighting.TwoKinds`).
+        `peer` are the logits [B, K] of a second student, from whose answers this one learns with
+        `peer_weight` (mutual learning).
         """
         if isinstance(taught, Tensor):
             taught = Seen(taught, {})
@@ -132,6 +137,11 @@ class Learner:
             per_sample=per_sample or weights is not None,
         )
         loss, each = self.objective(view)
+        if (
+            peer is not None
+        ):  # Zhang et al. 2018, Deep Mutual Learning: https://arxiv.org/abs/1706.00384
+            measure = soft_decisions if view.independent else soft_targets
+            loss = loss + peer_weight * measure(learned, peer, temperature=view.temperature)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.table.clip:
@@ -153,6 +163,15 @@ class Learner:
         precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
         with in_eval_mode(self.student), precision:
             logits: Tensor = self.student(images)
+        return logits.float()
+
+    @torch.no_grad()
+    def answer_averaged(self, images: Tensor) -> Tensor:
+        """The logits [B, K] of the running average of its weights, in eval mode."""
+        assert self.average is not None
+        precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
+        with in_eval_mode(self.student), precision:
+            logits: Tensor = torch.func.functional_call(self.student, self.average, (images,))
         return logits.float()
 
     def use(self, weights: dict[str, Tensor]) -> None:

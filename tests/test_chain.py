@@ -1,0 +1,230 @@
+"""Assistants, peers and averages: who teaches beside the teacher."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import synthkd
+from synthkd.core.errors import InputError
+from synthkd.core.logits import blended
+from synthkd.core.states import load_state, save_state
+from synthkd.engine.chain import Chain
+from synthkd.engine.loop import Lab, rounds
+from synthkd.recipe import Recipe, TeachingTable
+from synthkd.students.learner import Learner
+
+SMALL = {
+    "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
+    "student.spec": "resnet8-w4", "budget.images": 6400, "run.precision": "float32",
+}  # fmt: skip
+
+
+def lab_of(**settings: Any) -> Lab:
+    given_ = {key.replace("__", "."): value for key, value in settings.items()}
+    return synthkd.build(Recipe.of({**SMALL, **given_}))
+
+
+# --- what is taught
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_blend_is_the_weighted_mean_of_probabilities(independent):
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    found = blended((a, b), (0.3, 0.7), independent=independent)
+    if independent:
+        mean = 0.3 * a.sigmoid() + 0.7 * b.sigmoid()
+        assert torch.allclose(found.sigmoid(), mean, atol=1e-6)
+    else:
+        mean = 0.3 * a.softmax(1) + 0.7 * b.softmax(1)
+        assert torch.allclose(found.softmax(1), mean, atol=1e-6)
+
+
+def answers_of(lab: Lab, images: Tensor) -> Tensor:
+    assert lab.chain is not None
+    return lab.chain.teach(lab.teacher, images, ()).logits
+
+
+def test_each_learns_from_the_one_before_it_and_the_last_is_the_student():
+    lab = lab_of(teaching__assistants=("resnet14-w8", "resnet8-w8"), teaching__assistants_share=0.6)
+    assert lab.chain is not None and lab.learner is lab.chain.learners[0]
+    turns, taught = [], []
+    images = torch.rand(8, 1, 16, 16)
+    for round_ in rounds(lab):
+        if "turn" in round_.measures:
+            turns.append(round_.measures["turn"])
+        taught.append(answers_of(lab, images))
+    assert turns == sorted(turns) and set(turns) == {0, 1, 2}
+    shares = [turns.count(turn) / len(turns) for turn in (0, 1, 2)]
+    assert shares == pytest.approx([0.3, 0.3, 0.4], abs=0.06)
+    assert torch.allclose(taught[0], lab.teacher(images), atol=1e-4)  # the first, by the teacher
+    own = lab.chain.learners[1].answer(images)
+    assert torch.equal(taught[-1], own)  # the student, by the second assistant alone
+    assert lab.learner is lab.chain.learners[2]
+    assert [sum(p.numel() for p in each.student.parameters()) for each in lab.chain.learners] == (
+        sorted((sum(p.numel() for p in each.student.parameters()) for each in lab.chain.learners),
+               reverse=True)
+    )  # fmt: skip
+
+
+def test_an_assistant_that_has_been_promoted_learns_no_more():
+    lab = lab_of(teaching__assistants=("resnet8-w8",))
+    kept: dict[str, Tensor] | None = None
+    for _ in rounds(lab):
+        assert lab.chain is not None
+        if lab.chain.last and kept is None:
+            kept = {k: v.clone() for k, v in lab.chain.learners[0].student.state_dict().items()}
+    assert lab.chain is not None and kept is not None
+    for key, value in lab.chain.learners[0].student.state_dict().items():
+        assert torch.equal(value, kept[key])
+
+
+def test_the_learning_rate_runs_its_course_in_every_turn(monkeypatch):
+    seen: list[float] = []
+    plain = Learner.step
+
+    def step(self: Learner, images: Tensor, taught: Any, progress: float, **more: Any) -> Any:
+        seen.append(progress)
+        return plain(self, images, taught, progress, **more)
+
+    monkeypatch.setattr(Learner, "step", step)
+    list(rounds(lab_of(teaching__assistants=("resnet8-w8",))))
+    falls = [place for place in range(1, len(seen)) if seen[place] < seen[place - 1] - 0.5]
+    assert len(falls) == 1 and seen[falls[0] - 1] > 0.85 and seen[-1] > 0.95
+
+
+def chain_of(**table: Any) -> Chain:
+    learners: Any = [object(), object()]
+    return Chain(learners, TeachingTable(assistants=("a",), **table))
+
+
+def test_a_good_assistant_is_promoted_early_and_a_bad_one_is_dropped():
+    chain = chain_of(promote_at=0.9, rollback=0.1)
+    assert not chain.notice(0.1, {"agreement": 0.5})
+    assert not chain.last and chain.end == 0.5
+    for _ in range(200):
+        over = chain.notice(0.2, {"agreement": 0.95})
+    assert over  # smoothed it is over 0.9 by now
+    chain.promote(0.2)
+    assert chain.last and chain.share(0.2) == 0 and chain.share(0.6) == pytest.approx(0.5)
+    assert chain.state.weight == 1
+    for _ in range(50):
+        chain.notice(0.4, {"agreement": 0.8})
+    assert chain.state.weight == 1
+    for _ in range(50):
+        chain.notice(0.5, {"agreement": 0.4})
+    assert chain.state.weight == 0  # the teacher alone again
+    for _ in range(50):
+        chain.notice(0.6, {"agreement": 0.9})
+    assert chain.state.weight == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=40), st.integers(1, 4))
+def test_turns_never_go_back_and_end_with_the_student(signals, assistants):
+    learners: Any = [object()] * (assistants + 1)
+    table = TeachingTable(assistants=("a",) * assistants, promote_at=0.9, rollback=0.05)
+    chain = Chain(learners, table)
+    whole = 0.0
+    for step, agreement in signals:
+        whole = min(1.0, whole + step / 8)
+        before = chain.state.place
+        if chain.notice(whole, {"agreement": agreement}):
+            chain.promote(whole)
+        assert before <= chain.state.place <= before + 1 <= assistants + 1
+        assert 0 <= chain.share(whole) <= 1
+
+
+# --- mutual learning and averages
+
+
+def test_peers_learn_from_each_other():
+    """With weight on the peer alone two students end nearer to each other than without."""
+
+    def gap(weight: float) -> float:
+        lab = lab_of(teaching__peer="resnet8-w4", teaching__peer_weight=weight)
+        assert lab.peer is not None and lab.learner is not None
+        assert not torch.equal(
+            lab.peer.student.body.linear.weight, lab.learner.student.body.linear.weight
+        )
+        list(rounds(lab))
+        assert lab.peer.steps == lab.learner.steps == 200
+        images = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        pair = (lab.peer.answer(images), lab.learner.answer(images))
+        return float((pair[0].softmax(1) - pair[1].softmax(1)).abs().sum())
+
+    assert gap(20.0) < 0.8 * gap(1e-6)
+
+
+def test_an_average_teaches_its_share():
+    lab = lab_of(teaching__average_weight=0.4)
+    list(rounds(lab))
+    assert lab.learner is not None and lab.learner.average is not None
+    images = torch.rand(8, 1, 16, 16)
+    twin = {k: v.clone() for k, v in lab.learner.student.state_dict().items()}
+    averaged = lab.learner.answer_averaged(images)
+    assert all(torch.equal(v, twin[k]) for k, v in lab.learner.student.state_dict().items())
+    lab.learner.use(lab.learner.average)
+    assert torch.allclose(averaged, lab.learner.answer(images), atol=1e-5)
+    with pytest.raises(InputError, match="the student has no average"):
+        Recipe.of({"teaching.average_weight": 0.4, "training.ema": 0.0})
+
+
+# --- runs
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"teaching__assistants": ("resnet8-w8", "resnet8-w4"), "teaching__assistant_weight": 0.5},
+        {"teaching__peer": "resnet8-w8"},
+        {"teaching__average_weight": 0.3},
+        {"teaching__assistants": ("resnet8-w8",), "teaching__promote_at": 0.3,
+         "teaching__rollback": 0.02, "memory__priority": 0.6, "training__weighting": "uncertainty",
+         "training__terms": {"soft_targets": 1.0, "hint": 0.3}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("left", [2, 9, 14])
+def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes(settings, left, tmp_path):
+    whole, first, second = (lab_of(**settings) for _ in range(3))
+    unbroken = [round_.measures for round_ in rounds(whole)]
+    going = rounds(first)
+    for _ in range(len(unbroken) - left):
+        next(going)
+    save_state(first.state_dict(), tmp_path / "x", "lab")
+    second.load_state_dict(load_state(tmp_path / "x", "lab"))
+    assert [round_.measures for round_ in rounds(second)] == unbroken[-left:]
+    assert whole.learner is not None and second.learner is not None
+    for key, value in whole.learner.student.state_dict().items():
+        assert torch.equal(value, second.learner.student.state_dict()[key])
+
+
+def test_a_chain_in_one_command_ships_the_student_alone(tmp_path):
+    out = tmp_path / "run"
+    found = synthkd.distill(
+        images=6400, out=out,
+        settings={"teaching.assistants": "resnet8-w16", "run.threads": 1, "run.snapshots": 4},
+    )  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["student_parameters"] == sum(p.numel() for p in found.student.parameters())
+    assert math.isfinite(summary["held_out_agreement"])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {0.0, 1.0} <= {line["turn"] for line in lines if "turn" in line}
+    assert synthkd.load_student(out).state_dict().keys() == found.student.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"teaching__assistants": ("resnet8w8",)}, "resnet8w8"),
+        ({"teaching__assistants": ("auto",)}, "auto is for the student"),
+        ({"teaching__peer": "auto"}, "auto is for the student"),
+    ],
+)
+def test_networks_that_are_none_are_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        lab_of(**settings)
