@@ -79,6 +79,8 @@ JOBS: dict[str, str] = {
     "fer-30": f"{FER}--minutes 30",
     "vww-30": f"{VWW}--minutes 30",
     "lungs-30": f"{LUNGS}--minutes 30",
+    "hospital-3": f"{CHEST}--minutes 3",
+    "hospital-mobilenet-3": f"{CHEST}--minutes 3 --student timm:mobilenetv3_small_050",
     "hospital-10": f"{CHEST}--minutes 10",
     "hospital-30": f"{CHEST}--minutes 30",
     "plant-30": f"{PLANT}--minutes 30",

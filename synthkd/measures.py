@@ -378,6 +378,25 @@ def near_duplicate_rate(features: Tensor, *, threshold: float = 0.99, chunk: int
     return found / len(unit) if len(unit) else math.nan
 
 
+def effective_rank(features: Tensor) -> float:
+    """How many dimensions features spread over, 1..D.
+
+        exp( −Σ_i p_i log p_i ),   p_i = λ_i / Σ λ,   λ the eigenvalues of their covariance
+
+    Roy & Vetterli 2007, "The effective rank". `features` is [N, D]; it is at most N − 1, and NaN
+    where all features are alike.
+
+    >>> effective_rank(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    2.0
+    """
+    centred = features.double() - features.double().mean(0)
+    values = torch.linalg.svdvals(centred).square()
+    if not float(values.sum()) > 0:
+        return math.nan
+    p = values / values.sum()
+    return round(float(torch.exp(-torch.xlogy(p, p).sum())), 12)
+
+
 def contingency(learned: Tensor, taught: Tensor) -> Tensor:
     """How often the student votes b where the teacher votes a, int64 [K (a), K (b)].
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from synthkd.images.augment import (
     augmented,
     bent,
+    bent_each,
     cropped,
     erased,
     jittered,
@@ -214,3 +215,29 @@ def test_mixup_blends_each_image_with_one_other_of_the_batch():
     assert torch.allclose(weights.sum(1), torch.ones(8))
     assert ((weights > 0).sum(1) <= 2).all()
     assert (weights.diagonal() > 0).all()
+
+
+def test_each_image_is_changed_as_hard_as_its_own_difficulty() -> None:
+    table = AugmentTable(shift=0, affine=1.0, jitter=1.0, erase=1.0)
+    images = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    hard = torch.linspace(0, 1, 40)
+    found = augmented(images, table, hard, torch.Generator().manual_seed(1))
+    assert torch.allclose(found[0], images[0], atol=1e-5)  # the identity at difficulty 0
+    change = (found - images).abs().mean((1, 2, 3))
+    assert change[:13].mean() < 0.6 * change[-13:].mean()
+    none = augmented(images, table, torch.zeros(40), torch.Generator().manual_seed(1))
+    assert torch.allclose(none, images, atol=1e-5)
+
+
+def test_what_bends_each_image_turns_it_about_its_middle() -> None:
+    """Of a disc in the middle a rotation leaves everything as it is, and the strength bounds it."""
+    axis = torch.linspace(-1, 1, 33)
+    disc = ((axis[:, None] ** 2 + axis[None, :] ** 2) < 0.25).float()[None, None]
+    still = bent_each(disc, torch.zeros(1), torch.Generator().manual_seed(0))
+    assert torch.allclose(still, disc, atol=1e-5)
+    images = disc.expand(64, -1, -1, -1)
+    found = bent_each(images, torch.ones(64), torch.Generator().manual_seed(0))
+    area = found.sum((1, 2, 3)) / disc.sum()
+    assert area.min() > 0.75**2 * 0.8 and area.max() < 1.25**2 * 1.25
+    middle = (found * axis[None, None, None, :]).sum((1, 2, 3)) / found.sum((1, 2, 3))
+    assert middle.abs().max() < 0.05

@@ -16,7 +16,7 @@ from synthkd.core.logits import blended
 from synthkd.core.states import load_state, save_state
 from synthkd.engine.chain import Chain
 from synthkd.engine.loop import Lab, rounds
-from synthkd.recipe import Recipe, TeachingTable
+from synthkd.recipe import Recipe, TeachingTable, load_recipe
 from synthkd.students.learner import Learner
 
 SMALL = {
@@ -160,9 +160,22 @@ def test_peers_learn_from_each_other():
     assert gap(20.0) < 0.8 * gap(1e-6)
 
 
-def test_an_average_teaches_its_share():
+def test_an_average_teaches_its_share(monkeypatch):
+    taught: list[Tensor] = []
+    plain = Learner.step
+
+    def step(self: Learner, images: Tensor, seen: Any, progress: float, **more: Any) -> Any:
+        assert self.average is not None
+        own = self.answer_averaged(images).softmax(1)
+        teacher = lab.teacher(images).softmax(1)
+        mean = 0.4 * own + 0.6 * teacher
+        taught.append((seen.logits.softmax(1) - mean).abs().max())
+        return plain(self, images, seen, progress, **more)
+
+    monkeypatch.setattr(Learner, "step", step)
     lab = lab_of(teaching__average_weight=0.4)
     list(rounds(lab))
+    assert taught and max(taught) < 1e-3
     assert lab.learner is not None and lab.learner.average is not None
     images = torch.rand(8, 1, 16, 16)
     twin = {k: v.clone() for k, v in lab.learner.student.state_dict().items()}
@@ -183,6 +196,7 @@ def test_an_average_teaches_its_share():
         {"teaching__assistants": ("resnet8-w8", "resnet8-w4"), "teaching__assistant_weight": 0.5},
         {"teaching__peer": "resnet8-w8"},
         {"teaching__average_weight": 0.3},
+        {"student__spec": "prune:0.5", "teaching__assistants": ("prune:0.5",)},
         {"teaching__assistants": ("resnet8-w8",), "teaching__promote_at": 0.3,
          "teaching__rollback": 0.02, "memory__priority": 0.6, "training__weighting": "uncertainty",
          "training__terms": {"soft_targets": 1.0, "hint": 0.3}},
@@ -201,6 +215,54 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes(settings, left
     assert whole.learner is not None and second.learner is not None
     for key, value in whole.learner.student.state_dict().items():
         assert torch.equal(value, second.learner.student.state_dict()[key])
+
+
+def test_networks_cut_out_of_one_teacher_are_several():
+    lab = lab_of(student__spec="prune:0.5", teaching__assistants=("prune:0.5", "prune:0.3"))
+    assert lab.chain is not None
+    found = [each.student for each in lab.chain.learners]
+    assert len({id(p) for student in found for p in student.parameters()}) == sum(
+        len(list(student.parameters())) for student in found
+    )
+    with pytest.raises(InputError, match="it would stay like it for ever"):
+        lab_of(student__spec="prune:0.5", teaching__peer="prune:0.5")
+
+
+def test_turns_that_are_overshot_are_divided_anew_and_none_is_left_without_time():
+    learners: Any = [object()] * 4
+    chain = Chain(learners, TeachingTable(assistants=("a",) * 3, assistants_share=0.5))
+    assert chain.end == pytest.approx(0.5 / 3)
+    assert chain.notice(0.4, {}) and not chain.last
+    chain.promote(0.4)  # far beyond its end
+    assert (chain.state.place, chain.state.by) == (1, 0) and chain.end == pytest.approx(0.45)
+    assert chain.share(0.4) == 0
+    chain.promote(0.7)  # and now nothing is left for the third
+    assert (chain.state.place, chain.state.by) == (3, 1) and chain.last
+
+
+def test_a_budget_that_ends_before_the_students_turn_is_refused():
+    with pytest.raises(InputError, match="before it was the student's turn"):
+        list(rounds(lab_of(teaching__assistants=("resnet8-w8",), budget__images=320)))
+
+
+def test_a_file_may_not_choose_code_to_learn_from_or_with(tmp_path):
+    for key, value in (("peer", '"os:system"'), ("assistants", '["resnet8", "os:system"]')):
+        path = tmp_path / f"{key}.toml"
+        path.write_text(f"[teaching]\n{key} = {value}\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"'os:system' is named in a file"):
+            load_recipe(path)
+
+
+def test_a_run_is_as_free_of_data_as_the_networks_it_learned_with(tmp_path):
+    other = tmp_path / "other"
+    synthkd.distill(
+        images=1000, out=other, mix_ratio=0.5, real_data=torch.rand(64, 1, 16, 16),
+        settings={"run.threads": 1},
+    )  # fmt: skip
+    settings = {"teaching.peer": str(other), "run.threads": 1}
+    synthkd.distill(images=1000, out=tmp_path / "run", settings=settings)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["promise_level"] == 2
 
 
 def test_a_chain_in_one_command_ships_the_student_alone(tmp_path):

@@ -347,6 +347,14 @@ def test_the_bank_keeps_whose_embedding_it_holds_and_an_image_is_no_other_to_its
     )  # fmt: skip
     others = term.bank[term.slots != 5]
     assert torch.allclose(term(view), contrasted(mine, taught, others), atol=1e-5)
+    # and the same image twice in one batch is no other to itself either
+    s, t = (torch.nn.functional.normalize(noise(3, 4, seed=n), dim=1) for n in (1, 2))
+    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    alone = contrasted(s, t, None, None, same)
+    expected = torch.nn.functional.cross_entropy(
+        torch.stack([s[0] @ t[0], s[0] @ t[2]])[None] / 0.1, torch.tensor([0])
+    )
+    assert alone[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # --- terms in an objective
@@ -482,6 +490,29 @@ def test_a_network_without_a_linear_head_is_refused_by_name(term):
     student = Classifier(headless, SPEC, 5)
     with pytest.raises(InputError, match="this student ends with none"):
         DistillationObjective(TrainingTable(terms={term: 1.0}), student, named)
+
+
+def test_a_negative_weight_and_a_layer_that_is_not_there_are_refused():
+    teacher = FrozenTeacher(network("resnet14-w4"))
+    with pytest.raises(InputError, match=r"terms\.hint: a weight is at least 0; got -1"):
+        DistillationObjective(TrainingTable(terms={"hint": -1.0}), network("resnet8-w4"), teacher)
+    table = TrainingTable(
+        terms={"hint": 1.0}, student_layers=("layer9.input",), teacher_layers=("layer1",)
+    )
+    with pytest.raises(InputError, match=r"student_layers: layer 'layer9': no such module"):
+        DistillationObjective(table, network("resnet8-w4"), teacher)
+    table = TrainingTable(
+        terms={"hint": 1.0}, student_layers=("layer3.input",), teacher_layers=("layer2",)
+    )
+    objective = DistillationObjective(table, network("resnet8-w4"), teacher)
+    assert objective.pairs == (("layer3.input", "layer2"),)
+
+
+@pytest.mark.parametrize("term", ["attention", "feature_match", "cross_attention"])
+def test_maps_of_one_size_and_smaller_images_are_not_combined(term):
+    table = TrainingTable(terms={term: 1.0}, scales={0.5: 0.5, 1.0: 0.5})
+    with pytest.raises(InputError, match=rf"{term} compares maps of one size, and training.scales"):
+        DistillationObjective(table, network("resnet8-w4"), FrozenTeacher(network("resnet14-w4")))
 
 
 @pytest.mark.parametrize("term", ["projection", "hint", "relational_angle"])

@@ -19,11 +19,14 @@ from synthkd.engine.controllers import TeacherChoice
 from synthkd.engine.loop import rounds
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import TeacherTable
+from synthkd.recipe import TeacherTable, TrainingTable
 from synthkd.specs import load_teachers, new_student
 from synthkd.specs.ensembles import ensemble_tables
+from synthkd.students.learner import Learner
+from synthkd.students.objective import DistillationObjective
 from synthkd.teachers.ensemble import RULES, EnsembleTeacher, by_agreement, by_entropy
 from synthkd.teachers.frozen import FrozenTeacher
+from synthkd.teachers.protocol import asked_freely
 
 
 def teacher(
@@ -160,6 +163,20 @@ def test_a_black_box_among_them_answers_and_hides():
     assert torch.allclose(both(images.detach()).softmax(1), mean, atol=1e-6)
 
 
+def test_layers_are_compared_where_the_first_is_closed_and_takes_other_images():
+    both = EnsembleTeacher([teacher(access="logits"), teacher(32, 3, seed=1)])
+    student = Classifier(build_network("resnet8-w4", channels=1, size=16, classes=4), both.spec, 4)
+    before = both.queries
+    for term in ("hint", "projection", "cross_attention"):
+        objective = DistillationObjective(TrainingTable(terms={term: 1.0}), student, both)
+        images = random(4, 1, 16, 16)
+        shown = both.teach(images, objective.teacher_layers)
+        learner = Learner(student, TrainingTable(terms={term: 1.0}), objective)
+        assert learner.step(images, shown, 0.5).loss.isfinite()
+    assert both.queries == before + 3 * (4 + 4)
+    assert not asked_freely(both) and asked_freely(both.teachers[1])
+
+
 def test_nothing_of_a_member_changes():
     members = [teacher(), teacher(32, 3, seed=1)]
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in members]
@@ -176,6 +193,11 @@ def test_nothing_of_a_member_changes():
     ("members", "rule", "said"),
     [
         ([teacher(), teacher(classes=5)], "average", "other classes cannot teach together"),
+        (
+            [teacher(names=("a", "b", "c", "d")), teacher(names=("A", "b", "x", "d"))],
+            "average",
+            "class 2 is 'c' to 'teacher' and 'x'",
+        ),
         ([teacher(), teacher()], "mean", r"is one of average, .*; got 'mean'"),
         ([], "average", "there are none"),
     ],
@@ -245,6 +267,7 @@ def test_a_student_is_cut_out_of_the_first_who_can_be_looked_into(two, tmp_path)
         ("[[teacher]]\nspec='demo'\n[[teacher]]\nclasses=1", "teacher 2: classes"),
         ("[[teacher]]\nspec='demo'\n[[teacher]]\nspec='ensemble:a.toml'", "names no other file"),
         ("[[teacher]]\nspec='os:system'\n[[teacher]]\nspec='demo'", "give --trust-code"),
+        ("[[teacher]]\nspec='demo'\n[[teacher]]\nspec='demo'\nonly=['1','2']", "teach all classes"),
         ("x = [", "not valid TOML"),
     ],
 )

@@ -164,6 +164,7 @@ def test_batches_are_pooled_and_taken_apart() -> None:
             torch.tensor([-1, 4]),
             torch.tensor([1, 2]),
             torch.tensor([True, False]),
+            torch.tensor([False, value == 1]),
             weights,
         )
 

@@ -81,7 +81,7 @@ COMMANDS: dict[str, Command] = {
         without=(
             "data.mix_ratio", "data.val", "data.synthetic", "data.class_order", "run.snapshots",
             "diffusion.accept", "memory.priority", "memory.priority_correction",
-            "memory.curriculum",
+            "memory.curriculum", "difficulty.per_image",
         ),
         switches=(
             Switch(
@@ -145,8 +145,19 @@ COMMANDS: dict[str, Command] = {
             "teacher.spec", "run.out", "run.seed", "run.stages", "run.checkpoint_seconds",
             "run.snapshots",
         ),
-        positionals=(Positional("spec", str, "SPEC of the network", setting="teacher.spec"),),
-        switches=(JSON, CONFIG),
+        positionals=(
+            Positional("spec", str, "SPEC of the network", setting="teacher.spec"),
+            Positional("others", str, "others to rank it among, with --rank", several=True),
+        ),
+        switches=(
+            Switch(
+                "ranked", "--rank", bool, False,
+                "rank several teachers by how well they are likely to teach, by synthetic images "
+                "alone",
+                brief="rank several teachers, by synthetic images alone",
+            ),
+            JSON, CONFIG,
+        ),
     ),
     "export": Command(
         "Turn the student of a run into files for production, each compared with it.",

@@ -81,6 +81,9 @@ def _run_with_recipe(
             for table in tables:
                 place = place.setdefault(table, {})
             place[leaf] = value
+    if command.positionals and command.positionals[-1].several:
+        last = len(command.positionals) - 1
+        switches[command.positionals[last].name] = tuple(values[last:])
     config = switches.pop("config", None)
     resumed = switches.pop(RESUME.name, None)
     context: dict[str, Any] = {"started": started} if "started" in command.context else {}

@@ -2,16 +2,25 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from synthkd.commands.display import Display
-from synthkd.jobs.inspection import inspect
+from synthkd.core.errors import InputError
+from synthkd.jobs.inspection import inspect, rank
 from synthkd.recipe import Recipe
 
 
-def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
-    """Prints the card of `recipe.teacher` and returns it as plain data."""
+def run(
+    recipe: Recipe, *, others: Sequence[str] = (), ranked: bool = False, as_json: bool = False
+) -> dict[str, Any]:
+    """Prints the card of `recipe.teacher` and returns it as plain data; or how it ranks among
+    others."""
     display = Display(quiet=as_json)
+    if ranked:
+        return _rank(recipe, others, display, as_json=as_json)
+    if others:
+        raise InputError("several networks are compared by --rank; a card is of one")
     card, plan, findings, steps = inspect(recipe, report=display)
     if as_json:
         print(json.dumps(card, indent=2, ensure_ascii=False))
@@ -42,6 +51,24 @@ def run(recipe: Recipe, *, as_json: bool = False) -> dict[str, Any]:
     display.plan(plan, f"as the pipeline {recipe.pipeline} would do it")
     display.findings(findings)
     return card
+
+
+def _rank(
+    recipe: Recipe, others: Sequence[str], display: Display, *, as_json: bool
+) -> dict[str, Any]:
+    found = rank(recipe, others, report=display)
+    data = {"ranking": [{**asdict(each.quality), "score": each.score} for each in found]}
+    if as_json:
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+        return data
+    header = ("teacher", "score", "Fisher trace", "effective rank", "confidence", "balance")
+    display.table("likely to teach best, by synthetic images alone", header, [
+        (each.quality.described, f"{each.score:+.2f}", f"{each.quality.fisher_trace:.3g}",
+         f"{each.quality.effective_rank:.1f} of {each.quality.features}",
+         f"{each.quality.confidence:.3f}", f"{each.quality.balance:.3f}")
+        for each in found
+    ])  # fmt: skip
+    return data
 
 
 def _numbers(values: Sequence[float]) -> str:

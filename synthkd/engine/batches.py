@@ -27,6 +27,7 @@ class TeachingBatch:
     origins: tuple[str, ...]  # B names: of a generator, "data" of a data set, "real"
     asked: Tensor  # [B] int64, the class that was asked for, −1 where none was
     weights: Tensor | None = None  # [B] float32
+    margins: Tensor | None = None  # [B] float32, p₁ − p₂ of the teacher; 1 where it is not known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,10 +40,18 @@ def plain(images: Tensor, origin: str, asked: Tensor | None = None) -> TeachingB
     return TeachingBatch(images, none, (origin,) * count, none if asked is None else asked)
 
 
-def replayed(drawn: ReplayBatch) -> TeachingBatch:
-    """Images drawn from a memory."""
+def replayed(
+    drawn: ReplayBatch, *, margins: bool = False, independent: bool = False
+) -> TeachingBatch:
+    """Images drawn from a memory, with the teacher's margins where they are wanted: p₁ − p₂, and of
+    independent classes the mean of |2 p − 1|."""
     weights = None if bool((drawn.weights == 1).all()) else drawn.weights
-    return TeachingBatch(drawn.images, drawn.slots, drawn.origins, drawn.labels, weights)
+    sure = None
+    if margins:
+        logits = drawn.logits.float()
+        top = logits.softmax(1).topk(2, dim=1).values
+        sure = (2 * logits.sigmoid() - 1).abs().mean(1) if independent else top[:, 0] - top[:, 1]
+    return TeachingBatch(drawn.images, drawn.slots, drawn.origins, drawn.labels, weights, sure)
 
 
 def joined(parts: Sequence[TeachingBatch]) -> TeachingBatch:
@@ -53,15 +62,20 @@ def joined(parts: Sequence[TeachingBatch]) -> TeachingBatch:
     >>> whole.origins, whole.slots.tolist(), whole.weights
     (('gan', 'real', 'real'), [-1, -1, -1], None)
     """
-    weights = None
-    if any(part.weights is not None for part in parts):
-        weights = torch.cat([torch.ones(len(p)) if p.weights is None else p.weights for p in parts])
+
+    def column(values: Sequence[Tensor | None]) -> Tensor | None:
+        if all(value is None for value in values):
+            return None
+        pairs = zip(values, parts, strict=True)
+        return torch.cat([torch.ones(len(p)) if value is None else value for value, p in pairs])
+
     return TeachingBatch(
         torch.cat([part.images for part in parts]),
         torch.cat([part.slots for part in parts]),
         tuple(name for part in parts for name in part.origins),
         torch.cat([part.asked for part in parts]),
-        weights,
+        column([part.weights for part in parts]),
+        column([part.margins for part in parts]),
     )
 
 
@@ -74,8 +88,8 @@ class TaughtBatch:
     asked: Tensor  # [B] int64, −1 where no class was asked for, or images are blended
     slots: Tensor  # [B] int64
     synthetic: Tensor  # [B] bool, on the CPU, where it is counted
+    blended: Tensor  # [B] bool, on the CPU: whether a view is a blend of two images
     weights: Tensor | None = None  # [B] float32
-    blended: bool = False  # whether views are blends of two images
 
     def __len__(self) -> int:
         return len(self.views)
@@ -86,8 +100,8 @@ class TaughtBatch:
         features = {name: value[index] for name, value in self.seen.features.items()}
         return TaughtBatch(
             self.views[index], Seen(self.seen.logits[index], features), self.asked[index],
-            self.slots[index], self.synthetic[order],
-            None if self.weights is None else self.weights[index], self.blended,
+            self.slots[index], self.synthetic[order], self.blended[order],
+            None if self.weights is None else self.weights[index],
         )  # fmt: skip
 
 
@@ -109,6 +123,6 @@ def pooled(parts: Sequence[TaughtBatch]) -> TaughtBatch:
         torch.cat([part.asked for part in parts]),
         torch.cat([part.slots for part in parts]),
         torch.cat([part.synthetic for part in parts]),
+        torch.cat([part.blended for part in parts]),
         weights,
-        any(part.blended for part in parts),
     )

@@ -29,8 +29,8 @@ from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.networks.classifier import Classifier
-from synthkd.networks.pruned import Pruned, pruned_teacher
-from synthkd.recipe import Recipe, TeacherTable, check_sources, sources_of
+from synthkd.networks.pruned import Pruned, is_pruned, pruned_teacher
+from synthkd.recipe import Recipe, StudentTable, TeacherTable, check_sources, sources_of
 from synthkd.specs import load_teachers, new_student
 from synthkd.specs.ensembles import ensemble_tables, is_ensemble
 from synthkd.students.auto import against_teacher, best_student
@@ -280,18 +280,27 @@ def _beside(
     table, trust = recipe.teaching, recipe.run.trust_code
 
     def made(spec: str, key: str) -> Classifier:
+        alike = key == "peer" and spec == recipe.student.spec
         if spec == "auto":
             raise InputError(f"teaching.{key}: name a network: auto is for the student")
-        alike = key == "peer" and spec == recipe.student.spec
+        if alike and is_pruned(spec):
+            raise InputError(
+                f"teaching.peer {quoted(spec)}: cut out of the teacher as the student is, it would "
+                "stay like it for ever: give another ratio"
+            )
         fresh = {"spec": spec, "weights": "", "args": {}} | ({"start": "new"} if alike else {})
         of_it = recipe.student.model_copy(update=fresh)
-        with globally(generator_for(recipe.run.seed, key)):
+        try:
             return new_student(of_it, teacher, trust_code=trust, cut=cut).to(teacher.device)
+        except InputError as error:
+            raise InputError(f"teaching.{key}: {error}") from None
 
-    assistants = [
-        made(spec, f"assistants {place}") for place, spec in enumerate(table.assistants, start=1)
-    ]
-    return assistants, made(table.peer, "peer") if table.peer else None
+    assistants = []
+    for place, spec in enumerate(table.assistants, start=1):
+        with globally(generator_for(recipe.run.seed, "assistant", place)):
+            assistants.append(made(spec, "assistants"))
+    with globally(generator_for(recipe.run.seed, "peer")):
+        return assistants, made(table.peer, "peer") if table.peer else None
 
 
 def _cut(teacher: Teacher, ratio: float) -> Pruned:
@@ -370,7 +379,10 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
     found = Opened()
     found.level = max(
         promise_of(recipe.generator.start, teacher.digest),
-        _level_of_student(recipe, teacher.digest),
+        *(
+            _level_of_student(recipe.model_copy(update={"student": table}), teacher.digest)
+            for table in (recipe.student, *_fresh(recipe))
+        ),
     )
     if lab.sources.real:
         given = table.real if real_data is None else real_data
@@ -397,6 +409,13 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
         }  # fmt: skip
         lab.fill(made.pixels, made.labels)
     return found
+
+
+def _fresh(recipe: Recipe) -> list[StudentTable]:
+    """The tables of the networks that learn before the student and beside it."""
+    names = (*recipe.teaching.assistants, *filter(None, (recipe.teaching.peer,)))
+    more = {"weights": "", "args": {}}
+    return [recipe.student.model_copy(update={"spec": name, **more}) for name in names]
 
 
 def _level_of_student(recipe: Recipe, digest: str) -> int:

@@ -23,6 +23,7 @@ class ChainState:
     """Where a chain stands."""
 
     place: int = 0  # of the learner whose turn it is
+    by: int = -1  # of the learner that teaches beside the teacher; −1: none does
     began: float = 0.0  # share of the training at which it began
     weight: float = 0.0  # of the assistant's answers beside the teacher's
     agreement: float | None = None  # with the teacher, on held-out images, smoothed
@@ -38,11 +39,11 @@ class Chain:
     Teacher assistants: Mirzadeh et al. 2020 (https://arxiv.org/abs/1902.03393); of one architecture
     throughout, born-again networks: Furlanello et al. 2018 (https://arxiv.org/abs/1805.04770).
 
-    Every assistant has an even part of `teaching.assistants_share` of the training; with
-    `teaching.promote_at` it is promoted as soon as its agreement with the teacher, smoothed,
-    reaches that. If its successor's agreement falls by more than `teaching.rollback` below its
-    best, the teacher teaches alone from then on. Weights never pass from one architecture to
-    another.
+    Every assistant has an even part of what is left of `teaching.assistants_share` of the training
+    when its turn begins, and none if nothing is; with `teaching.promote_at` it is promoted as soon
+    as its agreement with the teacher, smoothed, reaches that. If its successor's agreement falls by
+    more than `teaching.rollback` below its best, the teacher teaches alone from then on. Weights
+    never pass from one architecture to another.
     """
 
     def __init__(self, learners: Sequence[Learner], table: TeachingTable) -> None:
@@ -62,11 +63,11 @@ class Chain:
     @property
     def end(self) -> float:
         """The share of the training at which this turn ends."""
-        assistants = len(self.learners) - 1
+        began, assistants = self.state.began, len(self.learners) - 1
         if self.last:
             return 1.0
-        planned = self.table.assistants_share * (self.state.place + 1) / assistants
-        return max(planned, self.state.began)
+        left = max(0.0, self.table.assistants_share - began)
+        return began + left / (assistants - self.state.place)
 
     def share(self, whole: float) -> float:
         """How far this turn is, 0..1, after a share `whole` of the training."""
@@ -90,20 +91,25 @@ class Chain:
         return whole >= self.end or bool(good and (state.agreement or 0.0) >= table.promote_at)
 
     def promote(self, whole: float) -> None:
-        """The next one's turn."""
-        self.state = ChainState(self.state.place + 1, whole, self.table.assistant_weight)
+        """The next one's turn, of those for whom there is time."""
+        by = self.state.place
+        self.state = ChainState(by + 1, by, whole, self.table.assistant_weight)
+        while not self.last and self.end <= whole:
+            self.state.place += 1
 
     @torch.no_grad()
     def teach(self, teacher: Teacher, images: Tensor, layers: Sequence[str]) -> Seen:
         """What the learner is taught of images [B, C, H, W]: logits [B, K], and the teacher's
         features of `layers`."""
-        weight = self.state.weight if self.state.place else 0.0
-        if weight == 1 and not layers:
-            return Seen(self.learners[self.state.place - 1].answer(images), {})
-        seen = teacher.teach(images, layers)
+        weight = self.state.weight if self.state.by >= 0 else 0.0
         if not weight:
-            return seen
-        other = self.learners[self.state.place - 1].answer(images)
+            return teacher.teach(images, layers)
+        other = self.learners[self.state.by].answer(images)
+        if weight == 1 and not layers:
+            return Seen(other, {})
+        seen = teacher.teach(images, layers)
+        if weight == 1:
+            return Seen(other, seen.features)
         logits = blended(
             (seen.logits, other), (1 - weight, weight), independent=teacher.independent
         )

@@ -23,7 +23,7 @@ from synthkd.recipe import Recipe, Stage
 from synthkd.replay.memory import images_held
 from synthkd.synthesis import GENERATORS
 from synthkd.synthesis.resolution import mean_area
-from synthkd.teachers.protocol import Seen, Teacher
+from synthkd.teachers.protocol import Seen, Teacher, asked_freely
 
 TRIED = 2**17  # pixels in a batch that is tried: as many as a CPU's caches hold well
 TRIAL = 0.3  # seconds of a trial with a larger batch
@@ -241,9 +241,9 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
     teacher, recipe = lab.teacher, lab.recipe
     before = teacher.queries
     few = max(4, min(recipe.training.batch, TRIED // (teacher.spec.height * teacher.spec.width)))
-    if teacher.access != "full":
+    if not asked_freely(teacher):
         few = 4
-    patient = teacher.access == "full"
+    patient = asked_freely(teacher)
     student = copy.deepcopy(lab.learner.student) if lab.learner is not None else None
     wide = max((s.synthesis_batch for s in stages or lab.stages if s.synthesis_steps), default=0)
     held = 8 * few
@@ -311,7 +311,7 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
         stage.name: _round(tried, stage, few, label, step, answer, recipe, rng)
         for stage in stages or lab.stages
     }
-    if teacher.access == "full":
+    if asked_freely(teacher):
         teacher.queries = before  # asked about nothing of the run
     return costs, answer
 

@@ -58,6 +58,7 @@ HELD_BACK = 16  # of so many fresh images one is held out
 LOOKED_AT = 128  # held-out images that agreement is measured on after a round
 REFITTED, REFITTED_LEAST = 256, 64  # images that a pruned student's layers are refitted on
 REFITTING = 0.1  # the most of the time left that it takes
+RECALIBRATED = 20  # batches on which BatchNorm statistics are estimated anew
 LEAST_PRIORITY = 1e-6  # of an image that is known by heart, so that it may come again
 PARTS = ("synthesis", "labelling", "student")
 
@@ -142,6 +143,11 @@ class Lab:
         with globally(generator_for(recipe.run.seed, seed)):
             objective = DistillationObjective(
                 recipe.training, student, self.teacher, capacity=recipe.memory.capacity
+            )
+        if recipe.memory.priority and not objective.tells_images(student, self.teacher):
+            raise InputError(
+                "memory.priority goes by the loss of each image, and none of training.terms tells "
+                "it: add one that does, e.g. soft_targets"
             )
         return Learner(student, recipe.training, objective, bfloat16=self.bfloat16)
 
@@ -334,6 +340,12 @@ def rounds(lab: Lab) -> Iterator[Round]:
             lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
             samples, classes[:64] if samples is not None else None,
         )  # fmt: skip
+    if lab.chain and not (lab.chain.last and lab.chain.learner.steps):
+        raise InputError(
+            "the budget was over before it was the student's turn to learn: give more time "
+            "(--minutes) or images (--images-seen), fewer teaching.assistants, or a smaller "
+            "teaching.assistants_share"
+        )
 
 
 def _promote(lab: Lab, chain: Chain) -> None:
@@ -486,8 +498,9 @@ def _teach(
     assert lab.learner is not None
     if "teacher" in lab.controllers and isinstance(lab.teacher, EnsembleTeacher):
         lab.teacher.chosen = int(lab.controllers["teacher"].value)
-    if not lab.learner.steps and lab.learner.student.kept:
-        _reconstruct(lab, lab.learner.student, fresh.images, rng)
+    for learner in filter(None, (lab.learner, lab.peer)):
+        if not learner.steps and learner.student.kept:
+            _reconstruct(lab, learner.student, fresh.images, rng)
     repeats, count = lab.recipe.training.repeats, lab.recipe.training.batch
     loss, turn = torch.zeros(()), _Turn(lab, stage, began, lab.learner)
     if repeats == 1:
@@ -593,7 +606,7 @@ class _Turn:
             )  # fmt: skip
             if peer:
                 peer.step(views, batch.seen, share, peer=answers[1], peer_weight=told, **given)
-            if self.priority:
+            if self.priority and bool(step.loss.isfinite()):
                 _prioritise(lab, batch, step)
         self.seen, self.steps = self.seen + len(batch), self.steps + 1
         self.synthetic += int(batch.synthetic.sum())
@@ -601,16 +614,13 @@ class _Turn:
 
 
 def _prioritise(lab: Lab, batch: TaughtBatch, step: Step) -> None:
-    """Gives the images of a batch their losses as priorities; those of a blend tell nothing of one
+    """Gives the images of a batch their losses as priorities; a blend tells nothing of one
     image."""
-    if step.per_sample is None:
-        raise InputError(
-            "memory.priority goes by the loss of each image, and none of training.terms tells it: "
-            "add one that does, e.g. soft_targets"
-        )
-    if not batch.blended:
-        loss = step.per_sample.clamp_min(0) + LEAST_PRIORITY
-        lab.memory.update(batch.slots, loss**lab.recipe.memory.priority)
+    assert step.per_sample is not None
+    plain = ~batch.blended
+    if bool(plain.any()):
+        loss = step.per_sample.cpu()[plain].clamp_min(0) + LEAST_PRIORITY
+        lab.memory.update(batch.slots.cpu()[plain], loss**lab.recipe.memory.priority)
 
 
 def _taught_batches(
@@ -643,7 +653,10 @@ def _taught_batches(
         with lab.timed("student"):
             images = to_float(lab.moved(batch.images))
             images = images.contiguous(memory_format=torch.channels_last)
-            images = augmented(images, recipe.augment, lab.difficulty, rng)
+            hard: float | Tensor = lab.difficulty
+            if batch.margins is not None:
+                hard = hard * batch.margins
+            images = augmented(images, recipe.augment, hard, rng)
             asked, often = batch.asked, recipe.augment.mixup
             if blended := bool(often and float(torch.rand((), generator=rng)) < often):
                 images, asked = mixed_up(images, rng), torch.full_like(asked, -1)
@@ -653,7 +666,8 @@ def _taught_batches(
         yield batches.TaughtBatch(
             images, taught, sent(asked, lab.device), sent(batch.slots, lab.device),
             torch.arange(count) < made,
-            None if batch.weights is None else sent(batch.weights, lab.device), blended=blended,
+            torch.full((count,), blended),
+            None if batch.weights is None else sent(batch.weights, lab.device),
         )  # fmt: skip
 
 
@@ -691,7 +705,8 @@ def _hybrid(
         near = lab.recipe.memory.boundary * lab.difficulty
         easiest = lab.value("competence", 1.0)
         drawn = lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares, easiest=easiest)
-        parts.append(batches.replayed(drawn))
+        wanted, several = lab.recipe.difficulty.per_image, lab.teacher.independent
+        parts.append(batches.replayed(drawn, margins=wanted, independent=several))
     if real:
         assert lab.real is not None
         chosen = lab.real[torch.randint(len(lab.real), (real,), generator=rng)]
@@ -711,9 +726,9 @@ def _agreement(lab: Lab, rng: torch.Generator) -> dict[str, float]:
     own = decided(answers, independent=lab.teacher.independent)
     same = float((own == _taught(lab, drawn)).float().mean())
     learned, taught = answers, drawn.logits.float()
-    if lab.teacher.independent:
+    if lab.teacher.independent:  # of an image, not of a question about it
         learned, taught = paired(learned), paired(taught)
-    return {"agreement": same, "kl": kl(learned, taught)}
+    return {"agreement": same, "kl": kl(learned, taught) * len(learned) / len(answers)}
 
 
 def _taught(lab: Lab, kept: ReplayBatch) -> Tensor:
@@ -735,32 +750,52 @@ class HeldOut(NamedTuple):
 
 
 def select_final_weights(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
-    """Decides between last and averaged weights by agreement on all held-out images; loads the
-    better.
+    """Decides between last, averaged and, where it is asked for, recalibrated weights by agreement
+    on all held-out images; loads the best.
 
-    No test data takes part. Returns both agreements and the choice, and the votes of the weights
+    No test data takes part. Returns the agreements and the choice, and the votes of the weights
     that were chosen.
     """
     learner = lab.learner
     assert learner is not None
-    last = held_out_votes(lab)
-    count = len(lab.held_out)
-    if learner.average is None:
-        chosen = {"weights": "last", "held_out_agreement": last.agreement, "held_out_images": count}
-        return chosen, last
-    weights = {k: v.clone() for k, v in learner.student.state_dict().items()}
-    learner.use(learner.average)
-    averaged = held_out_votes(lab)
-    better = averaged.agreement >= last.agreement
-    if not better:
-        learner.use(weights)
-    return {
-        "weights": "averaged" if better else "last",
-        "held_out_agreement": max(averaged.agreement, last.agreement),
-        "held_out_agreement_last": last.agreement,
-        "held_out_agreement_averaged": averaged.agreement,
-        "held_out_images": count,
-    }, averaged if better else last
+    name, votes = "last", held_out_votes(lab)
+    told = {"held_out_agreement_last": votes.agreement} if learner.average else {}
+
+    def weights() -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in learner.student.state_dict().items()}
+
+    if learner.average is not None:
+        kept = weights()
+        learner.use(learner.average)
+        averaged = held_out_votes(lab)
+        told["held_out_agreement_averaged"] = averaged.agreement
+        if averaged.agreement >= votes.agreement:
+            name, votes, kept = "averaged", averaged, learner.average
+        if learner.table.recalibrate and len(lab.memory):
+            learner.use(learner.average)
+            if learner.recalibrate(_views(lab, learner)):
+                again = held_out_votes(lab)
+                told["held_out_agreement_recalibrated"] = again.agreement
+                if again.agreement > votes.agreement:
+                    name, votes, kept = "recalibrated", again, weights()
+        learner.use(kept)
+    chosen = {
+        "weights": name, "held_out_agreement": votes.agreement, **told,
+        "held_out_images": len(lab.held_out),
+    }  # fmt: skip
+    return chosen, votes
+
+
+def _views(lab: Lab, learner: Learner) -> Iterator[Tensor]:
+    """Batches of remembered images, evenly over classes, augmented and blended as the student's."""
+    rng = generator_for(lab.recipe.run.seed, "recalibrate")
+    for _ in range(RECALIBRATED):
+        pixels = lab.memory.draw(learner.table.batch, rng, shares=lab.shares).images
+        images = augmented(to_float(lab.moved(pixels)), lab.recipe.augment, lab.difficulty, rng)
+        often = lab.recipe.augment.mixup
+        if often and float(torch.rand((), generator=rng)) < often:
+            images = mixed_up(images, rng)
+        yield images
 
 
 def held_out_votes(lab: Lab) -> HeldOut:

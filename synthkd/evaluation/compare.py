@@ -158,17 +158,18 @@ def compare(
         own, other = (measures.class_balance(v, truth, len(names)) for v in (votes, asked))
         always = float(truth.bincount().max()) / len(truth)
         findings = check_accuracy(votes, asked, truth, len(names), names)
+    transfer = _transfer(ours, theirs)
     return Comparison(
         n=len(taught),
         student_accuracy=None if truth is None else measures.accuracy(ours, truth),
         teacher_accuracy=None if truth is None else measures.accuracy(theirs, truth),
         agreement=measures.agreement(ours, theirs),
         kl=measures.kl(*pairs) * len(pairs[0]) / len(taught),
-        transfer_efficiency=_transfer(ours, theirs)[0],
+        transfer_efficiency=transfer[0],
         student_ece=None if truth is None else measures.ece(ours, truth),
         teacher_ece=None if truth is None else measures.ece(theirs, truth),
         classes=_decision_rows(learned, taught, labels, teacher.names) if each
-        else _class_rows(learned, taught, labels, teacher.names),
+        else _class_rows(learned, taught, labels, teacher.names, transfer[1]),
         student_balanced_accuracy=None if own is None else _number(own.balanced),
         teacher_balanced_accuracy=None if other is None else _number(other.balanced),
         balanced_agreement=_number(agreed.balanced),
@@ -303,8 +304,9 @@ def _transfer(learned: Tensor, taught: Tensor) -> tuple[float | None, list[float
 
 
 def _class_rows(
-    learned: Tensor, taught: Tensor, labels: Tensor | None, names: tuple[str, ...]
-) -> tuple[ClassRow, ...]:
+    learned: Tensor, taught: Tensor, labels: Tensor | None, names: tuple[str, ...],
+    transfer: list[float | None],
+) -> tuple[ClassRow, ...]:  # fmt: skip
     classes = taught.shape[1]
     alike = measures.per_class_agreement(learned, taught, labels).tolist()
     counts = (taught.argmax(1) if labels is None else labels).bincount(minlength=classes).tolist()
@@ -312,7 +314,7 @@ def _class_rows(
     ours = nothing if labels is None else measures.per_class_accuracy(learned, labels).tolist()
     theirs = nothing if labels is None else measures.per_class_accuracy(taught, labels).tolist()
     columns = [[_number(value) for value in column] for column in (ours, theirs, alike)]
-    columns.append(_transfer(learned, taught)[1])
+    columns.append(transfer)
     return tuple(ClassRow(names[k], counts[k], *(c[k] for c in columns)) for k in range(classes))
 
 

@@ -46,9 +46,10 @@ def mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
     return torch.where(chosen, images.flip(3), images)
 
 
-def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+def jittered(images: Tensor, strength: float | Tensor, rng: torch.Generator) -> Tensor:
     """Contrast changed by up to ± `strength`, brightness by up to half of it, one draw per image,
     kept in 0..1."""
+    strength = strength.view(-1, 1, 1, 1) if isinstance(strength, Tensor) else strength
     draw = torch.rand(2, len(images), 1, 1, 1, generator=rng).mul_(2).sub_(1)
     draw = sent(draw, images.device)
     middle = images.mean((1, 2, 3), keepdim=True)
@@ -57,9 +58,10 @@ def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     )
 
 
-def erased(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
+def erased(images: Tensor, probability: float | Tensor, rng: torch.Generator) -> Tensor:
     """A rectangle of a fifth to a half of each side painted in the image's mean, with this
     probability."""
+    probability = probability.cpu()[:, None] if isinstance(probability, Tensor) else probability
     batch, _, height, width = images.shape
     draw = torch.rand(5, batch, 1, generator=rng)
     tall, wide = (0.2 + 0.3 * draw[0]) * height, (0.2 + 0.3 * draw[1]) * width
@@ -104,24 +106,51 @@ def bent(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     return warped
 
 
+def bent_each(images: Tensor, strength: Tensor, rng: torch.Generator) -> Tensor:
+    """As `bent`, with a strength for each image, [B]."""
+    draw, (height, width) = 2 * torch.rand(3, len(images), generator=rng) - 1, images.shape[2:]
+    power = strength.cpu()
+    angle, scale = math.radians(30) * power * draw[0], 1 + 0.25 * power * draw[1]
+    shear = torch.tan(math.radians(15) * power * draw[2])
+    cos, sin, none = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    rows = [
+        cos,
+        (cos * shear - sin) * height / width,
+        none,
+        sin * width / height,
+        sin * shear + cos,
+        none,
+    ]  # in coordinates of −1..1 in either direction
+    maps = sent((torch.stack(rows, 1) / scale[:, None]).view(-1, 2, 3), images.device)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 def augmented(
-    images: Tensor, table: AugmentTable, difficulty: float, rng: torch.Generator
+    images: Tensor, table: AugmentTable, difficulty: float | Tensor, rng: torch.Generator
 ) -> Tensor:
     """The view that teacher and student both see: images [B, C, H, W] in 0..1, a fresh draw for
     each.
 
-    Shift, crop and mirror are always on; bending, jitter, erasing grow with the difficulty, 0..1.
+    Shift, crop and mirror are always on; bending, jitter, erasing grow with the difficulty, 0..1,
+    of all images or of each, [B].
     """
     out = shifted(images, table.shift, rng)
     if table.crop < 1:
         out = cropped(out, table.crop, rng)
     if table.flip:
         out = mirrored(out, rng)
-    if table.affine * difficulty > 0:
-        out = bent(out, table.affine * difficulty, rng)
-    if table.jitter * difficulty > 0:
+    if isinstance(difficulty, Tensor):
+        some, difficulty = True, sent(difficulty, images.device)
+        if table.affine:
+            out = bent_each(out, table.affine * difficulty, rng)
+    else:
+        some = difficulty > 0
+        if table.affine and some:
+            out = bent(out, table.affine * difficulty, rng)
+    if table.jitter and some:
         out = jittered(out, table.jitter * difficulty, rng)
-    if table.erase * difficulty > 0:
+    if table.erase and some:
         out = erased(out, table.erase * difficulty, rng)
     return out.contiguous(memory_format=torch.channels_last)
 

@@ -51,7 +51,7 @@ from synthkd.specs.ensembles import ensemble_tables, is_ensemble
 from synthkd.students.learner import save_student
 from synthkd.synthesis import GENERATORS, readers
 from synthkd.teachers.ensemble import EnsembleTeacher
-from synthkd.teachers.protocol import Teacher
+from synthkd.teachers.protocol import Teacher, asked_freely
 
 RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and saving,
 KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
@@ -234,7 +234,7 @@ class Distillation:
         """Seconds that the final score will take, where it can be told before the images are
         opened, and without asking a black box, whose answers may cost."""
         count = count_images(self.val) if isinstance(self.val, str) else 0
-        if not count or self.lab.learner is None or self.teacher.access != "full":
+        if not count or self.lab.learner is None or not asked_freely(self.teacher):
             return 0.0
         before = self.teacher.queries
         seconds = count * seconds_per_image(self.lab.learner.student, self.teacher)

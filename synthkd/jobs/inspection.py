@@ -1,21 +1,58 @@
 """What is known of a network before anything is done with it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from synthkd.checks import inspection
 from synthkd.checks.teacher import check_teacher
+from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding, as_data
 from synthkd.engine.estimate import memory_of
 from synthkd.engine.machine import peak_memory_mb, prepare
 from synthkd.engine.reporter import Reporter, Silent
-from synthkd.recipe import Recipe
+from synthkd.evaluation.quality import DRAWN, TeacherQuality, scores, teacher_quality
+from synthkd.recipe import Recipe, TeacherTable
 from synthkd.specs import load_teacher
+from synthkd.specs.ensembles import ensemble_tables, is_ensemble
 from synthkd.synthesis import GENERATORS
 from synthkd.synthesis import plan as plans
 
 IMAGES = 10_000  # for which times are told
 REMEMBERED = 20_000  # images, for what memory a run needs that nobody has planned yet
 Card = dict[str, Any]  # plain data, as `synthkd inspect --json` prints it
+
+
+class Ranked(NamedTuple):
+    """A teacher with its score among others."""
+
+    quality: TeacherQuality
+    score: float  # see evaluation.quality.scores
+
+
+def rank(
+    recipe: Recipe, others: Sequence[str] = (), *, report: Reporter | None = None
+) -> list[Ranked]:
+    """Which of several teachers is likely to teach best, the best first: that of the recipe and
+    `others`, SPECs with the same flags, each of them a teacher or a file of teachers."""
+    report = report or Silent()
+    recipe, device, _ = prepare(recipe)
+    trust = recipe.run.trust_code
+    tables: list[TeacherTable] = []
+    for spec in (recipe.teacher.spec, *others):
+        table = recipe.teacher.model_copy(update={"spec": spec})
+        several = is_ensemble(spec)
+        tables += ensemble_tables(table, trust_code=trust)[1] if several else (table,)
+    if len(tables) < 2:
+        raise InputError("--rank compares teachers: give several SPECs, or ensemble:FILE.toml")
+    found = []
+    for table in tables:
+        report.say(f"measuring {quoted(table.spec)} on {DRAWN} drawings …")
+        teacher = load_teacher(table, trust_code=trust, shared=True).to(device)
+        named = f"{table.spec} {table.weights}".strip()
+        found.append(replace(teacher_quality(teacher), described=named))
+    ranked = [Ranked(*pair) for pair in zip(found, scores(found), strict=True)]
+    return sorted(ranked, key=lambda each: -each.score)
 
 
 class Inspection(NamedTuple):

@@ -752,6 +752,13 @@ class DifficultyTable(Table):
     ] = False
     start: Annotated[float, Field(description="difficulty at the beginning", ge=0, le=1)] = 1.0
     ceiling: Annotated[float, Field(description="largest difficulty", ge=0, le=1)] = 1.0
+    per_image: Annotated[
+        bool,
+        Field(
+            description="an image's augmentation is as hard as the teacher is sure of it: times "
+            "its margin p1 - p2 (false: all alike)"
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -917,9 +924,23 @@ class TrainingTable(Table):
     ema: Annotated[
         float, Field(description="decay of the averaged student (0: none)", ge=0, lt=1)
     ] = 0.999
+    recalibrate: Annotated[
+        bool,
+        Field(
+            description="also try the averaged student with BatchNorm statistics estimated anew on "
+            "remembered images, and keep it where it agrees more often"
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _within_the_run(self) -> Self:
+        if self.temperature_schedule != "constant" and self.temperature == self.temperature_end:
+            raise ValueError(
+                f"temperature and temperature_end are both {self.temperature:g}: a course needs "
+                "two temperatures"
+            )
+        if self.recalibrate and not self.ema:
+            raise ValueError("recalibrate is for the averaged student: give ema, e.g. 0.999")
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise ValueError(f"milestones are shares of the run, 0..1; got {self.milestones}")
         return self
@@ -1124,6 +1145,11 @@ class Recipe(Table):
         for name in self.run.stages:
             if name not in names:
                 raise ValueError(f"run.stages: no stage {quoted(name)}{suggest(name, names)}")
+        if self.memory.priority and self.augment.mixup >= 1:
+            raise ValueError(
+                "memory.priority: every batch is blended, and a blend tells nothing of one image: "
+                "give --augment.mixup 0.5 or less"
+            )
         if self.teaching.average_weight and not self.training.ema:
             raise ValueError(
                 "teaching.average_weight: the student has no average: give training.ema, e.g. 0.999"

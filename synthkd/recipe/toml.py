@@ -112,11 +112,10 @@ def over(
     low: Mapping[str, Any], flags: Mapping[str, Any], *, trust_code: bool = False
 ) -> dict[str, Any]:
     """Flags laid over what files say, unless those choose code without anybody's trust."""
-    of_files = {
-        table: {key: low.get(table, {}).get(key, "")}
-        for table, key in NAMES_CODE
-        if key not in flags.get(table, {})
-    }
+    of_files: dict[str, dict[str, Any]] = {}
+    for table, key in NAMES_CODE:
+        if key not in flags.get(table, {}):
+            of_files.setdefault(table, {})[key] = low.get(table, {}).get(key, "")
     trusted = trust_code or bool(flags.get("run", {}).get("trust_code"))
     refuse_code(of_files, trust_code=trusted)
     return merge(low, flags)

@@ -8,7 +8,10 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.recipe.tables import Recipe
 
 _ZOOS = ("torchvision", "timm", "hf", "onnx", "ensemble")
-NAMES_CODE = (("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor"))
+NAMES_CODE = (
+    ("teacher", "spec"), ("student", "spec"), ("evaluation", "extractor"),
+    ("teaching", "assistants"), ("teaching", "peer"),
+)  # fmt: skip
 
 
 def is_installed_call(spec: str) -> bool:
@@ -24,9 +27,11 @@ def is_installed_call(spec: str) -> bool:
 def names_code(data: Mapping[str, Any]) -> str:
     """The first setting of plain data that calls something installed, or nothing."""
     for table, key in NAMES_CODE:
-        spec = str(data.get(table, {}).get(key, ""))
-        if is_installed_call(spec):
-            return spec
+        value = data.get(table, {}).get(key, "")
+        several = value if isinstance(value, list | tuple) else str(value).split(",")
+        for spec in several:
+            if is_installed_call(str(spec).strip()):
+                return str(spec).strip()
     return ""
 
 

@@ -43,6 +43,7 @@ def ignored(
     sources = sources_of(recipe, student=student)
     generators = {stage.generator for stage in stages}
     training, teaching = recipe.training, recipe.teaching
+    hardened = recipe.augment.affine or recipe.augment.jitter or recipe.augment.erase
     terms = {name for name, weight in training.terms.items() if weight}
     idle = [
         ("data.real", not sources.real,
@@ -57,6 +58,9 @@ def ignored(
         ("training.temperature_end", training.temperature_schedule == "constant",
          "training.temperature_end is for a course of the temperature, and it is constant",
          "give --training.temperature_schedule cosine, or omit it"),
+        ("difficulty.per_image", not hardened or not recipe.memory.replayed,
+         "difficulty.per_image changes augment.affine, jitter and erase of remembered images, and "
+         "there are none", "give --augment.jitter 0.3, or omit it"),
         ("memory.priority_correction", not recipe.memory.priority,
          "memory.priority_correction makes up for priorities, and there are none",
          "give --memory.priority 0.6, or omit it"),
@@ -71,6 +75,7 @@ def ignored(
          f"training.milestones are for the schedule steps, and this one is {training.schedule}",
          "omit them"),
     ]  # fmt: skip
+    fixed = {"enabled", "per_image"}  # of [difficulty]: they need no scheduler
     found = [
         Finding("ignored-setting", seen, remedy)
         for key, unused, seen, remedy in idle
@@ -98,7 +103,7 @@ def ignored(
                     "omit it, or choose another --pipeline",
                 )
             )
-        if table == "difficulty" and leaf != "enabled" and not recipe.difficulty.enabled:
+        if table == "difficulty" and leaf not in fixed and not recipe.difficulty.enabled:
             found.append(
                 Finding(
                     "ignored-setting", f"{key} is not used while difficulty.enabled is false",

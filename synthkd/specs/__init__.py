@@ -338,7 +338,7 @@ def _pruned_student(
             "than the first one: put it first"
         )
     try:
-        body, kept = (cut or partial(pruned_teacher, own))(ratio)
+        body, kept = copy.deepcopy((cut or partial(pruned_teacher, own))(ratio))  # one of its own
         if own.only:
             keep_outputs(body, teacher.spec.shape, own.only, others=own.others)
     except InputError as error:

@@ -63,6 +63,8 @@ def ensemble_tables(
             raise InputError(f"{where}: teacher {number}: {key}: {first['msg']}") from None
         if is_ensemble(tables[-1].spec):
             raise InputError(f"{where}: teacher {number}: a file of teachers names no other file")
+        if tables[-1].only or tables[-1].none_of_these:
+            raise InputError(f"{where}: teacher {number}: only: several teachers teach all classes")
         refuse_code({"teacher": {"spec": tables[-1].spec}}, trust_code=trust_code)
     return rule, tuple(tables)
 

@@ -1,5 +1,7 @@
 """The student: its optimizer, its average, its file."""
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +15,7 @@ from synthkd.core.optimizers import average_, load_optimizer
 from synthkd.losses.distillation import DistillationView
 from synthkd.losses.distillation.answers import soft_decisions, soft_targets
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.folding import Folding, folding_pairs
 from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import TrainingTable
 from synthkd.students.objective import DistillationObjective
@@ -60,6 +63,7 @@ class Learner:
             module for module in student.modules()
             if _is_frozen_norm(module) or (frozen and _is_norm(module))
         ]  # fmt: skip
+        self._folds = self._foldable()
         self._learning = [p for p in student.parameters() if p.requires_grad]
         self._learning += self.objective.parameters()  # heads and adapters, which do not ship
         heavy = [p for p in self._learning if p.dim() > 1]
@@ -114,7 +118,9 @@ class Learner:
             norm.eval()
         self.objective.train()
         precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
-        with features_of(self.student.body, self.objective.student_layers) as seen, precision:
+        folding = Folding(self._folds) if self._folds else nullcontext()
+        shown = features_of(self.student.body, self.objective.student_layers)
+        with shown as seen, precision, folding:
             learned = self.student(images)
         view = DistillationView(
             images=images,
@@ -137,11 +143,8 @@ class Learner:
             per_sample=per_sample or weights is not None,
         )
         loss, each = self.objective(view)
-        if (
-            peer is not None
-        ):  # Zhang et al. 2018, Deep Mutual Learning: https://arxiv.org/abs/1706.00384
-            measure = soft_decisions if view.independent else soft_targets
-            loss = loss + peer_weight * measure(learned, peer, temperature=view.temperature)
+        if peer is not None:  # Zhang et al. 2018: https://arxiv.org/abs/1706.00384
+            loss = loss + peer_weight * self._from_peer(view, peer)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.table.clip:
@@ -150,6 +153,23 @@ class Learner:
         self._average()
         self.steps += 1
         return Step(loss.detach(), each)
+
+    def _from_peer(self, view: DistillationView, peer: Tensor) -> Tensor:
+        """How far the student's answers are from another student's, a scalar."""
+        measure = soft_decisions if view.independent else soft_targets
+        each = measure(view.learned, peer, temperature=view.temperature, per_sample=True)
+        if view.weights is None:
+            return each.mean()
+        return (each * view.weights).sum() / view.weights.sum().clamp_min(1e-12)
+
+    def _foldable(self) -> dict[int, nn.modules.batchnorm._BatchNorm]:
+        """The frozen norms that are computed within convolutions, tried on images that are always
+        the same; none where layers are compared, which are left as they are."""
+        norms = [n for n in self._frozen if isinstance(n, nn.modules.batchnorm._BatchNorm)]
+        if not norms or self.objective.student_layers:
+            return {}
+        images = torch.rand(2, *self.student.spec.shape, generator=torch.Generator().manual_seed(0))
+        return folding_pairs(self.student, images.to(self.student.mean.device), norms)
 
     def _average(self) -> None:
         if self.average is None:
@@ -171,12 +191,42 @@ class Learner:
         assert self.average is not None
         precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
         with in_eval_mode(self.student), precision:
-            logits: Tensor = torch.func.functional_call(self.student, self.average, (images,))
+            logits: Tensor = torch.func.functional_call(
+                self.student, self.average, (images,), tie_weights=False
+            )
         return logits.float()
 
     def use(self, weights: dict[str, Tensor]) -> None:
         """Puts weights (the average, say) into the student."""
         self.student.load_state_dict(weights, strict=True)
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Iterable[Tensor]) -> bool:
+        """Estimates the running statistics of the student's BatchNorm layers anew, as plain means
+        over `batches` of images [B, C, H, W]; those of frozen ones stay. Returns whether there are
+        any."""
+        frozen = {id(module) for module in self._frozen}
+        norms = [
+            module for module in self.student.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in frozen
+            and module.track_running_stats
+        ]  # fmt: skip
+        if not norms:
+            return False
+        usual, kind = [norm.momentum for norm in norms], self.student.mean.device.type
+        try:
+            with in_eval_mode(self.student):
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # a plain mean
+                    norm.train()
+                for images in batches:
+                    with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
+                        self.student(images)
+        finally:
+            for norm, momentum in zip(norms, usual, strict=True):
+                norm.momentum = momentum
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while it learns."""

@@ -3,6 +3,7 @@
 B batch, K classes.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from synthkd.teachers.features import (
 from synthkd.teachers.protocol import Teacher
 
 LAYERS = frozenset({"features", "embedding"})  # needs that look inside both networks
+FIXED = frozenset({"maps", "equal maps", "fixed maps"})  # needs that forbid smaller images
 
 
 class DistillationObjective(nn.Module):
@@ -55,6 +57,10 @@ class DistillationObjective(nn.Module):
                 raise InputError(
                     f"training.terms: unknown term {quoted(name)}{suggest(name, TERMS)}"
                 )
+            if self.weights[name] < 0:
+                raise InputError(
+                    f"training.terms.{name}: a weight is at least 0; got {self.weights[name]:g}"
+                )
             check_needs(f"training.terms.{name}", TERMS[name], NEEDS)
         terms = {name: TERMS[name] for name in self.weights}
         self.student_layers: tuple[str, ...] = ()
@@ -65,6 +71,12 @@ class DistillationObjective(nn.Module):
         self.embedding: tuple[str, str] | None = None
         known = KnownBeforehand({}, {}, (), student.classes, capacity)
         looking = {name: term for name, term in terms.items() if term.needs & LAYERS}
+        for name, term in looking.items():
+            if term.needs & FIXED and any(side < 1 for side in table.scales):
+                raise InputError(
+                    f"training.terms.{name} compares maps of one size, and training.scales shows "
+                    "the student smaller images: leave one of them out"
+                )
         if looking:
             if teacher is None:
                 raise InputError(
@@ -96,8 +108,9 @@ class DistillationObjective(nn.Module):
         ours: tuple[str, ...] = ()
         theirs: tuple[str, ...] = ()
         if named:
-            normal = teacher.normalise(blank)
+            normal = (blank - student.mean) / student.std
             ours = _layers("student", student.body, table.student_layers, normal)
+            normal = teacher.normalise(blank)
             theirs = _layers("teacher", _body(teacher), table.teacher_layers, normal)
         if embedded := [name for name, term in terms.items() if "embedding" in term.needs]:
             self.embedding = _embedding(embedded[0], student, teacher, blank)
@@ -105,9 +118,10 @@ class DistillationObjective(nn.Module):
         with features_of(student.body, [*ours, *more_of[:1]]) as seen, in_eval_mode(student):
             student(blank)
         shown = {name: tuple(value.shape[1:]) for name, value in seen.items()}
+        before = teacher.queries
         found = teacher.teach(blank, [*theirs, *more_of[1:]]).features
+        teacher.queries = before  # asked about nothing of a run
         taught = {name: tuple(value.shape[1:]) for name, value in found.items()}
-        teacher.queries -= len(blank)  # asked about nothing of a run
         if table.student_layers or table.teacher_layers:
             if len(ours) != len(theirs):
                 raise InputError(
@@ -146,6 +160,21 @@ class DistillationObjective(nn.Module):
                 value = _mean(value, view.weights)
             values[name] = value
         return self.weighting(values, view.answers_share), each
+
+    @torch.no_grad()
+    def tells_images(self, student: Classifier, teacher: Teacher) -> bool:
+        """Whether a term tells the loss of each image: tried on two blank ones, by a copy."""
+        blank = torch.zeros(2, *teacher.spec.shape, device=teacher.device)
+        with features_of(student.body, self.student_layers) as seen, in_eval_mode(student):
+            learned = student(blank)
+        before = teacher.queries
+        taught = teacher.teach(blank, self.teacher_layers)
+        teacher.queries = before  # asked about nothing of a run
+        view = DistillationView(
+            blank, learned, taught.logits, seen, taught.features, self.pairs, self.embedding,
+            independent=student.independent, per_sample=True,
+        )  # fmt: skip
+        return copy.deepcopy(self).eval()(view)[1] is not None
 
     def factors(self, share: float) -> dict[str, float]:
         """By how much each term's weight is multiplied now, where it is at all."""

@@ -15,6 +15,7 @@ GRADNORM_EVERY = 20  # steps between two measurements of gradients
 GRADNORM_KEPT = 0.9  # share of a factor that outlives a measurement
 GRADNORM_POWER = 1.0  # of a term's relative rate of training
 MIDDLE, STEEPNESS = 0.8, 20.0  # agreement at which both kinds of terms count alike
+LEAST = 0.1  # share of either kind
 
 
 class Weighting(nn.Module):
@@ -29,7 +30,7 @@ class Weighting(nn.Module):
         self.names = tuple(weights)
 
     def factors(self, share: float) -> dict[str, float]:
-        """The factor of each term now; `share` is what a controller says (`AnswersFirst`)."""
+        """The factor of each term now; `share` is what a controller says (`TwoKinds`)."""
         return dict.fromkeys(self.names, 1.0)
 
     def forward(self, values: Mapping[str, Tensor], share: float) -> Tensor:
@@ -96,12 +97,14 @@ def answers_share(agreement: float) -> float:
     """The share of terms that compare answers, by how often student and teacher agree: features
     first, then answers.
 
-        a = σ(20 · (agreement − 0.8))
+        a = 0.1 + 0.8 · σ(20 · (agreement − 0.8))
 
-    >>> [round(answers_share(x), 3) for x in (0.6, 0.8, 0.9)]
-    [0.018, 0.5, 0.881]
+    Answers alone teach the last layer, so their share never goes below a tenth.
+
+    >>> [round(answers_share(x), 3) for x in (0.0, 0.6, 0.8, 0.9)]
+    [0.1, 0.114, 0.5, 0.805]
     """
-    return 1 / (1 + math.exp(-STEEPNESS * (agreement - MIDDLE)))
+    return LEAST + (1 - 2 * LEAST) / (1 + math.exp(-STEEPNESS * (agreement - MIDDLE)))
 
 
 class Uncertainty(Weighting):
@@ -132,8 +135,8 @@ class GradNorm(Weighting):
         wanted = mean over k of |g| · (ρ / mean of ρ),   ρ = L / L at the first measurement
         factor ← 0.9 · factor + 0.1 · factor · wanted / |g|,   then all are scaled to a mean of 1
 
-    g is the gradient of factor · w · L by the first weights of the student, which every term
-    reaches, measured at every 20th step. After Chen et al. 2018 (https://arxiv.org/abs/1711.02257),
+    g is the gradient of factor · w · L by all weights of the student, measured at every 20th step;
+    a term without one keeps its factor. After Chen et al. 2018 (https://arxiv.org/abs/1711.02257),
     section 3, with the solution of its inner problem in the place of a step towards it.
     """
 
@@ -143,8 +146,7 @@ class GradNorm(Weighting):
 
     def __init__(self, weights: Mapping[str, float], student: nn.Module) -> None:
         super().__init__(weights)
-        heavy = [p for p in student.parameters() if p.requires_grad and p.dim() > 1]
-        self._shared = (heavy[0],)  # in a tuple: it is the student's
+        self._of_student = tuple(p for p in student.parameters() if p.requires_grad)
         self.register_buffer("factor", torch.ones(len(self.names)))
         self.register_buffer("first", torch.zeros(len(self.names)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -164,8 +166,11 @@ class GradNorm(Weighting):
         sizes = []
         for name, factor in self.factors(0).items():
             part = factor * self.weights[name] * values[name]
-            (slope,) = torch.autograd.grad(part, self._shared, retain_graph=True, allow_unused=True)
-            sizes.append(torch.zeros(()) if slope is None else slope.float().norm())
+            slopes = torch.autograd.grad(
+                part, self._of_student, retain_graph=True, allow_unused=True
+            )
+            squares = [slope.float().square().sum() for slope in slopes if slope is not None]
+            sizes.append(torch.stack(squares).sum().sqrt() if squares else torch.zeros(()))
         found = torch.stack([size.to(self.factor.device) for size in sizes])
         now = torch.stack([values[name].detach().float() for name in self.names])
         if not bool(self.first.any()):
@@ -173,6 +178,7 @@ class GradNorm(Weighting):
         behind = (now.abs() / self.first).clamp(1e-3, 1e3)
         wanted = found.mean() * (behind / behind.mean()) ** GRADNORM_POWER
         moved = self.factor * (wanted / found.clamp_min(1e-12)).clamp(0.1, 10)
+        moved = torch.where(found > 0, moved, self.factor)
         mixed = GRADNORM_KEPT * self.factor + (1 - GRADNORM_KEPT) * moved
         self.factor.copy_(mixed / mixed.mean())
 

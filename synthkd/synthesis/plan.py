@@ -156,8 +156,12 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with what this teacher forbids changed, and what was left open chosen, and why;
     InputError where nothing would be left of what was asked for."""
     recipe, reasons = sized(recipe, teacher)
-    if teacher.access == "labels" and recipe.training.temperature != 1:
-        training = recipe.training.model_copy(update={"temperature": 1.0})
+    table = recipe.training
+    if teacher.access == "labels" and (
+        table.temperature != 1 or table.temperature_schedule != "constant"
+    ):
+        hard = {"temperature": 1.0, "temperature_schedule": "constant"}
+        training = table.model_copy(update=hard)
         recipe = recipe.model_copy(update={"training": training})
         reasons = (*reasons, "labels cannot be softened: temperature 1")
     return recipe, reasons

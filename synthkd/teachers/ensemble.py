@@ -65,6 +65,20 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+def _check_names(first: Teacher, other: Teacher) -> None:
+    """Refuses teachers that call their classes by other names, where both bring names."""
+    numbers = [str(k) for k in range(first.classes)]
+    if numbers in (list(first.names), list(other.names)):
+        return
+    for place, (one, name) in enumerate(zip(first.names, other.names, strict=True)):
+        if one.casefold() != name.casefold():
+            raise InputError(
+                f"teachers of other classes cannot teach together: class {place} is {quoted(one)} "
+                f"to {quoted(first.described)} and {quoted(name)} to {quoted(other.described)}; if "
+                "they mean the same, give both the same class_names"
+            )
+
+
 class EnsembleTeacher:
     """Teachers of the same classes as one, by one of `RULES`.
 
@@ -97,6 +111,7 @@ class EnsembleTeacher:
                     f"teachers of other classes cannot teach together: {quoted(first.described)} "
                     f"has {kinds[0]}, {quoted(other.described)} {kinds[1]}"
                 )
+            _check_names(first, other)
         self.teachers, self.rule = tuple(teachers), rule
         self.chosen: int | None = None
         self.open = [t for t in self.teachers if "gradients" in t.abilities]
@@ -112,6 +127,11 @@ class EnsembleTeacher:
             return "full"
         shown = {teacher.access for teacher in self.teachers}
         return shown.pop() if len(shown) == 1 else "logits"
+
+    @property
+    def closed(self) -> bool:
+        """Whether one of them is a black box, whose answers may cost."""
+        return any(teacher.access != "full" for teacher in self.teachers)
 
     @property
     def low_precision(self) -> bool:

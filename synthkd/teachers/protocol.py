@@ -130,6 +130,11 @@ class Teacher(Protocol):
         """While the `with` lasts it answers in float32."""
 
 
+def asked_freely(teacher: Teacher) -> bool:
+    """Whether nobody is asked whose answers may cost: no black box, alone or among others."""
+    return teacher.access == "full" and not getattr(teacher, "closed", False)
+
+
 def is_teacher(given: object) -> TypeGuard[Teacher]:
     """Whether an object is a `Teacher` already, and no network that one is to be made of: it says
     what it can serve."""

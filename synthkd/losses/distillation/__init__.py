@@ -94,6 +94,7 @@ NEEDS: Mapping[str, str] = {
     "features": "layers of both networks, and pairs of them",
     "maps": "pairs of maps of one size and more than one pixel",
     "equal maps": "pairs of maps of one size and with as many channels",
+    "fixed maps": "images of full size at every step: training.scales forbids it",
     "embedding": "what enters the last linear layer of both networks",
     "one class": "classes of which one applies",
     "three classes": "at least three of them",
@@ -149,7 +150,7 @@ TERMS: dict[str, Term] = {
     "cross_attention": Term(
         "the teacher's layers are told from anywhere in the student's",
         module=CrossAttention,
-        needs=_FEATURES,
+        needs=frozenset({"features", "fixed maps"}),
     ),
     "transport": Term(
         "layers are spread as the teacher's (Gaussian 2-Wasserstein)",

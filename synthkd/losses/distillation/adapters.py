@@ -78,7 +78,7 @@ class SlicedTransport(nn.Module):
         super().__init__()
         ours, theirs = known.embeddings
         self.linear = nn.Linear(ours, theirs)
-        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("drawn", torch.randint(2**31, ()))  # the seed of the next directions
 
     def forward(self, view: DistillationView) -> Tensor:
         """A scalar."""

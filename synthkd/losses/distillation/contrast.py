@@ -16,7 +16,7 @@ TEMPERATURE = 0.1
 
 def contrasted(
     learned: Tensor, taught: Tensor, others: Tensor | None = None, same: Tensor | None = None,
-    *, temperature: float = TEMPERATURE,
+    twice: Tensor | None = None, *, temperature: float = TEMPERATURE,
 ) -> Tensor:  # fmt: skip
     """InfoNCE: the cross-entropy of finding an image's own embedding by the teacher among those of
     the other images.
@@ -28,9 +28,13 @@ def contrasted(
     similarity and a sum of others, which is found in tutorials, has no bound.
 
     `learned` and `taught` are [B, E] and `others` [M, E], all of length 1; `same` [B, M] says which
-    of the others are the image itself and do not count. The result is [B].
+    of the others are the image itself and do not count, `twice` [B, B] which of the batch are. The
+    result is [B].
     """
     likeness = learned @ taught.T / temperature
+    if twice is not None:
+        others_of_batch = ~torch.eye(len(learned), dtype=torch.bool, device=learned.device)
+        likeness = likeness.masked_fill(twice & others_of_batch, -1e4)
     if others is not None and len(others):
         more = learned @ others.T / temperature
         likeness = torch.cat([likeness, more if same is None else more.masked_fill(same, -1e4)], 1)
@@ -60,7 +64,8 @@ class InstanceContrast(nn.Module):
 
 class MemoryContrast(InstanceContrast):
     """`contrasted` with a bank of the teacher's earlier embeddings. Each keeps the slot that its
-    image has in the replay memory, and an image is no other to itself when it comes again."""
+    image has in the replay memory, and an image that is drawn again is no other to itself; one that
+    comes from nowhere (fresh, real) has no slot, and nobody knows it again."""
 
     bank: Tensor
     slots: Tensor
@@ -79,9 +84,12 @@ class MemoryContrast(InstanceContrast):
         mine, taught = self.embedded(view)
         own = torch.full((len(mine),), -1) if view.slots is None else view.slots
         own = own.to(self.slots.device)
-        here = (own[:, None] == self.slots[None, :]) & (own >= 0)[:, None]
+        known = (own >= 0)[:, None]
+        here = (own[:, None] == self.slots[None, :]) & known
         empty = (self.slots == -2)[None, :]
-        loss = contrasted(mine, taught, self.bank.clone(), here | empty)  # it moves below
+        twice = (own[:, None] == own[None, :]) & known  # in this batch
+        bank = self.bank.clone()  # it moves below
+        loss = contrasted(mine, taught, bank, here | empty, twice)
         with torch.no_grad():
             kept = min(len(taught), len(self.bank))
             places = (self.next + torch.arange(kept, device=own.device)) % len(self.bank)

@@ -1,0 +1,260 @@
+"""Which parts of the framework earn their seconds: a run for each, all else equal.
+
+    synthkd generate --count 20000 --minutes 10 … --out SET
+    python benchmarks/variants.py OUT.json terms --test TEST -- --synthetic SET --teacher …
+    python benchmarks/variants.py OUT.json terms --table
+
+Groups: `terms` (each loss of the student beside KL), `weights`, `temperature`, `replay`, `ablation`
+(of the pipeline adaptive), `teaching` (assistants, peer, average), `mix` (shares of synthetic
+images, with --real-data).
+What follows `--` are flags of `synthkd distill`, for all variants. A run lasts so many seconds, in
+this process. TEST, a data path with labels, is asked about the student at twelve moments after the
+run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns at 0.5, 1
+and 2 times the recipe's with seed 0, and the rate whose student agrees most often with the teacher
+on held-out synthetic images is taken for the other seeds. Runs that are done are kept.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import synthkd
+from synthkd import recipe as recipes
+from synthkd.engine.build import build, images_for
+from synthkd.engine.loop import Lab, rounds, select_final_weights
+from synthkd.evaluation.compare import compare
+
+RATES = (0.5, 1.0, 2.0)
+MOMENTS = 12
+Settings = dict[str, Any]
+
+
+def terms(**weights: float) -> Settings:
+    """A table of terms, KL included unless it is given."""
+    return {"training.terms": {"soft_targets": 1.0, **weights}}
+
+
+KL = {"soft_targets": 0.0}
+FIXED = {"difficulty.enabled": False, "difficulty.start": 0.9}  # at its ceiling from the beginning
+GROUPS: dict[str, dict[str, Settings]] = {
+    "terms": {
+        "soft_targets": {},
+        "standardized_targets": terms(**KL, standardized_targets=1.0),
+        "decoupled": terms(**KL, decoupled_target=1.0, decoupled_others=2.0),
+        "correlations": terms(**KL, class_correlation=2.0, image_correlation=2.0),
+        "logit_l1": terms(**KL, logit_l1=1.0),
+        "votes": terms(**KL, votes=1.0),
+        "+ votes": terms(votes=0.5),
+        "+ smoothed_votes": terms(smoothed_votes=0.5),
+        "+ attention": terms(attention=250.0),
+        "+ hint": terms(hint=1.0),
+        "+ cross_attention": terms(cross_attention=1.0),
+        "+ transport": terms(transport=1.0),
+        "+ sliced_transport": terms(sliced_transport=1.0),
+        "+ projection": terms(projection=1.0),
+        "+ relational": terms(relational_distance=25.0, relational_angle=50.0),
+        "+ similarity": terms(similarity=3000.0),
+        "+ neighbours": terms(neighbours=100.0),
+        "+ instance_contrast": terms(instance_contrast=0.8),
+        "+ memory_contrast": terms(memory_contrast=0.8),
+    },
+    "weights": {
+        kind: {**terms(hint=1.0), "training.weighting": kind}
+        for kind in ("fixed", "capacity", "uncertainty", "gradnorm", "agreement")
+    },
+    "temperature": {
+        **{f"constant {t}": {"training.temperature": t} for t in (1, 4, 8, 20)},
+        "linear 20 to 4": {"training.temperature": 20, "training.temperature_schedule": "linear"},
+        "cosine 20 to 4": {"training.temperature": 20, "training.temperature_schedule": "cosine"},
+        "linear 5 to 1": {"training.temperature": 5, "training.temperature_end": 1,
+                          "training.temperature_schedule": "linear"},
+        "adaptive 20 to 1": {"training.temperature": 20, "training.temperature_end": 1,
+                             "training.temperature_schedule": "adaptive"},
+    },
+    "replay": {
+        "even": {},
+        "prioritised": {"memory.priority": 0.6},
+        "prioritised, uncorrected": {"memory.priority": 0.6, "memory.priority_correction": 0.0},
+        "easy first": {"memory.curriculum": True},
+        "boundary": {"memory.boundary": 0.5},
+        "recalibrated": {"training.recalibrate": True},
+        "without averages": {"training.ema": 0.0},
+    },
+    "ablation": {
+        "basic": {
+            "training.terms": {"soft_targets": 1.0, "hint": 0.0}, "training.weighting": "fixed",
+            "training.temperature_schedule": "constant", "memory.priority": 0.0,
+            "teaching.average_weight": 0.0, **FIXED,
+        },
+        "+ dynamic weights": {"memory.priority": 0.0, "teaching.average_weight": 0.0, **FIXED},
+        "+ own average": {"memory.priority": 0.0, **FIXED},
+        "+ prioritised replay": FIXED,
+        "all": {},
+    },
+    "teaching": {
+        "teacher": {},
+        "own average 0.3": {"teaching.average_weight": 0.3},
+        "born again": {"teaching.assistants": "resnet8"},
+        "assistant": {"teaching.assistants": "resnet14"},
+        "assistant and teacher": {
+            "teaching.assistants": "resnet14", "teaching.assistant_weight": 0.5,
+        },
+        "assistant, promoted at 95 %": {
+            "teaching.assistants": "resnet14", "teaching.promote_at": 0.95,
+            "teaching.rollback": 0.05,
+        },
+        "peer": {"teaching.peer": "resnet8"},
+        "larger peer": {"teaching.peer": "resnet14"},
+    },
+    "mix": {f"{ratio:g} synthetic": {"data.mix_ratio": ratio} for ratio in (0, 0.25, 0.5, 0.75, 1)},
+}  # fmt: skip
+RATED = ("terms",)  # groups whose variants try rates
+
+
+def flags_of(words: list[str]) -> dict[str, Any]:
+    """`--teacher resnet20 --training.batch 64` as settings by dotted name."""
+    short = {setting.flag: setting.key for setting in recipes.settings() if setting.flag}
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return {short.get(flag, flag.removeprefix("--")): value for flag, value in pairs}
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """Settings by dotted name as tables."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        table, _, leaf = key.rpartition(".")
+        (found.setdefault(table, {}) if table else found)[leaf] = value
+    return found
+
+
+def lab_of(settings: Settings, rate: float, seed: int, seconds: float) -> Lab:
+    """The lab of a variant."""
+    base = recipes.load_recipe(None, nested({**settings, "run.seed": seed}))
+    training = base.training.model_copy(
+        update={"learning_rate": base.training.learning_rate * rate}
+    )
+    run = base.run.model_copy(update={"trust_code": True})
+    if base.data.synthetic:
+        run = run.model_copy(update={"stages": ("study",)})
+    budget = base.budget.model_copy(update={"images": None, "minutes": seconds / 60})
+    return build(base.model_copy(update={"training": training, "run": run, "budget": budget}))
+
+
+def run(settings: Settings, test: str, seconds: float, rate: float, seed: int) -> dict[str, Any]:
+    """One student: scores and costs, or why there is none."""
+    try:
+        lab = lab_of(settings, rate, seed, seconds)
+    except synthkd.InputError as error:
+        return {"refused": str(error)}
+    lab.limit(seconds)
+    began, kept = time.perf_counter(), []
+    for _ in rounds(lab):
+        assert lab.learner is not None
+        passed = time.perf_counter() - began
+        final = lab.chain is None or lab.chain.last
+        if final and lab.learner.steps and passed > seconds * (len(kept) + 1) / MOMENTS:
+            state = lab.learner.average or lab.learner.student.state_dict()
+            kept.append((passed, {k: v.clone() for k, v in state.items()}))
+    chosen, _ = select_final_weights(lab)
+    assert lab.learner is not None
+    student, images = lab.learner.student, images_for(lab.recipe, test, lab.teacher, labelled=True)
+    scored = compare(student, lab.teacher, images)
+    found = {
+        "held_out": chosen["held_out_agreement"], "steps": lab.learner.steps,
+        "images": lab.progress.images_seen, "accuracy": scored.student_accuracy,
+        "ms": 1000 * lab.seconds["student"] / max(1, lab.learner.steps),
+        "teacher_ms": 1000 * lab.seconds["labelling"] / max(1, lab.learner.steps),
+        "agreement": scored.agreement, "transfer": scored.transfer_efficiency,
+    }  # fmt: skip
+    curve = []
+    for passed, state in kept:
+        lab.learner.use(state)
+        accuracy = compare(student, lab.teacher, images).student_accuracy
+        curve.append((passed, accuracy))
+    goal = 0.95 * (scored.student_accuracy or 0.0)
+    times = [passed for passed, accuracy in curve if accuracy is not None and accuracy >= goal]
+    return {**found, "curve": curve, "to_95": min(times, default=seconds)}
+
+
+def table(done: dict[str, Any], names: list[str]) -> None:
+    """A row for each variant."""
+    print("| variant | rate | ms a step, and teacher's | accuracy % | stability | agreement % "
+          "| transfer | held-out % | s to 95 % | n |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in names:
+        runs = done.get(name, {})
+        refused = [value["refused"] for value in runs.values() if "refused" in value]
+        if refused:
+            print(f"| {name} | refused: {refused[0]} | | | | | | | | |")
+            continue
+        if not runs:
+            continue
+        best = best_rate(runs)
+        taken = [value for key, value in runs.items() if key.startswith(f"{best} ")]
+
+        def told(key: str, scale: float = 1.0, taken: list[Any] = taken) -> str:
+            values = [each[key] * scale for each in taken]
+            more = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            return f"{statistics.fmean(values):.2f}{more}"
+
+        scores = [each["accuracy"] for each in taken]
+        stable = 1 - statistics.stdev(scores) / statistics.fmean(scores) if len(scores) > 1 else 1
+        print(f"| {name} | {best} | {told('ms')}, {told('teacher_ms')} | {told('accuracy', 100)} "
+              f"| {stable:.3f} | {told('agreement', 100)} | {told('transfer')} "
+              f"| {told('held_out', 100)} | {told('to_95')} | {len(taken)} |")  # fmt: skip
+
+
+def best_rate(runs: dict[str, Any]) -> float:
+    """The rate whose student of seed 0 agreed most often on held-out images."""
+    tried = [rate for rate in RATES if f"{rate} 0" in runs]
+    return max(tried, key=lambda rate: float(runs[f"{rate} 0"]["held_out"]))
+
+
+def main() -> None:
+    """Runs what is not done yet, and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("group", choices=GROUPS)
+    parser.add_argument("--test", default="")
+    parser.add_argument("--seconds", type=float, default=45)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("flags", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    done: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    names = [
+        name for name in GROUPS[given.group] if not given.only or name in given.only.split(",")
+    ]
+    if given.table:
+        table(done, names)
+        return
+    torch.set_num_threads(2)
+    flags = flags_of([word for word in given.flags if word != "--"])
+    for name in names:
+        runs = done.setdefault(name, {})
+        settings = {**flags, **GROUPS[given.group][name]}
+        rates = RATES if given.group in RATED else (1.0,)
+        plan = [(rate, 0) for rate in rates]
+        while plan:
+            rate, seed = plan.pop(0)
+            key = f"{rate} {seed}"
+            if key not in runs:
+                runs[key] = run(settings, given.test, given.seconds, rate, seed)
+                given.out.write_text(json.dumps(done, indent=1))
+                brief = {k: v for k, v in runs[key].items() if k != "curve"}
+                print(f"{name}, rate {rate}, seed {seed}: {brief}", flush=True)
+            if "refused" in runs[key]:
+                break
+            if not plan and seed == 0:
+                plan = [(best_rate(runs), more) for more in range(1, given.seeds)]
+    table(done, names)
+
+
+if __name__ == "__main__":
+    main()
