@@ -16,6 +16,7 @@ from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 NAMES = sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
 ADVERSARIES = {
+    "adaptive": "disagreement",
     "cmi": "disagreement",
     "dfad": "logit_gap",
     "dfad-mnist": "logit_gap",
