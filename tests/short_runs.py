@@ -15,3 +15,12 @@ def main(tokens: Sequence[str]) -> None:
     except SystemExit as stop:
         if stop.code not in DONE:
             raise
+
+
+def status(*words: str) -> int:
+    """The exit status of a command line."""
+    try:
+        cli.main(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from short_runs import status
 from torch import Tensor
 
 import synthkd
-from synthkd.cli import main
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.core.states import load_state, save_state
@@ -210,15 +210,6 @@ def test_what_cannot_teach_together_is_refused(members, rule, said):
 # --- files
 
 
-def command(*words: str) -> int:
-    """The exit status of a command line."""
-    try:
-        main([*words])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     """A file of two teachers: the demo, and a student of it."""
@@ -236,7 +227,7 @@ def test_a_file_of_teachers_teaches_and_the_run_goes_on(two, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["distill", "--teacher", f"ensemble:{two}", "--images-seen", "12000", "--out", str(out),
              "--run.threads", "1", "--val-data", "demo:unseen"]  # fmt: skip
-    assert command(*words) in (0, 3)  # 3: with warnings
+    assert status(*words) in (0, 3)  # 3: with warnings
     summary = json.loads((out / "summary.json").read_text())
     assert summary["teacher_answers"] == "2 teachers' probabilities by entropy"
     assert summary["student_accuracy"] > 0.5
@@ -244,7 +235,7 @@ def test_a_file_of_teachers_teaches_and_the_run_goes_on(two, tmp_path, capsys):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["promise_level"] == 0 and manifest["real_images_read"] == 0
     capsys.readouterr()
-    assert command("evaluate", "--student", str(out), "--val-data", "demo:unseen") in (0, 3)
+    assert status("evaluate", "--student", str(out), "--val-data", "demo:unseen") in (0, 3)
     assert "agreement" in capsys.readouterr().out
 
 
@@ -281,8 +272,18 @@ def test_a_file_that_is_wrong_is_one_line(text, said, tmp_path):
 def test_flags_beside_a_file_and_commands_for_one_teacher_say_so(two, tmp_path, capsys):
     with pytest.raises(InputError, match="bring their own"):
         load_teachers(TeacherTable(spec=f"ensemble:{two}", mean=(0.5,)))
-    assert command("inspect", f"ensemble:{two}") == 2
+    assert status("inspect", f"ensemble:{two}") == 2
     assert "several teachers serve distill and generate alone" in capsys.readouterr().err
     missing = tmp_path / "none.toml"
-    assert command("distill", "--teacher", f"ensemble:{missing}", "--dry-run") == 2
+    assert status("distill", "--teacher", f"ensemble:{missing}", "--dry-run") == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_the_file_on_the_page_about_teachers_is_one(tmp_path):
+    page = (Path(__file__).parent.parent / "docs/how-to/teach.md").read_text(encoding="utf-8")
+    path = tmp_path / "both.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    rule, tables = ensemble_tables(TeacherTable(spec=f"ensemble:{path}"))
+    assert rule == "entropy"
+    assert [table.image_size for table in tables] == [32, 64]
+    assert tables[1].access == "logits"

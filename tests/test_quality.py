@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from short_runs import status
 from torch import Tensor, nn
 
 import synthkd
 from synthkd import measures
-from synthkd.cli import main
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.engine.loop import rounds, select_final_weights
@@ -94,29 +94,20 @@ def test_a_black_box_and_a_network_without_features_are_refused():
         teacher_quality(FrozenTeacher(Classifier(pooled, SPEC, 3)))
 
 
-def command(*words: str) -> int:
-    """The exit status of a command line."""
-    try:
-        main([*words])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def test_inspect_ranks_teachers_of_a_run_a_file_and_by_name(tmp_path, capsys):
     run = tmp_path / "run"
     synthkd.distill(images=2000, out=run, settings={"run.threads": 1})
     file = tmp_path / "two.toml"
     file.write_text(f'[[teacher]]\nspec = "demo"\n[[teacher]]\nspec = "{run}"\n', encoding="utf-8")
-    assert command("inspect", "demo", str(run), "--rank", "--json") == 0
+    assert status("inspect", "demo", str(run), "--rank", "--json") == 0
     found = json.loads(capsys.readouterr().out)["ranking"]
     assert {each["described"] for each in found} == {"demo", str(run)}
     assert found[0]["score"] >= found[1]["score"]
-    assert command("inspect", f"ensemble:{file}", "--rank") == 0
+    assert status("inspect", f"ensemble:{file}", "--rank") == 0
     assert "likely to teach best" in capsys.readouterr().out
-    assert command("inspect", "demo", "--rank") == 2
+    assert status("inspect", "demo", "--rank") == 2
     assert "give several SPECs" in capsys.readouterr().err
-    assert command("inspect", "demo", str(run)) == 2
+    assert status("inspect", "demo", str(run)) == 2
     assert "compared by --rank" in capsys.readouterr().err
 
 

@@ -9,10 +9,11 @@ What follows the clock alone (the learning rate) is a schedule, not a controller
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 from synthkd import schedules
-from synthkd.recipe import DifficultyTable, Recipe, TrainingTable
+from synthkd.recipe import Recipe
 from synthkd.students.weighting import answers_share
 
 
@@ -33,60 +34,34 @@ class Controller(Protocol):
         """Goes on from a saved state."""
 
 
-class DifficultyController:
-    """How difficult synthetic images shall be, 0..1, by the agreement of student and teacher on
-    held-out images: `schedules.step_difficulty`."""
+class Stepping:
+    """A state that a step moves by one signal, and the value that it tells: what follows a run
+    among `schedules`."""
 
-    def __init__(self, table: DifficultyTable) -> None:
-        self.table = table
-        self.state = schedules.Difficulty(table.start)
-
-    @property
-    def value(self) -> float:
-        """The level."""
-        return self.state.level
-
-    def update(self, signals: Mapping[str, float]) -> float:
-        """A step; a round without agreement changes nothing."""
-        if "agreement" in signals:
-            self.state = schedules.step_difficulty(self.state, signals["agreement"], self.table)
-        return self.state.level
-
-    def state_dict(self) -> dict[str, Any]:
-        """Level, smoothed agreement, rounds in a row."""
-        return asdict(self.state)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self.state = schedules.Difficulty(**state)
-
-
-class TemperatureController:
-    """The temperature of soft targets, by the divergence on held-out images:
-    `schedules.step_temperature`."""
-
-    def __init__(self, table: TrainingTable) -> None:
-        self.table = table
-        self.state = schedules.Temperature(table.temperature)
+    def __init__(
+        self, signal: str, step: Callable[[Any, float], Any], state: Any,
+        told: Callable[[Any], float],
+    ) -> None:  # fmt: skip
+        self.signal, self.step, self.state, self.told = signal, step, state, told
 
     @property
     def value(self) -> float:
-        """The temperature."""
-        return self.state.value
+        """What the state tells."""
+        return self.told(self.state)
 
     def update(self, signals: Mapping[str, float]) -> float:
-        """A step; a round without a divergence changes nothing."""
-        if "kl" in signals:
-            self.state = schedules.step_temperature(self.state, signals["kl"], self.table)
+        """A step; a round without the signal changes nothing."""
+        if self.signal in signals:
+            self.state = self.step(self.state, signals[self.signal])
         return self.value
 
     def state_dict(self) -> dict[str, Any]:
-        """Temperature, smoothed divergence."""
+        """The fields of the state."""
         return asdict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.state = schedules.Temperature(**state)
+        self.state = type(self.state)(**state)
 
 
 class Following:
@@ -179,9 +154,18 @@ class TeacherChoice:
         self.agreement, self.value = state["agreement"], float(state["value"])
 
 
+def _difficulty(recipe: Recipe) -> Controller:
+    table = recipe.difficulty
+    step = partial(schedules.step_difficulty, table=table)
+    return Stepping("agreement", step, schedules.Difficulty(table.start), lambda s: s.level)
+
+
 def _temperature(recipe: Recipe) -> Controller | None:
     table = recipe.training
-    return TemperatureController(table) if table.temperature_schedule == "adaptive" else None
+    if table.temperature_schedule != "adaptive":
+        return None
+    step = partial(schedules.step_temperature, table=table)
+    return Stepping("kl", step, schedules.Temperature(table.temperature), lambda s: s.value)
 
 
 def _answers_share(recipe: Recipe) -> Controller | None:
@@ -202,7 +186,7 @@ def _competence(recipe: Recipe) -> Controller | None:
 #   answers_share   of the terms that compare answers in the student's loss, 0..1
 #   competence      the share of the remembered images, from the easiest on, that is drawn from
 CONTROLLERS: dict[str, Callable[[Recipe], Controller | None]] = {
-    "difficulty": lambda recipe: DifficultyController(recipe.difficulty),
+    "difficulty": _difficulty,
     "temperature": _temperature,
     "answers_share": _answers_share,
     "competence": _competence,

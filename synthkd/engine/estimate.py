@@ -149,7 +149,7 @@ def estimate(lab: Lab) -> Estimate:
 
 
 def _memory(lab: Lab, remembered: float) -> float:
-    student = lab.learner.student if lab.learner is not None else None
+    student = lab.shipped.student if lab.shipped is not None else None
     return memory_of(
         lab.teacher, lab.stages, student, batch=lab.recipe.training.batch, remembered=remembered,
         bfloat16=lab.bfloat16,
@@ -244,7 +244,7 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
     if not asked_freely(teacher):
         few = 4
     patient = asked_freely(teacher)
-    student = copy.deepcopy(lab.learner.student) if lab.learner is not None else None
+    student = copy.deepcopy(lab.shipped.student) if lab.shipped is not None else None
     wide = max((s.synthesis_batch for s in stages or lab.stages if s.synthesis_steps), default=0)
     held = 8 * few
     if patient:  # enough for a large batch to begin with, where that is not too much
@@ -307,6 +307,10 @@ def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, 
 
         step = _in_large(learn_some, few, most, repeats)
         answer = _timed(lambda: learner.answer(views), repeats, lab.device) / few
+        if lab.peer is not None:  # taken to be as large: it learns too, and each asks the other
+            step = 2 * (step + answer)
+        if recipe.teaching.average_weight:
+            label += answer
     costs = {
         stage.name: _round(tried, stage, few, label, step, answer, recipe, rng)
         for stage in stages or lab.stages

@@ -151,6 +151,11 @@ class Lab:
             )
         return Learner(student, recipe.training, objective, bfloat16=self.bfloat16)
 
+    @property
+    def shipped(self) -> Learner | None:
+        """The learner whose network leaves the run: the last of a chain."""
+        return self.chain.learners[-1] if self.chain else self.learner
+
     def value(self, name: str, otherwise: float) -> float:
         """What the controller of this name says, or, where there is none, `otherwise`."""
         return self.controllers[name].value if name in self.controllers else otherwise

@@ -49,7 +49,8 @@ def mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
 def jittered(images: Tensor, strength: float | Tensor, rng: torch.Generator) -> Tensor:
     """Contrast changed by up to ± `strength`, brightness by up to half of it, one draw per image,
     kept in 0..1."""
-    strength = strength.view(-1, 1, 1, 1) if isinstance(strength, Tensor) else strength
+    if isinstance(strength, Tensor):
+        strength = sent(strength.view(-1, 1, 1, 1), images.device)
     draw = torch.rand(2, len(images), 1, 1, 1, generator=rng).mul_(2).sub_(1)
     draw = sent(draw, images.device)
     middle = images.mean((1, 2, 3), keepdim=True)
@@ -61,7 +62,7 @@ def jittered(images: Tensor, strength: float | Tensor, rng: torch.Generator) -> 
 def erased(images: Tensor, probability: float | Tensor, rng: torch.Generator) -> Tensor:
     """A rectangle of a fifth to a half of each side painted in the image's mean, with this
     probability."""
-    probability = probability.cpu()[:, None] if isinstance(probability, Tensor) else probability
+    probability = probability[:, None] if isinstance(probability, Tensor) else probability
     batch, _, height, width = images.shape
     draw = torch.rand(5, batch, 1, generator=rng)
     tall, wide = (0.2 + 0.3 * draw[0]) * height, (0.2 + 0.3 * draw[1]) * width
@@ -109,9 +110,8 @@ def bent(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
 def bent_each(images: Tensor, strength: Tensor, rng: torch.Generator) -> Tensor:
     """As `bent`, with a strength for each image, [B]."""
     draw, (height, width) = 2 * torch.rand(3, len(images), generator=rng) - 1, images.shape[2:]
-    power = strength.cpu()
-    angle, scale = math.radians(30) * power * draw[0], 1 + 0.25 * power * draw[1]
-    shear = torch.tan(math.radians(15) * power * draw[2])
+    angle, scale = math.radians(30) * strength * draw[0], 1 + 0.25 * strength * draw[1]
+    shear = torch.tan(math.radians(15) * strength * draw[2])
     cos, sin, none = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     rows = [
         cos,
@@ -133,7 +133,7 @@ def augmented(
     each.
 
     Shift, crop and mirror are always on; bending, jitter, erasing grow with the difficulty, 0..1,
-    of all images or of each, [B].
+    of all images or of each, [B] on the CPU.
     """
     out = shifted(images, table.shift, rng)
     if table.crop < 1:
@@ -141,7 +141,7 @@ def augmented(
     if table.flip:
         out = mirrored(out, rng)
     if isinstance(difficulty, Tensor):
-        some, difficulty = True, sent(difficulty, images.device)
+        some = True
         if table.affine:
             out = bent_each(out, table.affine * difficulty, rng)
     else:

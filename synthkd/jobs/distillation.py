@@ -234,10 +234,10 @@ class Distillation:
         """Seconds that the final score will take, where it can be told before the images are
         opened, and without asking a black box, whose answers may cost."""
         count = count_images(self.val) if isinstance(self.val, str) else 0
-        if not count or self.lab.learner is None or not asked_freely(self.teacher):
+        if not count or self.lab.shipped is None or not asked_freely(self.teacher):
             return 0.0
         before = self.teacher.queries
-        seconds = count * seconds_per_image(self.lab.learner.student, self.teacher)
+        seconds = count * seconds_per_image(self.lab.shipped.student, self.teacher)
         self.teacher.queries = before  # asked about nothing of the run
         if seconds > most:
             self.report.say(

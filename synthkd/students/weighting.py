@@ -142,24 +142,33 @@ class GradNorm(Weighting):
 
     factor: Tensor
     first: Tensor
-    steps: Tensor
 
     def __init__(self, weights: Mapping[str, float], student: nn.Module) -> None:
         super().__init__(weights)
         self._of_student = tuple(p for p in student.parameters() if p.requires_grad)
         self.register_buffer("factor", torch.ones(len(self.names)))
         self.register_buffer("first", torch.zeros(len(self.names)))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.steps = 0
+        self._told: dict[str, float] = {}  # the factors as numbers: a GPU is asked for them once
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The steps taken."""
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Goes on from a saved state."""
+        self.steps, self._told = int(state["steps"]), {}
 
     def factors(self, share: float) -> dict[str, float]:
         """As they were measured last."""
-        return dict(zip(self.names, self.factor.tolist(), strict=True))
+        self._told = self._told or dict(zip(self.names, self.factor.tolist(), strict=True))
+        return self._told
 
     def forward(self, values: Mapping[str, Tensor], share: float) -> Tensor:
         """The loss, of a scalar of each term."""
-        if int(self.steps) % GRADNORM_EVERY == 0 and torch.is_grad_enabled():
+        if self.steps % GRADNORM_EVERY == 0 and torch.is_grad_enabled():
             self._measure(values)
-        self.steps.add_(1)
+        self.steps += 1
         return super().forward(values, share)
 
     def _measure(self, values: Mapping[str, Tensor]) -> None:
@@ -181,6 +190,7 @@ class GradNorm(Weighting):
         moved = torch.where(found > 0, moved, self.factor)
         mixed = GRADNORM_KEPT * self.factor + (1 - GRADNORM_KEPT) * moved
         self.factor.copy_(mixed / mixed.mean())
+        self._told = {}
 
 
 def weighting_of(

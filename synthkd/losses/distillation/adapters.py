@@ -72,19 +72,25 @@ class SlicedTransport(nn.Module):
     """A linear map of the student's embedding, and `sliced_transport` along random directions,
     drawn anew for each batch."""
 
-    drawn: Tensor
-
     def __init__(self, known: KnownBeforehand) -> None:
         super().__init__()
         ours, theirs = known.embeddings
         self.linear = nn.Linear(ours, theirs)
-        self.register_buffer("drawn", torch.randint(2**31, ()))  # the seed of the next directions
+        self.seed = int(torch.randint(2**31, ()))  # of the next directions
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The seed."""
+        return {"seed": self.seed}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Goes on from a saved state."""
+        self.seed = int(state["seed"])
 
     def forward(self, view: DistillationView) -> Tensor:
         """A scalar."""
         mine, taught = view.embeddings
-        rng = torch.Generator().manual_seed(int(self.drawn))
-        self.drawn.add_(1)
+        rng = torch.Generator().manual_seed(self.seed)
+        self.seed += 1
         directions = torch.randn(taught.shape[1], DIRECTIONS, generator=rng).to(taught.device)
         return sliced_transport(self.linear(mine), taught, F.normalize(directions, dim=0))
 
