@@ -288,8 +288,9 @@ def _beside(
                 f"teaching.peer {quoted(spec)}: cut out of the teacher as the student is, it would "
                 "stay like it for ever: give another ratio"
             )
-        fresh = {"spec": spec, "weights": "", "args": {}} | ({"start": "new"} if alike else {})
-        of_it = recipe.student.model_copy(update=fresh)
+        of_it = _table_of(recipe, spec)
+        if alike:
+            of_it = of_it.model_copy(update={"start": "new"})
         try:
             return new_student(of_it, teacher, trust_code=trust, cut=cut).to(teacher.device)
         except InputError as error:
@@ -377,11 +378,12 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
     recipe, teacher = lab.recipe, lab.teacher
     table = recipe.data
     found = Opened()
+    beside = (*recipe.teaching.assistants, *filter(None, (recipe.teaching.peer,)))
     found.level = max(
         promise_of(recipe.generator.start, teacher.digest),
         *(
             _level_of_student(recipe.model_copy(update={"student": table}), teacher.digest)
-            for table in (recipe.student, *_fresh(recipe))
+            for table in (recipe.student, *(_table_of(recipe, name) for name in beside))
         ),
     )
     if lab.sources.real:
@@ -411,11 +413,9 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
     return found
 
 
-def _fresh(recipe: Recipe) -> list[StudentTable]:
-    """The tables of the networks that learn before the student and beside it."""
-    names = (*recipe.teaching.assistants, *filter(None, (recipe.teaching.peer,)))
-    more = {"weights": "", "args": {}}
-    return [recipe.student.model_copy(update={"spec": name, **more}) for name in names]
+def _table_of(recipe: Recipe, spec: str) -> StudentTable:
+    """The table of a network that learns before the student or beside it."""
+    return recipe.student.model_copy(update={"spec": spec, "weights": "", "args": {}})
 
 
 def _level_of_student(recipe: Recipe, digest: str) -> int:

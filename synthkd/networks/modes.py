@@ -1,6 +1,6 @@
 """Modes and gradients of a network's modules, put back one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -30,3 +30,18 @@ def in_eval_mode(network: nn.Module, *, frozen: bool = False) -> Iterator[None]:
             module.training = mode
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def plain_means(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Begins the running statistics of BatchNorm layers anew; while the `with` lasts they are plain
+    means over the batches that pass in training mode, then each norm has its momentum again."""
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,13 +13,12 @@ from torch import Tensor, nn
 from synthkd import schedules
 from synthkd.core.files import write_atomic
 from synthkd.core.optimizers import average_, load_optimizer
-from synthkd.losses.distillation import DistillationView
-from synthkd.losses.distillation.answers import soft_decisions, soft_targets
+from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.folding import Folding, folding_pairs
-from synthkd.networks.modes import in_eval_mode
+from synthkd.networks.modes import in_eval_mode, plain_means
 from synthkd.recipe import TrainingTable
-from synthkd.students.objective import DistillationObjective
+from synthkd.students.objective import DistillationObjective, weighted_mean
 from synthkd.teachers.features import features_of
 from synthkd.teachers.protocol import Seen
 
@@ -156,11 +156,8 @@ class Learner:
 
     def _from_peer(self, view: DistillationView, peer: Tensor) -> Tensor:
         """How far the student's answers are from another student's, a scalar."""
-        measure = soft_decisions if view.independent else soft_targets
-        each = measure(view.learned, peer, temperature=view.temperature, per_sample=True)
-        if view.weights is None:
-            return each.mean()
-        return (each * view.weights).sum() / view.weights.sum().clamp_min(1e-12)
+        told = TERMS["soft_targets"](replace(view, taught=peer, per_sample=True))
+        return weighted_mean(told, view.weights)
 
     def _foldable(self) -> dict[int, nn.modules.batchnorm._BatchNorm]:
         """The frozen norms that are computed within convolutions, tried on images that are always
@@ -213,19 +210,13 @@ class Learner:
         ]  # fmt: skip
         if not norms:
             return False
-        usual, kind = [norm.momentum for norm in norms], self.student.mean.device.type
-        try:
-            with in_eval_mode(self.student):
-                for norm in norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None  # a plain mean
-                    norm.train()
-                for images in batches:
-                    with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
-                        self.student(images)
-        finally:
-            for norm, momentum in zip(norms, usual, strict=True):
-                norm.momentum = momentum
+        kind = self.student.mean.device.type
+        with in_eval_mode(self.student), plain_means(norms):
+            for norm in norms:
+                norm.train()
+            for images in batches:
+                with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
+                    self.student(images)
         return True
 
     def state_dict(self) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class DistillationObjective(nn.Module):
             if value.dim():
                 told = weight * factors.get(name, 1.0) * value.detach()
                 each = told if each is None else each + told
-                value = _mean(value, view.weights)
+                value = weighted_mean(value, view.weights)
             values[name] = value
         return self.weighting(values, view.answers_share), each
 
@@ -181,7 +181,7 @@ class DistillationObjective(nn.Module):
         return {} if type(self.weighting) is Weighting else self.weighting.factors(share)
 
 
-def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """The mean of values [B], weighted where there are weights [B]."""
     if weights is None:
         return values.mean()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from synthkd.core.images import Batch, sent
 from synthkd.networks.decoder import Decoder
+from synthkd.networks.modes import plain_means
 from synthkd.recipe import GeneratorTable, Recipe
 from synthkd.schedules import one_cycle
 from synthkd.synthesis.context import even_labels
@@ -93,12 +94,8 @@ def recalibrate_batchnorm(
     """Re-estimates a decoder's running statistics as plain means over some batches, before sampling
     for good."""
     norms = [m for m in decoder.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
     decoder.train()
-    for _ in range(batches):
-        decoder(*inputs(decoder, size, classes, rng))
-    for norm in norms:
-        norm.momentum = 0.1
+    with plain_means(norms):
+        for _ in range(batches):
+            decoder(*inputs(decoder, size, classes, rng))
     decoder.eval()
