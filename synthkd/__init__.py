@@ -1,7 +1,7 @@
 """synthkd: a small student from a trained teacher, without the teacher's training data.
 
-The library is `distill`, `generate`, `evaluate`, `inspect`, `load_student`, `build` and `Recipe`;
-errors of input are `InputError`. Importing this is cheap: torch is imported on first use.
+The library is `distill`, `generate`, `evaluate`, `inspect`, `report`, `load_student`, `build`
+and `Recipe`; errors of input are `InputError`. Importing this is cheap: torch is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         generate,
         inspect,
         load_student,
+        report,
     )  # fmt: skip
     from synthkd.core.errors import InputError
     from synthkd.jobs.distillation import Result
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataSet", "InputError", "Recipe", "Result", "UselessResult", "__version__", "build", "distill",
-    "evaluate", "generate", "inspect", "load_student",
+    "evaluate", "generate", "inspect", "load_student", "report",
 ]  # fmt: skip
 _PLACES = {
     "DataSet": "synthkd.jobs.generation",

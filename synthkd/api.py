@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from synthkd.commands.display import Display
+from synthkd.commands.report import write as write_report
 from synthkd.core.errors import InputError
 from synthkd.core.findings import Finding
 from synthkd.engine.build import build as build_lab
@@ -187,6 +188,17 @@ def generate(
         said = "; ".join(str(finding) for finding in made.findings if finding.serious)
         warnings.warn(said or "the data set is of no use", UselessResult, stacklevel=2)
     return made
+
+
+def report(*runs: str | Path, out: str | Path | None = None, images: bool = True) -> Path:
+    """A report of a run directory, of several side by side, or of a bench, as one HTML file that
+    needs nothing else. Without `out` it is report.html in the run, or for several in the working
+    directory; without `images` it shows none. Works for a run that is going on or was interrupted.
+    Returns the file. Raises InputError."""
+    if not runs:
+        raise InputError("report: say which run directories, or which bench")
+    target = None if out is None else Path(out)
+    return write_report(tuple(Path(run) for run in runs), out=target, images=images)
 
 
 def build(

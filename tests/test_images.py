@@ -114,7 +114,7 @@ def test_grid_zooms_by_repeating_pixels() -> None:
 
 def test_class_sheet_shows_each_class_in_its_row_and_white_where_there_are_too_few() -> None:
     pixels, labels = some(5, 1, 4, 4), torch.tensor([1, 0, 1, 1, 1])
-    sheet = class_sheet(pixels, labels, 3, columns=2, zoom=1)
+    sheet = class_sheet(pixels, labels, range(3), columns=2, zoom=1)
     white = torch.full((1, 4, 4), 255, dtype=torch.uint8)
     order = torch.stack([pixels[1], white, pixels[0], pixels[2], white, white])
     assert np.array_equal(np.asarray(sheet), np.asarray(grid(order, 2)))

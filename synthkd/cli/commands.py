@@ -96,8 +96,26 @@ COMMANDS: dict[str, Command] = {
     "distill": Command(
         "Train a small student from a teacher, without its training data.",
         tables=(*_SYNTHESIS, "student", "training", "teaching"),
-        switches=(RESUME, JSON, CONFIG, DRY_RUN, QUIET),
+        switches=(
+            RESUME,
+            Switch("no_report", "--no-report", bool, False, "write no report.html at the end"),
+            JSON, CONFIG, DRY_RUN, QUIET,
+        ),
         context=("given", "started"),
+    ),
+    "watch": Command(
+        "Show a run at a glance, from another terminal.",
+        positionals=(Positional("path", Path, "run directory"),),
+        switches=(Switch("once", "--once", bool, False, "show it as it is now, and stop"),),
+    ),
+    "report": Command(
+        "Write what came of a run, of several, or of a bench, as one HTML file.",
+        positionals=(Positional("paths", Path, "run directories, or a bench's", several=True),),
+        switches=(
+            Switch("out", "--out", Path | None, None, "file to write (default: RUN/report.html)"),
+            Switch("no_images", "--no-images", bool, False, "show no synthetic images"),
+            QUIET,
+        ),
     ),
     "evaluate": Command(
         "Score a student against its teacher, or a set of images.",

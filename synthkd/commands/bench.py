@@ -493,7 +493,7 @@ def _clear(bench: Bench, entry: Entry) -> None:
 def _distil(entry: Entry, lock: int) -> int:
     """`synthkd distill` in a process of its own, that finds the same modules. Returns its exit
     code."""
-    command = [sys.executable, "-P", "-m", "synthkd", "distill", *entry.flags]
+    command = [sys.executable, "-P", "-m", "synthkd", "distill", *entry.flags, "--no-report"]
     path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
     with entry.log.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(

@@ -7,6 +7,7 @@ from typing import Any
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
+from synthkd.commands.report import write as write_report
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.recipe import Recipe
 from synthkd.runs.directory import Run
@@ -15,10 +16,10 @@ from synthkd.synthesis.diffusion.diffusers_io import offline
 
 def run(
     recipe: Recipe, *, dry_run: bool = False, quiet: bool = False, as_json: bool = False,
-    given: Collection[str] = (), started: float | None = None,
+    no_report: bool = False, given: Collection[str] = (), started: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Distils a student as the recipe says, in a new run directory. Returns the summary, and with
-    `as_json` prints it and nothing else."""
+    """Distils a student as the recipe says, in a new run directory, with a report at the end.
+    Returns the summary, and with `as_json` prints it and nothing else."""
     quiet = quiet or as_json
     display = Display(quiet=quiet)
     with offline(dry_run):
@@ -28,7 +29,7 @@ def run(
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
-    return _finished(job, None, display, as_json=as_json)
+    return _finished(job, None, display, as_json=as_json, report=not no_report)
 
 
 def resume(
@@ -39,6 +40,7 @@ def resume(
     dry_run: bool = False,
     quiet: bool = False,
     as_json: bool = False,
+    no_report: bool = False,
     started: float | None = None,
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.
@@ -53,22 +55,34 @@ def resume(
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
-    return _finished(job, path, display, as_json=as_json)
+    return _finished(job, path, display, as_json=as_json, report=not no_report)
 
 
 def _finished(
-    job: Distillation, path: Path | None, display: Display, *, as_json: bool
+    job: Distillation, path: Path | None, display: Display, *, as_json: bool, report: bool
 ) -> dict[str, Any]:
     """Runs a job in a new directory, or goes on in that of `path`, and shows its result."""
     try:
         result = job.start() if path is None else job.resume(path)
     except Unscored as problem:
         _show(problem.result, display)
+        _report(problem.result, display, wanted=report)
         raise
     _show(result, display)
+    _report(result, display, wanted=report)
     if as_json:
         print(json.dumps(result.summary, indent=2, ensure_ascii=False))
     return result.summary
+
+
+def _report(result: Result, display: Display, *, wanted: bool) -> None:
+    """Writes report.html; the run is finished, and stays so where that fails."""
+    if not wanted:
+        return
+    try:
+        display.say(f"report: {write_report((result.run,))}")
+    except OSError as error:
+        display.say(f"no report: {error.strerror or error}; see synthkd report")
 
 
 def _binary(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -5,8 +5,11 @@ H, W].
 """
 
 import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from synthkd.core.errors import InputError
 from synthkd.core.files import write_atomic
 
 IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
+MOST_ROWS = 40  # of a contact sheet
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
 
@@ -160,19 +165,35 @@ def grid(pixels: Tensor, columns: int, *, zoom: int = 1, gap: int = 2) -> Image.
 
 
 def class_sheet(
-    pixels: Tensor, labels: Tensor, classes: int, *, columns: int = 10, zoom: int = 2
+    pixels: Tensor, labels: Tensor, classes: Sequence[int], *, columns: int = 10, zoom: int = 2
 ) -> Image.Image:
-    """A contact sheet: a row per class with its first images, blank where there are too few."""
-    shown = min(classes, 40)
-    rows = torch.full((shown * columns, *pixels.shape[1:]), 255, dtype=torch.uint8)
-    for label in range(shown):
+    """A contact sheet: a row for each of the `classes` with its first images, blank where there are
+    too few."""
+    rows = torch.full((len(classes) * columns, *pixels.shape[1:]), 255, dtype=torch.uint8)
+    for row, label in enumerate(classes):
         found = (labels == label).nonzero().flatten()[:columns]
-        rows[label * columns : label * columns + len(found)] = pixels[found]
+        rows[row * columns : row * columns + len(found)] = pixels[found]
     return grid(rows, columns, zoom=zoom)
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG at once or not at all."""
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
+def sheet_classes(labels: Tensor, classes: int) -> list[int]:
+    """The classes that a contact sheet has rows for: all, or of many the first that are there.
+
+    >>> sheet_classes(torch.tensor([700, 3, 3]), 1000)
+    [3, 700]
+    """
+    if classes <= MOST_ROWS:
+        return list(range(classes))
+    present: list[int] = labels.unique().tolist()
+    return [label for label in present if label >= 0][:MOST_ROWS]
+
+
+def save_picture(
+    picture: Image.Image, path: Path, caption: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Writes a PNG at once or not at all; what its `caption` says is kept in it, as JSON."""
+    content, told = io.BytesIO(), PngInfo()
+    if caption:
+        told.add_text("synthkd", json.dumps(dict(caption)))
+    picture.save(content, format="PNG", pnginfo=told)
     write_atomic(path, content.getvalue(), sync=False)

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
-from synthkd.core.images import ImageSpec, class_sheet, save_picture
+from synthkd.core.images import ImageSpec, class_sheet, save_picture, sheet_classes
 from synthkd.core.logits import as_half
 
 FORMAT = "synthkd.images"
@@ -248,10 +248,9 @@ class Writer:
             if shown:
                 labels = torch.tensor([label for label, _ in shown])
                 images = torch.stack([image for _, image in shown])
-                save_picture(
-                    class_sheet(images, labels, self.classes, columns=_SHEET_COLUMNS),
-                    self.out / SHEET,
-                )
+                rows = sheet_classes(labels, self.classes)
+                sheet = class_sheet(images, labels, rows, columns=_SHEET_COLUMNS)
+                save_picture(sheet, self.out / SHEET, {"rows": [self.names[k] for k in rows]})
             files.write_json(self.out / MANIFEST, {**own, **manifest})
 
     def _flush(self) -> None:

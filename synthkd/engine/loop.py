@@ -73,6 +73,8 @@ class Round:
     measures: dict[str, float]
     samples: Tensor | None  # [n, C, H, W] uint8, a few fresh images
     labels: Tensor | None  # [n] the classes asked for, or seen where none was
+    generator: str = ""  # who made them
+    stage_share: float = 1.0  # of the stage, 0..1
 
 
 class Lab:
@@ -308,7 +310,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
     """Synthesize, remember, replay, teach: a Round at a time, until the budget is spent."""
     before = time.perf_counter()
     while not lab.finished:
-        stage = lab.stage
+        stage, place = lab.stage, lab.progress.stage
         rng = generator_for(lab.recipe.run.seed, "round", lab.progress.round)
 
         with lab.timed("synthesis"):
@@ -343,7 +345,8 @@ def rounds(lab: Lab) -> Iterator[Round]:
         )
         yield Round(
             lab.progress, stage.name, whole_share(lab.progress, lab.budget), measures,
-            samples, classes[:64] if samples is not None else None,
+            samples, classes[:64] if samples is not None else None, stage.generator,
+            stage_share(lab.progress, lab.budget) if lab.progress.stage == place else 1.0,
         )  # fmt: skip
     if lab.chain and not (lab.chain.last and lab.chain.learner.steps):
         raise InputError(
@@ -747,6 +750,7 @@ class HeldOut(NamedTuple):
 
     learned: Tensor  # [N] int64, the student's votes; of independent classes, N yes or no
     taught: Tensor  # [N] int64, the teacher's
+    answers: Tensor  # the student's logits, float32 [images, K]
 
     @property
     def agreement(self) -> float:
@@ -807,13 +811,13 @@ def held_out_votes(lab: Lab) -> HeldOut:
     """What student and teacher vote on all held-out images."""
     assert lab.learner is not None
     kept = lab.held_out.everything()
-    votes = [
-        decided(answer, independent=lab.teacher.independent)
-        for answer in (
-            lab.learner.answer(to_float(lab.moved(p))).cpu()
-            for p in torch.split(kept.images, 512)
-            if len(p)
-        )
+    answers = [
+        lab.learner.answer(to_float(lab.moved(part))).float().cpu()
+        for part in torch.split(kept.images, 512)
+        if len(part)
     ]
     taught = _taught(lab, kept)
-    return HeldOut(torch.cat(votes) if votes else taught, taught)
+    if not answers:
+        return HeldOut(taught, taught, torch.empty(0, lab.teacher.classes))
+    logits = torch.cat(answers)
+    return HeldOut(decided(logits, independent=lab.teacher.independent), taught, logits)

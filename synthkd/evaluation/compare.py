@@ -577,6 +577,25 @@ def score_images(
     )
 
 
+def score_by_teacher(
+    pixels: Tensor, teacher: Teacher, *, batch: int = 256
+) -> tuple[dict[str, Score], tuple[SetClass, ...]]:
+    """What the teacher alone says of uint8 images [N, C, H, W], N ≥ 2: those scores of
+    `score_images` that need no labels and no real images, and its votes and the diversity of each
+    class. The class of an image is the teacher's vote."""
+    judge = classifier_extractor(teacher)
+    images = Images(pixels, None, (), "these images", "")
+    made = _look(images, judge, judge, batch)
+    diversity = _diversity(made, teacher)
+    scores = {
+        **_votes(made, None, judge, teacher),
+        **_spread(made, None, judge, diversity, None),
+        **_consistency(made, None, None, judge, teacher.classes),
+        "near_duplicate_rate": _near_duplicates(made, judge),
+    }
+    return scores, _set_rows(images, made, teacher, diversity, None)
+
+
 def _single(images: Images) -> Images:
     """Without labels where they are rows for several classes, which say nothing of one."""
     several = images.labels is not None and images.labels.dim() > 1

@@ -38,12 +38,14 @@ from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
+from synthkd.jobs.details import draw_chosen, run_details
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import is_pruned
 from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
+from synthkd.replay.protocol import ReplayBatch
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.runs.session import Session, going_on
 from synthkd.specs import Card, card_of, is_saved, origin, read_card
@@ -197,7 +199,7 @@ class Distillation:
 
     def _walk(self, the_run: Run) -> Result:
         """Walks the rounds, records them, and finishes or stops."""
-        lab, recipe, classes = self.lab, self.recipe, self.teacher.classes
+        lab, recipe, names = self.lab, self.recipe, self.teacher.names
         spent_before = lab.progress.seconds
         if recipe.budget.minutes:
             whole = recipe.budget.minutes * 60
@@ -221,13 +223,13 @@ class Distillation:
                     seconds = spent_before + time.perf_counter() - self.started
                     the_run.snapshot(part, weights, round_, seconds)
                 self.report.follow(round_)
-                the_run.samples(round_, classes)
+                the_run.samples(round_, names)
                 session.pause(
                     partial(_checkpoint, the_run, lab, round_),
                     done=f"{round_.share:.0%}", last=lab.finished,
                 )  # fmt: skip
         with resumable(again):
-            the_run.close_samples(classes)
+            the_run.close_samples(names)
             return self._finish(the_run, spent_before)
 
     def _scoring(self, most: float) -> float:
@@ -270,7 +272,8 @@ class Distillation:
         student = lab.learner.student.eval()
         path = the_run.path / "student.safetensors"
         save_student(student, _card(recipe, student, self.teacher), path)
-        _keep_images(lab, the_run)
+        sample = _keep_images(lab, the_run)
+        draw_chosen(lab, held_out, sample, the_run)
         for generator in lab.generators.values():
             generator.save(the_run.path, self.manifest["promise_level"])
         scores: dict[str, Any] = {
@@ -349,7 +352,7 @@ class Distillation:
             "peak_memory_mb": peak_memory_mb(lab.device),
             "seed": recipe.run.seed,
         }
-        the_run.finish(summary, self.manifest)
+        the_run.finish(summary, self.manifest, run_details(lab, held_out, sample, found))
         result = Result(student, summary, tuple(findings), the_run.path)
         if problem:
             raise Unscored(
@@ -445,14 +448,14 @@ def _refined(lab: Lab) -> int | None:
     return sum(stored.origins.count(name) for name in refining)
 
 
-def _keep_images(lab: Lab, the_run: Run) -> None:
+def _keep_images(lab: Lab, the_run: Run) -> ReplayBatch | None:
     """Keeps some of the memory's images, evenly over the classes: 8-bit integers are calibrated on
     them (synthkd export --int8). Where there is no memory, some that were held out; never real
-    ones."""
+    ones. Returns what was kept."""
     kept = lab.memory.everything()
     if not len(kept):
         if not lab.sources.synthetic:
-            return
+            return None
         kept = lab.held_out.everything()
     rng = generator_for(lab.recipe.run.seed, "calibration")
     fitting = KEPT_BYTES // math.prod(lab.teacher.spec.shape)
@@ -463,10 +466,12 @@ def _keep_images(lab: Lab, the_run: Run) -> None:
         seen[vote] += 1
     first = torch.tensor(ranks, dtype=torch.int64).argsort(stable=True)
     chosen = order[first[: min(KEPT_IMAGES, fitting)]]
-    if len(chosen):
-        some = kept.take(chosen)
-        the_run.keep_images(some.images, some.votes)
-        the_run.memory_sheet(some.images, some.votes, lab.teacher.classes)
+    if not len(chosen):
+        return None
+    some = kept.take(chosen)
+    the_run.keep_images(some.images, some.votes)
+    the_run.memory_sheet(some.images, some.votes, lab.teacher.names)
+    return some
 
 
 def _card(recipe: Recipe, student: Classifier, teacher: Teacher) -> Card:

@@ -8,10 +8,8 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -22,6 +20,7 @@ import numpy as np
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, plain, quoted
+from synthkd.reports.charts import new_figure
 
 SETTINGS = ("teacher", "student", "val", "minutes", "threads", "device", "precision")
 REAL = "real"  # the pipeline that learns from real images: the ceiling
@@ -362,13 +361,7 @@ def draw(table: Sequence[PipelineResult], settings: Mapping[str, Any]) -> bytes:
     pipeline without real images is drawn thick, `real` dashed. Names stand at the ends of the
     lines. Where 95 % is passed the axis is that of log(p / (1 - p)), as the end would be crowded.
     """
-    # its list of fonts belongs with other scratch files, not in a user's home
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "synthkd-matplotlib"))
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH, HEIGHT, DPI)
     axes = figure.add_axes((0.075, 0.085, 0.7, 0.815))
     best = next((s.pipeline for s in table if not s.real_images_read), None)
     plain = sorted({s.pipeline for s in table} - {best, REAL})
@@ -547,8 +540,8 @@ def damage(record: Mapping[str, Any]) -> str:
     return ""
 
 
-def report(folder: Path, *, strict: bool = False) -> list[PipelineResult]:
-    """Writes results.csv, results.json, table.md and accuracy.png again from the records.
+def read(folder: Path, *, strict: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings of a bench, and the records of its runs that have ended, by name and seed.
 
     Records that are damaged are left out; `strict`: they are an InputError that names the file."""
     settings = read_settings(folder)["settings"]
@@ -560,7 +553,13 @@ def report(folder: Path, *, strict: bool = False) -> list[PipelineResult]:
             raise InputError(f"{quoted(path)} is damaged: {wrong}; remove it, or run it again")
         if data is not None and not wrong and data["state"] != "running":
             records.append(data)
-    records.sort(key=lambda record: (record["pipeline"], record["seed"]))
+    return settings, sorted(records, key=lambda record: (record["pipeline"], record["seed"]))
+
+
+def report(folder: Path, *, strict: bool = False) -> list[PipelineResult]:
+    """Writes results.csv, results.json, table.md and accuracy.png again from the records, as `read`
+    gives them."""
+    settings, records = read(folder, strict=strict)
     table = pipeline_results(records)
     files.write_atomic(folder / "results.csv", to_csv(records))
     runs = [row(record) | {"curve": record.get("curve", [])} for record in records]

@@ -4,12 +4,15 @@ recipe.toml          the resolved recipe: running it again gives the same run
 manifest.json        what was read, with which versions, seeds and promise level; its state
 metrics.jsonl        one line per round
 checkpoints/         the newest two states of the lab, see runs/checkpoints.py
-samples/             contact sheets: the first and the latest images of a stage, the memory's
+samples/             contact sheets, with their captions: images of a stage, first, in its middle and
+                     latest; the memory's; the hardest; those that student and teacher disagree on
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
 calibration.npz      some of the images that the student learned from, with the teacher's votes
 student.safetensors  the student, with the card that rebuilds it
 generator.safetensors  the generator, if one was trained
+details.json         votes on held-out images, the classes one by one, quality of the images
 summary.json         the result
+report.html          all of it to look at (synthkd report)
 """
 
 import io
@@ -20,7 +23,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +37,7 @@ from torch import Tensor
 from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
-from synthkd.core.images import class_sheet, save_picture
+from synthkd.core.images import class_sheet, grid, save_picture, sheet_classes
 from synthkd.engine.loop import Round
 from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.runs.checkpoints import FORMAT, Checkpoints, written
@@ -116,36 +119,54 @@ class Run:
         }
         files.append_line(self._metrics, json.dumps(files.finite(line), allow_nan=False))
 
-    def samples(self, round_: Round, classes: int) -> None:
-        """Contact sheets of fresh images: the first round of every stage, and the latest, which is
-        written when `close_samples` or a round of another stage says so, or every half minute."""
+    def samples(self, round_: Round, names: Sequence[str]) -> None:
+        """Contact sheets of fresh images, of classes with these names: of every stage the first
+        round, one in its middle, and the latest, which is written when `close_samples` or a round
+        of another stage says so, or every half minute."""
         if round_.samples is None:
             return
         if self._latest is not None and self._latest.stage != round_.stage:
-            self.close_samples(classes)
-        first = self.path / "samples" / f"{round_.stage}-first.png"
+            self.close_samples(names)
+        first, middle = (
+            self.path / "samples" / f"{round_.stage}-{moment}.png" for moment in ("first", "middle")
+        )
         if not first.exists():
-            self._sheet(round_, first, classes)
+            self._sheet(round_, first, names)
+        elif 0.5 <= round_.stage_share < 1 and not middle.exists():
+            self._sheet(round_, middle, names)
         self._latest = round_
         if time.monotonic() - self._drawn > SHEET_SECONDS:
-            self.close_samples(classes)
+            self.close_samples(names)
 
-    def close_samples(self, classes: int) -> None:
+    def close_samples(self, names: Sequence[str]) -> None:
         """Writes the latest sheet, if there is a newer one."""
         if self._latest is not None:
             name = f"{self._latest.stage}-latest.png"
-            self._sheet(self._latest, self.path / "samples" / name, classes)
+            self._sheet(self._latest, self.path / "samples" / name, names)
             self._latest, self._drawn = None, time.monotonic()
 
-    def _sheet(self, round_: Round, path: Path, classes: int) -> None:
+    def _sheet(self, round_: Round, path: Path, names: Sequence[str]) -> None:
         assert round_.samples is not None and round_.labels is not None
-        save_picture(class_sheet(round_.samples, round_.labels, classes, columns=8, zoom=2), path)
+        rows = sheet_classes(round_.labels, len(names))
+        caption = {
+            "stage": round_.stage, "kind": round_.generator, "share": round_.share,
+            "confidence": round_.measures.get("confidence"), "rows": [names[k] for k in rows],
+        }  # fmt: skip
+        sheet = class_sheet(round_.samples, round_.labels, rows, columns=8, zoom=2)
+        save_picture(sheet, path, files.finite(caption))
 
-    def memory_sheet(self, pixels: Tensor, votes: Tensor, classes: int) -> None:
+    def memory_sheet(self, pixels: Tensor, votes: Tensor, names: Sequence[str]) -> None:
         """A contact sheet of what the student learned from, uint8 [N, C, H, W], a row for each of
         the classes [N] that the teacher sees."""
-        sheet = class_sheet(pixels, votes, classes, zoom=1 if pixels.shape[3] > 64 else 2)
-        save_picture(sheet, self.path / "samples" / "memory.png")
+        rows = sheet_classes(votes, len(names))
+        sheet = class_sheet(pixels, votes, rows, zoom=_zoom(pixels))
+        caption = {"rows": [names[k] for k in rows]}
+        save_picture(sheet, self.path / "samples" / "memory.png", caption)
+
+    def chosen_sheet(self, name: str, pixels: Tensor, texts: Sequence[str]) -> None:
+        """A sheet of images that were chosen one by one, uint8 [N, C, H, W], each with a text."""
+        sheet = grid(pixels, 8, zoom=_zoom(pixels))
+        save_picture(sheet, self.path / "samples" / f"{name}.png", {"images": list(texts)})
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
         """Saves the lab's state after a round, see `Checkpoints.save`."""
@@ -219,10 +240,18 @@ class Run:
         for path in written(self.path / "snapshots", SNAPSHOT):
             path.unlink()
 
-    def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
-        """Manifest first, summary last: a run with a summary is complete."""
+    def finish(
+        self, summary: dict[str, Any], manifest: dict[str, Any], details: dict[str, Any]
+    ) -> None:
+        """Summary last: a run with a summary is complete."""
+        files.write_json(self.path / "details.json", details)
         self.write_manifest(manifest | {"state": "finished"})
         files.write_json(self.path / "summary.json", summary)
+
+
+def _zoom(pixels: Tensor) -> int:
+    """How much images [N, C, H, W] are enlarged in a sheet."""
+    return 1 if pixels.shape[3] > 64 else 2
 
 
 def _is_number(value: object) -> bool:
