@@ -96,7 +96,16 @@ COMMANDS: dict[str, Command] = {
     "distill": Command(
         "Train a small student from a teacher, without its training data.",
         tables=(*_SYNTHESIS, "student", "training", "teaching"),
-        switches=(RESUME, JSON, CONFIG, DRY_RUN, QUIET),
+        switches=(
+            RESUME,
+            Switch(
+                "tensorboard", "--tensorboard", bool, False,
+                "write measures and contact sheets of every round into RUN/tensorboard, as "
+                "TensorBoard shows them",
+                brief="write RUN/tensorboard, for TensorBoard",
+            ),
+            JSON, CONFIG, DRY_RUN, QUIET,
+        ),
         context=("given", "started"),
     ),
     "evaluate": Command(
@@ -183,6 +192,9 @@ COMMANDS: dict[str, Command] = {
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),
             Switch("out", "--out", Path | None, None, "directory to write (default: RUN/export)"),
+            Switch(
+                "licence", "--license", str, "", "short name of its licence, for the model card"
+            ),
             TRUST, JSON, QUIET,
         ),
     ),

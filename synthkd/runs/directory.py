@@ -9,6 +9,8 @@ snapshots/           the student on its way, if asked for; one line each in snap
 calibration.npz      some of the images that the student learned from, with the teacher's votes
 student.safetensors  the student, with the card that rebuilds it
 generator.safetensors  the generator, if one was trained
+tensorboard/         the rounds as TensorBoard reads them, if asked for: runs/tensorboard.py
+README.md            the model card of the student
 summary.json         the result
 """
 
@@ -116,6 +118,12 @@ class Run:
         }
         files.append_line(self._metrics, json.dumps(files.finite(line), allow_nan=False))
 
+    def recorded(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, as `newest` left them and `record` added to them."""
+        if not self._metrics.is_file():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
+
     def samples(self, round_: Round, classes: int) -> None:
         """Contact sheets of fresh images: the first round of every stage, and the latest, which is
         written when `close_samples` or a round of another stage says so, or every half minute."""
@@ -219,9 +227,14 @@ class Run:
         for path in written(self.path / "snapshots", SNAPSHOT):
             path.unlink()
 
-    def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
-        """Manifest first, summary last: a run with a summary is complete."""
+    def finish(
+        self, summary: dict[str, Any], manifest: dict[str, Any], readme: str = ""
+    ) -> None:
+        """Manifest first, then a `readme` if there is one, summary last: a run with a summary is
+        complete."""
         self.write_manifest(manifest | {"state": "finished"})
+        if readme:
+            files.write_atomic(self.path / "README.md", readme)
         files.write_json(self.path / "summary.json", summary)
 
 
