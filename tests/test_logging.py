@@ -1,5 +1,5 @@
-"""Rounds for others: several reporters at once, event files read back by TensorBoard itself, and the
-reporter that the page shows."""
+"""Rounds for others: several reporters at once, event files read back by TensorBoard itself, and
+the reporter that the page shows."""
 
 import inspect
 import json

@@ -201,12 +201,11 @@ def _findings(done: Sequence[Exported], manifest: Mapping[str, Any], classes: in
 def _paths_in(path: Path) -> list[Finding]:
     """Whether a student's file says how it is rebuilt by a path of this machine."""
     card = read_card(path)
-    told = [text for text in (card.network, card.of, *card.args.values()) if _ABSOLUTE.search(text)]
-    if not told:
+    if not any(_ABSOLUTE.search(text) for text in (card.network, card.of, *card.args.values())):
         return []
     return [Finding(
-        "names-a-path", f"{path.name} names the code that rebuilds it by a path of this machine, "
-        f"{quoted(told[0])}", "publish another format, or distil it again with a relative path",
+        "names-a-path", f"{path.name} names the code that rebuilds it by a path of this machine",
+        "publish another format, or distil it again with a relative path",
     )]  # fmt: skip
 
 
