@@ -15,20 +15,12 @@ from PIL import Image
 from short_runs import main
 from torch import Tensor, nn
 
+from synthkd.cards.model import export_card
 from synthkd.checks.inspection import drawings
 from synthkd.core.files import sha256_of
 from synthkd.core.images import ImageSpec, to_float, to_uint8
-from synthkd.export.formats import (
-    PRIVACY,
-    Parity,
-    Scored,
-    Shipped,
-    chosen,
-    compared,
-    model_card,
-    scored,
-    to_onnx,
-)
+from synthkd.core.privacy import STATEMENT
+from synthkd.export.formats import Parity, Scored, Shipped, chosen, compared, scored, to_onnx
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_classifier
@@ -67,7 +59,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     main(["export", str(run), "--format", "safetensors,onnx,pt2", "--int8", "--val-data",
           "demo:unseen", "--out", str(out), "--quiet"])  # fmt: skip
     found: dict[str, Any] = json.loads((out / "export.json").read_text())
-    return found
+    return found | {"folder": str(out)}
 
 
 def test_every_format_votes_as_the_student_does(exported: dict[str, Any]) -> None:
@@ -122,21 +114,26 @@ def test_an_executorch_program_stands_alone_and_votes_as_the_student_does(
 def test_the_card_says_where_the_student_comes_from(exported: dict[str, Any], run: Path) -> None:
     card = (Path(exported["folder"]) / "README.md").read_text()
     manifest = json.loads((run / "manifest.json").read_text())
-    assert card.startswith("---\nlibrary_name: synthkd\npipeline_tag: image-classification\n")
-    assert manifest["teacher_sha256"] in card and PRIVACY in card
+    assert card.startswith('---\nlibrary_name: "synthkd"\npipeline_tag: "image-classification"\n')
+    assert manifest["teacher_sha256"] in card and STATEMENT in card
     assert "| real images read | 0 |" in card and "student.int8.onnx" in card
+
+
+def card_of(run: Path, summary: Any, manifest: Any, *names: str) -> str:
+    """The card of an export without files."""
+    student, _ = load_classifier(StudentTable(spec=str(run)), TeacherTable())
+    return export_card(summary, manifest, names or ("a", "b"), Shipped(student))
 
 
 def test_a_card_of_a_run_with_real_images_does_not_claim_otherwise(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    card = model_card(summary, {"teacher": "x|<b>", "teacher_sha256": "0", "promise_level": 2}, [],
-                      ["a", "b"])  # fmt: skip
+    manifest = {"teacher": "x|<b>", "teacher_sha256": "0", "promise_level": 2}
+    card = card_of(run, summary, manifest)
     assert "read no real data" not in card
     assert "read no real images, but what it began with had seen some." in card
-    read = summary | {"real_images_read": 5, "held_out": "real"}
-    card = model_card(read, {"teacher": "x|<b>", "teacher_sha256": "0", "promise_level": 2}, [],
-                      ["a", "b"])  # fmt: skip
-    assert "read no real" not in card and "This run read real images." in card
+    card = card_of(run, summary | {"real_images_read": 5, "held_out": "real"}, manifest)
+    assert "read no real" not in card and "This run read 5 real images, and what" in card
+    assert "data-free" not in card
     assert "agreement on held-out real images" in card
     assert "Treat both with the same care" in card
     assert "<b>" not in card
@@ -248,19 +245,19 @@ def shapes(card: str) -> list[str]:
 )
 def test_what_a_forged_run_says_stays_text_in_the_card(run: Path, table: int, key: str) -> None:
     told = [json.loads((run / name).read_text()) for name in ("summary.json", "manifest.json")]
-    plain = shapes(model_card(told[0], told[1], [], ["a", "b"]))
+    plain = shapes(card_of(run, *told))
     assert "html_inline" not in plain and "link_open" not in plain
     told[table][key] = FOREIGN
     with suppress(TypeError, ValueError):  # of a number that is none: "damaged"
-        assert shapes(model_card(told[0], told[1], [], [FOREIGN, "b"])) == plain
+        assert shapes(card_of(run, *told, FOREIGN, "b")) == plain
 
 
 def test_a_forged_finding_stays_text_in_the_card(run: Path) -> None:
     told = [json.loads((run / name).read_text()) for name in ("summary.json", "manifest.json")]
     told[0]["findings"] = [{"seen": "a", "remedy": "b", "serious": True}, "c", None]
-    plain = shapes(model_card(told[0], told[1], [], ["a", "b"]))
+    plain = shapes(card_of(run, *told))
     told[0]["findings"][0] = {"seen": FOREIGN, "remedy": FOREIGN, "serious": FOREIGN}
-    assert shapes(model_card(told[0], told[1], [], ["a", "b"])) == plain
+    assert shapes(card_of(run, *told)) == plain
 
 
 def test_a_failed_export_leaves_nothing_and_a_repeated_one_goes_elsewhere(

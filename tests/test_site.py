@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 OWN = {
     *("--resume", "--dry-run", "--json", "--out", "--help", "--csv", "--format", "--int8"),
     *("--uint8-input", "--softmax", "--pipelines", "--seeds", "--count", "--save-generator"),
+    *("--tensorboard", "--license"),
 }
 
 

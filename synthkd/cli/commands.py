@@ -99,6 +99,12 @@ COMMANDS: dict[str, Command] = {
         switches=(
             RESUME,
             Switch("no_report", "--no-report", bool, False, "write no report.html at the end"),
+            Switch(
+                "tensorboard", "--tensorboard", bool, False,
+                "write measures and contact sheets of every round into RUN/tensorboard, as "
+                "TensorBoard shows them",
+                brief="write RUN/tensorboard, for TensorBoard",
+            ),
             JSON, CONFIG, DRY_RUN, QUIET,
         ),
         context=("given", "started"),
@@ -201,6 +207,9 @@ COMMANDS: dict[str, Command] = {
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),
             Switch("out", "--out", Path | None, None, "directory to write (default: RUN/export)"),
+            Switch(
+                "licence", "--license", str, "", "short name of its licence, for the model card"
+            ),
             TRUST, JSON, QUIET,
         ),
     ),

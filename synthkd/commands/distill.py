@@ -15,15 +15,19 @@ from synthkd.synthesis.diffusion.diffusers_io import offline
 
 
 def run(
-    recipe: Recipe, *, dry_run: bool = False, quiet: bool = False, as_json: bool = False,
-    no_report: bool = False, given: Collection[str] = (), started: float | None = None,
+    recipe: Recipe, *, tensorboard: bool = False, no_report: bool = False, dry_run: bool = False,
+    quiet: bool = False, as_json: bool = False, given: Collection[str] = (),
+    started: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Distils a student as the recipe says, in a new run directory, with a report at the end.
     Returns the summary, and with `as_json` prints it and nothing else."""
     quiet = quiet or as_json
     display = Display(quiet=quiet)
     with offline(dry_run):
-        job = Distillation(recipe, report=display, given=given, started=started, by_force=True)
+        job = Distillation(
+            recipe, report=display, given=given, started=started, by_force=True,
+            tensorboard=tensorboard,
+        )  # fmt: skip
     if not quiet:
         job.expect()
     if dry_run:
@@ -37,6 +41,7 @@ def resume(
     *,
     trust_code: bool = False,
     anyway: bool = False,
+    tensorboard: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
     as_json: bool = False,
@@ -45,13 +50,15 @@ def resume(
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.
 
-    Trust in code is not kept in the run directory: it is given again.
+    Trust in code is not kept in the run directory: it is given again, as is `tensorboard`.
     """
     display = Display(quiet=quiet or as_json)
     _, recipe = Run.resume(path)
     recipe = recipes.trusted(recipe, trust_code=trust_code, anyway=anyway)
     with offline(dry_run):
-        job = Distillation(recipe, report=display, started=started, by_force=True)
+        job = Distillation(
+            recipe, report=display, started=started, by_force=True, tensorboard=tensorboard
+        )
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthkd.cards.model import export_card
 from synthkd.checks.inspection import drawings
 from synthkd.commands.display import Display
 from synthkd.core import files
@@ -25,7 +27,7 @@ from synthkd.export import formats as writers
 from synthkd.export.formats import Exported, Shipped
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.runs.directory import CALIBRATION, claim, free_name
-from synthkd.specs import load_classifier
+from synthkd.specs import load_classifier, read_card
 from synthkd.students import latency
 from synthkd.students.latency import Answer
 
@@ -34,17 +36,19 @@ PIXELS = 2**23  # as make up so many pixels
 CALIBRATED = 256  # others, for int8; at most half as many as are compared
 LEAST_OWN = 16  # images of the run; of fewer drawings take the place
 LATER = 1.1  # times the promised milliseconds, which is called slower
+_ABSOLUTE = re.compile(r"(?:^|:)[/~]")
 
 
 def run(
     path: Path, *, formats: str = "onnx", int8: bool = False, uint8_input: bool = False,
-    softmax: bool = False, val_data: str = "", out: Path | None = None, trust_code: bool = False,
-    as_json: bool = False, quiet: bool = False,
+    softmax: bool = False, val_data: str = "", out: Path | None = None, licence: str = "",
+    trust_code: bool = False, as_json: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Exports the student of a run and writes its model card. Returns what was written.
 
     A file whose answers differ from the student's is an error and is taken away; one of 8-bit
-    integers may differ, and is shown with what it brings and costs."""
+    integers may differ, and is shown with what it brings and costs. `licence` goes into the card's
+    header."""
     display = Display(quiet=quiet or as_json)
     wanted = [word.strip() for word in formats.split(",") if word.strip()]
     unknown = [word for word in wanted if word not in writers.FORMATS]
@@ -58,6 +62,11 @@ def run(
     if (uint8_input or softmax) and set(wanted) == {"safetensors"}:
         flag = "--uint8-input" if uint8_input else "--softmax"
         raise InputError(f"{flag} is for graphs: add onnx, pt2 or executorch to --format")
+    if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise InputError(
+            f"--license {quoted(licence)}: give its short name, in small letters: apache-2.0, mit, "
+            "cc-by-4.0, other"
+        )
     where = f"export {quoted(path)}: no finished run is here"
     summary, manifest = (
         files.read_table(path / name, where) for name in ("summary.json", "manifest.json")
@@ -67,8 +76,9 @@ def run(
     )
     student.eval().requires_grad_(False)
     names = tuple(plain(str(name)) for name in names or range(student.classes))
+    network = Shipped(student, bytes_in=uint8_input, probabilities=softmax)
     try:
-        writers.model_card(summary, manifest, [], names)
+        export_card(summary, manifest, names, network)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{where}: its summary.json or manifest.json is damaged") from None
     found = files.sha256_of(path / "student.safetensors")
@@ -78,7 +88,6 @@ def run(
             f"student that its summary.json describes ({quoted(summary['student_sha256'], 12)}): "
             "copy the run directory again, as a whole"
         )
-    network = Shipped(student, bytes_in=uint8_input, probabilities=softmax)
     label = load_images(
         val_data, student.spec, classes=student.classes, labelled=True, trust_code=trust_code,
         names=names,
@@ -108,11 +117,12 @@ def run(
             if any((".onnx" in f.name) == exported for f in done)
         ]
     findings = _findings(done, manifest, student.classes)
+    if (folder / "student.safetensors").is_file():
+        findings += _paths_in(folder / "student.safetensors")
     files.write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in names))
-    card = writers.model_card(summary, manifest, done, names, network, conditions)
+    card = export_card(summary, manifest, names, network, done, conditions, licence)
     files.write_atomic(folder / "README.md", card)
     result = {
-        "folder": str(folder),
         "files": [asdict(f) for f in done],
         "use": next((f.truth.use for f in done if f.truth), done[0].name),
         "input": {"shape": list(student.spec.shape), "uint8": uint8_input},
@@ -121,7 +131,8 @@ def run(
         "measured": [asdict(one) for one in conditions],
         "findings": as_data(findings),
     }
-    files.write_json(folder / "export.json", result)
+    files.write_json(folder / "export.json", result)  # it travels, so it names no folder
+    result["folder"] = str(folder)
     _show(done, conditions, folder, display)
     display.findings(findings)
     if as_json:
@@ -185,6 +196,17 @@ def _findings(done: Sequence[Exported], manifest: Mapping[str, Any], classes: in
                 "measured when the student was chosen", "export it again when the machine is idle",
             ))  # fmt: skip
     return found
+
+
+def _paths_in(path: Path) -> list[Finding]:
+    """Whether a student's file says how it is rebuilt by a path of this machine."""
+    card = read_card(path)
+    if not any(_ABSOLUTE.search(text) for text in (card.network, card.of, *card.args.values())):
+        return []
+    return [Finding(
+        "names-a-path", f"{path.name} names the code that rebuilds it by a path of this machine",
+        "publish another format, or distil it again with a relative path",
+    )]  # fmt: skip
 
 
 def _promised_threads(manifest: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,6 @@
-"""Counts and durations in words."""
+"""Counts and durations in words; names without the folders before them."""
+
+import re
 
 
 def counted(count: float, noun: str) -> str:
@@ -38,3 +40,22 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def without_folders(text: str) -> str:
+    """A SPEC or a path without the folders before its name, which tell of somebody's machine.
+
+    >>> [without_folders(t) for t in ("/home/ann/net.py:make", "hf:models/vit/", "timm:vit", "a/b")]
+    ['net.py:make', 'hf:vit', 'timm:vit', 'b']
+    """
+    return re.sub(r"[^:]*[/\\]", "", text.rstrip("/\\"))
+
+
+def without_paths(text: str) -> str:
+    """A sentence in which absolute paths have lost their folders.
+
+    >>> without_paths("'/home/ann b/x.npz': 3 of 10/20 at /opt/y.pt")
+    "'x.npz': 3 of 10/20 at y.pt"
+    """
+    text = re.sub(r"(?<=['\"])/[^'\"]*/", "", text)
+    return re.sub(r"(?<![\w'\"/.])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)

@@ -1,6 +1,7 @@
 """The synthetic data set on disk. N images, C channels, H height, W width, K classes.
 
     DIR/manifest.json               written last: a folder without it is not finished
+    DIR/README.md                   the data card, see `cards.data`
     DIR/contact_sheet.png           the first images of each class
     DIR/shard-00000.images.npy      uint8 [n, C, H, W]
     DIR/shard-00000.labels.npy      int64 [n], the class asked for
@@ -45,6 +46,7 @@ from synthkd.core.logits import as_half
 FORMAT = "synthkd.images"
 VERSION = 1
 MANIFEST = "manifest.json"
+README = "README.md"
 SHEET = "contact_sheet.png"
 PARTS = ("images", "labels", "logits")
 
@@ -219,13 +221,14 @@ class Writer:
                 self._flush()
         self.per_class += np.bincount(labels.numpy(), minlength=self.classes)
 
-    def close(self, manifest: Mapping[str, Any]) -> None:
-        """Writes what is left, the contact sheet and, last of all, the manifest with your entries.
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The names of the classes' folders, in their order; nothing where there are none."""
+        return tuple(folder.name for folder in self._folders or ())
 
-        Its own entries are format, version, count, classes, names, per_class, empty_classes, spec,
-        folders and shards; yours must have other names.
-        """
-        own: dict[str, Any] = {
+    def described(self) -> dict[str, Any]:
+        """What the manifest tells of the images that were added so far."""
+        return {
             "format": FORMAT,
             "version": VERSION,
             "count": self.count,
@@ -237,6 +240,12 @@ class Writer:
             "folders": self._folders is not None,
             "shards": self._shards,
         }
+
+    def close(self, manifest: Mapping[str, Any], readme: str = "") -> None:
+        """Writes what is left, the contact sheet, a `readme` if there is one and, last of all, the
+        manifest with your entries beside its own (see `described`), whose names yours may not have.
+        """
+        own = self.described()
         if taken := sorted(own.keys() & manifest.keys()):
             raise ValueError(f"manifest entries {', '.join(taken)} are the data set's own")
         if self.count == 0:
@@ -251,6 +260,8 @@ class Writer:
                 rows = sheet_classes(labels, self.classes)
                 sheet = class_sheet(images, labels, rows, columns=_SHEET_COLUMNS)
                 save_picture(sheet, self.out / SHEET, {"rows": [self.names[k] for k in rows]})
+            if readme:
+                files.write_atomic(self.out / README, readme)
             files.write_json(self.out / MANIFEST, {**own, **manifest})
 
     def _flush(self) -> None:

@@ -73,6 +73,72 @@ class Reporter(Protocol):
         """The rounds are over."""
 
 
+class Several:
+    """Passes everything on to each of some reporters, in their order.
+
+    >>> class Loud(Silent):
+    ...     def say(self, line: str) -> None:
+    ...         print(line.upper())
+    >>> Several([Loud(), Silent(), Loud()]).say("hello")
+    HELLO
+    HELLO
+    """
+
+    def __init__(self, reporters: Iterable[Reporter]) -> None:
+        self.reporters = tuple(reporters)
+
+    def say(self, line: str) -> None:
+        """One line."""
+        for reporter in self.reporters:
+            reporter.say(line)
+
+    def findings(self, findings: Iterable[Finding]) -> None:
+        """What was found wrong, or may be."""
+        found = tuple(findings)
+        for reporter in self.reporters:
+            reporter.findings(found)
+
+    def plan(self, plan: Plan, budget: str) -> None:
+        """What will be done."""
+        for reporter in self.reporters:
+            reporter.plan(plan, budget)
+
+    def estimate(self, expected: Estimate, seconds: float, *, timed: bool) -> None:
+        """What it will take."""
+        for reporter in self.reporters:
+            reporter.estimate(expected, seconds, timed=timed)
+
+    def expect(self, schedule: Schedule) -> None:
+        """What the time left is estimated from; the clock starts here."""
+        for reporter in self.reporters:
+            reporter.expect(schedule)
+
+    def follow(self, round_: Round) -> None:
+        """A round is over."""
+        for reporter in self.reporters:
+            reporter.follow(round_)
+
+    def tick(self, part: str, done: int, total: int) -> None:
+        """How far a part of a round is."""
+        for reporter in self.reporters:
+            reporter.tick(part, done, total)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of the result."""
+        for reporter in self.reporters:
+            reporter.table(title, header, rows)
+
+    def acknowledge(self) -> None:
+        """A wish to stop was heard."""
+        for reporter in self.reporters:
+            reporter.acknowledge()
+
+    def stop(self) -> None:
+        """The rounds are over."""
+        for reporter in self.reporters:
+            reporter.stop()
+
+
 class Silent:
     """A reporter that shows nothing."""
 

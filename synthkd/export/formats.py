@@ -1,4 +1,4 @@
-"""A student as files that run elsewhere: ONNX, torch.export, ExecuTorch, and the model card.
+"""A student as files that run elsewhere: ONNX, torch.export, ExecuTorch.
 
 What is exported takes images [B, C, H, W] in 0..1, or bytes, and returns logits [B, K], or
 probabilities: normalisation is inside. Every export is read back and compared with the student;
@@ -22,6 +22,7 @@ from synthkd import __version__
 from synthkd.core.errors import InputError
 from synthkd.core.files import write_atomic
 from synthkd.core.images import to_float
+from synthkd.core.words import without_folders
 from synthkd.measures import class_balance, decided
 from synthkd.networks.classifier import Classifier
 from synthkd.specs.graphs import telemetry_off
@@ -30,16 +31,7 @@ from synthkd.students.latency import INPUT, Answer, Conditions, onnx_answer, wri
 
 FORMATS = ("safetensors", "onnx", "pt2", "executorch")
 TOLERANCE = 1e-3  # of the largest logit
-FOUND = 10  # findings of a run shown in its card
-NAMED = 20  # classes named in a card; all of them stand in classes.txt
 FASTER, NO_WORSE = 1.1, 0.01  # times as fast, and points worse, for integers to be worth their name
-PRIVACY = (
-    "This run read no real data. That is a statement about the process, not about the result. The "
-    "teacher was trained on real data; synthetic images and the student carry information from it "
-    "and may reveal it. Treat both with the same care as the teacher, unless the teacher was "
-    "trained with differential privacy. We have not measured leakage; only you, who hold the data, "
-    "can."
-)
 
 
 @dataclass(frozen=True)
@@ -152,10 +144,15 @@ def to_onnx(network: Shipped, path: Path, metadata: Mapping[str, str] | None = N
 
 
 def _write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes the metadata of an ONNX file."""
+    """Writes the metadata of an ONNX file; what the exporter noted at each node goes, since it
+    tells where the code lies on this machine."""
     import onnx
 
     model = onnx.load(str(path))
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
     onnx.helper.set_model_props(model, dict(metadata))
     model.producer_name, model.producer_version = "synthkd", __version__
     write_atomic(path, model.SerializeToString())
@@ -182,8 +179,10 @@ def metadata(
         "normalisation": "inside: " + json.dumps({"mean": spec.mean, "std": spec.std}),
         "output": output,
         "multi_label": str(network.student.independent).lower(),
-        "student": str(summary["student"]), "student_sha256": str(summary["student_sha256"]),
-        "teacher": str(manifest["teacher"]), "teacher_sha256": str(manifest["teacher_sha256"]),
+        "student": without_folders(str(summary["student"])),
+        "student_sha256": str(summary["student_sha256"]),
+        "teacher": without_folders(str(manifest["teacher"])),
+        "teacher_sha256": str(manifest["teacher_sha256"]),
         "synthkd_version": __version__,
     }  # fmt: skip
 
@@ -238,6 +237,8 @@ def to_pt2(network: Shipped, path: Path) -> Answer:
             network, (network.example(2),),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
+        for node in program.graph.nodes:  # where the code lies on this machine
+            node.meta.pop("stack_trace", None)
         torch.export.save(program, str(path))
         loaded = torch.export.load(str(path)).module()  # ours, just written
 
@@ -349,185 +350,3 @@ def chosen(speed: float, parity: Parity, found: Scored | None) -> tuple[bool, st
     else:
         lost, quality = 1 - parity.balanced, f"vote alike on {parity.balanced:.1%} of every class"
     return speed >= FASTER and lost <= NO_WORSE, f"8-bit integers are {times} here and {quality}"
-
-
-def model_card(
-    summary: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    files: Sequence[Exported],
-    names: Sequence[str],
-    network: Shipped | None = None,
-    conditions: Sequence[Conditions] = (),
-) -> str:
-    """What a student is, as a Markdown file with the front matter of Hugging Face; with `network`
-    also how it is run."""
-    accuracy, level = summary.get("student_accuracy"), manifest.get("promise_level", 3)
-    large = summary["teacher_parameters"]
-    share = f" ({summary['student_parameters'] / large:.1%} of the teacher's)" if large else ""
-    shown = ", ".join(_plain(name) for name in names[:NAMED])
-    more = f" … ({len(names) - NAMED:,} more in classes.txt)" if len(names) > NAMED else ""
-    kind = _plain(str(summary.get("held_out", "synthetic")))
-    rows = {
-        "parameters": f"{summary['student_parameters']:,}{share}",
-        "teacher, SHA-256": f"`{_code(manifest['teacher_sha256'])}`",
-        "student, SHA-256": f"`{_code(summary['student_sha256'])}`",
-        "classes": f"{len(names)}: {shown}{more}",
-        "images seen in training": f"{summary['images_seen']:,}, "
-        f"{summary['synthetic_share']:.1%} synthetic",
-        "real images read": f"{summary['real_images_read']:,}",
-        "promise level": f"{_plain(str(level))}: {_plain(str(manifest.get('promise', '')))}",
-        f"agreement on held-out {kind} images": f"{summary['held_out_agreement']:.2%}",
-        "accuracy": "not measured",
-    }
-    if accuracy is not None:
-        rows["accuracy"] = (
-            f"{accuracy:.2%} on {summary['val_images']:,} images of "
-            f"{_plain(str(summary['val_data']))}; the teacher {summary['teacher_accuracy']:.2%}"
-        )
-    lines = [
-        "---", "library_name: synthkd", "pipeline_tag: image-classification",
-        "tags: [knowledge-distillation, data-free, synthetic-data]", "---", "",
-        f"# {_plain(str(summary['student']))}, distilled from {_plain(str(manifest['teacher']))}",
-        "", *_found(summary), "| | |", "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows.items()), "",
-    ]  # fmt: skip
-    if network is None:
-        lines += [
-            "Images go in as [batch, channels, height, width] with pixels in 0..1; logits come "
-            "out.", "Normalisation is inside.", "",
-        ]  # fmt: skip
-    else:
-        lines += _handling(network, files)
-    lines += [
-        "| file | MB | ms per image, alone | in batches of 64 | same votes | largest difference |",
-        "|---|---:|---:|---:|---:|---:|",
-        *(f"| {f.name} | {f.megabytes:.2f} | {f.milliseconds:.3g} | {f.batched:.3g} "
-          f"| {f.parity.agreement:.1%} of {f.parity.images:,} | {f.parity.largest:.2g} |"
-          for f in files), "",
-    ]  # fmt: skip
-    if files and not files[0].parity.independent:
-        named, known = files[0].parity.named, len(names)
-        lines.append(f"Of {known:,} classes the student names {named:,} on these images.")
-    for one in conditions:
-        lines.append(f"Times by `synthkd export`, the machine otherwise idle: {_plain(str(one))}.")
-    lines += [line for f in files if f.truth for line in ("", *_quantised(f.name, f.truth))]
-    lines += ["", "## Privacy", "", _privacy(level, summary["real_images_read"]), ""]
-    return "\n".join(lines)
-
-
-def _found(summary: Mapping[str, Any]) -> list[str]:
-    """What the run itself found to be wrong with the student."""
-    found = summary.get("findings") or []
-    lines = []
-    for one in found[:FOUND] if isinstance(found, list) else []:
-        if isinstance(one, dict):
-            word = "**Of no use**" if one.get("serious") else "Warning"
-            seen, remedy = (_plain(str(one.get(key, ""))) for key in ("seen", "remedy"))
-            lines += [f"{word}: {seen}. To mend it: {remedy}.", ""]
-    return lines
-
-
-def _quantised(name: str, truth: Truth) -> list[str]:
-    """The truth about 8-bit integers, in two lines."""
-    lines = [f"**Use {truth.use}**: {truth.because}.", ""]
-    lines.append(
-        f"{name}: calibrated on {truth.calibrated}; on {truth.judged} it votes as the float file "
-        f"on {truth.parity.agreement:.1%} (mean over {truth.parity.groups}: "
-        f"{truth.parity.balanced:.1%})"
-        + (
-            f"; accuracy {truth.scored.accuracy:.2%} against {truth.scored.float_accuracy:.2%} on "
-            f"{truth.scored.images:,} labelled images."
-            if truth.scored
-            else "; its accuracy was not measured (--val-data)."
-        )
-    )
-    return lines
-
-
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-
-
-def _handling(network: Shipped, files: Sequence[Exported]) -> list[str]:
-    """What goes in, what comes out, and the lines that run it."""
-    spec = network.student.spec
-    pixels = "bytes 0..255 (uint8)" if network.bytes_in else "float32 in 0..1"
-    order = {1: "grey", 2: "grey and opacity", 3: "red, green, blue"}.get(spec.channels, "RGBA")
-    answer = "logits; softmax makes probabilities of them"
-    if network.student.independent:
-        answer = (
-            "a logit per class, of which sigmoid makes a probability; several classes may apply"
-        )
-    if network.probabilities:
-        answer = "probabilities that sum to 1"
-        if network.student.independent:
-            answer = "a probability per class; several classes may apply"
-    lines = [
-        "## Input and output", "",
-        f"- in: `{INPUT}`, [batch, {spec.channels}, {spec.height}, {spec.width}], {pixels}; "
-        f"channels: {order}. Normalisation is inside.",
-        f"- out: `{network.output}`, [batch, {network.student.classes}]: {answer}.",
-        "- class names in order: `classes.txt`, one a line; in ONNX files also in their metadata.",
-        "",
-    ]  # fmt: skip
-    names = [f.name for f in files]
-    graph = next((f.truth.use for f in files if f.truth), "student.onnx")
-    if graph in names:
-        lines += ["## How to run it", "", "```python", *_python(network, graph), "```", ""]
-    elif "student.pt2" in names:
-        lines += ["## How to run it", "", "`torch.export.load(\"student.pt2\").module()` answers a "
-                  "batch of images.", ""]  # fmt: skip
-    if "student.safetensors" in names:
-        lines += ["`student.safetensors` is for `synthkd predict . IMAGE`, which takes pixels in "
-                  "0..1 and answers in probabilities.", ""]  # fmt: skip
-    return lines
-
-
-def _python(network: Shipped, graph: str) -> list[str]:
-    """Lines that name the class of image.png."""
-    spec = network.student.spec
-    array = "np.asarray(image)" + ("[None, None]" if spec.channels == 1 else "")
-    if spec.channels > 1:
-        array += ".transpose(2, 0, 1)[None]"
-    if not network.bytes_in:
-        array = f"{array}.astype(np.float32) / 255"
-    last = ["probabilities = answer"]
-    if not network.probabilities and network.student.independent:
-        last = ["probabilities = 1 / (1 + np.exp(-answer))"]
-    elif not network.probabilities:
-        last = ["odds = np.exp(answer - answer.max())", "probabilities = odds / odds.sum()"]
-    show = "print(names[probabilities.argmax()], probabilities.max())"
-    if network.student.independent:
-        show = "print({n: p for n, p in zip(names, probabilities) if p > 0.5})"
-    return [
-        "import json", "import numpy as np", "import onnxruntime", "from PIL import Image", "",
-        f'session = onnxruntime.InferenceSession("{graph}")',
-        'names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
-        f'image = Image.open("image.png").convert("{_MODES[spec.channels]}")',
-        f"image = image.resize(({spec.width}, {spec.height}), Image.Resampling.BILINEAR)",
-        f"images = {array}",
-        f'answer = session.run(None, {{"{INPUT}": images}})[0][0]', *last, show,
-    ]  # fmt: skip
-
-
-def _privacy(level: int, read: int) -> str:
-    """The statement; where real images were read, by this run or by one before, without its first
-    sentence."""
-    if level <= 1 and not read:
-        return PRIVACY
-    began = "This run read real images. "
-    if not read:
-        began = "This run read no real images, but what it began with had seen some. "
-    return began + PRIVACY.split("result. ", 1)[1]
-
-
-def _code(text: object) -> str:
-    """A foreign string between the marks of code: what is no letter or digit is left out."""
-    return "".join(c for c in str(text) if c.isascii() and c.isalnum())
-
-
-def _plain(text: str) -> str:
-    """A foreign name in a table of Markdown."""
-    kept = "".join(c if c.isprintable() else " " for c in text).replace("&", "&amp;")
-    for mark in "\\|`<>[]*_#":
-        kept = kept.replace(mark, "\\" + mark if mark in "\\|`*_#[]" else " ")
-    return kept

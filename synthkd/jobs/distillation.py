@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from synthkd import recipe as recipes
+from synthkd.cards.model import run_card
 from synthkd.checks.student import (
     balance_data,
     check_agreement,
@@ -27,7 +28,7 @@ from synthkd.checks.student import (
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.files import sha256_of
+from synthkd.core.files import finite, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import count_images, place_of
@@ -36,7 +37,7 @@ from synthkd.engine.estimate import Estimate, estimate
 from synthkd.engine.loop import HeldOut, Lab, Round, rounds, select_final_weights
 from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.progress import whole_share
-from synthkd.engine.reporter import Reporter, Schedule, Silent
+from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
 from synthkd.jobs.details import draw_chosen, run_details
 from synthkd.labels.check import ABOUT_LABELS
@@ -48,6 +49,7 @@ from synthkd.recipe.unused import ignored
 from synthkd.replay.protocol import ReplayBatch
 from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
 from synthkd.runs.session import Session, going_on
+from synthkd.runs.tensorboard import TensorBoard, check_tensorboard
 from synthkd.specs import Card, card_of, is_saved, origin, read_card
 from synthkd.specs.ensembles import ensemble_tables, is_ensemble
 from synthkd.students.learner import save_student
@@ -77,7 +79,8 @@ class Distillation:
     `teacher`, `student`, `real_data` are living objects as in `engine.build.build`, and `val_data`
     one that takes the place of `data.val`. `given` are the keys that the user set, so that those
     that do nothing can be named. A budget in minutes counts from `started`, a time of
-    `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process.
+    `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process; with
+    `tensorboard` the rounds are written for TensorBoard too.
     """
 
     def __init__(
@@ -92,7 +95,11 @@ class Distillation:
         given: Collection[str] = (),
         started: float | None = None,
         by_force: bool = False,
+        tensorboard: bool = False,
     ) -> None:
+        if tensorboard:
+            check_tensorboard()
+        self.tensorboard = tensorboard
         self.started = time.perf_counter() if started is None else started
         self.report = report or Silent()
         self.real_data, self.by_force = real_data, by_force
@@ -111,6 +118,7 @@ class Distillation:
             **environment(self.lab.device),
             "teacher": self.recipe.teacher.spec,
             "teacher_sha256": self.teacher.digest,
+            "derived_from": self.teacher.digest,  # the student, and all synthetic images of the run
             "student": self.recipe.student.spec,
             "student_chosen": self.lab.student_choice,
             "findings": as_data([*self.lab.student_findings, *idle]),
@@ -207,7 +215,12 @@ class Distillation:
             lab.limit(whole - reserve - (time.perf_counter() - self.started))
         parts = recipe.run.snapshots + 1  # the last part ends with the student itself
         part = int(whole_share(lab.progress, lab.budget) * parts)
-        again = going_on("distill", recipe, the_run.path)
+        words = ("--tensorboard",) if self.tensorboard else ()
+        again = going_on("distill", recipe, the_run.path, *words)
+        if self.tensorboard:
+            seen = [line["images_seen"] for line in the_run.recorded()]
+            board = TensorBoard(the_run.path / "tensorboard", classes, seen)
+            self.report = Several((self.report, board))
         self.report.say(f"run directory: {the_run.path}")
         self.report.expect(self._schedule())
         session = Session(
@@ -352,7 +365,10 @@ class Distillation:
             "peak_memory_mb": peak_memory_mb(lab.device),
             "seed": recipe.run.seed,
         }
-        the_run.finish(summary, self.manifest, run_details(lab, held_out, sample, found))
+        details = run_details(lab, held_out, sample, found)
+        known = self.teacher.names or tuple(map(str, range(student.classes)))
+        card = run_card(finite(summary), self.manifest, known, student)
+        the_run.finish(summary, self.manifest, details, card)
         result = Result(student, summary, tuple(findings), the_run.path)
         if problem:
             raise Unscored(

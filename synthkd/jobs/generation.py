@@ -16,6 +16,7 @@ from torch import nn
 
 from synthkd import __version__
 from synthkd import recipe as recipes
+from synthkd.cards.data import data_card
 from synthkd.checks.student import check_dataset, verdict
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
@@ -275,7 +276,8 @@ class Generation:
                 }  # fmt: skip
                 if self.keep is not None:
                     self.generator.export(self.keep, self.level)
-                writer.close(manifest)
+                card = data_card(writer.described() | manifest, writer.folders)
+                writer.close(manifest, card)
                 count = writer.count
         checkpoints.clear()
         with suppress(OSError):  # none was written
@@ -293,6 +295,7 @@ class Generation:
             **environment(self.lab.device),
             "teacher": recipe.teacher.spec,
             "teacher_sha256": self.teacher.digest,
+            "derived_from": self.teacher.digest,  # in the sense of licences, and of what leaks
             "generator": self.stages[-1].generator,
             "seed": recipe.run.seed,
             "promise_level": self.level,

@@ -11,6 +11,8 @@ calibration.npz      some of the images that the student learned from, with the 
 student.safetensors  the student, with the card that rebuilds it
 generator.safetensors  the generator, if one was trained
 details.json         votes on held-out images, the classes one by one, quality of the images
+tensorboard/         the rounds as TensorBoard reads them, if asked for: runs/tensorboard.py
+README.md            the model card of the student
 summary.json         the result
 report.html          all of it to look at (synthkd report)
 """
@@ -118,6 +120,12 @@ class Run:
             **round_.measures,
         }
         files.append_line(self._metrics, json.dumps(files.finite(line), allow_nan=False))
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, as `newest` left them and `record` added to them."""
+        if not self._metrics.is_file():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
 
     def samples(self, round_: Round, names: Sequence[str]) -> None:
         """Contact sheets of fresh images, of classes with these names: of every stage the first
@@ -241,11 +249,15 @@ class Run:
             path.unlink()
 
     def finish(
-        self, summary: dict[str, Any], manifest: dict[str, Any], details: dict[str, Any]
-    ) -> None:
-        """Summary last: a run with a summary is complete."""
+        self, summary: dict[str, Any], manifest: dict[str, Any], details: dict[str, Any],
+        readme: str = "",
+    ) -> None:  # fmt: skip
+        """Manifest and `details` first, then a `readme` if there is one, summary last: a run with a
+        summary is complete."""
         files.write_json(self.path / "details.json", details)
         self.write_manifest(manifest | {"state": "finished"})
+        if readme:
+            files.write_atomic(self.path / "README.md", readme)
         files.write_json(self.path / "summary.json", summary)
 
 
