@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from synthkd import __version__
 from synthkd.core.files import sha256_of, write_json
 from synthkd.core.images import ImageSpec, to_float
-from synthkd.core.seeds import globally, source
+from synthkd.core.seeds import generator_for, globally
 from synthkd.data.sources import load_images
 from synthkd.images.augment import bent, shifted
 from synthkd.networks import build_network
@@ -27,6 +28,28 @@ from synthkd.specs import card_of
 from synthkd.students.learner import save_student
 
 NETWORK, EPOCHS, BATCH, RATE, SEED = "resnet14", 60, 64, 0.1, 0
+
+
+def fit(
+    network: Classifier, pixels: Tensor, labels: Tensor, rng: torch.Generator, *,
+    epochs: int = EPOCHS,
+) -> None:  # fmt: skip
+    """Trains on images [N, C, H, W] in 0..1 and labels [N]: SGD, one cycle, images shifted and
+    bent."""
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    steps = epochs * (len(pixels) // BATCH)
+    for step in range(steps):
+        index = torch.randint(len(pixels), (BATCH,), generator=rng)
+        images = bent(shifted(pixels[index], 0.07, rng), 0.5, rng)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * one_cycle(step / steps)
+        loss = F.cross_entropy(network(images), labels[index], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
 
 
 def main() -> None:
@@ -39,25 +62,10 @@ def main() -> None:
     pixels = to_float(seen.pixels)
     mean, std = round(pixels.mean().item(), 4), round(pixels.std().item(), 4)
     spec = ImageSpec(1, 16, 16, (mean,), (std,))
-    rng = source(SEED, "demo teacher")
+    rng = generator_for(SEED, "demo teacher")
     with globally(rng):
         network = Classifier(build_network(NETWORK, channels=1, size=16, classes=10), spec, 10)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    steps = EPOCHS * (len(pixels) // BATCH)
-    for step in range(steps):
-        index = torch.randint(len(pixels), (BATCH,), generator=rng)
-        images = bent(shifted(pixels[index], 0.07, rng), 0.5, rng)
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * one_cycle(step / steps)
-        loss = F.cross_entropy(network(images), seen.labels[index], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 200 == 0:
-            print(f"step {step} of {steps}, loss {loss.item():.3f}")
-    network.eval()
+    fit(network, pixels, seen.labels, rng)
     with torch.no_grad():
         scores = {
             name: (network(to_float(part.pixels)).argmax(1) == part.labels).float().mean().item()

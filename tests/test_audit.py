@@ -215,6 +215,8 @@ EVERY_WORD = {
     "distill": "distill --pipeline noise --student resnet8-w4 --images-seen 64 "
     "--training.batch 32 --run.threads 1 --quiet --out run",
     "evaluate": "evaluate --student run --run.threads 1 --quiet",
+    "audit": "audit run --members demo:seen --non-members demo:unseen --run.threads 1 --quiet "
+    "--out audited",
     "inspect": "inspect demo --run.threads 1 --json",
     "export": "export run --format onnx,pt2 --int8 --quiet",
     "predict": "predict run image.png",

@@ -213,6 +213,50 @@ COMMANDS: dict[str, Command] = {
             TRUST, JSON, QUIET,
         ),
     ),
+    "audit": Command(
+        "Attack the networks of a run, to see what they tell about the training data.",
+        tables=("teacher", "data", "run"),
+        without=(
+            "data.mix_ratio", "data.real", "data.val", "data.synthetic", "run.precision",
+            "run.stages", "run.checkpoint_seconds", "run.snapshots",
+        ),
+        positionals=(Positional("path", str, "run directory", setting="student.spec"),),
+        switches=(
+            Switch(
+                "members", "--members", str, "",
+                "labelled images that the teacher was trained with",
+                brief="labelled images that the teacher learned",
+            ),
+            Switch(
+                "non_members", "--non-members", str, "",
+                "labelled images of the same kind that it was not trained with",
+                brief="others of the same kind",
+            ),
+            Switch(
+                "canaries", "--canaries", str, "",
+                "images with wrong labels that it was trained with",
+                brief="images it learned with wrong labels",
+            ),
+            Switch(
+                "left_out", "--left-out-canaries", str, "",
+                "such images that a fair coin left out of its training (default: wrong labels are "
+                "drawn for the non-members)",
+                brief="such images that a coin left out",
+            ),
+            Switch(
+                "shadows", "--shadows", list[Path] | None, None,
+                "FILE.npz: answers of shadow networks, for LiRA (docs/leaks.md; can be repeated)",
+                brief="FILE.npz: answers of shadow networks",
+            ),
+            Switch(
+                "images", "--images", str, "",
+                "synthetic images to lay beside real ones (default: those that the run kept)",
+                brief="synthetic images (default: the run's)",
+            ),
+            JSON, CONFIG, QUIET,
+        ),
+        pipeline=False,  # the recipe is that of the run
+    ),
     "predict": Command(
         "Name the classes of images by the student of a run.",
         positionals=(

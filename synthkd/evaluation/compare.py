@@ -125,9 +125,9 @@ def compare(
     """
     if not len(images.pixels):
         raise InputError(f"{quoted(images.source)}: there are no images to compare on")
-    learned = _answers(student, images.pixels, batch, "student")
+    learned = answers_of(student, images.pixels, batch, "student")
     with teacher.exact():
-        taught = _answers(teacher, images.pixels, batch, "teacher")
+        taught = answers_of(teacher, images.pixels, batch, "teacher")
     if learned.shape != taught.shape:
         raise InputError(
             f"the student has {learned.shape[1]} classes and the teacher {taught.shape[1]}: "
@@ -253,7 +253,7 @@ def _decision_rows(
 def votes_of(teacher: Teacher, images: Images, *, batch: int = 256) -> Tensor:
     """The teacher's votes [N], in float32."""
     with teacher.exact():
-        return _answers(teacher, images.pixels, batch, "teacher").argmax(1)
+        return answers_of(teacher, images.pixels, batch, "teacher").argmax(1)
 
 
 def settled(images: Images, votes: Tensor, teacher: Teacher) -> tuple[Images, LabelCheck]:
@@ -318,8 +318,10 @@ def _class_rows(
     return tuple(ClassRow(names[k], counts[k], *(c[k] for c in columns)) for k in range(classes))
 
 
-def _answers(network: Any, pixels: Tensor, batch: int, role: str) -> Tensor:
-    """Logits [N, K], float32 on the CPU."""
+def answers_of(network: Any, pixels: Tensor, batch: int, role: str) -> Tensor:
+    """What a network, in eval mode, answers to uint8 images [N, C, H, W] of any size: logits
+    [N, K], float32 on the CPU. `role` names it in the InputError where they are not finite. A
+    teacher is asked as precisely as it is at the time (`Teacher.exact`)."""
     device = _device(network)
     spec = getattr(network, "spec", None)
     if isinstance(network, nn.Module):

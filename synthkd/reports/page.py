@@ -66,7 +66,9 @@ def run_report(record: RunRecord, *, images: bool = True) -> str:
         _plan(record),
         _again(record),
     ]
-    real = number(summary.get("real_images_read", manifest.get("real_images_read")))
+    real, level = (
+        number(summary.get(key, manifest.get(key))) for key in ("real_images_read", "promise_level")
+    )
     return _page(
         title=_title(record),
         state=record.state,
@@ -76,7 +78,7 @@ def run_report(record: RunRecord, *, images: bool = True) -> str:
         figures=_figures(record),
         asked=_asked(record),
         promise=_promise(record),
-        statement=statement(int(real or 0)),
+        statement=statement(int(real or 0), level=int(level or 0)),
         blocks=[block for block in blocks if block],
     )
 

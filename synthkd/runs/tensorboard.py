@@ -12,7 +12,7 @@ import numpy as np
 
 from synthkd.core.errors import InputError
 from synthkd.core.files import naming
-from synthkd.core.images import class_sheet
+from synthkd.core.images import class_sheet, sheet_classes
 from synthkd.engine.loop import Round
 from synthkd.engine.reporter import Silent
 from synthkd.runs.directory import SHEET_SECONDS
@@ -91,7 +91,8 @@ class TensorBoard(Silent):
         shown, self._latest = self._latest, None
         if shown is None or shown.samples is None or shown.labels is None:
             return
-        sheet = np.asarray(class_sheet(shown.samples, shown.labels, self.classes, columns=8))
+        rows = sheet_classes(shown.labels, self.classes)
+        sheet = np.asarray(class_sheet(shown.samples, shown.labels, rows, columns=8))
         name = f"images/{shown.stage}"
         self._writer.add_image(name, sheet, self._latest_step, dataformats="HWC")
         self._drawn = time.monotonic()
