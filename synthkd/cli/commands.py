@@ -208,6 +208,7 @@ COMMANDS: dict[str, Command] = {
                 "graphs that answer in probabilities instead of logits",
                 brief="graphs that answer in probabilities",
             ),
+            Switch("width", "--width", float, 1.0, "share of the width of a slimmable student"),
             Switch(
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),
