@@ -70,7 +70,12 @@ def test_strings_of_a_header_come_back_as_they_were() -> None:
     wanted = [s.replace("\ud800", "\ufffd") for s in HOSTILE]
     assert inside["key"] == wanted
     assert inside["names"] == {str(k): s for k, s in enumerate(wanted)}
-    assert (inside["n"], inside["small"], inside["many"], inside["yes"]) == (0.5, 1e-5, 123456, True)
+    assert (inside["n"], inside["small"], inside["many"], inside["yes"]) == (
+        0.5,
+        1e-5,
+        123456,
+        True,
+    )
     assert "none" not in inside
     assert len(card.splitlines()) == len(inside) + 2  # each key on one line of its own
     card.encode()  # what is written to a file
@@ -149,7 +154,9 @@ def test_the_lines_of_the_run_s_card_load_the_student_and_repeat_it(
     (line,) = blocks(card, "sh")
     words = shlex.split(line)[1:]
     main([*words[:-1], str(tmp_path / "again"), "--quiet"])
-    again, first = (p.joinpath("student.safetensors").read_bytes() for p in (tmp_path / "again", run))
+    again, first = (
+        p.joinpath("student.safetensors").read_bytes() for p in (tmp_path / "again", run)
+    )
     assert again == first
 
 

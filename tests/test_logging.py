@@ -149,7 +149,9 @@ def test_every_round_of_a_run_is_in_tensorboard_at_the_images_seen(
     assert_alike(shown, recorded(tmp_path / "run"))
     steps = [step for step, _ in shown["run/share"]]
     assert steps == sorted(set(steps)) and steps[-1] == 600
-    read = board.EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0})
+    read = board.EventAccumulator(
+        str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0}
+    )
     read.Reload()
     assert {"images/draw", "images/refine"} <= set(read.Tags()["images"])
     (picture, *_) = read.Images("images/draw")

@@ -89,6 +89,17 @@ COMMANDS: dict[str, Command] = {
                 "directory in which to save a trained diffusion model, as diffusers reads it",
                 brief="directory to save a trained diffusion model in",
             ),
+            Switch(
+                "shards", "--shards", int, 0,
+                "make it in so many shards, together with other processes that are started alike "
+                "and share --out: each takes the next that nobody works on",
+                brief="make it in so many shards, by several processes",
+            ),
+            Switch(
+                "shard", "--shard", int | None, None,
+                "make this shard alone, 0 to --shards less one",
+                brief="make this shard alone",
+            ),
             RESUME, JSON, CONFIG, DRY_RUN, QUIET,
         ),
         context=("given",),
@@ -203,6 +214,7 @@ COMMANDS: dict[str, Command] = {
                 "graphs that answer in probabilities instead of logits",
                 brief="graphs that answer in probabilities",
             ),
+            Switch("width", "--width", float, 1.0, "share of the width of a slimmable student"),
             Switch(
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),

@@ -230,9 +230,7 @@ def _asked(
     return Examples(parts, labels.numpy(), logits, findings)
 
 
-def _attacks(
-    examples: Examples, known: Shadows | None, classes: int, seed: int
-) -> list[Attack]:
+def _attacks(examples: Examples, known: Shadows | None, classes: int, seed: int) -> list[Attack]:
     """Every attack on both networks, on the members and on the canaries."""
     shadows: dict[str, NDArray[Any] | None] = {"teacher": None, "student": None}
     if known is not None:
@@ -292,9 +290,7 @@ def _synthetic(recipe: Recipe, given: str, path: Path, teacher: Teacher) -> Imag
     return images_for(recipe, source, teacher, labelled=False)
 
 
-def _near_data(
-    near: nearest.Neighbours | None, synthetic: Images | None
-) -> dict[str, Any] | None:
+def _near_data(near: nearest.Neighbours | None, synthetic: Images | None) -> dict[str, Any] | None:
     if near is None or synthetic is None:
         return None
     return {

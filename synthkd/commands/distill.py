@@ -138,6 +138,7 @@ def _show(result: Result, display: Display) -> None:
             if summary["teacher_parameters"]
             else f"{summary['student_parameters']:,}, the teacher's are unknown",
         ),
+        *_widths(summary),
         ("images seen", f"{summary['images_seen']:,}, {summary['synthetic_share']:.1%} synthetic"),
         ("teacher asked", f"{summary['teacher_queries']:,} images ({summary['teacher_access']})"),
         (
@@ -162,6 +163,19 @@ def _top_five(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if top["student"] is not None:
         told = f"{top['student']:.2%}, the teacher's {top['teacher']:.2%}"
         rows.insert(0, ("top-5 accuracy", f"{told} (five constant classes: {top['constant']:.2%})"))
+    return rows
+
+
+def _widths(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A slimmable student at each of its widths."""
+    rows = []
+    for width, told in (summary.get("widths") or {}).items():
+        scored = "" if told["student_accuracy"] is None else f"{told['student_accuracy']:.2%}, "
+        rows.append((
+            f"at width {width}",
+            f"{scored}held-out agreement {told['held_out_agreement']:.2%}, "
+            f"{told['parameters']:,} parameters",
+        ))  # fmt: skip
     return rows
 
 

@@ -25,11 +25,15 @@ from synthkd.core.seeds import generator_for
 from synthkd.data.sources import Images, load_images
 from synthkd.export import formats as writers
 from synthkd.export.formats import Exported, Shipped
+from synthkd.networks import SLIM
+from synthkd.networks.classifier import Classifier
+from synthkd.networks.slimmable import Slimmable
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.runs.directory import CALIBRATION, claim, free_name
-from synthkd.specs import load_classifier, read_card
+from synthkd.specs import Card, load_classifier, read_card
 from synthkd.students import latency
 from synthkd.students.latency import Answer
+from synthkd.students.learner import save_student
 
 COMPARED, FEWEST = 1000, 128  # images; of large ones fewer, down to so many,
 PIXELS = 2**23  # as make up so many pixels
@@ -41,10 +45,12 @@ _ABSOLUTE = re.compile(r"(?:^|:)[/~]")
 
 def run(
     path: Path, *, formats: str = "onnx", int8: bool = False, uint8_input: bool = False,
-    softmax: bool = False, val_data: str = "", out: Path | None = None, licence: str = "",
+    softmax: bool = False, width: float = 1.0, val_data: str = "", out: Path | None = None,
+    licence: str = "",
     trust_code: bool = False, as_json: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Exports the student of a run and writes its model card. Returns what was written.
+    """Exports the student of a run and writes its model card; of a slimmable one that of a share
+    `width` of the full width. Returns what was written.
 
     A file whose answers differ from the student's is an error and is taken away; one of 8-bit
     integers may differ, and is shown with what it brings and costs. `licence` goes into the card's
@@ -76,6 +82,10 @@ def run(
     )
     student.eval().requires_grad_(False)
     names = tuple(plain(str(name)) for name in names or range(student.classes))
+    narrow: Card | None = None
+    if width != 1:
+        student, narrow = _at_width(path, student, width)
+        summary = _scores_at(summary, width, where)
     network = Shipped(student, bytes_in=uint8_input, probabilities=softmax)
     try:
         export_card(summary, manifest, names, network)
@@ -104,7 +114,8 @@ def run(
     folder = out or free_name(path / "export")
     claim(folder)
     with _threads(_promised_threads(manifest)):
-        export = Export(path, folder, network, _pictures(path, network), label, display)
+        pictures = _pictures(path, network)
+        export = Export(path, folder, network, pictures, label, display, narrow)
         metadata = writers.metadata(network, names, summary, manifest)
         try:
             done = export.all(wanted, metadata, int8=int8, trust_code=trust_code)
@@ -138,6 +149,42 @@ def run(
     if as_json:
         print(json.dumps(result, indent=2))
     return result
+
+
+def _at_width(path: Path, student: Classifier, width: float) -> tuple[Classifier, Card]:
+    """The plain student that a slimmable one is at a share of its width, and its card."""
+    body = student.body
+    if not isinstance(body, Slimmable) or width not in body.shares:
+        what = "is of one width" if not isinstance(body, Slimmable) else (
+            f"has the widths {', '.join(f'{share:g}' for share in body.shares)}"
+        )  # fmt: skip
+        raise InputError(f"--width {width:g}: the student of {quoted(path)} {what}")
+    plain_body = body.sliced(width).eval().requires_grad_(False)
+    card = read_card(path / "student.safetensors")
+    name, _, reduction = card.network.removeprefix(SLIM).partition("-stem")
+    network = f"{name.partition('-')[0]}-w{len(plain_body.conv1.weight)}"
+    network += f"-stem{reduction}" if reduction else ""
+    found = Classifier(plain_body, student.spec, student.classes, student.reading)
+    return found, replace(card, network=network)
+
+
+def _scores_at(summary: Mapping[str, Any], width: float, where: str) -> dict[str, Any]:
+    """The summary of a slimmable student at a share of its width: what was not measured there is
+    missing."""
+    try:
+        told = dict(summary["widths"][f"{width:g}"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where}: its summary.json is damaged") from None
+    missing = (
+        "kl", "student_ece", "student_binary", "teacher_binary", "student_balanced_accuracy",
+        "top5", "held_out_balance",
+    )  # fmt: skip
+    kept = {key: value for key, value in summary.items() if key not in missing}
+    told |= {
+        "student_parameters": told.pop("parameters"),
+        "student": f"{summary.get('student')} at width {width:g}",
+    }
+    return kept | told
 
 
 def _show(
@@ -266,6 +313,7 @@ class Export:
     pictures: Pictures
     label: Images | None
     display: Display
+    narrow: Card | None = None  # of a student that is not as wide as the run's
 
     def all(
         self, wanted: Sequence[str], metadata: Mapping[str, str], *, int8: bool, trust_code: bool
@@ -342,7 +390,10 @@ class Export:
 
     def _copied(self, place: Path, *, trust_code: bool) -> Answer:
         """The student's file, and how it answers when it is read back."""
-        files.write_atomic(place, (self.path / "student.safetensors").read_bytes())
+        if self.narrow:
+            save_student(self.network.student, self.narrow, place)
+        else:
+            files.write_atomic(place, (self.path / "student.safetensors").read_bytes())
         again, _ = load_classifier(
             StudentTable(spec=str(self.folder)), TeacherTable(), trust_code=trust_code
         )

@@ -7,19 +7,31 @@ from typing import Any
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
+from synthkd.core.errors import InputError
+from synthkd.jobs import sharding
 from synthkd.jobs.generation import DataSet, Generation, begun, used
 from synthkd.recipe import Recipe
 from synthkd.synthesis.diffusion.diffusers_io import offline
 
 
 def run(
-    recipe: Recipe, *, save_generator: Path | None = None, dry_run: bool = False,
-    quiet: bool = False, as_json: bool = False, given: Collection[str] = (),
+    recipe: Recipe, *, save_generator: Path | None = None, shards: int = 0,
+    shard: int | None = None, dry_run: bool = False, quiet: bool = False, as_json: bool = False,
+    given: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Makes images for a teacher and writes them as a data set. Returns its manifest, and with
-    `as_json` prints it and nothing else. `given` are the keys that the user set."""
+    `as_json` prints it and nothing else. `given` are the keys that the user set. In `shards` it is
+    made together with other processes, see jobs.sharding; with `shard`, this one alone is made."""
     display = Display(quiet=quiet or as_json)
     recipe = used(recipe, given)
+    if (shards or shard is not None) and not dry_run:
+        if save_generator is not None or not shards or not recipe.run.out:
+            raise InputError(
+                "--shards N wants the folder that all processes share, --out DIR, and no "
+                "--save-generator; --shard K is one of them"
+            )
+        sharding.begin(Path(recipe.run.out), recipe, shards)
+        return _sharded(Path(recipe.run.out), recipe, display, shard, as_json=as_json)
     with offline(dry_run):
         job = Generation(recipe, keep=save_generator, report=display, given=given, by_force=True)
     if not display.quiet:
@@ -32,18 +44,47 @@ def run(
 
 def resume(
     path: Path, *, trust_code: bool = False, anyway: bool = False,
-    save_generator: Path | None = None, dry_run: bool = False, quiet: bool = False,
-    as_json: bool = False,
+    save_generator: Path | None = None, shards: int = 0, shard: int | None = None,
+    dry_run: bool = False, quiet: bool = False, as_json: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a data set that was interrupted, in training or in writing."""
     display = Display(quiet=quiet or as_json)
     recipe = recipes.trusted(begun(path), trust_code=trust_code, anyway=anyway)
+    if sharding.is_sharded(path) and not dry_run:
+        return _sharded(path, recipe, display, shard, as_json=as_json)
     with offline(dry_run):
         job = Generation(recipe, keep=save_generator, report=display, by_force=True)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
     return _shown(job.resume(path), display, as_json=as_json)
+
+
+def _sharded(
+    out: Path, recipe: Recipe, display: Display, only: int | None, *, as_json: bool
+) -> dict[str, Any]:
+    """Makes shards until there is none to make, and merges them if they are all there."""
+
+    def job(own: Recipe, place: Path) -> Generation:
+        display.say(f"shard {int(place.name)}: {own.dataset.count:,} images")
+        run = own.run.model_copy(update={"out": str(place)})
+        own = own.model_copy(update={"run": run})
+        return Generation(own, whole=out, report=display, by_force=True)
+
+    sharding.work(
+        out, lambda own, place: job(own, place).start(),
+        lambda own, place: job(own, place).resume(place), recipe, only,
+    )  # fmt: skip
+    made = sharding.merge(out)
+    if made is not None:
+        return _shown(made, display, as_json=as_json)
+    there = len(sharding.finished(out)) if sharding.is_sharded(out) else 0
+    if there:
+        display.say(
+            f"{there} of {sharding.read_shards(out)} shards are finished; whoever finishes the "
+            f"last one merges them (or: synthkd generate --resume {out})"
+        )
+    return {}
 
 
 def _shown(made: DataSet, display: Display, *, as_json: bool) -> dict[str, Any]:

@@ -220,16 +220,26 @@ def sync_folder(folder: Path) -> None:
 def alone(path: Path, complaint: str) -> Iterator[int]:
     """Holds the lock of a file or folder, and gives the handle, with which it can be handed on to a
     child. Where another process holds it: an InputError of `complaint`."""
+    with locked(path) as handle:
+        if handle is None:
+            raise InputError(complaint)
+        yield handle
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int | None]:
+    """Holds the lock of a file or folder if nobody else does, and gives the handle, else None."""
     # a network's file system locks files only for those who may write in them
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    taken = True
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(complaint) from None
+            taken = False
         except OSError:  # a file system without locks
             pass
-        yield handle
+        yield handle if taken else None
     finally:
         os.close(handle)
 

@@ -24,9 +24,10 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -264,6 +265,30 @@ class Writer:
                 files.write_atomic(self.out / README, readme)
             files.write_json(self.out / MANIFEST, {**own, **manifest})
 
+    def join(
+        self, parts: Sequence["Store"], shards: Sequence[dict[str, Any]],
+        manifest: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Finishes a data set whose `shards` lie there already, those of the `parts` in their
+        order: counts, sheet, class folders and manifest."""
+        row = 0
+        with _disk(self.out):
+            for part in parts:
+                for label, shown in enumerate(self._shown):
+                    wanted = (part.labels == label).nonzero().flatten()
+                    shown += part.gather(wanted[: _SHEET_COLUMNS - len(shown)]).unbind()
+                self.per_class += np.bincount(part.labels.numpy(), minlength=self.classes)
+                if self._folders is None:
+                    continue
+                labels = iter(part.labels.tolist())
+                for images in part.shards:
+                    for image in images:
+                        folder = self._folders[next(labels)]
+                        _write_png(image, folder / f"{row:08d}.png")
+                        row += 1
+        self._shards = list(shards)
+        self.close(manifest)
+
     def _flush(self) -> None:
         """Writes the shard in memory: three files, an fsync each; then the pictures, without."""
         count, self._filled = self._filled, 0
@@ -291,6 +316,37 @@ class Writer:
                         self._folders[self._labels[row]] / f"{first + row:08d}.png",
                     )
         self._shards.append(entry)
+
+
+def link_shards(
+    out: Path, parts: Sequence["Store"], manifest: Mapping[str, Any], *, folders: bool
+) -> None:
+    """Joins data sets of the same form in `out`, in their order: their files under new names, as
+    hard links where the file system has them, the class folders, the contact sheet and the
+    manifest. What an interrupted call left is done again."""
+    first = parts[0]
+    writer = Writer(out, first.spec, first.classes, first.names, folders=folders, resumed=True)
+    shards: list[dict[str, Any]] = []
+    with _disk(out):
+        for part in parts:
+            for number, told in enumerate(part.manifest["shards"]):
+                for name in PARTS:
+                    source = part.folder / _shard_file(number, name)
+                    _link(source, out / _shard_file(len(shards), name))
+                shards.append(told)
+    writer.join(parts, shards, manifest)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file a second name, or copies it where that cannot be."""
+    with suppress(FileNotFoundError):
+        target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ def lira_offline(asked: Floats, shadows: Floats, member: Flags, *, pooled: bool 
     return _offline(asked, shadows, ~member, pooled)
 
 
-def _online(
-    asked: Floats, shadows: Floats, inside: Flags, outside: Flags, pooled: bool
-) -> Floats:
+def _online(asked: Floats, shadows: Floats, inside: Flags, outside: Flags, pooled: bool) -> Floats:
     one, other = (
         stats.norm.logpdf(asked, mean, np.sqrt(variance))
         for mean, variance in (_gaussian(shadows, side, pooled) for side in (inside, outside))

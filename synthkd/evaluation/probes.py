@@ -36,7 +36,9 @@ class ProbeSet:
     name: str
     images: Tensor  # [N, C, H, W] uint8
     logits: Tensor  # [N, K] the teacher's
-    distance: float  # of their statistics to those of the BatchNorm layers; NaN where there are none
+    distance: (
+        float  # of their statistics to those of the BatchNorm layers; NaN where there are none
+    )
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,17 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import finite, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
-from synthkd.data.sources import count_images, place_of
+from synthkd.data.sources import Images, count_images, place_of
 from synthkd.engine.build import build, images_for, open_data
 from synthkd.engine.estimate import Estimate, estimate
-from synthkd.engine.loop import HeldOut, Lab, Round, rounds, select_final_weights
+from synthkd.engine.loop import (
+    HeldOut,
+    Lab,
+    Round,
+    held_out_votes,
+    rounds,
+    select_final_weights,
+)
 from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
@@ -44,6 +51,7 @@ from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import is_pruned
+from synthkd.networks.slimmable import Slimmable, widths
 from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
 from synthkd.replay.protocol import ReplayBatch
@@ -347,6 +355,7 @@ class Distillation:
             "student_parameters": sum(p.numel() for p in student.parameters()),
             "teacher_parameters": self.teacher.parameters_count,
             "student_sha256": sha256_of(path),
+            "widths": self._widths(images),
             **choice,
             "held_out_balance": balance_data(balance, names),
             "wall_seconds": round(wall, 2),
@@ -375,6 +384,21 @@ class Distillation:
                 f"{problem} (the run is finished, but not scored: see synthkd evaluate)", result
             )
         return result
+
+    def _widths(self, images: Images | None) -> dict[str, dict[str, float | None]]:
+        """What a slimmable student is worth at each width; nothing of any other."""
+        learner = self.lab.learner
+        assert learner is not None
+        body, found = learner.student.body, {}
+        for share in widths(body) if isinstance(body, Slimmable) else ():
+            scored = compare(learner.student, self.teacher, images) if images is not None else None
+            found[f"{share:g}"] = {
+                "parameters": sum(p.numel() for p in body.sliced(share).parameters()),
+                "held_out_agreement": held_out_votes(self.lab).agreement,
+                "student_accuracy": scored.student_accuracy if scored else None,
+                "agreement": scored.agreement if scored else None,
+            }
+        return found
 
     def _against(self, held_out: HeldOut) -> list[Finding]:
         """What can be said against the student without any real image."""

@@ -74,8 +74,8 @@ class Generation:
 
     `recipe` is the one that is used (see `used`). A generator that learns is trained first, or
     loaded; pixels and drawings are made as they are written. A model that was trained is left in
-    `keep`, as other programs read it, if that is given. The other arguments are those of
-    `jobs.distillation.Distillation`.
+    `keep`, as other programs read it, if that is given. `whole` is the data set of which this is a
+    shard. The other arguments are those of `jobs.distillation.Distillation`.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Generation:
         teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
         real_data: Any = None,
         keep: Path | None = None,
+        whole: Path | None = None,
         report: Reporter | None = None,
         given: Collection[str] = (),
         by_force: bool = False,
@@ -92,6 +93,7 @@ class Generation:
         self.started = time.perf_counter()
         self.report = report or Silent()
         self.real_data, self.keep, self.by_force = real_data, keep, by_force
+        self.whole = whole
         self.lab, loaded = build_synthesis(recipe, teacher=teacher, report=self.report)
         self.recipe, self.teacher, self.stages = self.lab.recipe, self.lab.teacher, self.lab.stages
         self.generator: Generator = self.lab.generators[self.stages[-1].generator]
@@ -241,7 +243,7 @@ class Generation:
             checkpoints.save(data, self.lab.progress.round + self.trained + self.batch)
 
         keeping = ("--save-generator", self.keep) if self.keep else ()
-        again = going_on("generate", recipe, out, *keeping)
+        again = going_on("generate", recipe, self.whole or out, *keeping)
         session = Session(
             self.report, again, recipe.run.checkpoint_seconds, saved=state is not None,
             by_force=self.by_force,

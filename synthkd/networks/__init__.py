@@ -1,6 +1,7 @@
 """Networks by name: `resnet20`, `resnet8-w8` (CIFAR form, first width 8), `wrn-16-1`, `lenet5`,
 `lenet5-half`, `mobilenet`, `mobilenet-0.5`. `NETWORKS` has them; one more is one more line. All but
-LeNet-5 also as `resnet20-stem2` or `-stem4`, for larger images (`networks.stem`)."""
+LeNet-5 also as `resnet20-stem2` or `-stem4`, for larger images (`networks.stem`); ResNets also as
+`slim:resnet20`, one network of several widths (`networks.slimmable`)."""
 
 import re
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.networks.lenet import LeNet5
 from synthkd.networks.mobilenet import MobileNet
 from synthkd.networks.resnet import ResNet
+from synthkd.networks.slimmable import Slimmable
 from synthkd.networks.stem import STEMS
 from synthkd.networks.wide import WideResNet
 
+SLIM, LEAST_SLIM = "slim:", 8
 DEPTHS = (8, 14, 20, 32, 44, 56)  # of a ResNet
 
 
@@ -51,6 +54,17 @@ def _mobilenet(width: float, reduction: int = 1) -> Builder:
     )
 
 
+def _slimmable(full: Builder) -> Builder:
+    def build(channels: int, size: int | tuple[int, int], classes: int) -> nn.Module:
+        network = full(channels, size, classes)
+        assert isinstance(network, ResNet)
+        if len(network.conv1.weight) < LEAST_SLIM:
+            raise InputError(f"a slimmable network has a first width of {LEAST_SLIM} at least")
+        return Slimmable(network)
+
+    return build
+
+
 _REDUCING: dict[str, Callable[[int], Builder]] = {
     **{f"resnet{depth}": partial(_resnet, depth, 16) for depth in DEPTHS},
     "wrn-16-1": partial(_wide, 16, 1),
@@ -73,7 +87,7 @@ NAMES = tuple(NETWORKS)
 def is_named(spec: str) -> bool:
     """Whether `spec` is the name of a network of ours (perhaps misspelt), not a path or a
     module."""
-    return re.fullmatch(r"[a-z][a-z0-9-]*(\.\d+)?(-stem\d+)?", spec) is not None
+    return re.fullmatch(r"(slim:)?[a-z][a-z0-9-]*(\.\d+)?(-stem\d+)?", spec) is not None
 
 
 def is_known(name: str) -> bool:
@@ -97,7 +111,10 @@ def build_network(
 
 def _builder(name: str) -> Builder | None:
     """By its name; ResNets also with the width of their first group, 2 to 512, all but LeNet-5 also
-    with the reduction of their stem."""
+    with the reduction of their stem, and ResNets as slimmable ones."""
+    if name.startswith(SLIM):
+        full = _builder(name.removeprefix(SLIM))
+        return _slimmable(full) if full and name.startswith(f"{SLIM}resnet") else None
     plain, reducing, stem = name.partition("-stem")
     reduction = int(stem) if stem in map(str, STEMS[1:]) else 1
     if reducing and reduction == 1:

@@ -245,9 +245,11 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
             card("agreement on labelled images", _percent(summary.get("agreement")),
                  f"{_count(summary.get('val_images'))} images")  # fmt: skip
         balance = _mapping(summary.get("held_out_balance"))
-        card("balanced agreement, held-out synthetic",
-             _percent(balance.get("balanced_agreement")),
-             f"constant {_percent(balance.get('constant_classifier'))}; easier than real images")
+        card(
+            "balanced agreement, held-out synthetic",
+            _percent(balance.get("balanced_agreement")),
+            f"constant {_percent(balance.get('constant_classifier'))}; easier than real images",
+        )
         small, large = (number(summary.get(f"{who}_parameters")) for who in ("student", "teacher"))
         share = f"{small / large:.1%} of the teacher's" if small and large else ""
         card("parameters", _count(small), share)
@@ -477,7 +479,9 @@ def _classes(record: RunRecord) -> dict[str, Any] | None:
     more = [f"The first {MOST_ROWS:,} of {len(found):,} classes."] if len(found) > MOST_ROWS else []
     folded = f"all {len(rows):,} classes" if len(rows) > 2 * NAMED_CLASSES else ""
     return {
-        "title": "Classes", "lines": more, "tables": [_table(header, rows) | {"folded": folded}]
+        "title": "Classes",
+        "lines": more,
+        "tables": [_table(header, rows) | {"folded": folded}],
     }
 
 
@@ -568,7 +572,9 @@ def _again(record: RunRecord) -> dict[str, Any]:
     }  # fmt: skip
     rows = [(name, plain(str(value))) for name, value in hashes.items() if value]
     texts.append({"title": "versions", "text": plain_lines(versions), "folded": True})
-    lines = [f"Seed {plain(str(manifest.get('seed', '')))}, {plain(str(manifest.get('platform', '')))}."]
+    lines = [
+        f"Seed {plain(str(manifest.get('seed', '')))}, {plain(str(manifest.get('platform', '')))}."
+    ]
     return {
         "title": "How to repeat it", "lines": lines, "texts": texts,
         "tables": [_table(("SHA-256 of", ""), rows, 2)] if rows else (),
@@ -609,7 +615,9 @@ def _label(record: RunRecord, among: Sequence[RunRecord]) -> str:
     return plain(name)[-28:]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], text: int = 1) -> dict[str, Any]:
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], text: int = 1
+) -> dict[str, Any]:
     return {"header": header, "rows": list(rows), "text": text, "title": "", "folded": ""}
 
 

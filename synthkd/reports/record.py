@@ -110,9 +110,7 @@ class Thinned:
 
     def curve(self) -> Curve:
         """The means."""
-        return Curve(
-            tuple(a / n for a, _, n in self._sums), tuple(b / n for _, b, n in self._sums)
-        )
+        return Curve(tuple(a / n for a, _, n in self._sums), tuple(b / n for _, b, n in self._sums))
 
 
 def rates(curve: Curve) -> Curve:

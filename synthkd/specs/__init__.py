@@ -46,6 +46,7 @@ from synthkd.networks.pruned import (
     pruned_teacher,
     pruning_ratio,
 )
+from synthkd.networks.slimmable import Slimmable
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
@@ -316,7 +317,8 @@ def new_student(
     source_body = getattr(teacher.network, "body", None)
     begins = table.start == "teacher" and not table.weights and teacher.access == "full"
     if begins and network is None and source_body is not None:
-        student.inherited = inherited(source.body, source_body)
+        own = source.body.full if isinstance(source.body, Slimmable) else source.body
+        student.inherited = inherited(own, source_body)
     return student
 
 

@@ -17,6 +17,7 @@ from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.folding import Folding, folding_pairs
 from synthkd.networks.modes import in_eval_mode, plain_means
+from synthkd.networks.slimmable import RANDOM, Slimmable, widths
 from synthkd.recipe import TrainingTable
 from synthkd.students.objective import DistillationObjective, weighted_mean
 from synthkd.teachers.features import features_of
@@ -143,6 +144,8 @@ class Learner:
             per_sample=per_sample or weights is not None,
         )
         loss, each = self.objective(view)
+        if isinstance(self.student.body, Slimmable):
+            loss = loss + self._narrower(view, self.student.body, precision)
         if peer is not None:  # Zhang et al. 2018: https://arxiv.org/abs/1706.00384
             loss = loss + peer_weight * self._from_peer(view, peer)
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,6 +156,27 @@ class Learner:
         self._average()
         self.steps += 1
         return Step(loss.detach(), each)
+
+    def _narrower(
+        self, view: DistillationView, body: Slimmable, precision: torch.autocast
+    ) -> Tensor:
+        """What the narrower widths lose against the full one, a scalar: the sandwich rule and
+        in-place distillation of Yu & Huang 2019 (https://arxiv.org/abs/1903.05134), the narrowest
+        width and RANDOM others in each step, taught by the full one's answers."""
+        rng = torch.Generator().manual_seed(self.steps)
+        between = body.shares[1:-1]
+        drawn = [between[k] for k in torch.randperm(len(between), generator=rng)[:RANDOM].tolist()]
+        total = view.learned.new_zeros(())
+        for share in (body.shares[0], *drawn):
+            body.use(share)
+            with precision:
+                learned = self.student(view.images)
+            body.use(1.0)
+            told = TERMS["soft_targets"](
+                replace(view, learned=learned, taught=view.learned.detach(), per_sample=True)
+            )
+            total = total + weighted_mean(told, view.weights)
+        return total
 
     def _from_peer(self, view: DistillationView, peer: Tensor) -> Tensor:
         """How far the student's answers are from another student's, a scalar."""
@@ -216,7 +240,8 @@ class Learner:
                 norm.train()
             for images in batches:
                 with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
-                    self.student(images)
+                    for _ in widths(self.student.body):
+                        self.student(images)
         return True
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""A synthetic data set in shards: made by any number of processes that share nothing but a folder.
+
+    OUT/shards.json     how many there are, and of which recipe
+    OUT/recipe.toml     the recipe of the whole
+    OUT/shards/00003/   shard 3: a data set of its own while it is made, see data.store
+    OUT/shards/00003.lock
+
+Shard k of n has its share of the images and a seed of its own, from the run's and k: what is in it
+depends on nothing else, so that no process waits for another. A process takes the first shard that
+is not finished and that nobody works on; where one was killed, another goes on from its checkpoint.
+Whoever finishes the last shard merges: the images of all shards, in their order, become one data
+set in OUT, as if one process had written it.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthkd import recipe as recipes
+from synthkd.checks.student import check_dataset, verdict
+from synthkd.core import files
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.findings import as_data
+from synthkd.core.provenance import PROMISES
+from synthkd.core.seeds import derived
+from synthkd.data.store import MANIFEST, Store, link_shards, open_store
+from synthkd.jobs.generation import RECIPE, DataSet
+from synthkd.recipe import Recipe
+from synthkd.runs.directory import claim
+
+MOST_SHARDS = 10_000
+TABLE, FOLDER = "shards.json", "shards"
+Job = Callable[[Recipe, Path], DataSet]  # makes a shard's data set in a directory, or goes on
+
+
+def shard_recipe(recipe: Recipe, shard: int, shards: int) -> Recipe:
+    """The recipe of shard `shard` of `shards`: its share of the images, and its seed. Class folders
+    are written once, at the end."""
+    count = recipe.dataset.count
+    share = count // shards + (shard < count % shards)
+    dataset = recipe.dataset.model_copy(update={"count": share, "folders": False})
+    run = recipe.run.model_copy(
+        update={"seed": derived(recipe.run.seed, "shard", shard) % 2**31, "out": ""}
+    )
+    return recipe.model_copy(update={"dataset": dataset, "run": run})
+
+
+def begin(out: Path, recipe: Recipe, shards: int) -> None:
+    """Makes the folder, or finds that another process has made the same one. Raises InputError."""
+    if not 2 <= shards <= min(MOST_SHARDS, recipe.dataset.count):
+        raise InputError(
+            f"--shards {shards}: from 2 to {MOST_SHARDS:,}, and no more than images (--count "
+            f"{recipe.dataset.count:,})"
+        )
+    text = recipes.to_toml(_without_place(recipe))
+    out.mkdir(parents=True, exist_ok=True)
+    for _ in range(100):  # another process may be making the folder now
+        if is_sharded(out):
+            break
+        with files.locked(out) as held:
+            if held is not None and not is_sharded(out):
+                claim(out)
+                (out / FOLDER).mkdir()
+                files.write_atomic(out / RECIPE, text)
+                files.write_json(out / TABLE, {"shards": shards})
+        time.sleep(0.1)
+    if read_shards(out) != shards or (out / RECIPE).read_text("utf-8") != text:
+        raise InputError(
+            f"--out {quoted(out)}: another data set is being made there; choose another folder, or "
+            f"synthkd generate --resume {out}"
+        )
+
+
+def _without_place(recipe: Recipe) -> Recipe:
+    """A recipe without the folder, which processes may name differently."""
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"out": ""})})
+
+
+def is_sharded(out: Path) -> bool:
+    """Whether a data set in shards was begun here."""
+    return files.is_plain(out / TABLE)
+
+
+def read_shards(out: Path) -> int:
+    """How many shards there are to be. Raises InputError."""
+    shards = files.read_table(out / TABLE, quoted(out)).get("shards")
+    if type(shards) is not int or not 2 <= shards <= MOST_SHARDS:
+        raise InputError(f"{quoted(out)}: {TABLE} is damaged")
+    return shards
+
+
+def work(out: Path, make: Job, go_on: Job, recipe: Recipe, only: int | None = None) -> None:
+    """Makes shards until none is left that nobody works on: with `only`, this one alone."""
+    shards = read_shards(out)
+    if only is not None and not 0 <= only < shards:
+        raise InputError(f"--shard {only}: there are shards 0 to {shards - 1}")
+    for shard in range(shards) if only is None else (only,):
+        place = out / FOLDER / f"{shard:05d}"
+        lock = place.with_suffix(".lock")
+        if (place / MANIFEST).exists():
+            continue
+        lock.touch()
+        with files.locked(lock) as held:
+            if held is None or (place / MANIFEST).exists():
+                if held is None and only is not None:
+                    raise InputError(f"--shard {only}: another process is making it")
+                continue
+            own = shard_recipe(recipe, shard, shards)
+            begun = (place / RECIPE).is_file()
+            (go_on if begun else make)(own, place)
+
+
+def finished(out: Path) -> list[int]:
+    """The shards that are finished."""
+    return [k for k in range(read_shards(out)) if (out / FOLDER / f"{k:05d}" / MANIFEST).is_file()]
+
+
+def merge(out: Path) -> DataSet | None:
+    """Joins the shards in one data set, once all are there: None while some are missing, or while
+    another process does it. Every file is compared with its SHA-256 first."""
+    shards = read_shards(out)
+    with files.locked(out) as held:
+        if held is None or (out / MANIFEST).exists() or len(finished(out)) < shards:
+            return None
+        parts = [open_store(out / FOLDER / f"{k:05d}", verify=True) for k in range(shards)]
+        recipe = recipes.validated(recipes.read_toml(out / RECIPE))
+        manifest = _merged([part.manifest for part in parts], recipe, parts[0])
+        link_shards(out, parts, manifest, folders=recipe.dataset.folders)
+        shutil.rmtree(out / FOLDER)
+        (out / TABLE).unlink()
+    written = json.loads((out / MANIFEST).read_text("utf-8"))
+    findings = check_dataset(written["per_class"], recipe.dataset.count, parts[0].names)
+    return DataSet(out, manifest, tuple(findings), int(written["count"]))
+
+
+_SUMS = ("drawn", "wall_seconds", "seconds_writing", "real_images_read")
+_OF_ALL = ("teacher", "teacher_sha256", "generator", "versions", "platform", "machine")
+_OWN = ("seed", "command", "cpus", "threads", "peak_memory_mb", "training", "agreed_share")
+
+
+def _merged(told: Sequence[Mapping[str, Any]], recipe: Recipe, first: Store) -> dict[str, Any]:
+    """The manifest of the whole. Raises InputError where the shards are not of one teacher."""
+    if len({one.get("teacher_sha256") for one in told}) > 1:
+        raise InputError("the shards were made for different teachers: they cannot be merged")
+    level = max(int(one.get("promise_level", 3)) for one in told)
+    drawn = sum(int(one.get("drawn", 0)) for one in told)
+    agreed = sum(float(one.get("agreed_share", 0)) * int(one.get("drawn", 0)) for one in told)
+    counts = np.sum([one["per_class"] for one in told], axis=0).tolist()
+    asked = recipe.dataset.count
+    classes = len(counts)
+    wanted = [asked // classes + (k < asked % classes) for k in range(classes)]
+    missing = {str(k): w - n for k, (w, n) in enumerate(zip(wanted, counts, strict=True)) if w > n}
+    findings = check_dataset(counts, asked, first.names)
+    return {
+        **{key: told[0][key] for key in _OF_ALL if key in told[0]},
+        **{key: sum(one.get(key, 0) for one in told) for key in _SUMS},
+        "seed": recipe.run.seed, "promise_level": level, "promise": PROMISES[level],
+        "recipe": recipes.to_toml(recipe), "plan": told[0].get("plan", []),
+        "agreed_share": round(agreed / max(1, drawn), 6), "classes_not_filled": missing,
+        "training": {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0},
+        "made_in": [{key: one.get(key) for key in _OWN} for one in told],
+        "verdict": verdict(findings), "findings": as_data(findings),
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""A data set in shards: by one process, by several, by several of which some are killed."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from short_runs import main, status
+
+from synthkd.core import files
+from synthkd.data.store import open_store
+from synthkd.jobs.sharding import shard_recipe
+from synthkd.recipe import DatasetTable, Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+COUNT = 60
+FLAGS = shlex.split(
+    f"generate --count {COUNT} --images-seen 256 --run.threads 1 --quiet --run.precision float32 "
+    "--stage.refine.synthesis-steps 2 --stage.refine.synthesis-batch 32 --stage.refine.fresh 32 "
+    "--stage.draw.fresh 256 --seed 5"
+)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything of a data set but its manifest, which has times in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json",)
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "set"
+    main([*FLAGS, "--shards", "3", "--out", str(out)])
+    return out
+
+
+def test_shards_become_one_data_set(whole: Path) -> None:
+    store = open_store(whole, verify=True)
+    assert len(store) == COUNT and store.labels.bincount().tolist() == [6] * 10
+    assert not (whole / "shards").exists() and not (whole / "shards.json").exists()
+    pictures = sorted(int(path.stem) for path in whole.glob("*/*.png"))
+    assert pictures == list(range(COUNT))
+    told = json.loads((whole / "manifest.json").read_text())
+    assert len(told["made_in"]) == 3 and told["classes_not_filled"] == {}
+    assert len({one["seed"] for one in told["made_in"]}) == 3
+    unique = {image.numpy().tobytes() for image in store.pixels}
+    assert len(unique) == COUNT  # no shard repeats another
+
+
+def start(out: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "synthkd", *FLAGS, "--shards", "3", "--out", str(out)],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_two_processes_of_which_one_is_killed_make_the_same(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    first, second = start(out), start(out)
+    time.sleep(6)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    _, said = second.communicate(timeout=100)
+    assert second.returncode == 0, said
+    if not (out / "manifest.json").exists():  # the shard of the first was still its own then
+        main(["generate", "--resume", str(out), "--quiet"])
+    assert contents(out) == contents(whole)
+
+
+def test_each_shard_alone_and_then_all(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    for shard in (2, 0, 1):
+        assert not (out / "manifest.json").exists()
+        main([*FLAGS, "--shards", "3", "--shard", str(shard), "--out", str(out)])
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("flags", ["--shards 1", f"--shards {COUNT + 1}", "--shards 3 --shard 3",
+                                   "--shard 0", "--shards 3 --save-generator x"])  # fmt: skip
+def test_what_cannot_be_is_one_line(tmp_path: Path, flags: str, capsys) -> None:
+    assert status(*FLAGS, *flags.split(), "--out", str(tmp_path / "set")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "set"
+    main([*FLAGS, "--shards", "3", "--shard", "0", "--out", str(out)])
+    assert status(*FLAGS, "--shards", "4", "--out", str(out)) == 2
+    assert status(*FLAGS[:-1], "6", "--shards", "3", "--out", str(out)) == 2
+
+
+def test_a_shard_that_was_changed_is_not_merged(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "set"
+    for shard in (0, 1):
+        main([*FLAGS, "--shards", "3", "--shard", str(shard), "--out", str(out)])
+    victim = out / "shards" / "00000" / "shard-00000.images.npy"
+    pixels = np.load(victim)
+    pixels[0, 0, 0, 0] ^= 1
+    np.save(victim, pixels)
+    assert status(*FLAGS, "--shards", "3", "--shard", "2", "--out", str(out)) == 2
+    assert "SHA-256" in capsys.readouterr().err
+
+
+def test_shares_and_seeds_of_shards() -> None:
+    recipe = Recipe(dataset=DatasetTable(count=10))
+    parts = [shard_recipe(recipe, k, 4) for k in range(4)]
+    assert [part.dataset.count for part in parts] == [3, 3, 2, 2]
+    assert len({part.run.seed for part in parts}) == 4
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    with files.locked(tmp_path) as one, files.locked(tmp_path) as other:
+        assert one is not None and other is None
+    with files.locked(tmp_path) as again:
+        assert again is not None
