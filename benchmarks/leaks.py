@@ -1,6 +1,6 @@
 """What students tell about their teachers' training data: a study with canaries, on digits.
 
-    python benchmarks/leaks.py OUT [--shadows 16] [--canaries 20] [--only teacher,synthkd,gan,labels]
+    python benchmarks/leaks.py OUT [--shadows 16] [--canaries 20] [--only teacher,synthkd]
                                [--workers 2] [--epochs 60]
 
 Trains shadow teachers as the demo's teacher is trained (assets/train_demo_teacher.py), each on a

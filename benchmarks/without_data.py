@@ -41,7 +41,8 @@ TEACHERS: dict[str, str] = {
     "lungs": LUNGS, "chest": CHEST, "imagenet": MOBILENET,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
-    "digits": ("resnet8-w4", "resnet8-w12"), "mnist": ("lenet5-half",), "cifar10": ("resnet8", "resnet8-w8"),
+    "digits": ("resnet8-w4", "resnet8-w12"), "mnist": ("lenet5-half",),
+    "cifar10": ("resnet8", "resnet8-w8"),
     "cifar10-56": ("resnet8", "resnet20"),
 }  # fmt: skip
 PIPELINES = ("synthkd", "shaders", "leaves", "noise", "deepinversion", "dafl", "fast-5")

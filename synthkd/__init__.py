@@ -1,7 +1,8 @@
 """synthkd: a small student from a trained teacher, without the teacher's training data.
 
 The library is `distill`, `generate`, `evaluate`, `inspect`, `report`, `load_student`, `build`
-and `Recipe`; errors of input are `InputError`. Importing this is cheap: torch is imported on first use.
+and `Recipe`; errors of input are `InputError`. Importing this is cheap: torch is imported on first
+use.
 """
 
 from typing import TYPE_CHECKING, Any

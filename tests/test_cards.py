@@ -233,7 +233,8 @@ def test_an_export_names_no_folder_of_this_machine(
     ])  # fmt: skip
     out = tmp_path / "shipped"
     main(["export", f"{tmp_path}/run", "--format", "safetensors,onnx,pt2", "--int8", "--val-data",
-          f"{tmp_path}/val.npz", "--out", str(out), "--license", "cc-by-4.0", "--quiet"])  # fmt: skip
+          f"{tmp_path}/val.npz", "--out", str(out), "--license", "cc-by-4.0",
+          "--quiet"])  # fmt: skip
     card = ModelCard.load(out / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert "net.py:make" in card.text and "val.npz" in card.text

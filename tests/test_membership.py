@@ -198,7 +198,8 @@ def test_a_perfect_order_has_an_interval_that_few_examples_leave_wide():
 
 
 @pytest.mark.parametrize(("right", "of", "bound"),
-                         [(450, 500, 1.95), (495, 500, 3.85), (90, 100, 1.63), (20, 20, 1.82)])  # fmt: skip
+                         [(450, 500, 1.95), (495, 500, 3.85), (90, 100, 1.63),
+                          (20, 20, 1.82)])  # fmt: skip
 def test_the_bound_of_one_run_is_that_of_a_binomial(right, of, bound):
     found = epsilon_lower_bound(right, of)
     assert found == pytest.approx(bound, abs=0.006)

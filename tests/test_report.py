@@ -1,4 +1,4 @@
-"""Reports: of runs in every state, of several, of a bench; and what strangers put into the files."""
+"""Reports: of runs in every state, of several, of a bench; and what strangers put into files."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,12 @@ SHORT = shlex.split(
 HOSTILE = [
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1)",
     "javascript:alert(1)", "</style><script>alert(1)</script>", "</title><script>x</script>",
-    "{{ 7 * 7 }}", "{% for x in y %}", "&lt;script&gt;", "<!--", "-->", "]]>", "<svg/onload=alert(1)>",
+    "{{ 7 * 7 }}", "{% for x in y %}", "&lt;script&gt;", "<!--", "-->", "]]>",
+    "<svg/onload=alert(1)>",
     "http://example.org/x", "https://example.org", "//example.org/a.js", "data:text/html,<script>",
     "<iframe src=//example.org>", "<link rel=stylesheet href=//example.org>", "<base href=//x>",
-    "url(http://example.org)", "expression(alert(1))", "\x1b[31mred\x1b[0m", "a\nb\r\nc", "\x00\x07",
+    "url(http://example.org)", "expression(alert(1))", "\x1b[31mred\x1b[0m",
+    "a\nb\r\nc", "\x00\x07",
     "$\\frac{1}{2}$", "$$", "\\", "`", "|", "%s%n", "../../etc/passwd", "\u202eevil", "\ud800",
     "🙂" * 50, "x" * 100_000, "<meta http-equiv=refresh content='0;url=//x'>", "<a href=//x>x</a>",
     "#000001", "<style>*{background:url(//x)}</style>",
@@ -286,7 +289,7 @@ def test_watch_reads_the_ends_of_a_long_file(tmp_path: Path) -> None:
     assert tail[-1]["round"] == 29_999
     rounds = [line["round"] for line in sampled]
     assert rounds == sorted(rounds) and rounds[0] == 0 and len(rounds) > 50
-    assert max(b - a for a, b in zip(rounds, rounds[1:], strict=False)) < 2000
+    assert max(b - a for a, b in pairwise(rounds)) < 2000
 
 
 def test_watch_shows_a_finished_run_and_imports_no_torch(finished: Path) -> None:

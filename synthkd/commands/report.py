@@ -12,8 +12,12 @@ OURS = b'name="generator" content="synthkd'
 
 
 def run(
-    paths: tuple[Path, ...], *, out: Path | None = None, no_images: bool = False, quiet: bool = False,
-) -> None:  # fmt: skip
+    paths: tuple[Path, ...],
+    *,
+    out: Path | None = None,
+    no_images: bool = False,
+    quiet: bool = False,
+) -> None:
     """Writes the report of what the paths name: `out`, or report.html in the run or the bench, or
     for several in the working directory."""
     if not paths:

@@ -64,9 +64,11 @@ def _result(path: Path, seen: Glance) -> list[Text]:
     verdict = plain(str(summary.get("verdict")))
     style = {"useless": "bold red", "weak": "yellow"}.get(verdict, "")
     rows = [Text(f"verdict: {verdict}", style=style)]
-    for finding in summary.get("findings") or ():
-        if isinstance(finding, dict):
-            rows.append(Text(plain(str(finding.get("seen"))), style=style))
+    rows += [
+        Text(plain(str(finding.get("seen"))), style=style)
+        for finding in summary.get("findings") or ()
+        if isinstance(finding, dict)
+    ]
     for key, title in (
         ("student_accuracy", "student accuracy"), ("teacher_accuracy", "teacher accuracy"),
         ("constant_accuracy", "a constant classifier"), ("agreement", "agreement"),

@@ -227,7 +227,7 @@ class Distillation:
         again = going_on("distill", recipe, the_run.path, *words)
         if self.tensorboard:
             seen = [line["images_seen"] for line in the_run.recorded()]
-            board = TensorBoard(the_run.path / "tensorboard", classes, seen)
+            board = TensorBoard(the_run.path / "tensorboard", len(names), seen)
             self.report = Several((self.report, board))
         self.report.say(f"run directory: {the_run.path}")
         self.report.expect(self._schedule())

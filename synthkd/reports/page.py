@@ -118,8 +118,9 @@ def bench_report(folder: Path) -> str:
         for s in results
     ]  # fmt: skip
     runs = [
-        (r["pipeline"], r["seed"], r["state"], _percent(r.get("summary", {}).get("student_accuracy")),
-         _percent(r.get("summary", {}).get("agreement")), r.get("error", ""))
+        (r["pipeline"], r["seed"], r["state"],
+         *(_percent((r.get("summary") or {}).get(key)) for key in ("student_accuracy", "agreement")),
+         r.get("error", ""))
         for r in records[:MOST_ROWS]
     ]  # fmt: skip
     blocks: list[dict[str, Any]] = [{
@@ -568,7 +569,8 @@ def _again(record: RunRecord) -> dict[str, Any]:
     versions = json.dumps(_mapping(manifest.get("versions")), indent=1, ensure_ascii=False)
     hashes = {
         "teacher": manifest.get("teacher_sha256"), "student": record.summary.get("student_sha256"),
-        "recipe": manifest.get("recipe_sha256"), "labelled images": record.summary.get("val_digest"),
+        "recipe": manifest.get("recipe_sha256"),
+        "labelled images": record.summary.get("val_digest"),
     }  # fmt: skip
     rows = [(name, plain(str(value))) for name, value in hashes.items() if value]
     texts.append({"title": "versions", "text": plain_lines(versions), "folded": True})

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def rates(curve: Curve) -> Curve:
     """
     minutes, values = [], []
     points = list(zip(curve.minutes, curve.values, strict=True))
-    for (then, before), (now, after) in zip(points, points[1:], strict=False):
+    for (then, before), (now, after) in pairwise(points):
         if now > then:
             minutes.append((then + now) / 2)
             values.append((after - before) / (60 * (now - then)))

@@ -4,8 +4,8 @@ recipe.toml          the resolved recipe: running it again gives the same run
 manifest.json        what was read, with which versions, seeds and promise level; its state
 metrics.jsonl        one line per round
 checkpoints/         the newest two states of the lab, see runs/checkpoints.py
-samples/             contact sheets, with their captions: images of a stage, first, in its middle and
-                     latest; the memory's; the hardest; those that student and teacher disagree on
+samples/             contact sheets, with captions: of a stage the first images, those in its middle
+                     and the latest; the memory's, the hardest, those that the networks disagree on
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
 calibration.npz      some of the images that the student learned from, with the teacher's votes
 student.safetensors  the student, with the card that rebuilds it
