@@ -119,7 +119,7 @@ def bench_report(folder: Path) -> str:
     ]  # fmt: skip
     runs = [
         (r["pipeline"], r["seed"], r["state"],
-         *(_percent((r.get("summary") or {}).get(key)) for key in ("student_accuracy", "agreement")),
+         *(_percent((r.get("summary") or {}).get(k)) for k in ("student_accuracy", "agreement")),
          r.get("error", ""))
         for r in records[:MOST_ROWS]
     ]  # fmt: skip
