@@ -120,6 +120,19 @@ COMMANDS: dict[str, Command] = {
         ),
         context=("given", "started"),
     ),
+    "search": Command(
+        "Find the best student for this machine: many short trainings, then a long one.",
+        tables=(*_SYNTHESIS, "student", "training"),
+        without=("budget.images", "data.synthetic", "student.spec", "run.stages"),
+        switches=(
+            Switch(
+                "sampler", "--sampler", str, "nsga2",
+                "who proposes candidates: nsga2, or random",
+            ),
+            JSON, CONFIG, QUIET,
+        ),
+        context=("given", "started"),
+    ),
     "watch": Command(
         "Show a run at a glance, from another terminal.",
         positionals=(Positional("path", Path, "run directory"),),

@@ -1,0 +1,52 @@
+"""`synthkd search`: the best student for this machine, by many short trainings and a long one."""
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from synthkd.commands.display import Display
+from synthkd.commands.report import write as write_report
+from synthkd.core.errors import InputError
+from synthkd.jobs.search import Search
+from synthkd.recipe import Recipe
+from synthkd.runs.directory import free_name
+
+
+def run(
+    recipe: Recipe, *, sampler: str = "nsga2", quiet: bool = False, as_json: bool = False,
+    given: Collection[str] = (), started: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Searches, and returns the summary of the run of the chosen student, with the front."""
+    if recipe.budget.images:
+        raise InputError("a search has its budget in --minutes")
+    display = Display(quiet=quiet or as_json)
+    out = Path(recipe.run.out or free_name(Path("search")))
+    job = Search(
+        recipe, out, limit=recipe.student.max_latency_ms, sampler=sampler, report=display,
+        started=started, by_force=True,
+    )  # fmt: skip
+    found = job.run()
+    write_report((found.result.run,))
+    rows = [
+        (t.student, f"{t.agreement:.2%}", f"{t.milliseconds:.3g}", f"{t.parameters:,}",
+         f"{t.seconds:.0f}", "chosen" if t == found.chosen else "")
+        for t in found.front
+    ]  # fmt: skip
+    header = ("student", "agreement, held-out synthetic", "ms", "parameters", "seconds", "")
+    display.findings(found.result.findings)
+    display.table(f"the front of {len(found.trials)} trials", header, rows)
+    summary = found.result.summary
+    accuracy = summary["student_accuracy"]
+    told = "not scored (no --val-data)" if accuracy is None else f"{accuracy:.2%}"
+    display.say(
+        f"{found.chosen.student}: accuracy {told}, {found.milliseconds:.3g} ms measured again; "
+        f"{found.result.run}; picture {found.out / 'front.png'}"
+    )
+    result = summary | {
+        "front": [asdict(t) for t in found.front], "milliseconds": found.milliseconds,
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    return result

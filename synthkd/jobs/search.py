@@ -1,0 +1,371 @@
+"""A search for the student: many short trainings on one fixed set of synthetic images, then one
+long one.
+
+    OUT/set/              the images that all candidates learn from
+    OUT/trials.jsonl      a line for each candidate
+    OUT/optuna.journal    the same for optuna and its dashboard
+    OUT/front.json        those that no other beats in agreement and time, and the one chosen
+    OUT/front.png         the picture
+    OUT/student/          the run of the chosen one
+
+The aims are the agreement with the teacher on images of the set that nobody learned from, after a
+few seconds of learning, and the milliseconds of one image on this machine. NSGA-II proposes
+candidates (Deb et al. 2002; optuna's sampler); the better half of a generation is tried again for
+twice as long in the next (successive halving), so that seconds go to those that are worth them.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from synthkd.core import files
+from synthkd.core.errors import InputError, quoted
+from synthkd.core.seeds import derived
+from synthkd.data.store import MANIFEST, Writer
+from synthkd.engine.build import build
+from synthkd.engine.loop import rounds, select_final_weights
+from synthkd.engine.reporter import Reporter, Silent
+from synthkd.jobs.distillation import Distillation, Result
+from synthkd.networks.classifier import Classifier
+from synthkd.recipe import Recipe
+from synthkd.reports.charts import new_figure
+from synthkd.runs.directory import claim, held
+from synthkd.students import latency
+from synthkd.students.pareto import Point, chosen, front
+from synthkd.teachers.protocol import Teacher
+
+if TYPE_CHECKING:
+    import optuna
+
+SET, TRIALS = 0.3, 0.35  # shares of the time for the images and for the candidates
+POPULATION, GENERATIONS = 8, 3  # candidates of a generation, whose seconds double
+LOOK = 0.15  # seconds for the time of a candidate, and for the one that is chosen
+SURE = 1.0
+LARGE = 64  # pixels from which students begin with a stride, or are cut out of the teacher
+DEPTHS, WIDTHS = (8, 14, 20, 32), tuple(range(4, 33, 4))
+MULTIPLES = ("0.25", "0.5", "1")  # of a MobileNet's width
+RATIOS = tuple(k / 10 for k in range(2, 10))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was tried."""
+
+    student: str
+    seconds: float  # of learning
+    agreement: float  # on held-out images of the set, 0..1; 0 where it was too slow to be tried
+    milliseconds: float  # of one image
+    parameters: int
+    generation: int
+
+    @property
+    def point(self) -> Point:
+        """Its two aims."""
+        return self.agreement, self.milliseconds
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search leaves."""
+
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]  # of the longest trainings, the fastest first
+    chosen: Trial
+    milliseconds: float  # of the chosen one, measured again at the end
+    result: Result
+    out: Path
+
+
+class Search:
+    """A search by a recipe with a budget in minutes, in a directory. `limit` is the most
+    milliseconds of an image; `sampler` "random" proposes candidates by chance."""
+
+    def __init__(
+        self, recipe: Recipe, out: Path, *, limit: float | None = None, sampler: str = "nsga2",
+        report: Reporter | None = None, started: float | None = None, by_force: bool = False,
+    ) -> None:  # fmt: skip
+        if not recipe.budget.minutes:
+            raise InputError("a search has its budget in --minutes")
+        if sampler not in ("nsga2", "random"):
+            raise InputError(f"no sampler {quoted(sampler)}; known: nsga2, random")
+        self.recipe, self.out, self.limit, self.sampler = recipe, out, limit, sampler
+        self.report = report or Silent()
+        self.started = time.perf_counter() if started is None else started
+        self.seconds = 60.0 * recipe.budget.minutes
+        self.by_force = by_force
+        needed()
+        self.threads = recipe.run.threads or torch.get_num_threads()
+
+    def run(self) -> Found:
+        """Makes the images, tries candidates, trains the one that is chosen."""
+        if not (self.out / "search.json").is_file():
+            claim(self.out)
+            files.write_json(self.out / "search.json", {"recipe": self.recipe.model_dump_json()})
+        with held(self.out, "--out"):
+            teacher = self._images()
+            trials = self._try(teacher)
+            best = self._front(trials)
+            place = chosen([trial.point for trial in best], self.limit)
+            if place is None:
+                raise InputError(
+                    f"none of {len(trials)} candidates takes at most {self.limit:g} ms; the "
+                    f"fastest takes {min(t.milliseconds for t in trials):.3g}"
+                )
+            taken = best[place]
+            self.report.say(
+                f"chosen: {taken.student}, {taken.agreement:.2%} after {taken.seconds:.0f} s, "
+                f"{taken.milliseconds:.3g} ms"
+            )
+            result = self._train(taken)
+            measured = self._time(result.student, SURE)
+            self._write(trials, best, taken, measured)
+        return Found(tuple(trials), tuple(best), taken, measured, result, self.out)
+
+    def _left(self) -> float:
+        return self.seconds - (time.perf_counter() - self.started)
+
+    def _images(self) -> Teacher:
+        """The fixed set: what the recipe's stages synthesize in a share of the time."""
+        stages = tuple(
+            stage.name for stage in self.recipe.stages if stage.synthesizes
+            and not stage.student_steps
+        )  # fmt: skip
+        if not stages:
+            raise InputError("a search needs a pipeline that synthesizes before it teaches")
+        recipe = self._with(stages=stages, minutes=max(0.02, SET * self.seconds / 60))
+        lab = build(recipe, report=self.report)
+        if (self.out / "set" / MANIFEST).is_file():
+            return lab.teacher
+        lab.limit(SET * self.seconds)
+        for round_ in rounds(lab):
+            self.report.follow(round_)
+        self.report.stop()
+        kept = lab.memory.everything()
+        if not len(kept):
+            raise InputError("a search needs images that are stored: memory.form images")
+        spec, names = lab.teacher.spec, lab.teacher.names
+        with Writer(
+            self.out / "set", spec, lab.teacher.classes, names, folders=False, resumed=True
+        ) as writer:
+            for index in torch.split(torch.arange(len(kept)), 1024):
+                part = kept.take(index)
+                writer.add(part.images, part.votes, part.logits)
+            writer.close({
+                "teacher_sha256": lab.teacher.digest, "promise_level": 0,
+                "real_images_read": 0, "seed": recipe.run.seed,
+            })  # fmt: skip
+        self.report.say(f"{len(kept):,} images for all candidates")
+        return lab.teacher
+
+    def _with(
+        self, *, stages: tuple[str, ...], minutes: float, student: str = "", learn: bool = False,
+        out: str = "",
+    ) -> Recipe:  # fmt: skip
+        """The recipe with other stages, budget and student; with `learn` on the fixed set."""
+        recipe = self.recipe
+        run = recipe.run.model_copy(update={"stages": stages, "out": out})
+        budget = recipe.budget.model_copy(update={"images": None, "minutes": minutes})
+        changed: dict[str, Any] = {"run": run, "budget": budget}
+        if student:
+            changed["student"] = recipe.student.model_copy(update={"spec": student})
+        if learn:
+            changed["data"] = recipe.data.model_copy(update={"synthetic": str(self.out / "set")})
+        return recipe.model_copy(update=changed)
+
+    def _study(self) -> tuple[str, ...]:
+        """The stages that teach."""
+        return tuple(stage.name for stage in self.recipe.stages if stage.student_steps)
+
+    def _try(self, teacher: Teacher) -> list[Trial]:
+        """Generations of candidates, until the time for them is over."""
+        optuna = needed()
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        trials = self._known()
+        seed = derived(self.recipe.run.seed, "search", len(trials)) % 2**31
+        samplers = optuna.samplers
+        sampler = (
+            samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
+            if self.sampler == "nsga2" else samplers.RandomSampler(seed=seed)
+        )  # fmt: skip
+        study = optuna.create_study(
+            study_name="search", sampler=sampler, load_if_exists=True,
+            storage=JournalStorage(JournalFileBackend(str(self.out / "optuna.journal"))),
+            directions=["maximize", "minimize"],
+        )  # fmt: skip
+        whole = TRIALS * self.seconds
+        until = time.perf_counter() + min(whole, self._left() - (1 - SET - TRIALS) * self.seconds)
+        first = whole / (POPULATION * (2**GENERATIONS - 1))
+        for generation in range(GENERATIONS):
+            again = self._better_half(trials, generation) if generation else []
+            for params in again:
+                study.enqueue_trial(params)
+            for _ in range(2 * POPULATION):
+                if sum(t.generation == generation for t in trials) >= POPULATION:
+                    break
+                if time.perf_counter() > until and trials:
+                    return trials
+                trial = study.ask()
+                student = suggested(trial, teacher)
+                alike = [t for t in trials if (t.student, t.generation) == (student, generation)]
+                found = (
+                    alike[0] if alike else self._trial(student, first * 2**generation, generation)
+                )
+                if found is None:
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    continue
+                study.tell(trial, list(found.point))
+                if alike:
+                    continue
+                trials.append(found)
+                line = asdict(found) | {"params": trial.params}
+                files.append_line(self.out / "trials.jsonl", json.dumps(line, allow_nan=False))
+                self.report.say(
+                    f"{student}: agreement {found.agreement:.2%} after {found.seconds:.0f} s, "
+                    f"{found.milliseconds:.3g} ms"
+                )
+        return trials
+
+    def _known(self) -> list[Trial]:
+        """The trials of an earlier sitting."""
+        path = self.out / "trials.jsonl"
+        found = []
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+            try:
+                told = json.loads(line)
+                told.pop("params", None)
+                found.append(Trial(**told))
+            except (ValueError, TypeError):
+                continue
+        return found
+
+    def _better_half(self, trials: list[Trial], generation: int) -> list[dict[str, Any]]:
+        """The parameters of the better half of the generation before, fronts first."""
+        params = {}
+        for line in (self.out / "trials.jsonl").read_text("utf-8").splitlines():
+            told = json.loads(line)
+            params[told["student"]] = told["params"]
+        rest = {t.student: t for t in trials if t.generation == generation - 1}
+        kept: list[str] = []
+        while rest and len(kept) < POPULATION // 2:
+            names = list(rest)
+            kept += [names[place] for place in front([rest[name].point for name in names])]
+            rest = {name: t for name, t in rest.items() if name not in kept}
+        return [params[name] for name in kept[: POPULATION // 2]]
+
+    def _trial(self, student: str, seconds: float, generation: int) -> Trial | None:
+        """A candidate's short training; None for one that cannot be made."""
+        recipe = self._with(stages=self._study(), minutes=seconds / 60, student=student, learn=True)
+        try:
+            lab = build(recipe)
+            assert lab.learner is not None
+            network = lab.learner.student
+            size = sum(p.numel() for p in network.parameters())
+            milliseconds = self._time(network, LOOK)
+            if self.limit is not None and milliseconds > self.limit:
+                return Trial(student, 0.0, 0.0, milliseconds, size, generation)
+            lab.limit(seconds)
+            for _ in rounds(lab):
+                pass
+            _, held_out = select_final_weights(lab)
+        except InputError as error:
+            self.report.say(f"{student}: {error}")
+            return None
+        return Trial(student, seconds, held_out.agreement, milliseconds, size, generation)
+
+    def _time(self, network: Classifier, seconds: float) -> float:
+        """Milliseconds of one image, by its ONNX file, or else by torch."""
+        if latency.has_onnx():
+            return latency.network_ms(network, seconds=seconds, threads=self.threads)
+        work = latency.alone(network.eval(), network.spec.shape)
+        return latency.milliseconds({"": work}, seconds=seconds, threads=self.threads)[""]
+
+    def _front(self, trials: list[Trial]) -> list[Trial]:
+        """Of every candidate its longest training, and of these the front."""
+        longest: dict[str, Trial] = {}
+        for trial in trials:
+            if trial.seconds and trial.seconds >= longest.get(trial.student, trial).seconds:
+                longest[trial.student] = trial
+        most = max((t.seconds for t in longest.values()), default=0.0)
+        fair = [t for t in longest.values() if t.seconds >= most / 2] or list(longest.values())
+        if not fair:
+            raise InputError("no candidate could be tried: give more time (--minutes)")
+        return [fair[place] for place in front([t.point for t in fair])]
+
+    def _train(self, taken: Trial) -> Result:
+        """The chosen student, for the time that is left."""
+        minutes = max(0.05, self._left() / 60)
+        recipe = self._with(
+            stages=self._study(), minutes=minutes, student=taken.student, learn=True,
+            out=str(self.out / "student"),
+        )  # fmt: skip
+        return Distillation(recipe, report=self.report, by_force=self.by_force).start()
+
+    def _write(self, trials: list[Trial], best: list[Trial], taken: Trial, measured: float) -> None:
+        """front.json and its picture."""
+        data = {
+            "chosen": asdict(taken), "milliseconds": measured, "limit": self.limit,
+            "conditions": str(latency.conditions(self.threads, exported=latency.has_onnx())),
+            "front": [asdict(t) for t in best], "trials": [asdict(t) for t in trials],
+        }  # fmt: skip
+        files.write_json(self.out / "front.json", data)
+        files.write_atomic(self.out / "front.png", picture(trials, best, taken), sync=False)
+
+
+def needed() -> Any:
+    """The module optuna; InputError where it is missing."""
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("a search needs the extra search: pip install 'synthkd[search]'") from None
+    return optuna
+
+
+def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
+    """The SPEC of the student that a trial stands for: family, depth, width or pruning ratio."""
+    side = min(teacher.spec.shape[1:])
+    stem = "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
+    families = ["resnet", "mobilenet"]
+    if teacher.access == "full":
+        families.append("prune")
+    family = trial.suggest_categorical("family", families)
+    if family == "prune":
+        return f"prune:{trial.suggest_categorical('ratio', RATIOS):g}"
+    if family == "mobilenet":
+        multiple = trial.suggest_categorical("multiple", MULTIPLES)
+        return f"mobilenet{'' if multiple == '1' else f'-{multiple}'}{stem}"
+    depth = trial.suggest_categorical("depth", DEPTHS)
+    return f"resnet{depth}-w{trial.suggest_categorical('width', WIDTHS)}{stem}"
+
+
+def picture(trials: list[Trial], best: list[Trial], taken: Trial) -> bytes:
+    """Agreement against milliseconds of all candidates as a PNG; the front is a line."""
+    import io
+
+    figure = new_figure(7, 4.5, 130)
+    axes = figure.add_subplot()
+    tried = [t for t in trials if t.seconds]
+    most = max((t.seconds for t in tried), default=1.0)
+    axes.scatter(
+        [t.milliseconds for t in tried], [100 * t.agreement for t in tried],
+        s=[12 + 40 * t.seconds / most for t in tried], color="0.6",
+    )  # fmt: skip
+    axes.plot([t.milliseconds for t in best], [100 * t.agreement for t in best], "o-", color="C0")
+    axes.plot(taken.milliseconds, 100 * taken.agreement, "D", color="C3")
+    for t in best:
+        axes.annotate(t.student, (t.milliseconds, 100 * t.agreement), fontsize=7,
+                      xytext=(4, -8), textcoords="offset points")  # fmt: skip
+    axes.set(
+        xlabel="milliseconds of one image", ylabel="agreement, held-out synthetic, %",
+        title="larger dots learned longer; the diamond was chosen",
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.grid(color="0.92")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
