@@ -61,6 +61,7 @@ LUNGS = (
 )
 
 
+PUBLISHED = ("shaders", "leaves", "fast-5", "fast-10", "nayer", "cmi")  # the best of the arena
 CURVES = ("cifar10-", "cifar100-")  # jobs whose students are kept on their way: curves.py
 
 
@@ -92,6 +93,13 @@ JOBS: dict[str, str] = {
     "imagenet-only10-30": f"{MOBILENET}--minutes 30 --only {_every(10)}",
     "imagenet-only100-60": f"{MOBILENET}--minutes 60 --only {_every(100)}",
 }  # fmt: skip
+# published pipelines beside ours: two minutes of each, then the best for as long as ours
+BESIDE: dict[str, str] = {
+    **{f"cifar100-{p}-{m}": f"{CIFAR_100}--pipeline {p} --minutes {m}"
+       for p in PUBLISHED for m in (2, 30)},
+    **{f"fer-{p}-{m}": f"{FER}--student prune:0.4 --pipeline {p} --minutes {m}"
+       for p in PUBLISHED for m in (2, 30)},
+}  # fmt: skip
 
 
 def run(name: str, out: Path, places: dict[str, str], code: str) -> None:
@@ -99,7 +107,7 @@ def run(name: str, out: Path, places: dict[str, str], code: str) -> None:
     folder = out / name
     if (folder / "summary.json").is_file():
         return
-    words = JOBS[name].format(**places).split()
+    words = (JOBS | BESIDE)[name].format(**places).split()
     snapshots = ["--run.snapshots", "12"] if name.startswith(CURVES) else []
     command = ["distill", *words, *snapshots, "--run.threads", "2", "--out", str(folder)]
     if (folder / "recipe.toml").is_file():
@@ -144,7 +152,7 @@ def main() -> None:
     print("| job | student % | teacher | constant | agreement | held-out | images | s | MB | |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     if given.table:
-        for name in JOBS:
+        for name in (*JOBS, *BESIDE):
             if (given.out / name).is_dir():
                 print(row(given.out / name))
         return
