@@ -512,7 +512,9 @@ def _time(record: RunRecord) -> dict[str, Any] | None:
 def _quality(record: RunRecord) -> dict[str, Any] | None:
     """The scores of a sample of the images."""
     rows = []
-    for name, told in _mapping(record.details.get("quality")).items():
+    against_real = _mapping(_mapping(record.evaluation.get("images")).get("scores"))
+    sources = (_mapping(record.details.get("quality")), against_real)
+    for name, told in (item for source in sources for item in source.items()):
         score = _mapping(told)
         title, meaning = QUALITY.get(name, (plain(str(name)), ""))
         value, spread = number(score.get("value")), number(score.get("std"))
@@ -529,7 +531,15 @@ def _quality(record: RunRecord) -> dict[str, Any] | None:
     header = ("measure", "value", "images", "judged by", "scale", "note")
     return {
         "title": "Quality of the synthetic images",
-        "lines": ["Of a sample of the memory. FID and KID need real images: synthkd evaluate."],
+        "lines": [
+            "Of a sample of the memory"
+            + (
+                ", and by synthkd evaluate."
+                if against_real
+                else ". FID and KID need real images: synthkd evaluate --images … --reference … "
+                "--out RUN/evaluation."
+            )
+        ],
         "tables": [_table(header, rows)],
     }
 

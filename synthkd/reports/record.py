@@ -69,6 +69,7 @@ class RunRecord:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)  # of synthkd evaluate, if kept here
     recipe: str = ""
     rounds: int = 0
     latest: Mapping[str, Any] = field(default_factory=dict)  # the last line of metrics.jsonl
@@ -145,6 +146,7 @@ def read_run(path: Path, *, pictures: bool = True) -> RunRecord:
     finished = os.path.lexists(path / "summary.json")
     summary = _table(path / "summary.json", problems) if finished else {}
     details = _table(path / "details.json", problems) if finished else {}
+    evaluation = _table(path / "evaluation" / "evaluation.json", problems)
     state = "finished" if summary else "running" if is_held(path) else "interrupted"
     if not manifest and not summary:
         state = "unreadable"
@@ -155,7 +157,7 @@ def read_run(path: Path, *, pictures: bool = True) -> RunRecord:
         problems.append(f"recipe.toml cannot be read: {error.strerror}")
     rounds, latest, curves, spans = _curves(path / "metrics.jsonl", problems)
     return RunRecord(
-        path, state, manifest, summary, details, recipe, rounds, latest, curves, spans,
+        path, state, manifest, summary, details, evaluation, recipe, rounds, latest, curves, spans,
         tuple(_pictures(path / "samples", problems)) if pictures else (), tuple(problems),
     )  # fmt: skip
 
