@@ -1,4 +1,4 @@
-"""Reports in a real browser: no error on its console, nothing fetched, nothing wider than a phone."""
+"""Reports in a real browser: no error on its console, nothing fetched from elsewhere."""
 
 import json
 import os
