@@ -19,7 +19,8 @@ def test_refined_images_have_sheets_too_and_the_memory_has_one(tmp_path: Path):
     main([*SHORT, "--out", str(tmp_path / "run")])
     names = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
     assert names == {
-        "draw-first.png", "draw-latest.png", "refine-first.png", "refine-latest.png", "memory.png",
+        "draw-first.png", "draw-latest.png", "refine-first.png", "refine-middle.png",
+        "refine-latest.png", "memory.png", "hardest.png", "disagreed.png",
     }  # fmt: skip
     sheets = {
         name: np.asarray(Image.open(tmp_path / "run" / "samples" / name).convert("L"))

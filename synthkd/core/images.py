@@ -184,7 +184,7 @@ def sheet_classes(labels: Tensor, classes: int) -> list[int]:
     """
     if classes <= MOST_ROWS:
         return list(range(classes))
-    present: list[int] = labels.unique().tolist()
+    present: list[int] = labels.unique().tolist()  # type: ignore[no-untyped-call]
     return [label for label in present if label >= 0][:MOST_ROWS]
 
 

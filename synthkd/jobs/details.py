@@ -53,7 +53,9 @@ def pairs_of_votes(taught: Tensor, learned: Tensor) -> list[list[int]]:
     """
     if not len(taught):
         return []
-    pairs, counts = torch.stack([taught, learned], 1).unique(dim=0, return_counts=True)
+    pairs, counts = torch.stack([taught, learned], 1).unique(  # type: ignore[no-untyped-call]
+        dim=0, return_counts=True
+    )
     found: list[list[int]] = torch.cat([pairs, counts[:, None]], 1).tolist()
     return found
 

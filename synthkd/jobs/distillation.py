@@ -389,8 +389,10 @@ class Distillation:
         """What a slimmable student is worth at each width; nothing of any other."""
         learner = self.lab.learner
         assert learner is not None
-        body, found = learner.student.body, {}
-        for share in widths(body) if isinstance(body, Slimmable) else ():
+        body, found = learner.student.body, dict[str, dict[str, float | None]]()
+        if not isinstance(body, Slimmable):
+            return found
+        for share in widths(body):
             scored = compare(learner.student, self.teacher, images) if images is not None else None
             found[f"{share:g}"] = {
                 "parameters": sum(p.numel() for p in body.sliced(share).parameters()),

@@ -46,7 +46,7 @@ class Slimmable(nn.Module):
         if self.share == 1:
             logits: Tensor = self.full(x)
             return logits
-        norms = iter(self.narrow_norms[self.shares.index(self.share)])  # type: ignore[arg-type]
+        norms = iter(self._norms(self.share))
         full, width = self.full, _channels(len(self.full.conv1.weight), self.share)
         h = F.conv2d(x, full.conv1.weight[:width], None, full.conv1.stride, full.conv1.padding)
         h = pooled(F.relu(next(norms)(h), inplace=True), full.reduction)
@@ -54,6 +54,12 @@ class Slimmable(nn.Module):
             h = _narrow_block(h, block, self.share, next(norms), next(norms))
         h = F.avg_pool2d(h, h.shape[2:]).flatten(1)
         return F.linear(h, full.linear.weight[:, : h.shape[1]], full.linear.bias)
+
+    def _norms(self, share: float) -> list[nn.Module]:
+        """The BatchNorm layers of a narrower width, in the order of the full one's."""
+        found = self.narrow_norms[self.shares.index(share)]
+        assert isinstance(found, nn.ModuleList)
+        return list(found)
 
     def _blocks(self) -> list[Block]:
         return [m for m in self.full.modules() if isinstance(m, Block)]
@@ -73,9 +79,9 @@ class Slimmable(nn.Module):
             wide = full.state_dict()[name]
             cut = tuple(slice(0, side) for side in value.shape)
             state[name] = wide[cut].clone()
-        norms = self.narrow_norms[self.shares.index(share)]
+        norms = self._norms(share)
         named = [n for n, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        for name, norm in zip(named, norms, strict=True):  # type: ignore[arg-type]
+        for name, norm in zip(named, norms, strict=True):
             state |= {f"{name}.{key}": value.clone() for key, value in norm.state_dict().items()}
         found.load_state_dict(state)
         return found.train(self.training)

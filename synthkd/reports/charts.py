@@ -8,6 +8,7 @@ import io
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -94,7 +95,11 @@ def line_chart(
     content = io.StringIO()
     # ids of an SVG are those of the page: each chart needs its own
     salt = f"{title} {','.join(names)}"
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with (
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of letters that its own font lacks: the page has another
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     return _inlined(content.getvalue(), title)
 

@@ -19,7 +19,7 @@ from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import plain
 from synthkd.core.privacy import statement
-from synthkd.core.words import span
+from synthkd.core.words import counted, span
 from synthkd.reports import bench
 from synthkd.reports.charts import SERIES, line_chart
 from synthkd.reports.record import SHARES, Curve, Picture, RunRecord, number, rates
@@ -72,7 +72,7 @@ def run_report(record: RunRecord, *, images: bool = True) -> str:
     return _page(
         title=_title(record),
         state=record.state,
-        badge={"finished": summary.get("verdict", ""), "running": "ok"}.get(record.state, "weak"),
+        badge=_badge(record),
         lead=_lead(record),
         findings=_findings(record),
         figures=_figures(record),
@@ -169,6 +169,14 @@ def _markup(view: Mapping[str, Any]) -> dict[str, Any]:
         block | {"charts": [Markup(chart) for chart in block["charts"]]} for block in view["blocks"]
     ]
     return {**view, "blocks": blocks}
+
+
+def _badge(record: RunRecord) -> str:
+    """How the state is coloured: as the verdict, of a run that is finished."""
+    verdict = record.summary.get("verdict")
+    if record.state == "finished":
+        return str(verdict) if verdict in ("ok", "weak", "useless") else ""
+    return "ok" if record.state == "running" else "weak"
 
 
 def _title(record: RunRecord) -> str:
@@ -276,9 +284,17 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
 def _asked(record: RunRecord) -> list[str]:
     """What was asked for."""
     manifest, lines = record.manifest, []
+    budget, data = (_mapping(record.settings.get(key)) for key in ("budget", "data"))
+    minutes, images = (number(budget.get(key)) for key in ("minutes", "images"))
+    if minutes or images:
+        share = number(data.get("mix_ratio"))
+        mixed = "" if share is None else f", {share:.0%} of the images synthetic"
+        given = counted(minutes, "minute") if minutes else f"{_count(images)} student images"
+        pipeline = plain(str(record.settings.get("pipeline", "")))[:60]
+        lines.append(f"Asked for: {given} of the pipeline {pipeline}{mixed}.")
     command = _command(manifest)
     if command:
-        lines.append(f"Asked for: {command}")
+        lines.append(f"By: {command}")
     chosen = _mapping(manifest.get("student_chosen"))
     if chosen:
         lines.append("The student was chosen automatically; see the plan below.")

@@ -7,7 +7,6 @@ A run may be finished, going on, interrupted or damaged: what cannot be read is 
 import fcntl
 import io
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from PIL import Image
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, plain, quoted
+from synthkd.recipe.toml import plain_toml
 
 POINTS = 300  # of a curve, at most twice as many
 MOST_CURVES = 64
@@ -29,6 +29,7 @@ RECIPE_BYTES = 1 << 20
 PICTURE_BYTES = 32 << 20
 PICTURE_PIXELS = 40_000_000
 MOST_PICTURES = 40
+LARGEST = 1e30  # of a number; with larger ones nothing can be drawn
 SHARES = ("agreement", "balance", "confidence", "obeyed", "difficulty")  # which lie in 0..1
 
 
@@ -71,6 +72,7 @@ class RunRecord:
     details: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # of synthkd evaluate, if kept here
     recipe: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what the recipe says
     rounds: int = 0
     latest: Mapping[str, Any] = field(default_factory=dict)  # the last line of metrics.jsonl
     curves: Mapping[str, Curve] = field(default_factory=dict)
@@ -155,9 +157,14 @@ def read_run(path: Path, *, pictures: bool = True) -> RunRecord:
         recipe = files.read_bytes(path / "recipe.toml", RECIPE_BYTES).decode("utf-8", "replace")
     except OSError as error:
         problems.append(f"recipe.toml cannot be read: {error.strerror}")
+    settings: dict[str, Any] = {}
+    if files.is_plain(path / "recipe.toml"):
+        with suppress(InputError):  # the text is shown as it is
+            settings = plain_toml(path / "recipe.toml")
     rounds, latest, curves, spans = _curves(path / "metrics.jsonl", problems)
     return RunRecord(
-        path, state, manifest, summary, details, evaluation, recipe, rounds, latest, curves, spans,
+        path, state, manifest, summary, details, evaluation, recipe, settings, rounds, latest,
+        curves, spans,
         tuple(_pictures(path / "samples", problems)) if pictures else (), tuple(problems),
     )  # fmt: skip
 
@@ -215,14 +222,14 @@ def lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def number(value: object) -> float | None:
-    """A finite number out of a foreign file, or None."""
+    """A number out of a foreign file; None where it is none, or none that a run measures."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         found = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return found if abs(found) <= LARGEST else None  # of NaN neither
 
 
 def _curves(
