@@ -26,7 +26,7 @@ from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Writer
-from synthkd.engine.build import build
+from synthkd.engine.build import build, build_synthesis
 from synthkd.engine.loop import rounds, select_final_weights
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
@@ -130,14 +130,8 @@ class Search:
 
     def _images(self) -> Teacher:
         """The fixed set: what the recipe's stages synthesize in a share of the time."""
-        stages = tuple(
-            stage.name for stage in self.recipe.stages if stage.synthesizes
-            and not stage.student_steps
-        )  # fmt: skip
-        if not stages:
-            raise InputError("a search needs a pipeline that synthesizes before it teaches")
-        recipe = self._with(stages=stages, minutes=max(0.02, SET * self.seconds / 60))
-        lab = build(recipe, report=self.report)
+        recipe = self._with(stages=self.recipe.run.stages, minutes=SET * self.seconds / 60)
+        lab, _ = build_synthesis(recipe, report=self.report)
         if (self.out / "set" / MANIFEST).is_file():
             return lab.teacher
         lab.limit(SET * self.seconds)
