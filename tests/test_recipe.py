@@ -316,6 +316,33 @@ def test_a_device_without_an_end_is_not_read_to_its_end(tmp_path):
 # --- kept as text
 
 
+NAMED = {  # settings that hold names and numbers, as a plan writes them
+    "pixels.scales": {0.5: 0.5, 0.75: 0.35, 1.0: 0.15},
+    "training.scales": {0.5: 0.7, 1.0: 0.3},
+    "training.terms": {"soft_targets": 1.0, "hint": 0.5},
+    "memory.shares": {"pixels": 0.6},
+    "teacher.args": {"width": "16"},
+    "student.args": {"depth": "8"},
+}
+
+
+def test_every_setting_that_holds_names_comes_back_from_a_file(toml):
+    held = {
+        f"{table}.{key}"
+        for table, values in recipe.Recipe().model_dump().items() if isinstance(values, dict)
+        for key, value in values.items() if isinstance(value, dict)
+    }  # fmt: skip
+    assert held == set(NAMED)  # a new one has its line above
+    tables = {}
+    for name, value in NAMED.items():
+        table, key = name.split(".")
+        tables.setdefault(table, {})[key] = value
+    built = recipe.validated(tables)
+    assert {name: getattr(getattr(built, name.split(".")[0]), name.split(".")[1])
+            for name in NAMED} == NAMED  # fmt: skip
+    assert recipe.validated(recipe.read_toml(toml(recipe.to_toml(built)))) == built
+
+
 def test_the_defaults_come_back_from_their_text(toml):
     plain = recipe.Recipe()
     assert recipe.validated(recipe.read_toml(toml(recipe.to_toml(plain)))) == plain

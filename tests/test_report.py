@@ -124,7 +124,7 @@ def test_sheets_know_what_they_show(finished: Path) -> None:
     assert first["kind"] == "pixels" and len(first["rows"]) == 10
     assert 0 < first["share"] < latest["share"] <= 1
     assert 0.1 <= first["confidence"] <= 1
-    assert len(pictures["hardest"].caption["images"]) == 24
+    assert len(pictures["hardest"].caption["images"]) == 16
 
 
 def test_no_report_is_written_where_none_is_wanted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from synthkd.replay.protocol import ReplayBatch
 from synthkd.runs.directory import Run
 from synthkd.teachers.protocol import Teacher, asked_freely
 
-SHOWN = 24  # images in a sheet of chosen ones
+SHOWN = 16  # images in a sheet of chosen ones
 
 
 def run_details(

@@ -7,6 +7,7 @@ range; `Flag` gives a daily setting a short flag beside its dotted name. Knows o
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -91,7 +92,17 @@ def _scales(value: dict[float, float]) -> dict[float, float]:
     return dict(sorted(value.items()))
 
 
-Scales = Annotated[dict[float, float], BeforeValidator(parted), AfterValidator(_scales)]
+def _numbered(value: object) -> object:
+    """Keys are texts in TOML and in flags; what is no number is left for the type to refuse."""
+    found = parted(value)
+    if not isinstance(found, dict):
+        return found
+    with suppress(ValueError, TypeError):
+        return {float(key): share for key, share in found.items()}
+    return found
+
+
+Scales = Annotated[dict[float, float], BeforeValidator(_numbered), AfterValidator(_scales)]
 Sides = Annotated[int | tuple[int, int], BeforeValidator(_sides)]
 Arguments = Annotated[dict[str, str], BeforeValidator(parted)]
 

@@ -17,6 +17,7 @@ from typing import Any
 from synthkd.reports.record import Curve, Span
 
 WIDTH, HEIGHT = 4.6, 2.7  # inches, of 72 pixels of the page
+SHORT = 3.0  # minutes, under which the axis has seconds
 SERIES = 8  # colours there are
 # colours that matplotlib writes and the page replaces
 _INK, _MUTED, _GRID, _BAND = "#000001", "#000002", "#000003", "#000004"
@@ -64,10 +65,15 @@ def line_chart(
             curve.minutes, curve.values, color=colour, linewidth=1.6, label=name,
             marker="o" if few else "", markersize=3,
         )  # fmt: skip
-    end = max((c.minutes[-1] for c in curves.values() if c.minutes), default=1.0)
-    axes.set_xlim(0, end * 1.01 or 1.0)
+    ends = [curve.minutes[-1] for curve in curves.values() if curve.minutes]
+    end = max([*ends, *(span.end for span in spans)], default=1.0) or 1.0
+    axes.set_xlim(0, end * 1.01)
+    axes.margins(y=0.14)  # room for the names of the stages
+    if end < SHORT:
+        axes.xaxis.set_major_formatter(lambda minutes, _: f"{60 * minutes:.3g}")
+        axes.xaxis.set_major_locator(_every(end))
     if share:
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1.14)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     elif log and all(v > 0 for c in curves.values() for v in c.values):
         axes.set_yscale("log")
@@ -75,7 +81,8 @@ def line_chart(
         low = min((v for c in curves.values() for v in c.values), default=0.0)
         axes.set_ylim(bottom=min(0.0, low))
     _stages(axes, spans, end)
-    axes.set_xlabel("minutes", color=_MUTED, fontsize=8, labelpad=1)
+    unit = "seconds" if end < SHORT else "minutes"
+    axes.set_xlabel(unit, color=_MUTED, fontsize=8, labelpad=1)
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -85,7 +92,7 @@ def line_chart(
     axes.patch.set_visible(False)
     figure.patch.set_visible(False)
     figure.text(0.02, 0.93, title, fontsize=10, color=_INK, parse_math=False, weight="bold")
-    if len(names) > 1:
+    if len(names) > 1 or names[:1] != [title]:
         shown = axes.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=8,
             labelcolor=_INK, handlelength=1.2, columnspacing=1.0, borderpad=0,
@@ -102,6 +109,14 @@ def line_chart(
         warnings.simplefilter("ignore")  # of letters that its own font lacks: the page has another
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     return _inlined(content.getvalue(), title)
+
+
+def _every(end: float) -> Any:
+    """Ticks at whole seconds, for an axis of minutes up to `end`."""
+    from matplotlib.ticker import MultipleLocator
+
+    step = next((s for s in (1, 2, 5, 10, 20, 30) if 60 * end / s <= 8), 60)
+    return MultipleLocator(step / 60)
 
 
 def _stages(axes: Any, spans: Sequence[Span], end: float) -> None:
