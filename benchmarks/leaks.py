@@ -1,7 +1,7 @@
 """What students tell about their teachers' training data: a study with canaries, on digits.
 
-    python benchmarks/leaks.py OUT [--shadows 16] [--canaries 20] [--only teacher,synthkd]
-                               [--workers 2] [--epochs 60]
+    python benchmarks/leaks.py OUT [--shadows 16] [--canaries 20] [--workers 2] [--epochs 60]
+                               [--only teacher,synthkd,gan,labels]
 
 Trains shadow teachers as the demo's teacher is trained (assets/train_demo_teacher.py), each on a
 random half of its 1,258 images; --canaries of these have a wrong label. Every image is in the
@@ -10,7 +10,8 @@ halves of half of the teachers. Each teacher is then distilled without data: by 
 with all others of its kind as shadow networks: by LiRA, and by the loss; canaries by themselves.
 
 A file a network in OUT: one that is there is not made again. Ends with a Markdown table, table.md
-and table.json.
+and table.json. Intervals of the area under the curve know that an image has a score from every
+network; those of the rates take scores as independent.
 """
 
 import argparse
@@ -199,8 +200,9 @@ def attacks(kind: str, logits: NDArray[np.float64], known: Design) -> Iterator[A
     losses = membership.loss_scores(logits, known.labels)
     for name, chosen in (("members", ~known.canary), ("canaries", known.canary)):
         member, own = known.member[:, chosen], confidence[:, chosen]
-        shared = np.arange(member.size)  # networks and images, one after the other
-        group = Group(name, np.tile(known.labels[chosen], len(member)), member.ravel(), shared)
+        of = np.tile(np.arange(member.shape[1]), len(member))  # networks, one after the other
+        labels = np.tile(known.labels[chosen], len(member))
+        group = Group(name, labels, member.ravel(), np.arange(member.size), images=of)
         yield leaks.attack(kind, group, "loss", losses[:, chosen].ravel())
         for score, online in (("lira-offline", False), ("lira-online", True)):
             found = membership.leave_one_out(own, member, online=online)

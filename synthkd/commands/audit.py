@@ -81,7 +81,8 @@ def run(
         torch.set_num_threads(recipe.run.threads)
     device = choose_device(recipe.run.device)
     display = Display(quiet=quiet or as_json)
-    teacher = load_teachers(recipe.teacher, trust_code=recipe.run.trust_code).to(device)
+    loaded: Any = load_teachers(recipe.teacher, trust_code=recipe.run.trust_code)
+    teacher: Teacher = loaded.to(device)
     student, _ = load_classifier(
         StudentTable(spec=str(path)), TeacherTable(), trust_code=recipe.run.trust_code
     )
@@ -95,7 +96,7 @@ def run(
 
     findings = [*_other_teacher(manifest, teacher), *examples.findings]
     pixels = [examples.parts[name].pixels for name in PARTS[:2]]
-    findings += leaks.shared(*pixels)
+    findings += leaks.shared(pixels[0], pixels[1])
     if known is not None:
         right = np.concatenate([examples.rows(name) for name in PARTS[:2]])
         labels, votes = (of[right] for of in (examples.labels, examples.answers["teacher"]))
@@ -103,7 +104,7 @@ def run(
         findings += leaks.out_of_order(known, labels, right, accuracy)
     found = _attacks(examples, known, teacher.classes, recipe.run.seed)
     accuracies = _accuracies(examples)
-    near = None if synthetic is None else nearest.neighbours(synthetic.pixels, *pixels)
+    near = None if synthetic is None else nearest.neighbours(synthetic.pixels, pixels[0], pixels[1])
     result: dict[str, Any] = {
         "run": str(path),
         "teacher_digest": teacher.digest,
@@ -255,18 +256,21 @@ def _groups(examples: Examples, classes: int, seed: int) -> list[Group]:
     canaries = examples.rows("canaries")
     if "canaries left out" in examples.parts:
         left = examples.rows("canaries left out")
-        return [*groups, _group("canaries", examples.labels, canaries, left, by_coin=True)]
+        canary = _group("canaries", examples.labels, canaries, left)
+        return [*groups, canary._replace(by_coin=True)]
     labels = examples.labels.copy()
     labels[outside] = leaks.wrong_labels(labels[outside], classes, seed)
-    return [*groups, _group("canaries", labels, canaries, outside, as_trained=False)]
+    return [*groups, _group("canaries", labels, canaries, outside)._replace(as_trained=False)]
 
 
 def _group(
-    name: str, labels: NDArray[np.int64], inside: NDArray[np.int64], outside: NDArray[np.int64],
-    **told: bool,
-) -> Group:  # fmt: skip
+    name: str,
+    labels: NDArray[np.int64],
+    inside: NDArray[np.int64],
+    outside: NDArray[np.int64],
+) -> Group:
     rows = np.concatenate([inside, outside])
-    return Group(name, labels[rows], np.arange(len(rows)) < len(inside), rows, **told)
+    return Group(name, labels[rows], np.arange(len(rows)) < len(inside), rows)
 
 
 def _accuracies(examples: Examples) -> dict[str, dict[str, float]]:
@@ -323,7 +327,7 @@ def _show(
         rates = [
             word
             for rate in some[0].rates
-            for word in (f"TPR at {rate.false_positive_rate:.1%} FPR", "by chance")
+            for word in (f"TPR at {100 * rate.false_positive_rate:g} % FPR", "by chance")
         ]
         display.table(
             f"{group}: {some[0].members:,}, beside {some[0].non_members:,} that were not",
@@ -368,7 +372,7 @@ def _write(
 ) -> None:  # fmt: skip
     try:
         if near is not None and synthetic is not None:
-            picture = nearest.sheet(synthetic.pixels, *pixels, near)
+            picture = nearest.sheet(synthetic.pixels, pixels[0], pixels[1], near)
             save_picture(picture, folder / SHEET)
             display.say(f"written: {folder / SHEET}, which shows real images")
         files.write_json(folder / RESULT, result)

@@ -36,6 +36,7 @@ class Group(NamedTuple):
     rows: NDArray[np.int64]  # [N], their places among the images of the shadow networks
     as_trained: bool = True  # whether shadow networks had them with these labels, if they had them
     by_coin: bool = False  # whether a fair coin decided who was a member
+    images: NDArray[np.int64] | None = None  # [N], where several examples are of one image
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def attacks(
 def attack(network: str, group: Group, score: str, found: Floats) -> Attack:
     """What a score [N] of a group's examples finds."""
     inside, outside = found[group.member], found[~group.member]
-    area = membership.auc(inside, outside)
+    of = group.images
+    images = None if of is None else (of[group.member], of[~group.member])
+    area = membership.auc(inside, outside, images=images)
     epsilon = None
     if group.by_coin:
         epsilon = membership.epsilon_lower_bound(*membership.one_run_guesses(inside, outside))

@@ -70,7 +70,8 @@ def logit_confidence(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
     """
     z = np.asarray(logits, dtype=np.float64)
     own = np.asarray(labels)[:, None] == np.arange(z.shape[-1])  # [N, K]
-    return _of_label(z, labels) - special.logsumexp(np.where(own, -np.inf, z), axis=-1)
+    others: Floats = special.logsumexp(np.where(own, -np.inf, z), axis=-1)
+    return _of_label(z, labels) - others
 
 
 def _of_label(values: Floats, labels: NDArray[Any]) -> Floats:
@@ -216,7 +217,12 @@ def proportion(hits: int, count: int) -> Estimate:
     return Estimate(hits / count, float(low), float(high))
 
 
-def auc(members: Floats, non_members: Floats) -> Estimate:
+def auc(
+    members: Floats,
+    non_members: Floats,
+    *,
+    images: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+) -> Estimate:
     """How often a member has a higher score than a non-member, equal ones counted half: 0..1, 0.5
     for a random or a constant score.
 
@@ -227,7 +233,12 @@ def auc(members: Floats, non_members: Floats) -> Estimate:
     The 95 % interval is symmetric for log(A / (1 − A)), with the standard deviation of DeLong et
     al. 1988 (https://doi.org/10.2307/2531595) divided by A (1 − A). Where A is 0 or 1 that
     variance is 0; then min(M, N) disjoint pairs, all ordered alike, give the exact interval.
-    `members` [M] and `non_members` [N] are scores; M and N at least 2.
+    `members` [M] and `non_members` [N] are scores; M and N at least 2. Where several are of one
+    image, `images` are the numbers from 0 on of that of each, [M] and [N]; then, over I images,
+
+        var A = I / (I − 1) Σ_images (Σ (V − A) / M + Σ (W − A) / N)²
+
+    Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data".
 
     >>> auc(np.array([1.0, 3.0]), np.array([0.0, 2.0])).value
     0.75
@@ -235,12 +246,20 @@ def auc(members: Floats, non_members: Floats) -> Estimate:
     m, n = len(members), len(non_members)
     ranks = stats.rankdata(np.concatenate([members, non_members]))
     value = float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
+    count = min(m, n) if images is None else len(np.unique(np.concatenate(images)))
     if value in (0.0, 1.0):
-        return proportion(round(value) * min(m, n), min(m, n))
+        fewest = min(m, n, count)
+        return proportion(round(value) * fewest, fewest)
     below = (ranks[:m] - stats.rankdata(members)) / n
     above = 1 - (ranks[m:] - stats.rankdata(non_members)) / m
-    deviation = math.sqrt(below.var(ddof=1) / m + above.var(ddof=1) / n)
-    reach = stats.norm.ppf((1 + CONFIDENCE) / 2) * deviation / (value * (1 - value))
+    if images is None:
+        variance = below.var(ddof=1) / m + above.var(ddof=1) / n
+    else:
+        size = max(int(of.max()) for of in images) + 1
+        each = np.bincount(images[0], (below - value) / m, size)
+        each = each + np.bincount(images[1], (above - value) / n, size)
+        variance = count / (count - 1) * (each**2).sum()
+    reach = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(variance) / (value * (1 - value))
     middle = special.logit(value)
     return Estimate(value, *(float(special.expit(middle + s * reach)) for s in (-1, 1)))
 

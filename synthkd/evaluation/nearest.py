@@ -21,7 +21,7 @@ TILE, LETTER, LINE = 64, 7, 14  # pixels: least width of an image; of a letter a
 class Nearest(NamedTuple):
     """For each synthetic image the nearest real one."""
 
-    index: Tensor  # [M] int64
+    place: Tensor  # [M] int64, its row among the real ones
     distance: Tensor  # [M] float64, root mean square of the pixels' differences, 0..1
 
 
@@ -43,7 +43,7 @@ def nearest(images: Tensor, among: Tensor) -> Nearest:
     the one found is computed anew, exactly.
 
     >>> found = nearest(torch.tensor([[[[255]]]]).byte(), torch.tensor([[[[0]]], [[[204]]]]).byte())
-    >>> found.index.tolist(), found.distance.round(decimals=6).tolist()
+    >>> found.place.tolist(), found.distance.round(decimals=6).tolist()
     ([1], [0.2])
     """
     asked = images.flatten(1).float() / 255 - 0.5  # [M, D]
@@ -77,7 +77,7 @@ def sheet(images: Tensor, members: Tensor, non_members: Tensor, found: Neighbour
     ratio = inside.distance / outside.distance.clamp_min(1e-9)
     tiles = []
     for i in ratio.argsort()[:SHOWN].tolist():
-        tiles += [images[i], members[inside.index[i]], non_members[outside.index[i]],
+        tiles += [images[i], members[inside.place[i]], non_members[outside.place[i]],
                   torch.full_like(images[i], 255)]  # fmt: skip
     zoom = max(1, TILE // images.shape[3])
     body = grid(torch.stack(tiles), 4 * ACROSS, zoom=zoom)
