@@ -63,14 +63,19 @@ def told(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_strings_of_a_header_come_back_as_they_were() -> None:
     data = {"key": list(HOSTILE), "names": {str(k): s for k, s in enumerate(HOSTILE)}, "n": 0.5,
-            "small": 1e-5, "many": 123_456, "yes": True, "none": None}  # fmt: skip
+            "small": 1e-5, "many": 123_456, "sure": True, "none": None}  # fmt: skip
     card = text.header(data)
     assert card.startswith("---\n") and card.endswith("\n---")
     inside = yaml.safe_load(card.removeprefix("---\n").removesuffix("\n---"))
     wanted = [s.replace("\ud800", "\ufffd") for s in HOSTILE]
     assert inside["key"] == wanted
     assert inside["names"] == {str(k): s for k, s in enumerate(wanted)}
-    assert (inside["n"], inside["small"], inside["many"], inside["yes"]) == (0.5, 1e-5, 123456, True)
+    assert (inside["n"], inside["small"], inside["many"], inside["sure"]) == (
+        0.5,
+        1e-5,
+        123456,
+        True,
+    )
     assert "none" not in inside
     assert len(card.splitlines()) == len(inside) + 2  # each key on one line of its own
     card.encode()  # what is written to a file
@@ -149,7 +154,9 @@ def test_the_lines_of_the_run_s_card_load_the_student_and_repeat_it(
     (line,) = blocks(card, "sh")
     words = shlex.split(line)[1:]
     main([*words[:-1], str(tmp_path / "again"), "--quiet"])
-    again, first = (p.joinpath("student.safetensors").read_bytes() for p in (tmp_path / "again", run))
+    again, first = (
+        p.joinpath("student.safetensors").read_bytes() for p in (tmp_path / "again", run)
+    )
     assert again == first
 
 
@@ -226,7 +233,8 @@ def test_an_export_names_no_folder_of_this_machine(
     ])  # fmt: skip
     out = tmp_path / "shipped"
     main(["export", f"{tmp_path}/run", "--format", "safetensors,onnx,pt2", "--int8", "--val-data",
-          f"{tmp_path}/val.npz", "--out", str(out), "--license", "cc-by-4.0", "--quiet"])  # fmt: skip
+          f"{tmp_path}/val.npz", "--out", str(out), "--license", "cc-by-4.0",
+          "--quiet"])  # fmt: skip
     card = ModelCard.load(out / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert "net.py:make" in card.text and "val.npz" in card.text

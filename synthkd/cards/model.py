@@ -76,8 +76,10 @@ def export_card(
     if files and not files[0].parity.independent:
         named, known = files[0].parity.named, len(names)
         lines.append(f"Of {known:,} classes the student names {named:,} on these images.")
-    for one in conditions:
-        lines.append(f"Times by `synthkd export`, the machine otherwise idle: {plain(one)}.")
+    lines += [
+        f"Times by `synthkd export`, the machine otherwise idle: {plain(one)}."
+        for one in conditions
+    ]
     lines += [line for f in files if f.truth for line in ("", *_quantised(f.name, f.truth))]
     lines += ["", *_end(summary, manifest), "## How to repeat it", "",
               "From the run directory, by `synthkd distill --config recipe.toml --out again` and "

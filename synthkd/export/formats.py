@@ -27,7 +27,7 @@ from synthkd.measures import class_balance, decided
 from synthkd.networks.classifier import Classifier
 from synthkd.specs.graphs import telemetry_off
 from synthkd.students import latency
-from synthkd.students.latency import INPUT, Answer, Conditions, onnx_answer, write_onnx
+from synthkd.students.latency import INPUT, Answer, onnx_answer, write_onnx
 
 FORMATS = ("safetensors", "onnx", "pt2", "executorch")
 TOLERANCE = 1e-3  # of the largest logit

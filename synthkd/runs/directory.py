@@ -227,9 +227,7 @@ class Run:
         for path in written(self.path / "snapshots", SNAPSHOT):
             path.unlink()
 
-    def finish(
-        self, summary: dict[str, Any], manifest: dict[str, Any], readme: str = ""
-    ) -> None:
+    def finish(self, summary: dict[str, Any], manifest: dict[str, Any], readme: str = "") -> None:
         """Manifest first, then a `readme` if there is one, summary last: a run with a summary is
         complete."""
         self.write_manifest(manifest | {"state": "finished"})

@@ -17,7 +17,6 @@ from synthkd.engine.loop import Round
 from synthkd.engine.reporter import Silent
 from synthkd.runs.directory import SHEET_SECONDS
 
-
 MISSING = "--tensorboard needs the extra tensorboard: pip install 'synthkd[tensorboard]'"
 
 
