@@ -17,6 +17,7 @@ import synthkd
 from synthkd.engine.loop import Round
 from synthkd.engine.progress import Progress
 from synthkd.engine.reporter import Reporter, Several, Silent
+from synthkd.runs.directory import Run
 from synthkd.runs.tensorboard import TensorBoard, next_step
 
 ROOT = Path(__file__).parent.parent
@@ -158,28 +159,25 @@ def test_every_round_of_a_run_is_in_tensorboard_at_the_images_seen(
     assert picture.encoded_image_string.startswith(b"\x89PNG") and picture.height > 100
 
 
-def test_a_resumed_run_goes_on_without_a_step_twice(board: Any, tmp_path: Path) -> None:
-    """Stopped by force between two checkpoints: what it wrote after the first is done again."""
+@pytest.mark.parametrize("seconds", ["0.05", "1000"])
+def test_a_resumed_run_goes_on_without_a_step_twice(
+    board: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    """Broken off after a round was written and before its checkpoint; with rare checkpoints there
+    is none, and all is done again."""
     run = tmp_path / "run"
 
-    class Breaking(Silent):
-        def follow(self, round_: Round) -> None:
-            if round_.progress.images_seen > 300:
-                raise RuntimeError("in the middle")
+    def breaking(_: Run, round_: Round, classes: int) -> None:
+        if round_.progress.images_seen > 300:
+            raise RuntimeError("in the middle")
 
-    from synthkd.jobs.distillation import Distillation
-    from synthkd.recipe import from_settings
-
-    recipe = from_settings({
-        "student.spec": "resnet8-w4", "budget.images": 600, "training.batch": 32,
-        "memory.capacity": 300, "stage.draw.fresh": 64, "stage.refine.synthesis_batch": 20,
-        "stage.refine.synthesis_steps": 2, "stage.study.student_steps": 1, "run.threads": 1,
-        "data.val": "none", "run.out": str(run), "run.checkpoint_seconds": 0.2,
-    })  # fmt: skip
-    with pytest.raises(RuntimeError, match="in the middle"):
-        Distillation(recipe, report=Breaking(), tensorboard=True).start()
+    words = [*SHORT, "--tensorboard", "--run.checkpoint-seconds", seconds, "--out", str(run)]
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="in the middle"):
+        patched.setattr(Run, "samples", breaking)
+        main(words)
     before = scalars(board, run / "tensorboard")["run/share"]
     assert before[-1][0] > 300
+    assert bool(list((run / "checkpoints").iterdir())) == (seconds == "0.05")
     main(["distill", "--resume", str(run), "--tensorboard", "--quiet"])
     assert len(list((run / "tensorboard").iterdir())) == 2  # a file a sitting
     shown = scalars(board, run / "tensorboard")

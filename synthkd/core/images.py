@@ -25,6 +25,7 @@ from synthkd.core.files import write_atomic
 
 IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
 MOST_ROWS = 40  # of a contact sheet
+THUMBNAIL = 96  # pixels, the longest side of an image in it
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R 601
 
 
@@ -168,12 +169,27 @@ def class_sheet(
     pixels: Tensor, labels: Tensor, classes: Sequence[int], *, columns: int = 10, zoom: int = 2
 ) -> Image.Image:
     """A contact sheet: a row for each of the `classes` with its first images, blank where there are
-    too few."""
+    too few. Large images are shown smaller."""
+    pixels = thumbnails(pixels)
     rows = torch.full((len(classes) * columns, *pixels.shape[1:]), 255, dtype=torch.uint8)
     for row, label in enumerate(classes):
         found = (labels == label).nonzero().flatten()[:columns]
         rows[row * columns : row * columns + len(found)] = pixels[found]
     return grid(rows, columns, zoom=zoom)
+
+
+def thumbnails(pixels: Tensor) -> Tensor:
+    """uint8 images [N, C, H, W] with sides of at most THUMBNAIL pixels, by averages.
+
+    >>> thumbnails(torch.zeros(1, 3, 224, 300, dtype=torch.uint8)).shape
+    torch.Size([1, 3, 72, 96])
+    """
+    height, width = pixels.shape[2:]
+    share = THUMBNAIL / max(height, width)
+    if share >= 1:
+        return pixels
+    size = (max(1, round(share * height)), max(1, round(share * width)))
+    return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def sheet_classes(labels: Tensor, classes: int) -> list[int]:

@@ -39,7 +39,7 @@ from torch import Tensor
 from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
-from synthkd.core.images import class_sheet, grid, save_picture, sheet_classes
+from synthkd.core.images import class_sheet, grid, save_picture, sheet_classes, thumbnails
 from synthkd.engine.loop import Round
 from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.runs.checkpoints import FORMAT, Checkpoints, written
@@ -160,7 +160,9 @@ class Run:
             "stage": round_.stage, "kind": round_.generator, "share": round_.share,
             "confidence": round_.measures.get("confidence"), "rows": [names[k] for k in rows],
         }  # fmt: skip
-        sheet = class_sheet(round_.samples, round_.labels, rows, columns=8, zoom=2)
+        sheet = class_sheet(
+            round_.samples, round_.labels, rows, columns=8, zoom=_zoom(round_.samples)
+        )
         save_picture(sheet, path, files.finite(caption))
 
     def memory_sheet(self, pixels: Tensor, votes: Tensor, names: Sequence[str]) -> None:
@@ -173,7 +175,7 @@ class Run:
 
     def chosen_sheet(self, name: str, pixels: Tensor, texts: Sequence[str]) -> None:
         """A sheet of images that were chosen one by one, uint8 [N, C, H, W], each with a text."""
-        sheet = grid(pixels, 8, zoom=_zoom(pixels))
+        sheet = grid(thumbnails(pixels), 8, zoom=_zoom(pixels))
         save_picture(sheet, self.path / "samples" / f"{name}.png", {"images": list(texts)})
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
