@@ -4,6 +4,7 @@ A card is Markdown behind a header of YAML between two lines of `---`.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from synthkd.core.words import span, without_paths
 
 FOUND = 10  # findings of a run, and versions, shown in its card
 NAMED = 20  # classes named in a card
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # as keys and names of measures are
 _AS_THEY_ARE = frozenset(" .,:;()+-/%'")  # in a string of a header, with letters and digits
 
 
@@ -40,7 +42,8 @@ def _yaml(value: Any) -> str:
         return str(value)
     if isinstance(value, float):  # YAML 1.1 reads 1e-05 as text
         return f"{value:.6f}" if math.isfinite(value) else "null"
-    return '"' + "".join(map(_escaped, str(value))) + '"'
+    told = str(value)
+    return f'"{told if _WORD.fullmatch(told) else "".join(map(_escaped, told))}"'
 
 
 def _escaped(c: str) -> str:
