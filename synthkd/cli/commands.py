@@ -19,6 +19,9 @@ class Switch:
     default: Any
     help: str
     brief: str = ""  # for the short help, where `help` is too long for one line
+    beside: bool = (
+        False  # shares the line of the switch before it, and its words, in the short help
+    )
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,15 @@ COMMANDS: dict[str, Command] = {
         tables=(*_SYNTHESIS, "student", "training", "teaching"),
         switches=(
             RESUME,
-            Switch("no_report", "--no-report", bool, False, "write no report.html at the end"),
             Switch(
                 "tensorboard", "--tensorboard", bool, False,
                 "write measures and contact sheets of every round into RUN/tensorboard, as "
                 "TensorBoard shows them",
-                brief="write RUN/tensorboard, for TensorBoard",
+                brief="RUN/tensorboard too; no report.html",
+            ),
+            Switch(
+                "no_report", "--no-report", bool, False, "write no report.html at the end",
+                beside=True,
             ),
             JSON, CONFIG, DRY_RUN, QUIET,
         ),

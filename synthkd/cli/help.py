@@ -66,9 +66,16 @@ def _rows(command: Command) -> Iterator[tuple[str, str]]:
         flags, words = [f"{setting.flag}{value}"], setting.brief
     if flags:
         yield _joined(flags), words
+    flags = []
     for switch in command.switches:
+        if flags and not switch.beside:
+            yield _joined(flags), words
+            flags = []
         kind = "" if switch.kind is bool else " TEXT"
-        yield switch.flag + kind, switch.brief or switch.help
+        flags.append(switch.flag + kind)
+        words = words if switch.beside else switch.brief or switch.help
+    if flags:
+        yield _joined(flags), words
 
 
 def _joined(flags: Sequence[str]) -> str:
