@@ -24,7 +24,7 @@ from synthkd.data.sources import Images, load_images
 from synthkd.export import formats as writers
 from synthkd.export.formats import Exported, Shipped
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.runs.directory import CALIBRATION, claim, free_name
+from synthkd.runs.directory import CALIBRATION
 from synthkd.specs import load_classifier
 from synthkd.students import latency
 from synthkd.students.latency import Answer
@@ -92,8 +92,8 @@ def run(
         if label.order:
             display.say(f"{quoted(val_data)}: {label.order}")
         display.findings(label.notes)
-    folder = out or free_name(path / "export")
-    claim(folder)
+    folder = out or files.free_name(path / "export")
+    files.claim(folder)
     with _threads(_promised_threads(manifest)):
         export = Export(path, folder, network, _pictures(path, network), label, display)
         metadata = writers.metadata(network, names, summary, manifest)

@@ -27,7 +27,7 @@ from synthkd.checks.student import (
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.files import sha256_of
+from synthkd.core.files import claim, free_name, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import count_images, place_of
@@ -44,7 +44,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import is_pruned
 from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
-from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
+from synthkd.runs.directory import Run, environment, held, resumable
 from synthkd.runs.session import Session, going_on
 from synthkd.specs import Card, card_of, is_saved, origin, read_card
 from synthkd.specs.ensembles import ensemble_tables, is_ensemble

@@ -33,7 +33,7 @@ from synthkd.engine.reporter import Reporter, Silent
 from synthkd.recipe import Recipe
 from synthkd.recipe.unused import ignored
 from synthkd.runs.checkpoints import Checkpoints
-from synthkd.runs.directory import claim, environment, free_name, held
+from synthkd.runs.directory import environment, held
 from synthkd.runs.session import Session, going_on
 from synthkd.synthesis import Generator, readers
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
@@ -136,12 +136,12 @@ class Generation:
 
     def start(self) -> DataSet:
         """Makes it in a new directory."""
-        out = Path(self.recipe.run.out or free_name(Path("synthetic")))
+        out = Path(self.recipe.run.out or files.free_name(Path("synthetic")))
         self._check_apart(out)
-        claim(out, resumable=True)
+        files.claim(out, resumable=True)
         with held(out, "--out"):
             self.lab.keep_in(out)
-            claim(out, resumable=True)  # whoever came at the same time may have begun in it
+            files.claim(out, resumable=True)  # whoever came at the same time may have begun in it
             files.write_atomic(out / RECIPE, recipes.to_toml(self.recipe))
             checkpoints = Checkpoints(out / CHECKPOINTS)
             return self._go(out, checkpoints, None, resumed=False)
