@@ -69,6 +69,12 @@ QUIET = Switch("quiet", "--quiet", bool, False, "print nothing but errors")
 JSON = Switch("as_json", "--json", bool, False, "print JSON instead of tables")
 TRUST = Switch("trust_code", "--trust-code", bool, False, "allow a student that is code")
 
+SEALED = Switch(
+    "sealed", "--sealed", bool, False,
+    "let the kernel refuse every file that the recipe does not name, and every socket (Linux)",
+    brief="let the kernel refuse all other files (Linux)",
+)
+
 _SYNTHESIS = (
     "", "teacher", "data", "budget", "run", "generator", "procedural", "pixels", "diffusion",
     "discriminator", "memory", "difficulty", "augment",
@@ -89,14 +95,14 @@ COMMANDS: dict[str, Command] = {
                 "directory in which to save a trained diffusion model, as diffusers reads it",
                 brief="directory to save a trained diffusion model in",
             ),
-            RESUME, JSON, CONFIG, DRY_RUN, QUIET,
+            RESUME, SEALED, JSON, CONFIG, DRY_RUN, QUIET,
         ),
         context=("given",),
     ),
     "distill": Command(
         "Train a small student from a teacher, without its training data.",
         tables=(*_SYNTHESIS, "student", "training", "teaching"),
-        switches=(RESUME, JSON, CONFIG, DRY_RUN, QUIET),
+        switches=(RESUME, SEALED, JSON, CONFIG, DRY_RUN, QUIET),
         context=("given", "started"),
     ),
     "evaluate": Command(
@@ -184,6 +190,23 @@ COMMANDS: dict[str, Command] = {
             ),
             Switch("out", "--out", Path | None, None, "directory to write (default: RUN/export)"),
             TRUST, JSON, QUIET,
+        ),
+    ),
+    "verify": Command(
+        "Check that a run is as it was left, and what it shows of what it read.",
+        positionals=(Positional("path", Path, "run directory, or a data set"),),
+        switches=(
+            Switch(
+                "digest", "--digest", str, "",
+                "what was printed at the end of the run: tells whether anything has changed since",
+                brief="what was printed at the end of the run",
+            ),
+            Switch(
+                "rerun", "--rerun", bool, False,
+                "run the recipe again, and compare the student bit for bit",
+                brief="run the recipe again, and compare the students",
+            ),
+            TRUST, JSON,
         ),
     ),
     "predict": Command(

@@ -1,4 +1,7 @@
-"""Counts and durations in words."""
+"""Counts, durations and names in words."""
+
+import re
+from pathlib import Path
 
 
 def counted(count: float, noun: str) -> str:
@@ -38,3 +41,18 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def run_name(teacher: str, student: str, seed: int) -> str:
+    """What a run directory is called where the user names none.
+
+    >>> run_name("nets/my_file.py:make", "<Sequential>", 3)
+    'my_file-make-Sequential-s3'
+    """
+    return f"{_word(teacher)}-{_word(student)}-s{seed}"
+
+
+def _word(spec: str) -> str:
+    """A SPEC as part of a directory's name."""
+    name = Path(spec.replace(".py:", "-").replace(":", "-")).name
+    return re.sub(r"[^\w.-]+", "", name) or "x"

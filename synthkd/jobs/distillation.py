@@ -147,10 +147,11 @@ class Distillation:
         return expected
 
     def start(self) -> Result:
-        """Runs it in a new directory: `run.out`, or one that is named after teacher and student."""
+        """Runs it in a new directory: `run.out`, or one that is named after teacher and student; a
+        sealed run in the one that is open to it."""
         recipe = self.recipe
-        words = (_word(recipe.teacher.spec), _word(recipe.student.spec))
-        out = Path(recipe.run.out or free_name(Path(f"runs/{'-'.join(words)}-s{recipe.run.seed}")))
+        name = run_name(recipe.teacher.spec, recipe.student.spec, recipe.run.seed)
+        out = self.evidence.out or Path(recipe.run.out or free_name(Path("runs") / name))
         claim(out, resumable=True)
         with held(out, "--out"):
             self.lab.keep_in(out)
@@ -407,16 +408,6 @@ def _check_val(recipe: Recipe) -> None:
 def _count(value: object) -> int:
     """A count out of a manifest; what is none counts as one."""
     return value if isinstance(value, int) else 1
-
-
-def _word(spec: str) -> str:
-    """A SPEC as part of a directory's name.
-
-    >>> _word("nets/my_file.py:make"), _word("<Sequential>")
-    ('my_file-make', 'Sequential')
-    """
-    name = Path(spec.replace(".py:", "-").replace(":", "-")).name
-    return re.sub(r"[^\w.-]+", "", name) or "x"
 
 
 def reserved(whole: float, scoring: float) -> float:

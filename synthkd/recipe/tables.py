@@ -436,7 +436,7 @@ class GeneratorTable(Table):
             '"auto"), by name; auto: chosen by looking at the teacher',
             pattern=r"^[a-z][a-z0-9_]*$",
         ),
-        Flag("--generator", "what makes images in stages that say auto"),
+        Flag("--generator", "what makes images (auto), or a trained one"),
     ] = "auto"
     start: Annotated[
         str,
@@ -444,7 +444,7 @@ class GeneratorTable(Table):
             description="trained generator to use instead of training a new one: a run's, a "
             "diffusers folder, or hub:OWNER/NAME (over the network)"
         ),
-        Flag("--generator-from", "a trained generator to use"),
+        Flag("--generator-from"),
     ] = ""
     latent: Annotated[int, Field(description="length of the noise vector", ge=1, le=4096)] = 128
     width: Annotated[int, Field(description="channels of its last layer", ge=4, le=512)] = 32
