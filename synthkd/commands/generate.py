@@ -7,6 +7,7 @@ from typing import Any
 
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
+from synthkd.jobs.evidence import Sealed
 from synthkd.jobs.generation import DataSet, Generation, begun, used
 from synthkd.recipe import Recipe
 from synthkd.synthesis.diffusion.diffusers_io import offline
@@ -15,13 +16,17 @@ from synthkd.synthesis.diffusion.diffusers_io import offline
 def run(
     recipe: Recipe, *, save_generator: Path | None = None, dry_run: bool = False,
     quiet: bool = False, as_json: bool = False, given: Collection[str] = (),
+    sealed: Sealed | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes images for a teacher and writes them as a data set. Returns its manifest, and with
-    `as_json` prints it and nothing else. `given` are the keys that the user set."""
+    `as_json` prints it and nothing else. `given` are the keys that the user set, `sealed` the
+    record of the seal of this process."""
     display = Display(quiet=quiet or as_json)
     recipe = used(recipe, given)
     with offline(dry_run):
-        job = Generation(recipe, keep=save_generator, report=display, given=given, by_force=True)
+        job = Generation(
+            recipe, keep=save_generator, report=display, given=given, by_force=True, sealed=sealed
+        )
     if not display.quiet:
         job.expect()
     if dry_run:
@@ -33,13 +38,13 @@ def run(
 def resume(
     path: Path, *, trust_code: bool = False, anyway: bool = False,
     save_generator: Path | None = None, dry_run: bool = False, quiet: bool = False,
-    as_json: bool = False,
+    as_json: bool = False, sealed: Sealed | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a data set that was interrupted, in training or in writing."""
     display = Display(quiet=quiet or as_json)
     recipe = recipes.trusted(begun(path), trust_code=trust_code, anyway=anyway)
     with offline(dry_run):
-        job = Generation(recipe, keep=save_generator, report=display, by_force=True)
+        job = Generation(recipe, keep=save_generator, report=display, by_force=True, sealed=sealed)
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
@@ -48,13 +53,14 @@ def resume(
 
 def _shown(made: DataSet, display: Display, *, as_json: bool) -> dict[str, Any]:
     display.findings(made.findings)
-    _show(made.manifest, made.count, made.path, display)
+    _show(made, display)
     if as_json:
         print(json.dumps(made.manifest, indent=2, ensure_ascii=False))
     return made.manifest
 
 
-def _show(manifest: dict[str, Any], count: int, out: Path, display: Display) -> None:
+def _show(made: DataSet, display: Display) -> None:
+    manifest, count, out = made.manifest, made.count, made.path
     level, missed = manifest["promise_level"], manifest["classes_not_filled"]
     rows = [
         ("images", f"{count:,} in {out}"),
@@ -65,7 +71,9 @@ def _show(manifest: dict[str, Any], count: int, out: Path, display: Display) -> 
                     f"drawing and writing {manifest['seconds_writing']:.0f}"),
         ("real images read", f"{manifest['real_images_read']:,} "
                              f"(level {level}, {manifest['promise']})"),
+        ("proof of it", f"level {manifest['proof_level']}, {manifest['proof']}"),
         ("contact sheet", str(out / "contact_sheet.png")),
+        ("digest of the set", made.digest),
     ]  # fmt: skip
     if missed:
         rows.insert(

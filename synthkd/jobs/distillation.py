@@ -4,10 +4,10 @@ What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporte
 """
 
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -30,6 +30,7 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import claim, free_name, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
+from synthkd.core.words import run_name
 from synthkd.data.sources import count_images, place_of
 from synthkd.engine.build import build, images_for, open_data
 from synthkd.engine.estimate import Estimate, estimate
@@ -38,6 +39,7 @@ from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
+from synthkd.jobs.evidence import Evidence, Sealed
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
@@ -67,6 +69,7 @@ class Result:
     summary: dict[str, Any]  # what summary.json says
     findings: tuple[Finding, ...]  # what speaks against the student
     run: Path  # the run directory
+    digest: str  # of hashes.json, which covers every other file in it
 
 
 class Distillation:
@@ -76,6 +79,7 @@ class Distillation:
     one that takes the place of `data.val`. `given` are the keys that the user set, so that those
     that do nothing can be named. A budget in minutes counts from `started`, a time of
     `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process.
+    `sealed` is the record of the seal, where the process has one.
     """
 
     def __init__(
@@ -90,7 +94,9 @@ class Distillation:
         given: Collection[str] = (),
         started: float | None = None,
         by_force: bool = False,
+        sealed: Sealed | None = None,
     ) -> None:
+        self.evidence = Evidence(recipe, sealed)  # before the teacher's code runs
         self.started = time.perf_counter() if started is None else started
         self.report = report or Silent()
         self.real_data, self.by_force = real_data, by_force
@@ -101,6 +107,7 @@ class Distillation:
             report=self.report,
         )  # fmt: skip
         self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
+        self.evidence.recipe = self.recipe  # what was left open is decided
         self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
         self.idle = idle = ignored(self.recipe, self.lab.stages, given, readers())
@@ -156,7 +163,7 @@ class Distillation:
         with held(out, "--out"):
             self.lab.keep_in(out)
             self._open_data()
-            return self._walk(Run.create(out, recipe, self.manifest))
+            return self._walk(Run.create(out, recipe, self.manifest | self.evidence.begun()))
 
     def resume(self, path: Path) -> Result:
         """Goes on with an interrupted run from its newest complete checkpoint."""
@@ -164,7 +171,7 @@ class Distillation:
             the_run, _ = Run.resume(path)  # whoever worked in it until now may have finished it
             self.lab.keep_in(the_run.path)
             self._take_up(the_run)
-            the_run.write_manifest(self.manifest | {"state": "running"})
+            the_run.write_manifest(self.manifest | self.evidence.begun() | {"state": "running"})
             return self._walk(the_run)
 
     def _open_data(self) -> None:
@@ -182,7 +189,9 @@ class Distillation:
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
         kept = ("command", "student_chosen", "recipe_sha256", "estimate", "findings")
         self.manifest |= {key: before[key] for key in kept if key in before}
-        self.manifest["sittings"] = _count(before.get("sittings")) + 1
+        sittings = _count(before.get("sittings"))
+        self.manifest["sittings"] = sittings + 1
+        self.evidence.go_on(before, sittings)
         self._open_data()
         if before.get("data") != self.manifest["data"]:
             raise InputError(f"{where}: the data are not those that the run was started with")
@@ -213,7 +222,7 @@ class Distillation:
             self.report, again, recipe.run.checkpoint_seconds, saved=lab.progress.round > 0,
             by_force=self.by_force,
         )  # fmt: skip
-        with session.open(lab):
+        with self._telling(the_run), session.open(lab):
             for round_ in rounds(lab):
                 the_run.record(round_)
                 before, part = part, int(round_.share * parts)
@@ -230,6 +239,18 @@ class Distillation:
         with resumable(again):
             the_run.close_samples(classes)
             return self._finish(the_run, spent_before)
+
+    @contextmanager
+    def _telling(self, the_run: Run) -> Iterator[None]:
+        """What this sitting opened stands in the manifest, also where it is stopped."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                told = self.evidence.told([the_run.path])
+                the_run.write_manifest(self.manifest | told | {"state": "running"})
+            self.evidence.stop()
+            raise
 
     def _scoring(self, most: float) -> float:
         """Seconds that the final score will take, where it can be told before the images are
@@ -271,6 +292,7 @@ class Distillation:
         student = lab.learner.student.eval()
         path = the_run.path / "student.safetensors"
         save_student(student, _card(recipe, student, self.teacher), path)
+        self.evidence.chosen()
         _keep_images(lab, the_run)
         for generator in lab.generators.values():
             generator.save(the_run.path, self.manifest["promise_level"])
@@ -321,10 +343,12 @@ class Distillation:
             YES_OR_NO if self.teacher.independent else self.teacher.names
         )  # of what was held out
         balance = class_balance(held_out.learned, held_out.taught, len(names))
+        self.manifest |= self.evidence.finished(self.teacher, [the_run.path])
+        doubts = self.evidence.findings
         summary = {
             # labels that are wrong make the score useless, not the student
             "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),
-            "findings": as_data(findings),
+            "findings": as_data([*findings, *doubts]),
             **scores,
             "student": recipe.student.spec,
             "answers": student.answers,
@@ -346,12 +370,14 @@ class Distillation:
             "teacher_queries": asked,
             "promise_level": self.manifest["promise_level"],
             "promise": self.manifest["promise"],
+            "proof_level": self.manifest["proof_level"],
+            "proof": self.manifest["proof"],
             "teacher_findings": as_data(self.lab.teacher_findings),
             "peak_memory_mb": peak_memory_mb(lab.device),
             "seed": recipe.run.seed,
         }
-        the_run.finish(summary, self.manifest)
-        result = Result(student, summary, tuple(findings), the_run.path)
+        digest = the_run.finish(summary, self.manifest)
+        result = Result(student, summary, (*findings, *doubts), the_run.path, digest)
         if problem:
             raise Unscored(
                 f"{problem} (the run is finished, but not scored: see synthkd evaluate)", result

@@ -30,6 +30,8 @@ from synthkd.engine.estimate import estimate_writing
 from synthkd.engine.loop import rounds, synthesize
 from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.reporter import Reporter, Silent
+from synthkd.jobs.evidence import Evidence, Sealed
+from synthkd.proof import hashes
 from synthkd.recipe import Recipe
 from synthkd.recipe.unused import ignored
 from synthkd.runs.checkpoints import Checkpoints
@@ -54,6 +56,7 @@ class DataSet:
     manifest: dict[str, Any]
     findings: tuple[Finding, ...]  # what speaks against it
     count: int  # images
+    digest: str  # of hashes.json, which covers every other file in it
 
 
 def used(recipe: Recipe, given: Collection[str] = ()) -> Recipe:
@@ -87,12 +90,15 @@ class Generation:
         report: Reporter | None = None,
         given: Collection[str] = (),
         by_force: bool = False,
+        sealed: Sealed | None = None,
     ) -> None:
+        self.evidence = Evidence(recipe, sealed, student=False)  # before the teacher's code runs
         self.started = time.perf_counter()
         self.report = report or Silent()
         self.real_data, self.keep, self.by_force = real_data, keep, by_force
         self.lab, loaded = build_synthesis(recipe, teacher=teacher, report=self.report)
         self.recipe, self.teacher, self.stages = self.lab.recipe, self.lab.teacher, self.lab.stages
+        self.evidence.recipe = self.recipe  # what was left open is decided
         self.generator: Generator = self.lab.generators[self.stages[-1].generator]
         self.learns = self.generator.abilities.trains
         if keep is not None:
@@ -136,7 +142,7 @@ class Generation:
 
     def start(self) -> DataSet:
         """Makes it in a new directory."""
-        out = Path(self.recipe.run.out or files.free_name(Path("synthetic")))
+        out = self.evidence.out or Path(self.recipe.run.out or files.free_name(Path("synthetic")))
         self._check_apart(out)
         files.claim(out, resumable=True)
         with held(out, "--out"):
@@ -234,11 +240,15 @@ class Generation:
             if writer is not None:
                 self.writing = written + time.perf_counter() - writing
             data = {
-                "writer": writer.state_dict() if writer else None, **opened, **self.state_dict()
+                "writer": writer.state_dict() if writer else None, **opened, **self.state_dict(),
+                "evidence": self.evidence.told(own),
             }  # fmt: skip
             checkpoints.folder.mkdir(exist_ok=True)
             checkpoints.save(data, self.lab.progress.round + self.trained + self.batch)
 
+        own = [out, *((self.keep.parent,) if self.keep else ())]
+        before_it = (state or {}).get("evidence", {})
+        self.evidence.go_on(before_it, len(before_it.get("sealed", ())))
         keeping = ("--save-generator", self.keep) if self.keep else ()
         again = going_on("generate", recipe, out, *keeping)
         session = Session(
@@ -269,8 +279,11 @@ class Generation:
                     )
                 self.writing = written + time.perf_counter() - writing
                 findings = self._against()
-                manifest = self._manifest() | {
-                    "verdict": verdict(findings), "findings": as_data([*findings, *self.idle]),
+                proof = self.evidence.finished(self.teacher, own)
+                doubts = self.evidence.findings
+                manifest = self._manifest() | proof | {
+                    "verdict": verdict(findings),
+                    "findings": as_data([*findings, *self.idle, *doubts]),
                     "wall_seconds": round(before + time.perf_counter() - self.started, 2),
                 }  # fmt: skip
                 if self.keep is not None:
@@ -280,7 +293,7 @@ class Generation:
         checkpoints.clear()
         with suppress(OSError):  # none was written
             checkpoints.folder.rmdir()
-        return DataSet(out, manifest, tuple(findings), count)
+        return DataSet(out, manifest, (*findings, *doubts), count, hashes.write(out))
 
     def _against(self) -> list[Finding]:
         """What can be said against the data set by its classes."""

@@ -222,13 +222,14 @@ class Run:
             path.unlink()
         hashes.forget(self.path)
 
-    def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any], manifest: dict[str, Any]) -> str:
         """Manifest first, then the hashes of all files, summary last: a run with a summary is
-        complete. Whatever else belongs to the run is there before."""
+        complete. Whatever else belongs to the run is there before. Returns the hashes' digest."""
         self.write_manifest(manifest | {"state": "finished"})
         text = files.json_text(summary)
-        hashes.write(self.path, {"summary.json": text.encode()})
+        digest = hashes.write(self.path, {"summary.json": text.encode()})
         files.write_atomic(self.path / "summary.json", text)
+        return digest
 
 
 def _is_number(value: object) -> bool:
