@@ -70,7 +70,10 @@ JSON = Switch("as_json", "--json", bool, False, "print JSON instead of tables")
 TRUST = Switch("trust_code", "--trust-code", bool, False, "allow a student that is code")
 
 SEALED = Switch(
-    "sealed", "--sealed", bool, False,
+    "sealed",
+    "--sealed",
+    bool,
+    False,
     "let the kernel refuse every file that the recipe does not name, and every socket (Linux)",
     brief="let the kernel refuse all other files (Linux)",
 )

@@ -22,9 +22,7 @@ from synthkd.recipe.unused import given_keys
 _DAILY = Group("Daily", sort_key=0)
 
 
-def parser(
-    commands: Mapping[str, Command], stages: StageFlags, tokens: Sequence[str] = ()
-) -> App:
+def parser(commands: Mapping[str, Command], stages: StageFlags, tokens: Sequence[str] = ()) -> App:
     """A parser of all `commands`; each runs with the changes to `stages`. With `tokens`, the whole
     command line, a sealed one is started anew."""
     app = App(

@@ -25,7 +25,9 @@ class Evidence:
     `go_on`.
     """
 
-    def __init__(self, recipe: Recipe, sealed: Sealed | None = None, *, student: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, sealed: Sealed | None = None, *, student: bool = True
+    ) -> None:
         self.recording = Recording()
         self.recipe, self.sealed, self.student = recipe, sealed, student
         self._opened: list[Any] = []  # of earlier sittings
@@ -77,7 +79,8 @@ class Evidence:
             account = self._account(teacher)
             data["accounting"] = account.as_data()
             self.findings += account.findings
-        level, reasons = level_of(data | {"sittings": len(data["sealed"])})
+        data["sittings"] = len(data["sealed"])
+        level, reasons = level_of(data)
         return data | {
             "proof_level": level, "proof": LEVELS[level], "proof_not_higher": list(reasons),
         }  # fmt: skip
@@ -103,7 +106,9 @@ class Evidence:
         whole = Account()
         for member, its in members:
             if not isinstance(member, FrozenTeacher):
-                whole.findings.append(Finding("weights-unaccounted", "the teacher is an object", ""))
+                whole.findings.append(
+                    Finding("weights-unaccounted", "the teacher is an object", "")
+                )
                 continue
             found = account_teacher(its, member.classifier, places)
             whole.files += [each for each in found.files if each not in whole.files]

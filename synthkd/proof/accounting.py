@@ -23,7 +23,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.proof import graph_parts, pickled
 from synthkd.proof.containers import Layout, Spare, safetensors_layout, zip_layout
 from synthkd.proof.declared import Place
-from synthkd.proof.unread import COUNTERS, IMAGES, unread
+from synthkd.proof.unread import COUNTERS, FEW, IMAGES, unread
 from synthkd.recipe import TeacherTable, is_installed_call
 from synthkd.specs import DEMO_TEACHER, STUDENT, BlackBox
 from synthkd.specs.graphs import Sealed, Session
@@ -125,7 +125,9 @@ def _of_file(path: Path, used: Mapping[str, Tensor], network: nn.Module) -> Acco
     if head[8:] == b"{":
         layout = safetensors_layout(path)
         numbers = _counted(layout, used, {name: size for name, (_, size) in layout.parts.items()})
-        texts = {f"metadata {key}": len(f"{key}{value}".encode()) for key, value in layout.told.items()}
+        texts = {
+            f"metadata {key}": len(f"{key}{value}".encode()) for key, value in layout.told.items()
+        }
         return _summed(path, layout, numbers, texts, MOST_TEXT)
     raise InputError(
         f"{quoted(path)}: the old form of torch.save is not accounted for: save it again, best as "
@@ -133,7 +135,9 @@ def _of_file(path: Path, used: Mapping[str, Tensor], network: nn.Module) -> Acco
     )
 
 
-def _counted(layout: Layout, used: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, int]:
+def _counted(
+    layout: Layout, used: Mapping[str, Tensor], sizes: Mapping[str, int]
+) -> dict[str, int]:
     """The bytes of each tensor that the network has; the others, and numbers that are written wider
     than the network has them, are spare."""
     numbers = {}
@@ -165,21 +169,27 @@ def _of_archive(path: Path, used: Mapping[str, Tensor], network: nn.Module) -> A
     try:
         held = pickled.contents(data)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{quoted(path)}: its pickle is not accounted for: {quoted(error)}") from None
+        raise InputError(
+            f"{quoted(path)}: its pickle is not accounted for: {quoted(error)}"
+        ) from None
     layout.structure += size
     for name in SMALL_MEMBERS:
         if name in layout.parts and layout.parts[name][1] <= MOST_MEMBER:
             layout.structure += layout.parts.pop(name)[1]
     texts = dict(held.told)
     modules = {name for name, _ in network.named_modules()}
-    strange = [n for n in held.modules if not any(n == m or n.endswith(f".{m}") for m in modules if m)]
+    strange = [
+        n for n in held.modules if not any(n == m or n.endswith(f".{m}") for m in modules if m)
+    ]
     if count := sum(len(name.encode()) for name in strange if name):
         texts["names of modules that the network does not have"] = count
     numbers: dict[str, int] = {}
     for key in sorted({piece.key for piece in held.tensors.values()}):
         _, stored = layout.parts.pop(f"data/{key}", (0, 0))
         mine = {name: piece for name, piece in held.tensors.items() if piece.key == key}
-        known = {n: p for n, p in mine.items() if n in used or (n.endswith(COUNTERS) and stored <= 8)}
+        known = {
+            n: p for n, p in mine.items() if n in used or (n.endswith(COUNTERS) and stored <= 8)
+        }
         if known:
             first = next(iter(known))
             count = min(stored, pickled.covered(list(known.values())) * known[first].width)
@@ -193,7 +203,9 @@ def _of_archive(path: Path, used: Mapping[str, Tensor], network: nn.Module) -> A
     for name, (_, stored) in layout.parts.items():
         layout.beside(f"the member {quoted(name)}", stored)
     found = _summed(path, layout, numbers, texts, MOST_VALUES)
-    more = [Finding("weights-strange", f"{quoted(path.name)} holds {w}", "") for w in held.strange[:5]]
+    more = [
+        Finding("weights-strange", f"{quoted(path.name)} holds {w}", "") for w in held.strange[:5]
+    ]
     return Accounting(**{**vars(found), "findings": (*found.findings, *more)})
 
 
@@ -261,7 +273,8 @@ def _beside(path: Path, found: Account) -> Accounting:
     size = path.stat().st_size
     if size > MOST_TEXT:
         found.findings.append(Finding(
-            "weights-text", f"{quoted(path.name)} holds {size:,} bytes beside the weights", "read it"
+            "weights-text", f"{quoted(path.name)} holds {size:,} bytes beside the weights",
+            "read it",
         ))  # fmt: skip
     return Accounting(path.name, sha256_of(path), size, 0, 0, 0, size, 0, {path.name: size})
 
@@ -311,12 +324,19 @@ def _silent(classifier: Classifier) -> list[Finding]:
     """Findings of tensors that no answer depends on."""
     if any(isinstance(m, BlackBox | Session) for m in classifier.modules()):
         return [Finding(
-            "weights-unseen", "the teacher is a black box: which of its numbers it reads is unknown",
-            "",
+            "weights-unseen",
+            "the teacher is a black box: which of its numbers it reads is unknown", "",
         )]  # fmt: skip
-    own = {f"{name}.digest".lstrip(".") for name, m in classifier.named_modules() if isinstance(m, Sealed)}
+    own = {
+        f"{name}.digest".lstrip(".")
+        for name, m in classifier.named_modules()
+        if isinstance(m, Sealed)
+    }
     rng = torch.Generator().manual_seed(0)
-    images = torch.rand(IMAGES, *classifier.spec.shape, generator=rng).to(classifier.mean.device)
+    large = classifier.spec.height * classifier.spec.width > 64 * 64
+    images = torch.rand(FEW if large else IMAGES, *classifier.spec.shape, generator=rng).to(
+        classifier.mean.device
+    )
     try:
         silent = unread(classifier, images)
     except Exception as error:  # whatever the user's network raises when it is asked so
@@ -329,6 +349,6 @@ def _silent(classifier: Classifier) -> list[Finding]:
     more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
     return [Finding(
         "weights-unread",
-        f"no answer depends on {sum(silent.values()):,} bytes of {quoted(name.removeprefix('body.'))}"
-        f"{more}", "ask what they are",
+        f"no answer depends on {sum(silent.values()):,} bytes of "
+        f"{quoted(name.removeprefix('body.'))}{more}", "ask what they are",
     )]  # fmt: skip

@@ -187,7 +187,9 @@ def _directory(file: BinaryIO, found: Layout) -> tuple[int, list[tuple[int, str,
         large = 0
         for kind, content in _extras(extra):
             if kind == LARGE and len(content) <= MOST_LARGE:
-                wide = iter(struct.unpack(f"<{len(content) // 8}Q", content[: len(content) // 8 * 8]))
+                wide = iter(
+                    struct.unpack(f"<{len(content) // 8}Q", content[: len(content) // 8 * 8])
+                )
                 size = next(wide) if size == 0xFFFFFFFF else size
                 packed = next(wide) if packed == 0xFFFFFFFF else packed
                 offset = next(wide) if offset == 0xFFFFFFFF else offset
@@ -203,9 +205,7 @@ def _directory(file: BinaryIO, found: Layout) -> tuple[int, list[tuple[int, str,
     return begin, entries
 
 
-def _member(
-    file: BinaryIO, found: Layout, offset: int, name: str, size: int
-) -> tuple[int, int]:
+def _member(file: BinaryIO, found: Layout, offset: int, name: str, size: int) -> tuple[int, int]:
     """Where the bytes of a member begin, and where what belongs to it ends."""
     file.seek(offset)
     head = file.read(30)
@@ -225,7 +225,9 @@ def _member(
         after = file.read(24)
         marked = 4 if after[:4] == DESCRIPTOR else 0
         wide = after[marked + 4 : marked + 20] == struct.pack("<QQ", size, size)
-        narrow = after[marked + 4 : marked + 12] == struct.pack("<II", size & 0xFFFFFFFF, size & 0xFFFFFFFF)
+        narrow = after[marked + 4 : marked + 12] == struct.pack(
+            "<II", size & 0xFFFFFFFF, size & 0xFFFFFFFF
+        )
         if not wide and not narrow:
             raise ValueError("no sizes behind a member")
         end += marked + (20 if wide else 12)

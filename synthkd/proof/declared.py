@@ -79,7 +79,8 @@ def declared(recipe: Recipe, *, student: bool = True) -> list[Place]:
 def needs_network(recipe: Recipe) -> str:
     """The setting for which a run by this recipe reaches into a network; "" where none does."""
     for name, value in (
-        ("--teacher-weights", recipe.teacher.weights), ("--student-weights", recipe.student.weights),
+        ("--teacher-weights", recipe.teacher.weights),
+        ("--student-weights", recipe.student.weights),
     ):  # fmt: skip
         if value == HUB:
             return f"{name} {HUB}"
@@ -130,7 +131,9 @@ def _teachers_in(path: Path) -> list[Mapping[str, Any]]:
     except InputError:
         return []
     tables = listed if isinstance(listed, list) else []
-    return [t for t in tables if isinstance(t, dict) and not str(t.get("spec")).startswith(ENSEMBLE)]
+    return [
+        t for t in tables if isinstance(t, dict) and not str(t.get("spec")).startswith(ENSEMBLE)
+    ]
 
 
 def external_files(path: Path) -> list[Path]:
@@ -142,7 +145,9 @@ def external_files(path: Path) -> list[Path]:
         return []
     names = {data[m.end() : m.end() + m[1][0]] for m in _LOCATION.finditer(data)}
     beside = [path.parent / os.fsdecode(name) for name in names if b"\0" not in name]
-    return sorted(p for p in beside if p.parent == path.parent and p.is_file() and not p.is_symlink())
+    return sorted(
+        p for p in beside if p.parent == path.parent and p.is_file() and not p.is_symlink()
+    )
 
 
 def _folder(folder: Path, role: str) -> Iterator[Place]:

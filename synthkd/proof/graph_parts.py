@@ -68,7 +68,9 @@ def _sort_graph(
         label = node.name or f"{node.op_type} {number}"
         inner = [a.t for a in node.attribute if a.HasField("t")]
         inner += [t for a in node.attribute for t in a.tensors]
-        graphs = [g for a in node.attribute for g in (*((a.g,) if a.HasField("g") else ()), *a.graphs)]
+        graphs = [
+            g for a in node.attribute for g in (*((a.g,) if a.HasField("g") else ()), *a.graphs)
+        ]
         if used:
             tensors += [(t, True) for t in inner]
             for each in graphs:
@@ -99,12 +101,14 @@ def _needed(tensor: Any, onnx: Any) -> int:
     bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
     if bits is None:
         bits = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return (math.prod(tensor.dims) * bits + 7) // 8
+    return int(math.prod(tensor.dims) * bits + 7) // 8
 
 
 def _reached(graph: Any, wanted: set[str]) -> tuple[set[str], set[int]]:
     """The names, and the numbers of the nodes, that some names of a graph depend on."""
-    makers = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
+    makers = {
+        name: number for number, node in enumerate(graph.node) for name in node.output if name
+    }
     names, nodes, waiting = set(wanted), set[int](), list(wanted)
     while waiting:
         number = makers.get(waiting.pop())

@@ -98,7 +98,8 @@ def check(folder: Path, digest: str = "") -> Checked:
     findings = []
     if digest and digest.strip().lower() != own:
         findings.append(_finding(
-            "digest-differs", NAME, f"its digest is {own}, and {quoted(digest.strip(), 80)} was given"
+            "digest-differs", NAME,
+            f"its digest is {own}, and {quoted(digest.strip(), 80)} was given",
         ))  # fmt: skip
     by_content = {known: name for name, (_, known) in wanted.items()}
     right, size, later = 0, 0, []
@@ -126,7 +127,9 @@ def check(folder: Path, digest: str = "") -> Checked:
             right, size = right + 1, size + found[0]
         else:
             findings.append(_changed(name, found, wanted[name], by_content))
-    findings += [_finding("file-missing", name, "it is gone") for name in sorted(wanted.keys() - present)]
+    findings += [
+        _finding("file-missing", name, "it is gone") for name in sorted(wanted.keys() - present)
+    ]
     return Checked(tuple(findings), right, size, own, tuple(later))
 
 
@@ -135,7 +138,9 @@ def _changed(
 ) -> Finding:
     """What has become of a file that is another one."""
     if found[1] in by_content:
-        return _finding("file-exchanged", name, f"it holds what {quoted(by_content[found[1]])} held")
+        return _finding(
+            "file-exchanged", name, f"it holds what {quoted(by_content[found[1]])} held"
+        )
     if found[0] != wanted[0]:
         return _finding("file-changed", name, f"it has {found[0]:,} bytes, and had {wanted[0]:,}")
     return _finding("file-changed", name, f"its {found[0]:,} bytes are not what they were")

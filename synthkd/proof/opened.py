@@ -6,6 +6,7 @@ code in the same process can deceive it: the kernel's limits (`proof.sealing`) a
 end the files that are mapped into memory are read from the kernel too, where it tells (Linux).
 """
 
+import functools
 import os
 import sys
 import tempfile
@@ -103,7 +104,7 @@ class Recording:
             elif event == "ctypes.dlopen":
                 if arguments[0] is not None:
                     self._keep(self.libraries, _text(arguments[0]))
-            else:
+            elif not _is_pythons(event, arguments):
                 place = CHILDREN[event]
                 program = "" if place is None else f" {_shown(arguments[place])}"
                 self._keep(self.children, f"{event}{program}")
@@ -153,6 +154,13 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
                 recording.note(event, arguments)
         finally:
             _busy.within = False
+
+
+def _is_pythons(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether a child is one that Python's own library starts to ask the system about itself."""
+    if event != "subprocess.Popen" or arguments[2] is not None:
+        return False
+    return tuple(arguments[1]) in (("uname", "-p"), ("/sbin/ldconfig", "-p"))
 
 
 def _writes(mode: Any, flags: Any) -> bool:
@@ -224,7 +232,10 @@ def judged(
     unknown = [path for path in unknown if path not in denied]
     named = [
         *_rows(unknown, "unknown", recording.files),
-        *(_row(path, "refused by the kernel", recording.files[path], None) for path in denied[:LISTED]),
+        *(
+            _row(path, "refused by the kernel", recording.files[path], None)
+            for path in denied[:LISTED]
+        ),
     ]
     groups = []
     for role in sorted(by_role.keys() - {"unknown", "python", "run", "temporary"}):
@@ -234,9 +245,15 @@ def judged(
         for tree in trees:
             below = [p for p in by_role[role] if holder([tree], p)]
             when = Counter(recording.files[p].when for p in below)
-            groups.append({"path": str(tree.path), "role": role, "files": len(below), "when": dict(when)})
+            groups.append(
+                {"path": str(tree.path), "role": role, "files": len(below), "when": dict(when)}
+            )
     libraries = sorted(
-        {p for p in (*recording.libraries, *loaded) if "/" in p and not is_known(os.path.realpath(p))}
+        {
+            p
+            for p in (*recording.libraries, *loaded)
+            if "/" in p and not is_known(os.path.realpath(p))
+        }
         - {str(place.path) for place in places}
     )
     libraries = [p for p in libraries if not any(inside(p, place) for place in private)]
@@ -249,12 +266,15 @@ def judged(
         "libraries": libraries[:LISTED],
         "missed": recording.missed,
     }
-    return Opened(data, _findings(data, unknown, denied, recording, by_role, living, online))
+    return Opened(
+        data, _findings(data, unknown, denied, recording, by_role, living, online, sealed)
+    )
 
 
 def _findings(
     data: Mapping[str, Any], unknown: Sequence[str], denied: Sequence[str], recording: Recording,
     by_role: Mapping[str, Sequence[str]], living: bool, online: bool,
+    sealed: bool,
 ) -> list[Finding]:  # fmt: skip
     found = []
     read = [path for path in unknown if recording.files[path].read]
@@ -266,15 +286,17 @@ def _findings(
         ))  # fmt: skip
     if denied:
         found.append(Finding(
-            "opened-refused", f"code of the run tried to open {_some(denied)}; the kernel refused it",
+            "opened-refused",
+            f"code of the run tried to open {_some(denied)}; the kernel refused it",
             "ask who wanted it",
         ))  # fmt: skip
     if data["sockets"] and not (living or online):
         found.append(Finding(
-            "opened-network", f"code of the run tried a network: {_some([s['what'] for s in data['sockets']])}",
+            "opened-network",
+            f"code of the run tried a network: {_some([s['what'] for s in data['sockets']])}",
             "ask who wanted it",
         ))  # fmt: skip
-    if data["children"] and not living:
+    if data["children"] and not (living or sealed):  # what is sealed has sealed children
         found.append(Finding(
             "opened-children",
             f"code of the run started other programs, which this list does not watch: "
@@ -288,7 +310,8 @@ def _findings(
     hidden = [p for p in by_role.get("data of a package", ()) if recording.files[p].when == BEFORE]
     if hidden and not living:
         found.append(Finding(
-            "opened-package-data", f"images or arrays inside a package were read {BEFORE}: {_some(hidden)}",
+            "opened-package-data",
+            f"images or arrays inside a package were read {BEFORE}: {_some(hidden)}",
             "ask who opened them",
         ))  # fmt: skip
     if recording.missed:
@@ -336,9 +359,18 @@ def _row(
 
 def _fingerprint(path: str) -> tuple[int, str | None] | None:
     with suppress(OSError):
-        size = Path(path).stat().st_size
-        return size, sha256_of(Path(path)) if size <= HASHED else None
+        known = Path(path).stat()
+        digest = (
+            _digest(path, known.st_size, known.st_mtime_ns) if known.st_size <= HASHED else None
+        )
+        return known.st_size, digest
     return None
+
+
+@functools.lru_cache
+def _digest(path: str, size: int, changed: int) -> str:
+    """The SHA-256 of a file of this size and time of change."""
+    return sha256_of(Path(path))
 
 
 def _readable(path: str) -> bool:

@@ -128,9 +128,9 @@ def _built(data: bytes) -> tuple[Any, int]:
             stack.append(())
         elif name in TUPLES:
             count = TUPLES[name]
-            values = tuple(stack[-count:])
+            made = tuple(stack[-count:])
             del stack[-count:]
-            stack.append(values)
+            stack.append(made)
         elif name == "TUPLE":
             stack.append(tuple(since()))
         elif name == "GLOBAL":

@@ -42,11 +42,15 @@ def interpreter_places() -> tuple[str, ...]:
     """Folders and files of the interpreter and of what is installed for it, links followed."""
     schemes = [sysconfig.get_paths()]
     schemes.append(sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_prefix}))
-    found = [paths[kind] for paths in schemes for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    found = [
+        paths[kind] for paths in schemes for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+    ]
     found += site.getsitepackages()
     if site.ENABLE_USER_SITE:
         found.append(site.getusersitepackages())
-    found += [f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in ("lib", "lib64")]
+    found += [
+        f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in ("lib", "lib64")
+    ]
     found += [sys.executable, f"{sys.prefix}/pyvenv.cfg"]
     library = sysconfig.get_config_var("INSTSONAME")
     if library:

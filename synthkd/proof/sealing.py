@@ -21,7 +21,7 @@ from typing import Any
 
 import synthkd
 from synthkd.core import files
-from synthkd.core.errors import InputError, quoted
+from synthkd.core.errors import InputError
 from synthkd.proof import landlock, seccomp
 from synthkd.proof.declared import Place
 from synthkd.proof.places import (
@@ -145,7 +145,8 @@ def environment(temporary: Path, listed: Sequence[Place] = ()) -> dict[str, str]
     home = str(temporary)
     return kept | {
         "HOME": home, "TMPDIR": home, "USER": "sealed", "LOGNAME": "sealed",
-        "PYTHONPATH": os.pathsep.join(looked), "PYTHONDONTWRITEBYTECODE": "1", MARK: "1",
+        "PYTHONPATH": os.pathsep.join(looked), "PYTHONDONTWRITEBYTECODE": "1",
+        "JOBLIB_MULTIPROCESSING": "0", MARK: "1",
     }  # fmt: skip
 
 

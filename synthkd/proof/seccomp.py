@@ -94,4 +94,5 @@ def enforce(filter_: bytes) -> None:
 def is_enforced() -> bool:
     """Whether the kernel says that a filter and the ban on new privileges hold here."""
     call = libc().prctl
-    return call(GET_SECCOMP, 0, 0, 0, 0) == FILTER and call(GET_NO_NEW_PRIVILEGES, 0, 0, 0, 0) == 1
+    filtered, kept = call(GET_SECCOMP, 0, 0, 0, 0), call(GET_NO_NEW_PRIVILEGES, 0, 0, 0, 0)
+    return bool(filtered == FILTER and kept == 1)

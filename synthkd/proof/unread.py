@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 SMALL = 64  # bytes of a tensor, up to which it can hold no image
 COUNTERS = ("num_batches_tracked",)
-IMAGES, SECONDS = 6, 20.0
+IMAGES, FEW, SECONDS = 6, 2, 20.0  # images, and so many of large ones
 
 Asked = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -18,10 +18,10 @@ def unread(network: nn.Module, images: Tensor, *, seconds: float = SECONDS) -> d
     """The parameters and buffers of a network whose numbers change no answer to some images
     [B, C, H, W], by name: how many bytes of each.
 
-    The gradient of the answers' sum, each weighed at random, tells which numbers move them. Of those
-    that do not, as of whole numbers, which have no gradient, other values are put into the network,
-    all of one tensor's at once: where every answer stays the same to the last bit, none of them is
-    read. Numbers behind a layer that is dead for these images are read by this test, since they are
+    The gradient of the answers' sum, each weighed at random, tells which numbers move them. In the
+    place of those that do not, as of whole numbers, which have no gradient, others are put, all of
+    one tensor's at once: where every answer stays the same to the last bit, none of them is read.
+    Numbers behind a layer that is dead for these images are read by this test, since they are
     changed by much. Where `seconds` do not suffice, what is left counts as unread.
     """
     held = {
@@ -34,7 +34,7 @@ def unread(network: nn.Module, images: Tensor, *, seconds: float = SECONDS) -> d
         answer: Tensor = functional_call(network, {**held, **tensors}, (images,))
         return answer
 
-    still = _without_gradient(held, ask, rng)
+    still = _without_gradient(held, _statistics(network), ask, rng)
     with torch.no_grad():
         before = ask({})
         same = _same(before, ask)
@@ -51,11 +51,25 @@ def unread(network: nn.Module, images: Tensor, *, seconds: float = SECONDS) -> d
     return found
 
 
+def _statistics(network: nn.Module) -> dict[str, str]:
+    """The stored statistics of normalising layers, by name, and the shift of the same layer, which
+    moves an answer where they do: torch gives them no gradient."""
+    return {
+        f"{name}.{kind}".lstrip("."): f"{name}.bias".lstrip(".")
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for kind in ("running_mean", "running_var")
+    }
+
+
 def _without_gradient(
-    held: Mapping[str, Tensor], ask: Asked, rng: torch.Generator
+    held: Mapping[str, Tensor], statistics: Mapping[str, str], ask: Asked, rng: torch.Generator
 ) -> dict[str, Tensor]:
     """For each tensor the mask of those numbers that have no gradient, where there are any."""
-    real = {name: t.clone().requires_grad_() for name, t in held.items() if t.is_floating_point()}
+    real = {
+        name: t.clone().requires_grad_() for name, t in held.items()
+        if t.is_floating_point() and name not in statistics
+    }  # fmt: skip
     masks = {name: torch.ones_like(t, dtype=torch.bool) for name, t in held.items()}
     with torch.enable_grad():
         answers = ask(real)
@@ -67,6 +81,7 @@ def _without_gradient(
             for name, gradient in zip(real, gradients, strict=True):
                 if gradient is not None:
                     masks[name] = gradient == 0
+            masks |= {name: masks[bias] for name, bias in statistics.items() if bias in masks}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
