@@ -211,5 +211,5 @@ def _compared(first: Path, second: Path) -> Finding | None:
     return _different(
         "rerun-differs",
         f"the student of the same recipe is another one: {len(names)} of {len(ours)} tensors "
-        f"differ, by {off:.3g} at most (another machine, other versions, or another number of threads?)",
+        f"differ, by {off:.3g} at most (another machine, other versions or threads?)",
     )

@@ -127,6 +127,9 @@ class Recording:
         there = os.path.exists(real)  # noqa: PTH110
         if not real.startswith("/") or not (there or written):
             return
+        if os.path.isdir(real):  # noqa: PTH112
+            self._keep(self.folders, real)
+            return
         found = self.files.setdefault(real, Touched(self.when, made=not there))
         found.read |= not written
         found.written |= written
