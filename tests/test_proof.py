@@ -13,6 +13,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import socket
@@ -43,11 +44,13 @@ from synthkd.recipe import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 SEALS = landlock.version() > 0 and os.uname().machine in seccomp.MACHINES
 sealing = pytest.mark.skipif(not SEALS, reason="this kernel has no Landlock")
-SHORT = (
+SHORT = shlex.split(
     "--student resnet8-w4 --images-seen 64 --training.batch 32 --pipeline noise --run.threads 1 "
     "--memory.capacity 100 --val-data none --out run --quiet"
-).split()
-CONTRACT = "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25 --anyway".split()
+)
+CONTRACT = shlex.split(
+    "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25 --anyway"
+)
 
 
 def synthkd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -75,10 +78,11 @@ BESIDE = Path({beside!r})
 
 def by_open(): return HIDDEN.read_bytes()
 def by_listing(): return os.listdir(HIDDEN.parent)
-def by_child(): return subprocess.run(["/bin/cat", str(HIDDEN)], capture_output=True, check=True).stdout
+def run(*words): return subprocess.run(words, capture_output=True, check=True).stdout
+def by_child(): return run("/bin/cat", str(HIDDEN))
 def by_python():
     code = f"print(open({{str(HIDDEN)!r}}, 'rb').read())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    return run(sys.executable, "-c", code)
 def by_mmap():
     handle = os.open(HIDDEN, os.O_RDONLY)
     return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)[:]
@@ -336,8 +340,8 @@ def test_the_marks_of_a_seal_do_not_make_one(tmp_path: Path) -> None:
 @sealing
 def test_a_set_of_images_is_made_sealed(tmp_path: Path) -> None:
     done = synthkd(
-        tmp_path, "generate", "--sealed", "--pipeline", "noise", "--count", "20", "--run.threads", "1",
-        "--quiet", "--out", "set",
+        tmp_path, "generate", "--sealed", "--pipeline", "noise", "--count", "20", "--quiet",
+        "--run.threads", "1", "--out", "set",
     )  # fmt: skip
     assert done.returncode in DONE, done.stderr
     assert manifest_in(tmp_path / "set")["proof_level"] == 3
@@ -396,7 +400,7 @@ def test_a_recording_tells_files_links_folders_and_children(tmp_path: Path) -> N
     link.read_bytes()
     recording.chosen()
     fresh.write_text("x")
-    os.listdir(tmp_path)
+    list(tmp_path.iterdir())
     subprocess.run([sys.executable, "-c", ""], check=True)
     with socket.socket() as one:
         one.connect_ex(("127.0.0.1", 9))
@@ -544,7 +548,7 @@ def test_values_that_a_pickle_throws_away_are_seen() -> None:
         + b"p" * 1024
         + b"X\x01\x00\x00\x00aK\x01u."
     )
-    assert pickle.loads(lost) == {"a": 1}
+    assert pickle.loads(lost) == {"a": 1}  # noqa: S301
     found = pickled.contents(lost)
     assert sum(found.told.values()) >= 1024 and found.strange
     with pytest.raises(ValueError, match="POP"):

@@ -241,14 +241,15 @@ class Generation:
                 self.writing = written + time.perf_counter() - writing
             data = {
                 "writer": writer.state_dict() if writer else None, **opened, **self.state_dict(),
-                "evidence": self.evidence.told(own),
+                "evidence": evidence.told(own) if session.asked else evidence.begun(),
             }  # fmt: skip
             checkpoints.folder.mkdir(exist_ok=True)
             checkpoints.save(data, self.lab.progress.round + self.trained + self.batch)
 
+        evidence = self.evidence
         own = [out, *((self.keep.parent,) if self.keep else ())]
         before_it = (state or {}).get("evidence", {})
-        self.evidence.go_on(before_it, len(before_it.get("sealed", ())))
+        evidence.go_on(before_it, len(before_it.get("sealed", ())))
         keeping = ("--save-generator", self.keep) if self.keep else ()
         again = going_on("generate", recipe, out, *keeping)
         session = Session(
@@ -279,8 +280,8 @@ class Generation:
                     )
                 self.writing = written + time.perf_counter() - writing
                 findings = self._against()
-                proof = self.evidence.finished(self.teacher, own)
-                doubts = self.evidence.findings
+                proof = evidence.finished(self.teacher, own)
+                doubts = evidence.findings
                 manifest = self._manifest() | proof | {
                     "verdict": verdict(findings),
                     "findings": as_data([*findings, *self.idle, *doubts]),
