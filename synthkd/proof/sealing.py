@@ -38,7 +38,7 @@ from synthkd.proof.places import (
 MARK = "SYNTHKD_SEALED"  # in the environment of a sealed process: its record stands in its input
 KERNEL = (
     "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory",
-    "/proc/driver/nvidia", "/sys/devices/system/cpu", "/sys/devices/system/node",
+    "/proc/driver/nvidia", "/sys/devices", "/sys/bus/pci",
 )  # fmt: skip
 # what a process gets of the environment: the rest could carry anything
 NAMES = ("PATH", "TERM", "COLUMNS", "LINES", "TZ", "NO_COLOR", "FORCE_COLOR", "LD_LIBRARY_PATH")
