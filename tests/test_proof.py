@@ -803,6 +803,7 @@ def test_a_level_needs_the_evidence_of_every_sitting() -> None:
     assert level_of(whole) == (3, ())
     assert level_of(whole | {"sittings": 2, "opened": [{}, None]})[0] == 0
     assert level_of(whole | {"sittings": 2, "opened": [{}, {}], "sealed": [seal, None]})[0] == 1
+    assert level_of(whole | {"sittings": 2, "opened": [None, {}], "sealed": [seal, seal]})[0] == 3
     assert level_of(whole | {"sealed": [seal | {"confirmed": []}]})[0] == 1
     short = {"whole": True, "files": [file | {"bytes": 7}]}
     assert level_of(whole | {"accounting": short})[0] == 2
