@@ -19,7 +19,7 @@ LAYERS = (  # from plain values up to effects
     ("specs", "students", "replay", "data"),
     ("synthesis",),
     ("checks", "evaluation", "engine", "export"),
-    ("runs", "reports", "cards"),
+    ("runs", "reports", "cards", "proof"),
     ("jobs",),
     ("commands", "api"),
     ("cli", "__main__"),

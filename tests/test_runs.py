@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from synthkd.core.errors import InputError
+from synthkd.core.files import claim, free_name
 from synthkd.core.states import save_state
 from synthkd.engine.loop import Round
 from synthkd.engine.progress import Progress
 from synthkd.recipe import load_recipe
 from synthkd.runs.checkpoints import FORMAT
-from synthkd.runs.directory import Run, claim, environment, free_name
+from synthkd.runs.directory import Run, environment
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ __all__ = ["COMMANDS", "Command", "Positional", "Switch", "main"]
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Runs one command line and exits: 0 done, 1 a run of a bench failed, 2 bad input, 3 done with
-    a result that is of no use, 130 and 143 interrupted."""
+    """Runs one command line and exits: 0 done, 1 a run of a bench failed, or what was verified
+    differs, 2 bad input, 3 done with a result that is of no use, 130 and 143 interrupted."""
     given = list(sys.argv[1:] if tokens is None else tokens)
     prepare_output()
     try:
@@ -63,6 +63,6 @@ def _run(tokens: Sequence[str]) -> None:
     check_empty(tokens)
     rest, stages = take_stage_flags(tokens)
     rest = ["--help" if token == "--help-all" else token for token in rest]
-    app = parser(COMMANDS, stages)
+    app = parser(COMMANDS, stages, tokens)
     function, bound, _ = app.parse_args(rest, exit_on_error=False, print_error=False)
     function(*bound.args, **bound.kwargs)

@@ -72,6 +72,15 @@ QUIET = Switch("quiet", "--quiet", bool, False, "print nothing but errors")
 JSON = Switch("as_json", "--json", bool, False, "print JSON instead of tables")
 TRUST = Switch("trust_code", "--trust-code", bool, False, "allow a student that is code")
 
+SEALED = Switch(
+    "sealed",
+    "--sealed",
+    bool,
+    False,
+    "let the kernel refuse every file that the recipe does not name, and every socket (Linux)",
+    brief="let the kernel refuse all other files (Linux)",
+)
+
 _SYNTHESIS = (
     "", "teacher", "data", "budget", "run", "generator", "procedural", "pixels", "diffusion",
     "discriminator", "memory", "difficulty", "augment",
@@ -103,7 +112,7 @@ COMMANDS: dict[str, Command] = {
                 "make this shard alone, 0 to --shards less one",
                 brief="make this shard alone",
             ),
-            RESUME, JSON, CONFIG, DRY_RUN, QUIET,
+            RESUME, SEALED, JSON, CONFIG, DRY_RUN, QUIET,
         ),
         context=("given",),
     ),
@@ -111,7 +120,7 @@ COMMANDS: dict[str, Command] = {
         "Train a small student from a teacher, without its training data.",
         tables=(*_SYNTHESIS, "student", "training", "teaching"),
         switches=(
-            RESUME,
+            RESUME, SEALED,
             Switch(
                 "tensorboard", "--tensorboard", bool, False,
                 "write measures and contact sheets of every round into RUN/tensorboard, as "
@@ -287,6 +296,23 @@ COMMANDS: dict[str, Command] = {
             JSON, CONFIG, QUIET,
         ),
         pipeline=False,  # the recipe is that of the run
+    ),
+    "verify": Command(
+        "Check that a run is as it was left, and what it shows of what it read.",
+        positionals=(Positional("path", Path, "run directory, or a data set"),),
+        switches=(
+            Switch(
+                "digest", "--digest", str, "",
+                "what was printed at the end of the run: tells whether anything has changed since",
+                brief="what was printed at the end of the run",
+            ),
+            Switch(
+                "rerun", "--rerun", bool, False,
+                "run the recipe again, and compare the student bit for bit",
+                brief="run the recipe again, and compare the students",
+            ),
+            TRUST, JSON,
+        ),
     ),
     "predict": Command(
         "Name the classes of images by the student of a run.",

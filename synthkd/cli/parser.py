@@ -9,19 +9,22 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from synthkd import __version__, recipe
-from synthkd.cli.commands import RESUME, Command, Positional, Switch
+from synthkd.cli import sealed
+from synthkd.cli.commands import RESUME, SEALED, Command, Positional, Switch
 from synthkd.cli.flags import StageFlags
 from synthkd.cli.help import where_the_rest_stands
 from synthkd.core.errors import InputError
 from synthkd.core.findings import EXIT_USELESS
+from synthkd.proof import sealing
 from synthkd.recipe import Setting
 from synthkd.recipe.unused import given_keys
 
 _DAILY = Group("Daily", sort_key=0)
 
 
-def parser(commands: Mapping[str, Command], stages: StageFlags) -> App:
-    """A parser of all `commands`; each runs with the changes to `stages`."""
+def parser(commands: Mapping[str, Command], stages: StageFlags, tokens: Sequence[str] = ()) -> App:
+    """A parser of all `commands`; each runs with the changes to `stages`. With `tokens`, the whole
+    command line, a sealed one is started anew."""
     app = App(
         name="synthkd",
         help="A small student from a trained image classifier, without its training data.",
@@ -29,11 +32,13 @@ def parser(commands: Mapping[str, Command], stages: StageFlags) -> App:
         version_flags=["--version"],
     )
     for name, command in commands.items():
-        app.command(_function(name, command, stages), name=name)
+        app.command(_function(name, command, stages, tokens), name=name)
     return app
 
 
-def _function(name: str, command: Command, stages: StageFlags) -> Callable[..., Any]:
+def _function(
+    name: str, command: Command, stages: StageFlags, tokens: Sequence[str]
+) -> Callable[..., Any]:
     """What the parser calls: it runs `synthkd.commands.NAME`."""
 
     def function(*values: Any, **given: Any) -> None:
@@ -42,7 +47,7 @@ def _function(name: str, command: Command, stages: StageFlags) -> Callable[..., 
         if stages and not (command.tables and command.pipeline):
             raise InputError("stages belong to a pipeline: change them in its TOML file")
         result = (
-            _run_with_recipe(name, command, values, given, switches, stages, started)
+            _run_with_recipe(name, command, values, given, switches, stages, started, tokens)
             if command.tables
             else _module(name).run(*_placed(command, values), **switches)
         )
@@ -69,6 +74,7 @@ def _run_with_recipe(
     switches: dict[str, Any],
     stages: StageFlags,
     started: float,
+    tokens: Sequence[str],
 ) -> Any:
     flags: dict[str, Any] = {}
     placed = {
@@ -86,18 +92,32 @@ def _run_with_recipe(
         switches[command.positionals[last].name] = tuple(values[last:])
     config = switches.pop("config", None)
     resumed = switches.pop(RESUME.name, None)
+    asked = sealed.Call(
+        name, tokens, started, config, resumed, bool(switches.get("dry_run"))
+    ) if switches.pop(SEALED.name, False) else None  # fmt: skip
+    if SEALED in command.switches:
+        switches[SEALED.name] = None
+        if asked and sealing.is_within():
+            switches[SEALED.name] = sealing.take_up()
+            started, asked = switches[SEALED.name]["started"], None
     context: dict[str, Any] = {"started": started} if "started" in command.context else {}
     if resumed is not None:
         run = flags.get("run", {})
         trust = {key: bool(run.pop(key, False)) for key in ("trust_code", "anyway")}
         if any(flags.values()) or config or stages:
             raise InputError("--resume goes on with the recipe of the run: give no other settings")
+        if asked:
+            sealed.launch(asked, sealed.of_directory(resumed))
         return _module(name).resume(resumed, **trust, **context, **switches)
     # a wrong setting is reported at once, not after seconds of importing torch
     of_file = recipe.read_toml(config) if config else {}
     if command.pipeline:
         checked = recipe.load_recipe(of_file, flags, stages)
         recipe.check_sources(checked)
+        if asked:
+            if switches.get("save_generator") is not None:
+                raise InputError("--save-generator: a sealed run writes in --out alone: omit it")
+            sealed.launch(asked, checked)
     else:
         checked = recipe.validated(recipe.over(of_file, flags))
     if "given" in command.context:

@@ -29,7 +29,7 @@ from synthkd.evaluation.leaks import Attack, Group, Rate
 from synthkd.evaluation.membership import Estimate
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable, Table, TeacherTable
-from synthkd.runs.directory import CALIBRATION, claim
+from synthkd.runs.directory import CALIBRATION
 from synthkd.specs import load_classifier, load_teachers
 from synthkd.teachers.frozen import digest_of
 from synthkd.teachers.protocol import Teacher
@@ -92,7 +92,7 @@ def run(
     known = load_shadows(shadows, examples.labels, teacher.classes) if shadows else None
     synthetic = _synthetic(recipe, images, path, teacher)
     if folder is not None:
-        claim(folder)
+        files.claim(folder)
 
     findings = [*_other_teacher(manifest, teacher), *examples.findings]
     pixels = [examples.parts[name].pixels for name in PARTS[:2]]

@@ -38,7 +38,7 @@ from synthkd.evaluation.compare import settled, votes_of
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable
 from synthkd.reports import bench as reports
-from synthkd.runs.directory import Run, environment, free_name
+from synthkd.runs.directory import Run, environment
 from synthkd.specs import load_classifier, load_teacher
 from synthkd.teachers.protocol import Teacher
 
@@ -481,7 +481,7 @@ def _clear(bench: Bench, entry: Entry) -> None:
     what is compared, an interrupted run cannot go on."""
     if _ended(entry):
         (bench.folder / "replaced").mkdir(exist_ok=True)
-        aside = free_name(bench.folder / "replaced" / entry.path.name)
+        aside = files.free_name(bench.folder / "replaced" / entry.path.name)
         entry.path.rename(aside)
         bench.display.say(f"{entry.path.name}: done again; the old run is now {aside}")
     elif entry.path.exists():

@@ -9,6 +9,7 @@ from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.report import write as write_report
 from synthkd.jobs.distillation import Distillation, Result, Unscored
+from synthkd.jobs.evidence import Sealed
 from synthkd.recipe import Recipe
 from synthkd.runs.directory import Run
 from synthkd.synthesis.diffusion.diffusers_io import offline
@@ -17,16 +18,17 @@ from synthkd.synthesis.diffusion.diffusers_io import offline
 def run(
     recipe: Recipe, *, tensorboard: bool = False, no_report: bool = False, dry_run: bool = False,
     quiet: bool = False, as_json: bool = False, given: Collection[str] = (),
-    started: float | None = None,
+    started: float | None = None, sealed: Sealed | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Distils a student as the recipe says, in a new run directory, with a report at the end.
-    Returns the summary, and with `as_json` prints it and nothing else."""
+    Returns the summary, and with `as_json` prints it and nothing else. `sealed` is the record of
+    the seal of this process."""
     quiet = quiet or as_json
     display = Display(quiet=quiet)
     with offline(dry_run):
         job = Distillation(
             recipe, report=display, given=given, started=started, by_force=True,
-            tensorboard=tensorboard,
+            tensorboard=tensorboard, sealed=sealed,
         )  # fmt: skip
     if not quiet:
         job.expect()
@@ -47,6 +49,7 @@ def resume(
     as_json: bool = False,
     no_report: bool = False,
     started: float | None = None,
+    sealed: Sealed | None = None,
 ) -> dict[str, Any]:
     """Goes on with an interrupted run from its newest complete checkpoint.
 
@@ -57,8 +60,9 @@ def resume(
     recipe = recipes.trusted(recipe, trust_code=trust_code, anyway=anyway)
     with offline(dry_run):
         job = Distillation(
-            recipe, report=display, started=started, by_force=True, tensorboard=tensorboard
-        )
+            recipe, report=display, started=started, by_force=True, tensorboard=tensorboard,
+            sealed=sealed,
+        )  # fmt: skip
     if dry_run:
         print(recipes.to_toml(job.recipe), end="")
         return {}
@@ -146,9 +150,11 @@ def _show(result: Result, display: Display) -> None:
             f"{summary['real_images_read']:,} "
             f"(level {summary['promise_level']}, {summary['promise']})",
         ),
+        ("proof of it", f"level {summary['proof_level']}, {summary['proof']}"),
         ("seconds", f"{summary['wall_seconds']:.0f}: {parts}"),
         ("peak memory", f"{summary['peak_memory_mb']:,.0f} MB"),
         ("student", str(path / "student.safetensors")),
+        ("digest of the run", result.digest),
     ]
     display.findings(findings)
     display.table("result", ("what", "value"), rows)

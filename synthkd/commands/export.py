@@ -29,7 +29,7 @@ from synthkd.networks import SLIM
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.slimmable import Slimmable
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.runs.directory import CALIBRATION, claim, free_name
+from synthkd.runs.directory import CALIBRATION
 from synthkd.specs import Card, load_classifier, read_card
 from synthkd.students import latency
 from synthkd.students.latency import Answer
@@ -111,8 +111,8 @@ def run(
         if label.order:
             display.say(f"{quoted(val_data)}: {label.order}")
         display.findings(label.notes)
-    folder = out or free_name(path / "export")
-    claim(folder)
+    folder = out or files.free_name(path / "export")
+    files.claim(folder)
     with _threads(_promised_threads(manifest)):
         pictures = _pictures(path, network)
         export = Export(path, folder, network, pictures, label, display, narrow)

@@ -9,9 +9,9 @@ from typing import Any
 from synthkd.commands.display import Display
 from synthkd.commands.report import write as write_report
 from synthkd.core.errors import InputError
+from synthkd.core.files import free_name
 from synthkd.jobs.search import Search
 from synthkd.recipe import Recipe
-from synthkd.runs.directory import free_name
 
 
 def run(

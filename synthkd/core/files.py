@@ -216,6 +216,36 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def claim(path: Path, *, resumable: bool = False) -> None:
+    """Makes a directory, or takes an empty one; anything else is refused: one that is `resumable`
+    may be gone on with."""
+    if exists(path) and not path.is_dir():
+        raise InputError(f"--out {quoted(path)}: this is a file, not a directory")
+    # of an open file that has no name any more a file system over the network shows one
+    ours = (".nfs", ".fuse_hidden")
+    if exists(path) and any(not p.name.startswith(ours) for p in path.iterdir()):
+        raise InputError(
+            f"--out {quoted(path)}: this directory is not empty; choose another"
+            + (", or --resume it" if resumable else "")
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {quoted(path)}: {error.strerror}") from None
+
+
+def free_name(base: Path) -> Path:
+    """`base`, or `base-2`, `base-3`, …: the first that does not exist.
+
+    >>> free_name(Path("no-such-run")).name
+    'no-such-run'
+    """
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
 @contextmanager
 def alone(path: Path, complaint: str) -> Iterator[int]:
     """Holds the lock of a file or folder, and gives the handle, with which it can be handed on to a
@@ -246,7 +276,16 @@ def locked(path: Path) -> Iterator[int | None]:
 
 def write_json(path: Path, data: Any) -> None:
     """Plain data as indented JSON, atomically; NaN and infinity become null."""
-    write_atomic(path, json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """Plain data as indented JSON; NaN and infinity become null.
+
+    >>> json_text({"loss": float("nan")})
+    '{\\n  "loss": null\\n}\\n'
+    """
+    return json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_table(path: Path, where: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Counts and durations in words; names without the folders before them."""
+"""Counts and durations in words; names of things, and without the folders before them."""
 
 import re
+from pathlib import Path
 
 
 def counted(count: float, noun: str) -> str:
@@ -59,3 +60,18 @@ def without_paths(text: str) -> str:
     """
     text = re.sub(r"(?<=['\"])/[^'\"]*/", "", text)
     return re.sub(r"(?<![\w'\"/.])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)
+
+
+def run_name(teacher: str, student: str, seed: int) -> str:
+    """What a run directory is called where the user names none.
+
+    >>> run_name("nets/my_file.py:make", "<Sequential>", 3)
+    'my_file-make-Sequential-s3'
+    """
+    return f"{_word(teacher)}-{_word(student)}-s{seed}"
+
+
+def _word(spec: str) -> str:
+    """A SPEC as part of a directory's name."""
+    name = Path(spec.replace(".py:", "-").replace(":", "-")).name
+    return re.sub(r"[^\w.-]+", "", name) or "x"

@@ -4,10 +4,10 @@ What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporte
 """
 
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -28,9 +28,10 @@ from synthkd.checks.student import (
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.files import finite, sha256_of
+from synthkd.core.files import claim, finite, free_name, sha256_of
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
+from synthkd.core.words import run_name
 from synthkd.data.sources import Images, count_images, place_of
 from synthkd.engine.build import build, images_for, open_data
 from synthkd.engine.estimate import Estimate, estimate
@@ -47,6 +48,7 @@ from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
 from synthkd.jobs.details import draw_chosen, run_details
+from synthkd.jobs.evidence import Evidence, Sealed
 from synthkd.labels.check import ABOUT_LABELS
 from synthkd.measures import class_balance
 from synthkd.networks.classifier import Classifier
@@ -55,7 +57,7 @@ from synthkd.networks.slimmable import Slimmable, widths
 from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
 from synthkd.replay.protocol import ReplayBatch
-from synthkd.runs.directory import Run, claim, environment, free_name, held, resumable
+from synthkd.runs.directory import Run, environment, held, resumable
 from synthkd.runs.session import Session, going_on
 from synthkd.runs.tensorboard import TensorBoard, check_tensorboard
 from synthkd.specs import Card, card_of, is_saved, origin, read_card
@@ -79,6 +81,7 @@ class Result:
     summary: dict[str, Any]  # what summary.json says
     findings: tuple[Finding, ...]  # what speaks against the student
     run: Path  # the run directory
+    digest: str  # of hashes.json, which covers every other file in it
 
 
 class Distillation:
@@ -88,7 +91,8 @@ class Distillation:
     one that takes the place of `data.val`. `given` are the keys that the user set, so that those
     that do nothing can be named. A budget in minutes counts from `started`, a time of
     `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process; with
-    `tensorboard` the rounds are written for TensorBoard too.
+    `tensorboard` the rounds are written for TensorBoard too. `sealed` is the record of the seal,
+    where the process has one.
     """
 
     def __init__(
@@ -104,10 +108,12 @@ class Distillation:
         started: float | None = None,
         by_force: bool = False,
         tensorboard: bool = False,
+        sealed: Sealed | None = None,
     ) -> None:
         if tensorboard:
             check_tensorboard()
         self.tensorboard = tensorboard
+        self.evidence = Evidence(recipe, sealed)  # before the teacher's code runs
         self.started = time.perf_counter() if started is None else started
         self.report = report or Silent()
         self.real_data, self.by_force = real_data, by_force
@@ -118,6 +124,7 @@ class Distillation:
             report=self.report,
         )  # fmt: skip
         self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
+        self.evidence.recipe = self.recipe  # what was left open is decided
         self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
         self.idle = idle = ignored(self.recipe, self.lab.stages, given, readers())
@@ -165,15 +172,16 @@ class Distillation:
         return expected
 
     def start(self) -> Result:
-        """Runs it in a new directory: `run.out`, or one that is named after teacher and student."""
+        """Runs it in a new directory: `run.out`, or one that is named after teacher and student; a
+        sealed run in the one that is open to it."""
         recipe = self.recipe
-        words = (_word(recipe.teacher.spec), _word(recipe.student.spec))
-        out = Path(recipe.run.out or free_name(Path(f"runs/{'-'.join(words)}-s{recipe.run.seed}")))
+        name = run_name(recipe.teacher.spec, recipe.student.spec, recipe.run.seed)
+        out = self.evidence.out or Path(recipe.run.out or free_name(Path("runs") / name))
         claim(out, resumable=True)
         with held(out, "--out"):
             self.lab.keep_in(out)
             self._open_data()
-            return self._walk(Run.create(out, recipe, self.manifest))
+            return self._walk(Run.create(out, recipe, self.manifest | self.evidence.begun()))
 
     def resume(self, path: Path) -> Result:
         """Goes on with an interrupted run from its newest complete checkpoint."""
@@ -181,7 +189,7 @@ class Distillation:
             the_run, _ = Run.resume(path)  # whoever worked in it until now may have finished it
             self.lab.keep_in(the_run.path)
             self._take_up(the_run)
-            the_run.write_manifest(self.manifest | {"state": "running"})
+            the_run.write_manifest(self.manifest | self.evidence.begun() | {"state": "running"})
             return self._walk(the_run)
 
     def _open_data(self) -> None:
@@ -199,7 +207,9 @@ class Distillation:
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
         kept = ("command", "student_chosen", "recipe_sha256", "estimate", "findings")
         self.manifest |= {key: before[key] for key in kept if key in before}
-        self.manifest["sittings"] = _count(before.get("sittings")) + 1
+        sittings = _count(before.get("sittings"))
+        self.manifest["sittings"] = sittings + 1
+        self.evidence.go_on(before, sittings)
         self._open_data()
         if before.get("data") != self.manifest["data"]:
             raise InputError(f"{where}: the data are not those that the run was started with")
@@ -235,7 +245,7 @@ class Distillation:
             self.report, again, recipe.run.checkpoint_seconds, saved=lab.progress.round > 0,
             by_force=self.by_force,
         )  # fmt: skip
-        with session.open(lab):
+        with self._telling(the_run), session.open(lab):
             for round_ in rounds(lab):
                 the_run.record(round_)
                 before, part = part, int(round_.share * parts)
@@ -252,6 +262,18 @@ class Distillation:
         with resumable(again):
             the_run.close_samples(names)
             return self._finish(the_run, spent_before)
+
+    @contextmanager
+    def _telling(self, the_run: Run) -> Iterator[None]:
+        """What this sitting opened stands in the manifest, also where it is stopped."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                told = self.evidence.told([the_run.path])
+                the_run.write_manifest(self.manifest | told | {"state": "running"})
+            self.evidence.stop()
+            raise
 
     def _scoring(self, most: float) -> float:
         """Seconds that the final score will take, where it can be told before the images are
@@ -293,6 +315,7 @@ class Distillation:
         student = lab.learner.student.eval()
         path = the_run.path / "student.safetensors"
         save_student(student, _card(recipe, student, self.teacher), path)
+        self.evidence.chosen()
         sample = _keep_images(lab, the_run)
         draw_chosen(lab, held_out, sample, the_run)
         for generator in lab.generators.values():
@@ -344,10 +367,13 @@ class Distillation:
             YES_OR_NO if self.teacher.independent else self.teacher.names
         )  # of what was held out
         balance = class_balance(held_out.learned, held_out.taught, len(names))
+        details = run_details(lab, held_out, sample, found)
+        self.manifest |= self.evidence.finished(self.teacher, [the_run.path])
+        doubts = self.evidence.findings
         summary = {
             # labels that are wrong make the score useless, not the student
             "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),
-            "findings": as_data(findings),
+            "findings": as_data([*findings, *doubts]),
             **scores,
             "student": recipe.student.spec,
             "answers": student.answers,
@@ -370,15 +396,16 @@ class Distillation:
             "teacher_queries": asked,
             "promise_level": self.manifest["promise_level"],
             "promise": self.manifest["promise"],
+            "proof_level": self.manifest["proof_level"],
+            "proof": self.manifest["proof"],
             "teacher_findings": as_data(self.lab.teacher_findings),
             "peak_memory_mb": peak_memory_mb(lab.device),
             "seed": recipe.run.seed,
         }
-        details = run_details(lab, held_out, sample, found)
         known = self.teacher.names or tuple(map(str, range(student.classes)))
         card = run_card(finite(summary), self.manifest, known, student)
-        the_run.finish(summary, self.manifest, details, card)
-        result = Result(student, summary, tuple(findings), the_run.path)
+        digest = the_run.finish(summary, self.manifest, details, card)
+        result = Result(student, summary, (*findings, *doubts), the_run.path, digest)
         if problem:
             raise Unscored(
                 f"{problem} (the run is finished, but not scored: see synthkd evaluate)", result
@@ -452,16 +479,6 @@ def _check_val(recipe: Recipe) -> None:
 def _count(value: object) -> int:
     """A count out of a manifest; what is none counts as one."""
     return value if isinstance(value, int) else 1
-
-
-def _word(spec: str) -> str:
-    """A SPEC as part of a directory's name.
-
-    >>> _word("nets/my_file.py:make"), _word("<Sequential>")
-    ('my_file-make', 'Sequential')
-    """
-    name = Path(spec.replace(".py:", "-").replace(":", "-")).name
-    return re.sub(r"[^\w.-]+", "", name) or "x"
 
 
 def reserved(whole: float, scoring: float) -> float:

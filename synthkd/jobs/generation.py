@@ -31,10 +31,12 @@ from synthkd.engine.estimate import estimate_writing
 from synthkd.engine.loop import rounds, synthesize
 from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.reporter import Reporter, Silent
+from synthkd.jobs.evidence import Evidence, Sealed
+from synthkd.proof import hashes
 from synthkd.recipe import Recipe
 from synthkd.recipe.unused import ignored
 from synthkd.runs.checkpoints import Checkpoints
-from synthkd.runs.directory import claim, environment, free_name, held
+from synthkd.runs.directory import environment, held
 from synthkd.runs.session import Session, going_on
 from synthkd.synthesis import Generator, readers
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
@@ -55,6 +57,7 @@ class DataSet:
     manifest: dict[str, Any]
     findings: tuple[Finding, ...]  # what speaks against it
     count: int  # images
+    digest: str  # of hashes.json, which covers every other file in it
 
 
 def used(recipe: Recipe, given: Collection[str] = ()) -> Recipe:
@@ -89,13 +92,16 @@ class Generation:
         report: Reporter | None = None,
         given: Collection[str] = (),
         by_force: bool = False,
+        sealed: Sealed | None = None,
     ) -> None:
+        self.evidence = Evidence(recipe, sealed, student=False)  # before the teacher's code runs
         self.started = time.perf_counter()
         self.report = report or Silent()
         self.real_data, self.keep, self.by_force = real_data, keep, by_force
         self.whole = whole
         self.lab, loaded = build_synthesis(recipe, teacher=teacher, report=self.report)
         self.recipe, self.teacher, self.stages = self.lab.recipe, self.lab.teacher, self.lab.stages
+        self.evidence.recipe = self.recipe  # what was left open is decided
         self.generator: Generator = self.lab.generators[self.stages[-1].generator]
         self.learns = self.generator.abilities.trains
         if keep is not None:
@@ -139,12 +145,12 @@ class Generation:
 
     def start(self) -> DataSet:
         """Makes it in a new directory."""
-        out = Path(self.recipe.run.out or free_name(Path("synthetic")))
+        out = self.evidence.out or Path(self.recipe.run.out or files.free_name(Path("synthetic")))
         self._check_apart(out)
-        claim(out, resumable=True)
+        files.claim(out, resumable=True)
         with held(out, "--out"):
             self.lab.keep_in(out)
-            claim(out, resumable=True)  # whoever came at the same time may have begun in it
+            files.claim(out, resumable=True)  # whoever came at the same time may have begun in it
             files.write_atomic(out / RECIPE, recipes.to_toml(self.recipe))
             checkpoints = Checkpoints(out / CHECKPOINTS)
             return self._go(out, checkpoints, None, resumed=False)
@@ -237,11 +243,16 @@ class Generation:
             if writer is not None:
                 self.writing = written + time.perf_counter() - writing
             data = {
-                "writer": writer.state_dict() if writer else None, **opened, **self.state_dict()
+                "writer": writer.state_dict() if writer else None, **opened, **self.state_dict(),
+                "evidence": evidence.told(own) if session.asked else evidence.begun(),
             }  # fmt: skip
             checkpoints.folder.mkdir(exist_ok=True)
             checkpoints.save(data, self.lab.progress.round + self.trained + self.batch)
 
+        evidence = self.evidence
+        own = [out, *((self.keep.parent,) if self.keep else ())]
+        before_it = (state or {}).get("evidence", {})
+        evidence.go_on(before_it, len(before_it.get("sealed", ())))
         keeping = ("--save-generator", self.keep) if self.keep else ()
         again = going_on("generate", recipe, self.whole or out, *keeping)
         session = Session(
@@ -272,8 +283,11 @@ class Generation:
                     )
                 self.writing = written + time.perf_counter() - writing
                 findings = self._against()
-                manifest = self._manifest() | {
-                    "verdict": verdict(findings), "findings": as_data([*findings, *self.idle]),
+                proof = evidence.finished(self.teacher, own)
+                doubts = evidence.findings
+                manifest = self._manifest() | proof | {
+                    "verdict": verdict(findings),
+                    "findings": as_data([*findings, *self.idle, *doubts]),
                     "wall_seconds": round(before + time.perf_counter() - self.started, 2),
                 }  # fmt: skip
                 if self.keep is not None:
@@ -284,7 +298,7 @@ class Generation:
         checkpoints.clear()
         with suppress(OSError):  # none was written
             checkpoints.folder.rmdir()
-        return DataSet(out, manifest, tuple(findings), count)
+        return DataSet(out, manifest, (*findings, *doubts), count, hashes.write(out))
 
     def _against(self) -> list[Finding]:
         """What can be said against the data set by its classes."""

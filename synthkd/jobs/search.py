@@ -33,7 +33,7 @@ from synthkd.jobs.distillation import Distillation, Result
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe
 from synthkd.reports.charts import new_figure
-from synthkd.runs.directory import claim, held
+from synthkd.runs.directory import held
 from synthkd.students import latency
 from synthkd.students.pareto import Point, chosen, front
 from synthkd.teachers.protocol import Teacher
@@ -103,7 +103,7 @@ class Search:
     def run(self) -> Found:
         """Makes the images, tries candidates, trains the one that is chosen."""
         if not (self.out / "search.json").is_file():
-            claim(self.out)
+            files.claim(self.out)
             files.write_json(self.out / "search.json", {"recipe": self.recipe.model_dump_json()})
         with held(self.out, "--out"):
             teacher = self._images()

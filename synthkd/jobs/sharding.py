@@ -30,8 +30,9 @@ from synthkd.core.provenance import PROMISES
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Store, link_shards, open_store
 from synthkd.jobs.generation import RECIPE, DataSet
+from synthkd.proof import hashes
+from synthkd.proof.levels import LEVELS
 from synthkd.recipe import Recipe
-from synthkd.runs.directory import claim
 
 MOST_SHARDS = 10_000
 TABLE, FOLDER = "shards.json", "shards"
@@ -64,7 +65,7 @@ def begin(out: Path, recipe: Recipe, shards: int) -> None:
             break
         with files.locked(out) as held:
             if held is not None and not is_sharded(out):
-                claim(out)
+                files.claim(out)
                 (out / FOLDER).mkdir()
                 files.write_atomic(out / RECIPE, text)
                 files.write_json(out / TABLE, {"shards": shards})
@@ -133,20 +134,41 @@ def merge(out: Path) -> DataSet | None:
         link_shards(out, parts, manifest, folders=recipe.dataset.folders)
         shutil.rmtree(out / FOLDER)
         (out / TABLE).unlink()
-    written = json.loads((out / MANIFEST).read_text("utf-8"))
-    findings = check_dataset(written["per_class"], recipe.dataset.count, parts[0].names)
-    return DataSet(out, manifest, tuple(findings), int(written["count"]))
+        written = json.loads((out / MANIFEST).read_text("utf-8"))
+        findings = check_dataset(written["per_class"], recipe.dataset.count, parts[0].names)
+        digest = hashes.write(out)
+    return DataSet(out, manifest, tuple(findings), int(written["count"]), digest)
 
 
 _SUMS = ("drawn", "wall_seconds", "seconds_writing", "real_images_read")
-_OF_ALL = ("teacher", "teacher_sha256", "generator", "versions", "platform", "machine")
-_OWN = ("seed", "command", "cpus", "threads", "peak_memory_mb", "training", "agreed_share")
+_OF_ALL = (
+    "teacher",
+    "teacher_sha256",
+    "derived_from",
+    "generator",
+    "versions",
+    "platform",
+    "machine",
+)
+_OWN = (
+    "seed",
+    "opened",
+    "sealed",
+    "accounting",
+    "command",
+    "cpus",
+    "threads",
+    "peak_memory_mb",
+    "training",
+    "agreed_share",
+)
 
 
 def _merged(told: Sequence[Mapping[str, Any]], recipe: Recipe, first: Store) -> dict[str, Any]:
     """The manifest of the whole. Raises InputError where the shards are not of one teacher."""
     if len({one.get("teacher_sha256") for one in told}) > 1:
         raise InputError("the shards were made for different teachers: they cannot be merged")
+    proof = min(int(one.get("proof_level", 0)) for one in told)
     level = max(int(one.get("promise_level", 3)) for one in told)
     drawn = sum(int(one.get("drawn", 0)) for one in told)
     agreed = sum(float(one.get("agreed_share", 0)) * int(one.get("drawn", 0)) for one in told)
@@ -160,6 +182,7 @@ def _merged(told: Sequence[Mapping[str, Any]], recipe: Recipe, first: Store) -> 
         **{key: told[0][key] for key in _OF_ALL if key in told[0]},
         **{key: sum(one.get(key, 0) for one in told) for key in _SUMS},
         "seed": recipe.run.seed, "promise_level": level, "promise": PROMISES[level],
+        "proof_level": proof, "proof": LEVELS[proof],
         "recipe": recipes.to_toml(recipe), "plan": told[0].get("plan", []),
         "agreed_share": round(agreed / max(1, drawn), 6), "classes_not_filled": missing,
         "training": {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0},

@@ -29,6 +29,7 @@ NAMED_CLASSES = 25  # up to which a confusion matrix is shown whole
 MOST_PAIRS = 40  # of confused classes, where there are more
 PICTURE_WIDTH = 960  # pixels
 SMALL = 200_000  # bytes up to which a sheet stays a PNG
+MOST_OPENED = 200  # files of a sitting
 MOST_RUNS = 40  # whose curves are drawn
 QUALITY = {  # measure: what it is called, and what is good
     "teacher_inception_score": ("Inception score by the teacher", "1 to the number of classes"),
@@ -64,6 +65,7 @@ def run_report(record: RunRecord, *, images: bool = True) -> str:
         _time(record),
         _quality(record),
         _plan(record),
+        _proof(record),
         _again(record),
     ]
     real, level = (
@@ -314,7 +316,9 @@ def _promise(record: RunRecord) -> str:
     access = plain(str(record.summary.get("teacher_access", "")))
     asked = number(record.summary.get("teacher_queries"))
     teacher = f" The teacher ({access}) was asked about {_count(asked)} images." if access else ""
-    return f"Level {plain(str(level))}, {said}.{teacher}"
+    proof = plain(str(source.get("proof", "")))[:200]
+    shown = f" Proof: level {_count(source.get('proof_level'))}, {proof}." if proof else ""
+    return f"Promise: level {plain(str(level))}, {said}.{shown}{teacher}"
 
 
 def _curves(record: RunRecord) -> dict[str, Any] | None:
@@ -579,6 +583,37 @@ def _plan(record: RunRecord) -> dict[str, Any] | None:
     header = ("stage", "generator", "share", "steps", "batch", "fresh images", "student steps",
               "terms")  # fmt: skip
     return {"title": "The plan", "lines": lines, "tables": [_table(header, rows, 2)]}
+
+
+def _proof(record: RunRecord) -> dict[str, Any] | None:
+    """What an auditor can check."""
+    manifest = record.manifest
+    if "proof_level" not in manifest:
+        return None
+    reasons = [plain(str(text))[:300] for text in _list(manifest.get("proof_not_higher"))[:10]]
+    rows = []
+    for number_, sitting in enumerate(_list(manifest.get("opened")), start=1):
+        for told in _list(_mapping(sitting).get("files"))[:MOST_OPENED]:
+            entry = _mapping(told)
+            rows.append((
+                str(number_), plain(str(entry.get("path", "")))[:200],
+                plain(str(entry.get("role", "")))[:80],
+                plain(str(entry.get("sha256") or ""))[:16],
+            ))  # fmt: skip
+    tables = []
+    if rows:
+        header = ("sitting", "file", "what", "SHA-256")
+        tables = [_table(header, rows, 4) | {"folded": f"{len(rows):,} files that were opened"}]
+    return {
+        "title": "What an auditor can check",
+        "lines": [
+            f"Level {_count(manifest.get('proof_level'))}: {plain(str(manifest.get('proof')))}.",
+            *(f"Not higher, since {reason}." for reason in reasons),
+            "synthkd verify compares every file of the run with hashes.json; --rerun makes the "
+            "student again, where the budget is in images.",
+        ],
+        "tables": tables,
+    }
 
 
 def _again(record: RunRecord) -> dict[str, Any]:

@@ -13,6 +13,7 @@ generator.safetensors  the generator, if one was trained
 details.json         votes on held-out images, the classes one by one, quality of the images
 tensorboard/         the rounds as TensorBoard reads them, if asked for: runs/tensorboard.py
 README.md            the model card of the student
+hashes.json          size and SHA-256 of every other file, see proof/hashes.py
 summary.json         the result
 report.html          all of it to look at (synthkd report)
 """
@@ -41,6 +42,7 @@ from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
 from synthkd.core.images import class_sheet, grid, save_picture, sheet_classes, thumbnails
 from synthkd.engine.loop import Round
+from synthkd.proof import hashes
 from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.runs.checkpoints import FORMAT, Checkpoints, written
 
@@ -64,7 +66,7 @@ class Run:
     def create(cls, path: Path, recipe: Recipe, manifest: dict[str, Any]) -> "Run":
         """A new run in an empty or new directory; anything else is refused, nothing is
         overwritten."""
-        claim(path, resumable=True)
+        files.claim(path, resumable=True)
         run = cls(path)
         (path / "checkpoints").mkdir()
         (path / "samples").mkdir()
@@ -249,18 +251,23 @@ class Run:
         self.checkpoints.clear()
         for path in written(self.path / "snapshots", SNAPSHOT):
             path.unlink()
+        hashes.forget(self.path)
 
     def finish(
         self, summary: dict[str, Any], manifest: dict[str, Any], details: dict[str, Any],
         readme: str = "",
-    ) -> None:  # fmt: skip
-        """Manifest and `details` first, then a `readme` if there is one, summary last: a run with a
-        summary is complete."""
+    ) -> str:  # fmt: skip
+        """Manifest, `details` and a `readme` if there is one, then the hashes of all files, summary
+        last: a run with a summary is complete. Whatever else belongs to the run is there before.
+        Returns the hashes' digest."""
         files.write_json(self.path / "details.json", details)
         self.write_manifest(manifest | {"state": "finished"})
         if readme:
             files.write_atomic(self.path / "README.md", readme)
-        files.write_json(self.path / "summary.json", summary)
+        text = files.json_text(summary)
+        digest = hashes.write(self.path, {"summary.json": text.encode()})
+        files.write_atomic(self.path / "summary.json", text)
+        return digest
 
 
 def _zoom(pixels: Tensor) -> int:
@@ -270,24 +277,6 @@ def _zoom(pixels: Tensor) -> int:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def claim(path: Path, *, resumable: bool = False) -> None:
-    """Makes a directory, or takes an empty one; anything else is refused: one that is `resumable`
-    may be gone on with."""
-    if files.exists(path) and not path.is_dir():
-        raise InputError(f"--out {quoted(path)}: this is a file, not a directory")
-    # of an open file that has no name any more a file system over the network shows one
-    ours = (".nfs", ".fuse_hidden")
-    if files.exists(path) and any(not p.name.startswith(ours) for p in path.iterdir()):
-        raise InputError(
-            f"--out {quoted(path)}: this directory is not empty; choose another"
-            + (", or --resume it" if resumable else "")
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {quoted(path)}: {error.strerror}") from None
 
 
 @contextmanager
@@ -307,18 +296,6 @@ def resumable(again: str) -> Iterator[None]:
 def held(path: Path, flag: str) -> AbstractContextManager[int]:
     """Keeps other processes out of a directory while one works in it; `flag` gave its name."""
     return files.alone(path, f"{flag} {quoted(path)}: another synthkd is using it")
-
-
-def free_name(base: Path) -> Path:
-    """`base`, or `base-2`, `base-3`, …: the first that does not exist.
-
-    >>> free_name(Path("no-such-run")).name
-    'no-such-run'
-    """
-    path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
 
 
 def _command() -> list[str]:
