@@ -29,11 +29,11 @@ FLAGS = shlex.split(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Everything of a data set but its manifest, which has times in it."""
+    """Everything of a data set but its manifest, which has times in it, and what tells of it."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("manifest.json",)
+        if path.is_file() and path.name not in ("manifest.json", "hashes.json", "README.md")
     }
 
 

@@ -2,7 +2,7 @@
 `synthkd/commands/NAME.py`, imported only when the command is called."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,8 @@ COMMANDS: dict[str, Command] = {
                 "no_report", "--no-report", bool, False, "write no report.html at the end",
                 beside=True,
             ),
-            JSON, CONFIG, DRY_RUN, QUIET,
+            JSON, CONFIG, replace(DRY_RUN, brief="print the plan and stop; print errors alone"),
+            replace(QUIET, beside=True),
         ),
         context=("given", "started"),
     ),

@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -267,7 +267,7 @@ class Writer:
 
     def join(
         self, parts: Sequence["Store"], shards: Sequence[dict[str, Any]],
-        manifest: Mapping[str, Any],
+        manifest: Mapping[str, Any], card: Callable[[Mapping[str, Any], Sequence[str]], str],
     ) -> None:  # fmt: skip
         """Finishes a data set whose `shards` lie there already, those of the `parts` in their
         order: counts, sheet, class folders and manifest."""
@@ -287,7 +287,7 @@ class Writer:
                         _write_png(image, folder / f"{row:08d}.png")
                         row += 1
         self._shards = list(shards)
-        self.close(manifest)
+        self.close(manifest, card({**self.described(), **manifest}, self.folders))
 
     def _flush(self) -> None:
         """Writes the shard in memory: three files, an fsync each; then the pictures, without."""
@@ -319,11 +319,13 @@ class Writer:
 
 
 def link_shards(
-    out: Path, parts: Sequence["Store"], manifest: Mapping[str, Any], *, folders: bool
-) -> None:
+    out: Path, parts: Sequence["Store"], manifest: Mapping[str, Any], *, folders: bool,
+    card: Callable[[Mapping[str, Any], Sequence[str]], str],
+) -> None:  # fmt: skip
     """Joins data sets of the same form in `out`, in their order: their files under new names, as
-    hard links where the file system has them, the class folders, the contact sheet and the
-    manifest. What an interrupted call left is done again."""
+    hard links where the file system has them, the class folders, the contact sheet, the `card` (of
+    the manifest and the folders' names) and the manifest. What an interrupted call left is done
+    again."""
     first = parts[0]
     writer = Writer(out, first.spec, first.classes, first.names, folders=folders, resumed=True)
     shards: list[dict[str, Any]] = []
@@ -334,7 +336,7 @@ def link_shards(
                     source = part.folder / _shard_file(number, name)
                     _link(source, out / _shard_file(len(shards), name))
                 shards.append(told)
-    writer.join(parts, shards, manifest)
+    writer.join(parts, shards, manifest, card)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from synthkd import recipe as recipes
+from synthkd.cards.data import data_card
 from synthkd.checks.student import check_dataset, verdict
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
@@ -131,7 +132,7 @@ def merge(out: Path) -> DataSet | None:
         parts = [open_store(out / FOLDER / f"{k:05d}", verify=True) for k in range(shards)]
         recipe = recipes.validated(recipes.read_toml(out / RECIPE))
         manifest = _merged([part.manifest for part in parts], recipe, parts[0])
-        link_shards(out, parts, manifest, folders=recipe.dataset.folders)
+        link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
         shutil.rmtree(out / FOLDER)
         (out / TABLE).unlink()
         written = json.loads((out / MANIFEST).read_text("utf-8"))
