@@ -679,7 +679,7 @@ def test_images_in_the_weights_themselves_are_not_found(network: nn.Module, tmp_
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("finished")
-    done = synthkd(folder, "distill", *[w for w in SHORT if w != "--quiet"])
+    done = synthkd(folder, "distill", "--no-report", *[w for w in SHORT if w != "--quiet"])
     assert done.returncode in DONE, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "digest of the run" in line]
     return folder / "run", line.split()[-1]

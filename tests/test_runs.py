@@ -187,7 +187,7 @@ def test_a_torn_last_line_of_the_metrics_is_dropped(run: Run, torn: bytes) -> No
 def test_only_an_unfinished_run_is_resumed(run: Run, tmp_path: Path) -> None:
     _, recipe = Run.resume(run.path)
     assert recipe == load_recipe(flags={"run": {"out": "x"}})
-    run.finish({"student_accuracy": 0.5}, {"seed": 7})
+    run.finish({"student_accuracy": 0.5}, {"seed": 7}, {})
     assert run.manifest["state"] == "finished"
     with pytest.raises(InputError, match="finished"):
         Run.resume(run.path)
@@ -203,7 +203,7 @@ def test_a_damaged_manifest_is_named(run: Run, content: bytes) -> None:
 
 
 def test_a_summary_writes_what_is_not_a_number_as_null(run: Run) -> None:
-    run.finish({"kl": float("nan"), "ece": float("inf"), "accuracy": 0.5}, {})
+    run.finish({"kl": float("nan"), "ece": float("inf"), "accuracy": 0.5}, {}, {})
     text = (run.path / "summary.json").read_text()
     assert json.loads(text) == {"kl": None, "ece": None, "accuracy": 0.5}
     assert "NaN" not in text

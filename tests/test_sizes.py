@@ -48,6 +48,7 @@ def test_small_images_are_left_as_they_were() -> None:
 def test_large_images_have_smaller_batches_and_sizes() -> None:
     found, reasons = sized(Recipe.of({}), teacher_of(224))
     assert (found.training.batch, found.training.repeats) == (64, 4)
+    assert found.training.learning_rate == Recipe.of({}).training.learning_rate * 64 / 256
     assert found.training.scales == {}  # see the log: the student needs the full size
     refine = next(stage for stage in found.stage if stage.name == "refine")
     assert refine.synthesis_batch == 32

@@ -815,7 +815,10 @@ class TrainingTable(Table):
     batch: Annotated[
         int,
         Field(
-            description="images per student step (0: by their size, 256 at most)", ge=0, le=65536
+            description="images per student step (0: by their size, 256 at most; with fewer the "
+            "learning rate is lowered in proportion)",
+            ge=0,
+            le=65536,
         ),
     ] = 128
     terms: Annotated[

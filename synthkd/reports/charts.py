@@ -7,9 +7,12 @@ script, a link or an address in it.
 import io
 import os
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -30,14 +33,39 @@ _VARIABLES = {
 
 def new_figure(width: float, height: float, dpi: float = 72) -> Any:
     """An empty figure of matplotlib's, of a size in inches; without its list of open windows."""
-    # its list of fonts belongs with other scratch files, not in a user's home
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "synthkd-matplotlib"))
+    matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
+
+
+@cache
+def matplotlib() -> Any:
+    """The module, whose list of fonts lies with other scratch files and not in a user's home. The
+    folder is this user's alone; where another has it already, a new one."""
+    place = Path(tempfile.gettempdir()) / f"synthkd-matplotlib-{os.getuid()}"
+    with suppress(OSError):
+        place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        told = place.lstat()
+        own = stat.S_ISDIR(told.st_mode) and told.st_uid == os.getuid()
+    except OSError:
+        own = False
+    before = os.environ.get("MPLCONFIGDIR")
+    os.environ["MPLCONFIGDIR"] = before or (str(place) if own else tempfile.mkdtemp())
+    try:
+        import matplotlib as found
+        from matplotlib import font_manager  # reads or writes its list now
+
+        found.get_configdir()
+        font_manager.findfont("DejaVu Sans")
+    finally:
+        if before is None:
+            del os.environ["MPLCONFIGDIR"]
+    return found
 
 
 def line_chart(
@@ -53,8 +81,6 @@ def line_chart(
     With `share` the axis is that of shares, 0..1 in percent; with `log` it is logarithmic, for
     losses. `spans` are the stages, shaded by turns and named.
     """
-    import matplotlib as mpl
-
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_axes((0.13, 0.15, 0.84, 0.62))
     names = list(curves)[:SERIES]
@@ -103,7 +129,7 @@ def line_chart(
     # ids of an SVG are those of the page: each chart needs its own
     salt = f"{title} {','.join(names)}"
     with (
-        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}),
+        matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of letters that its own font lacks: the page has another

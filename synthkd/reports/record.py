@@ -93,7 +93,7 @@ class Thinned:
     >>> for x in range(8):
     ...     series.add(float(x), 10.0 * x)
     >>> series.curve().minutes, series.curve().values
-    ((1.5, 5.5), (15.0, 55.0))
+    ((0.5, 2.5, 4.5, 6.5), (5.0, 25.0, 45.0, 65.0))
     """
 
     def __init__(self, points: int = POINTS) -> None:

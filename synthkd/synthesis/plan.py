@@ -205,7 +205,11 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         reasons.append(f"memory: {capacity:,} images at most")
     update: dict[str, Any] = {}
     if not recipe.training.batch:
-        update["batch"] = chosen(LEARNED_AT_ONCE, "in a student step")
+        update["batch"] = count = chosen(LEARNED_AT_ONCE, "in a student step")
+        if count < MANY:  # Goyal et al. 2017, https://arxiv.org/abs/1706.02677
+            rate = recipe.training.learning_rate
+            update["learning_rate"] = rate * count / MANY
+            reasons.append(f"learning rate {rate:g} x {count} / {MANY}, for so many images a step")
     if not recipe.training.repeats:
         update["repeats"] = REPEATS if large else 1
         if large:
