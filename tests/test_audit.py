@@ -61,8 +61,9 @@ finally:
 PYTHON = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 PYTHON |= {Path(sysconfig.get_path(kind, vars={"base": sys.base_prefix})) for kind in ("purelib",)}
 PACKAGE = {ROOT / "synthkd", ROOT / "assets", ROOT / "pipelines"}
-# nothing of anybody's: devices, the kernel's tables, the list of libraries, the time zone
+# nothing of anybody's: devices, the kernel's tables, libraries, time zone, the system's fonts
 SYSTEM = {Path(p) for p in ("/dev", "/proc", "/sys", "/etc/ld.so.cache", "/etc/localtime")}
+SYSTEM |= {Path("/usr/share/fonts"), Path("/usr/local/share/fonts")}
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
