@@ -15,11 +15,7 @@ from synthkd.core.resources import shipped
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs/start").glob("*.md")), *sorted((ROOT / "docs/how-to").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-OWN = {
-    *("--resume", "--dry-run", "--json", "--out", "--help", "--csv", "--format", "--int8"),
-    *("--uint8-input", "--softmax", "--pipelines", "--seeds", "--count", "--save-generator"),
-    *("--tensorboard", "--license"),
-}
+OWN = {"--help", *(one.flag for command in COMMANDS.values() for one in command.switches)}
 
 
 def blocks(page: Path, kind: str) -> list[str]:
