@@ -1,7 +1,11 @@
 """A search for students: its front, its limit, its time, its resumption."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from short_runs import main, status
 from synthkd.students.pareto import chosen, dominates, front, hypervolume
 
 pytest.importorskip("optuna")
+ROOT = Path(__file__).resolve().parents[1]
 FLAGS = shlex.split(
     "search --minutes 0.35 --run.threads 1 --quiet --training.batch 64 "
     "--stage.refine.synthesis-steps 2 --stage.refine.synthesis-batch 64 --stage.refine.fresh 64"
@@ -60,6 +65,29 @@ def test_a_search_ends_with_a_front_and_a_trained_student(tmp_path: Path) -> Non
     assert (out / "student" / "report.html").is_file()
     longest = max(t["seconds"] for t in told["trials"])
     assert all(t["seconds"] >= longest / 2 for t in told["front"])
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_goes_on(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "found"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synthkd", *FLAGS, "--out", str(out)], cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    trials = out / "trials.jsonl"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (trials.is_file() and trials.stat().st_size):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    before = trials.read_text()
+    assert before and not (out / "front.json").exists()
+    main([*FLAGS, "--out", str(out)])
+    assert trials.read_text().startswith(before)
+    assert (out / "front.json").is_file()
+    assert status(*FLAGS, "--out", str(out)) == 2  # it is finished now
+    assert status(*FLAGS, "--seed", "7", "--out", str(out)) == 2
 
 
 def test_no_student_within_the_limit_is_one_line(tmp_path: Path, capsys) -> None:

@@ -31,9 +31,9 @@ from synthkd.engine.loop import rounds, select_final_weights
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import Recipe
+from synthkd.recipe import Recipe, trusted
 from synthkd.reports.charts import new_figure
-from synthkd.runs.directory import held
+from synthkd.runs.directory import Run, held
 from synthkd.students import latency
 from synthkd.students.pareto import Point, chosen, front
 from synthkd.teachers.protocol import Teacher
@@ -101,10 +101,9 @@ class Search:
         self.threads = recipe.run.threads or torch.get_num_threads()
 
     def run(self) -> Found:
-        """Makes the images, tries candidates, trains the one that is chosen."""
-        if not (self.out / "search.json").is_file():
-            files.claim(self.out)
-            files.write_json(self.out / "search.json", {"recipe": self.recipe.model_dump_json()})
+        """Makes the images, tries candidates, trains the one that is chosen; goes on with what an
+        interrupted search left. Raises InputError."""
+        self._begin()
         with held(self.out, "--out"):
             teacher = self._images()
             trials = self._try(teacher)
@@ -124,6 +123,24 @@ class Search:
             measured = self._time(result.student, SURE)
             self._write(trials, best, taken, measured)
         return Found(tuple(trials), tuple(best), taken, measured, result, self.out)
+
+    def _begin(self) -> None:
+        """Makes the directory, or finds the same search in it, unfinished."""
+        told = {"recipe": self._plain(), "limit": self.limit, "sampler": self.sampler}
+        path = self.out / "search.json"
+        if not files.is_plain(path):
+            files.claim(self.out)
+            files.write_json(path, told)
+        where = f"--out {quoted(self.out)}"
+        if files.read_table(path, where) != told:
+            raise InputError(f"{where}: another search lies there; choose another directory")
+        if (self.out / "student" / "summary.json").exists():
+            raise InputError(f"{where}: this search is finished")
+
+    def _plain(self) -> str:
+        """The recipe without the directory, which may be named differently."""
+        run = self.recipe.run.model_copy(update={"out": ""})
+        return self.recipe.model_copy(update={"run": run}).model_dump_json()
 
     def _left(self) -> float:
         return self.seconds - (time.perf_counter() - self.started)
@@ -298,6 +315,11 @@ class Search:
             stages=self._study(), minutes=minutes, student=taken.student, learn=True,
             out=str(self.out / "student"),
         )  # fmt: skip
+        place = self.out / "student"
+        if (place / "recipe.toml").is_file():  # it was interrupted in this
+            begun, trust = Run.resume(place)[1], self.recipe.run.trust_code
+            recipe = trusted(begun, trust_code=trust, anyway=self.recipe.run.anyway)
+            return Distillation(recipe, report=self.report, by_force=self.by_force).resume(place)
         return Distillation(recipe, report=self.report, by_force=self.by_force).start()
 
     def _write(self, trials: list[Trial], best: list[Trial], taken: Trial, measured: float) -> None:
