@@ -49,6 +49,7 @@ class Command:
     positionals: tuple[Positional, ...] = ()
     switches: tuple[Switch, ...] = ()
     pipeline: bool = True  # its recipe starts from a pipeline, and takes --stage.NAME.KEY
+    several: bool = False  # torchrun may start it in several processes, which do it together
     # what `run` takes besides: given (keys that the user set), started (time.perf_counter() of the
     # call, which `resume` takes too)
     context: tuple[str, ...] = ()
@@ -119,6 +120,7 @@ COMMANDS: dict[str, Command] = {
             JSON, CONFIG, DRY_RUN, QUIET,
         ),
         context=("given", "started"),
+        several=True,
     ),
     "search": Command(
         "Find the best student for this machine: many short trainings, then a long one.",
