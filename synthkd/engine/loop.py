@@ -328,7 +328,8 @@ class Lab:
             controller.load_state_dict(state["controllers"][name])
         self.progress = Progress(**state["progress"])
         self.seconds = dict(state["seconds"])
-        self.teacher.queries = int(state["queries"]) if self.processes.leads else 0
+        self.asked = int(state["queries"])
+        self.teacher.queries = self.asked if self.processes.leads else 0
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

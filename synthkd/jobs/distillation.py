@@ -356,7 +356,7 @@ class Distillation:
         judged = self._of_all(held_out)
         findings = self._against(judged)
         self.manifest["micro_batches"] = max(every(lab.learner.parts))
-        memory = round(sum(every(peak_memory_mb(lab.device))), 1)
+        of_others = sum(every(peak_memory_mb(lab.device))[1:])
         if not self.processes.leads:
             return self._told(student, the_run)
         path = the_run.path / "student.safetensors"
@@ -438,7 +438,7 @@ class Distillation:
             "promise_level": self.manifest["promise_level"],
             "promise": self.manifest["promise"],
             "teacher_findings": as_data(self.lab.teacher_findings),
-            "peak_memory_mb": memory,
+            "peak_memory_mb": round(peak_memory_mb(lab.device) + of_others, 1),
             "seed": recipe.run.seed,
             "processes": self.processes.count,
         }
