@@ -309,7 +309,7 @@ def test_the_newest_round_is_the_newest_that_all_have(
     own = Checkpoints(tmp_path)
     for round_ in (8, 12):
         own.save({"round": round_}, round_)
-    found = newest_of_all(own, Beside(theirs + [expected]))  # type: ignore[arg-type]
+    found = newest_of_all(own, Beside([*theirs, expected]))  # type: ignore[arg-type]
     assert (found[0] if found else 0) == expected
     assert found is None or found[1] == {"round": expected}
     own.forget_after(8)

@@ -331,9 +331,10 @@ class Distillation:
         try:
             yield
         except BaseException:
-            with suppress(OSError):
-                told = self.evidence.told([the_run.path])
-                the_run.write_manifest(self.manifest | told | {"state": "running"})
+            told = self.evidence.told([the_run.path])
+            if self.processes.leads:
+                with suppress(OSError):
+                    the_run.write_manifest(self.manifest | told | {"state": "running"})
             self.evidence.stop()
             raise
 
