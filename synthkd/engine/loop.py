@@ -382,11 +382,11 @@ def rounds(lab: Lab) -> Iterator[Round]:
                 for learner in filter(None, (lab.learner, lab.peer)):
                     lab.processes.mean_(learner.statistics())
                 measures |= _agreement(lab, rng)
-        made = {
+        counts = {
             "synthetic": synthetic, "synthesized": len(synthesized.batch.images),
             "trained": synthesized.trained,
         }  # fmt: skip
-        measures, made = lab.gathered(measures, made)
+        measures, counts = lab.gathered(measures, counts)
         if stage.student_steps and lab.learner:
             signals = measures | {"progress": lab.taught_share}
             for controller in lab.controllers.values():
@@ -401,7 +401,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
         now = time.perf_counter()
         lab.progress = advance(
             lab.progress, stage, lab.budget, seconds=lab.processes.first(now - before), seen=seen,
-            **made,
+            **counts,
         )  # fmt: skip
         before = now
         if lab.chain and seen and lab.chain.notice(lab.taught_share, measures):
@@ -588,10 +588,10 @@ def _teach(
         for _ in range(repeats):
             order = torch.randperm(len(pool), generator=rng)
             for index in (*torch.split(order, count), order[:0]):
-                told = lab.processes.every([turn.over or len(index) < 2, len(index)])
-                if any(over for over, _ in told):  # of a process that has no batch left, say
+                every = lab.processes.every([turn.over or len(index) < 2, len(index)])
+                if any(over for over, _ in every):  # of a process that has no batch left, say
                     break
-                loss = turn.learn(pool.take(index), sum(size for _, size in told))
+                loss = turn.learn(pool.take(index), sum(size for _, size in every))
     if turn.seen and not loss.isfinite():
         lab.teacher.check()  # it may be to blame
         raise InputError(
@@ -877,7 +877,8 @@ def agreement_of_all(lab: Lab, votes: HeldOut) -> float:
     if lab.processes.count == 1:
         return votes.agreement
     told = lab.processes.every([int((votes.learned == votes.taught).sum()), len(votes.taught)])
-    return sum(hits for hits, _ in told) / max(1, sum(count for _, count in told))
+    hits, images = (sum(numbers) for numbers in zip(*told, strict=True))
+    return float(hits / max(1, images))
 
 
 def _views(lab: Lab, learner: Learner) -> Iterator[Tensor]:

@@ -185,7 +185,8 @@ def _in_one(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) -> No
         flat = torch.cat([tensor.reshape(-1) for tensor in some])
         with _together():
             change(flat)
-        for tensor, part in zip(some, flat.split([t.numel() for t in some]), strict=True):
+        parts = torch.split(flat, [tensor.numel() for tensor in some])
+        for tensor, part in zip(some, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
 

@@ -278,7 +278,7 @@ class Session:
 
     def _signal(self) -> int:
         """The signal by which any of the processes was asked to stop; 0: none was."""
-        return max(self.processes.every(self.asked.signal))
+        return int(max(self.processes.every(self.asked.signal)))
 
     def save(self, save: Callable[[], object]) -> None:
         """Saves now."""

@@ -214,7 +214,7 @@ class Learner:
             loss, each = self._loss(part, peer_weight, given)
             if parts > 1:
                 loss = share * loss
-            loss.backward()
+            torch.autograd.backward(loss)
             losses.append(loss.detach())
             told += [] if each is None else [each]
         whole = losses[0] if parts == 1 else torch.stack(losses).sum()
