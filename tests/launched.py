@@ -37,7 +37,7 @@ seen = {
 learner = plain_learner(processes.mean_)  # each learns its part of one batch, 3 images and 2
 begin, count = processes.part(5)
 images, taught = (whole[begin : begin + count] for whole in lesson(5))
-learner.step(images, taught, 0.3, share=count / 5)
+learner.step(images, taught, 0.3, fraction=count / 5)
 seen["weights"] = [p.tolist() for p in learner.student.parameters()]
 
 processes.wait()

@@ -154,8 +154,7 @@ class TestTwoProcesses:
     def test_where_one_is_killed_the_other_ends_and_says_how_to_go_on(self, killed: Killed) -> None:
         assert killed.code != 0 and killed.seconds < 30
         assert not (killed.run / "summary.json").exists()
-        said = killed.out + killed.err
-        assert "--nproc-per-node=2 -m synthkd distill --resume killed" in said
+        assert "--nproc-per-node=2 -m synthkd distill --resume killed" in killed.out, killed.err
         assert "Traceback" not in killed.out
 
     def test_weights_are_alike_in_both_and_images_are_not(self, killed: Killed) -> None:

@@ -674,7 +674,7 @@ class _Turn:
             given: dict[str, Any] = {
                 "asked": batch.asked, "slots": batch.slots, "weights": weights,
                 "temperature": self.temperature, "answers_share": self.answers_share,
-                "stage": self.stage.name, "share": len(batch) / whole,
+                "stage": self.stage.name, "fraction": len(batch) / whole,
             }  # fmt: skip
             peer, told = lab.peer, lab.recipe.teaching.peer_weight
             answers = (peer.answer(views), self.learner.answer(views)) if peer else (None, None)

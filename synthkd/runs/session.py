@@ -252,9 +252,10 @@ class Session:
                 try:
                     yield self
                 except LostProcess:
+                    said = give_up()  # at once: a launcher ends the others
                     if not self.asked:
                         raise
-                    raise Stopped(self.asked.signal, give_up()) from None  # it was asked as well
+                    raise Stopped(self.asked.signal, said) from None
         finally:
             lab.tick = no_tick
             self.report.stop()

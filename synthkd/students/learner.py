@@ -143,7 +143,7 @@ class Learner:
         peer_weight: float = 0.0,
         stage: str = "",
         per_sample: bool = False,
-        share: float = 1.0,
+        fraction: float = 1.0,
     ) -> Step:
         """One step on images [B, C, H, W] towards what the teacher shows of them: a `Seen`, or its
         logits [B, K] alone.
@@ -152,7 +152,7 @@ class Learner:
         share of the training that is done, `temperature` that of the table's schedule unless a
         controller moves it, and `answers_share` what a controller says (`weighting.TwoKinds`).
         `peer` are the logits [B, K] of a second student, from whose answers this one learns with
-        `peer_weight` (mutual learning). `share` is that of these images in a batch that several
+        `peer_weight` (mutual learning). `fraction` is that of these images in a batch that several
         processes learn together.
 
         Where the memory does not suffice, the step and those after it are learned in twice as many
@@ -195,7 +195,7 @@ class Learner:
                 self._put_back()
                 parts = self.parts = max(self.parts, 2 * parts)
         if self.exchange is not None:
-            self.exchange([p.grad for p in self._learning if p.grad is not None], share)
+            self.exchange([p.grad for p in self._learning if p.grad is not None], fraction)
         if self.table.clip:
             nn.utils.clip_grad_norm_(self._learning, self.table.clip)
         self.optimizer.step()
