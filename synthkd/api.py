@@ -20,6 +20,7 @@ from synthkd.engine.build import build as build_lab
 from synthkd.engine.build import images_for
 from synthkd.engine.loop import Lab
 from synthkd.engine.machine import choose_device
+from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.evaluation.compare import Comparison, compare
 from synthkd.jobs import inspection
@@ -60,6 +61,7 @@ def distill(
     recipe: Recipe | None = None,
     resume: str | Path | None = None,
     progress: bool | Reporter = False,
+    processes: Processes | None = None,
 ) -> Result:
     """A small student from a frozen teacher, in a run directory.
 
@@ -81,7 +83,8 @@ def distill(
     name a setting as the command's flag, `--training.batch`. `resume` goes on with an interrupted
     run; give living objects again, and {"run.trust_code": True} in `settings` where the run needs
     it, and nothing else. `progress` true shows what the command shows; a `Reporter` hears it
-    instead.
+    instead. In a program that torchrun starts in several processes they learn one student together
+    with `processes` from `engine.processes.from_environment()`.
 
     Returns the student, an `nn.Module` on images in 0..1 in eval mode, its summary and its run
     directory. Warns of settings that do nothing, and with `UselessResult` where the student is of
@@ -113,18 +116,22 @@ def distill(
         report=report,
         given=(*(settings or ()), *given),
         started=started,
+        processes=processes,
     )
-    _warn_of(job.idle)
+    leads = job.processes.leads
+    if leads:
+        _warn_of(job.idle)
     try:
         if resume is None and not isinstance(report, Silent):
             job.expect()
         result = job.start() if resume is None else job.resume(Path(resume))
     except Unscored as problem:
-        warnings.warn(str(problem), UserWarning, stacklevel=2)
+        if leads:
+            warnings.warn(str(problem), UserWarning, stacklevel=2)
         result = problem.result
     except Stopped as stop:
         raise KeyboardInterrupt(stop.said) from None
-    if result.summary["verdict"] == "useless":
+    if leads and result.summary["verdict"] == "useless":
         said = "; ".join(str(finding) for finding in result.findings if finding.serious)
         warnings.warn(said or "the student is of no use", UselessResult, stacklevel=2)
     return result

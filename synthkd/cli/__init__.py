@@ -14,7 +14,7 @@ from synthkd.cli.flags import check_empty, take_stage_flags
 from synthkd.cli.help import short_help, wants_short_help
 from synthkd.cli.output import fail, prepare_output, say, silence
 from synthkd.cli.parser import parser
-from synthkd.core.errors import InputError, quoted
+from synthkd.core.errors import InputError, is_out_of_memory, quoted
 
 __all__ = ["COMMANDS", "Command", "Positional", "Switch", "main"]
 
@@ -41,8 +41,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (MemoryError, OverflowError) as error:
         fail(f"too large for this machine: {quoted(error)}")
-    except RuntimeError as error:  # of torch, which has no MemoryError
-        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         fail(f"too large for this machine: {quoted(' '.join(str(error).split()), 120)}")
     except BrokenPipeError:

@@ -52,6 +52,7 @@ class Command:
     positionals: tuple[Positional, ...] = ()
     switches: tuple[Switch, ...] = ()
     pipeline: bool = True  # its recipe starts from a pipeline, and takes --stage.NAME.KEY
+    several: bool = False  # torchrun may start it in several processes, which do it together
     # what `run` takes besides: given (keys that the user set), started (time.perf_counter() of the
     # call, which `resume` takes too)
     context: tuple[str, ...] = ()
@@ -135,6 +136,7 @@ COMMANDS: dict[str, Command] = {
             replace(QUIET, beside=True),
         ),
         context=("given", "started"),
+        several=True,
     ),
     "search": Command(
         "Find the best student for this machine: many short trainings, then a long one.",

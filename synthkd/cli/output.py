@@ -5,11 +5,15 @@ import io
 import json
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from synthkd.core.errors import plain
+from synthkd.core import launch
+from synthkd.core.errors import InputError, plain
+
+ALIKE = 1.0  # seconds in which a launcher ends the processes that would say what the first said
 
 
 def prepare_output() -> None:
@@ -59,7 +63,12 @@ def say(text: str) -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Says one line on stderr and ends with status 2."""
+    """Says one line on stderr and ends with status 2. Of several processes the first says it; where
+    it has nothing to say, and so is still there, another does."""
+    with suppress(InputError):
+        if rank := launch.rank():
+            time.sleep(ALIKE)
+            text = f"process {rank}: {text}"
     say(f"error: {plain(text)}")
     with suppress(OSError, ValueError):
         sys.stdout.flush()

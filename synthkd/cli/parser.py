@@ -13,6 +13,7 @@ from synthkd.cli import sealed
 from synthkd.cli.commands import RESUME, SEALED, Command, Positional, Switch
 from synthkd.cli.flags import StageFlags
 from synthkd.cli.help import where_the_rest_stands
+from synthkd.core import launch
 from synthkd.core.errors import InputError
 from synthkd.core.findings import EXIT_USELESS
 from synthkd.proof import sealing
@@ -43,6 +44,12 @@ def _function(
 
     def function(*values: Any, **given: Any) -> None:
         started = time.perf_counter()  # before torch is imported: minutes are the user's minutes
+        if not command.several and (count := launch.started()) > 1:
+            raise InputError(
+                f"synthkd {name} works in one process, and {count} were started (WORLD_SIZE): "
+                "start it without torchrun or accelerate"
+                + (", as often as you like with --shards N" if name == "generate" else "")
+            )
         switches = {s.name: given.pop(s.name, s.default) for s in command.switches}
         if stages and not (command.tables and command.pipeline):
             raise InputError("stages belong to a pipeline: change them in its TOML file")

@@ -8,6 +8,7 @@ from typing import Any
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.report import write as write_report
+from synthkd.engine.processes import Processes, from_environment
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.evidence import Sealed
 from synthkd.recipe import Recipe
@@ -22,19 +23,20 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Distils a student as the recipe says, in a new run directory, with a report at the end.
     Returns the summary, and with `as_json` prints it and nothing else. `sealed` is the record of
-    the seal of this process."""
+    the seal of this process. Several processes that were started together learn one student; the
+    first of them prints."""
+    processes = from_environment(recipe.run.device)
     quiet = quiet or as_json
-    display = Display(quiet=quiet)
+    display = Display(quiet=quiet or not processes.leads)
     with offline(dry_run):
         job = Distillation(
             recipe, report=display, given=given, started=started, by_force=True,
-            tensorboard=tensorboard, sealed=sealed,
+            tensorboard=tensorboard, sealed=sealed, processes=processes,
         )  # fmt: skip
     if not quiet:
         job.expect()
     if dry_run:
-        print(recipes.to_toml(job.recipe), end="")
-        return {}
+        return _planned(job, processes)
     return _finished(job, None, display, as_json=as_json, report=not no_report)
 
 
@@ -55,34 +57,48 @@ def resume(
 
     Trust in code is not kept in the run directory: it is given again, as is `tensorboard`.
     """
-    display = Display(quiet=quiet or as_json)
     _, recipe = Run.resume(path)
     recipe = recipes.trusted(recipe, trust_code=trust_code, anyway=anyway)
+    processes = from_environment(recipe.run.device)
+    display = Display(quiet=quiet or as_json or not processes.leads)
     with offline(dry_run):
         job = Distillation(
             recipe, report=display, started=started, by_force=True, tensorboard=tensorboard,
-            sealed=sealed,
+            sealed=sealed, processes=processes,
         )  # fmt: skip
     if dry_run:
-        print(recipes.to_toml(job.recipe), end="")
-        return {}
+        return _planned(job, processes)
     return _finished(job, path, display, as_json=as_json, report=not no_report)
+
+
+def _planned(job: Distillation, processes: Processes) -> dict[str, Any]:
+    """Prints the plan of a job that is not run."""
+    if processes.leads:
+        print(recipes.to_toml(job.recipe), end="")
+    processes.wait()
+    processes.close()
+    return {}
 
 
 def _finished(
     job: Distillation, path: Path | None, display: Display, *, as_json: bool, report: bool
 ) -> dict[str, Any]:
     """Runs a job in a new directory, or goes on in that of `path`, and shows its result."""
+    processes = job.processes
+    problem: Unscored | None = None
     try:
         result = job.start() if path is None else job.resume(path)
-    except Unscored as problem:
-        _show(problem.result, display)
-        _report(problem.result, display, wanted=report)
-        raise
-    _show(result, display)
-    _report(result, display, wanted=report)
-    if as_json:
-        print(json.dumps(result.summary, indent=2, ensure_ascii=False))
+    except Unscored as error:
+        problem, result = error, error.result
+    if processes.leads:
+        _show(result, display)
+        _report(result, display, wanted=report)
+        if as_json and not problem:
+            print(json.dumps(result.summary, indent=2, ensure_ascii=False))
+    processes.wait()  # who ends first, and not with 0, has the launcher end the others
+    processes.close()
+    if problem:
+        raise problem
     return result.summary
 
 

@@ -15,6 +15,21 @@ class DiskError(InputError):
     """A file that cannot be written: the line names it. What was written before is whole."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there was no memory left: torch has an exception of its own for a GPU
+    alone.
+
+    >>> is_out_of_memory(RuntimeError("[enforce fail] can't allocate memory: 9 bytes"))
+    True
+    >>> is_out_of_memory(RuntimeError("shapes differ"))
+    False
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def plain(text: str) -> str:
     """A text without control characters: those of escape codes and line breaks are shown.
 

@@ -27,6 +27,7 @@ from synthkd.data.sources import Images, images_of, load_images, restricted
 from synthkd.data.store import open_store
 from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
+from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import Pruned, is_pruned, pruned_teacher
@@ -38,7 +39,8 @@ from synthkd.synthesis import plan as plans
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.synthesis.drawings import assorted
 from synthkd.synthesis.gan import borrow
-from synthkd.synthesis.tuning import tuned
+from synthkd.synthesis.tuning import choice as choice_of
+from synthkd.synthesis.tuning import retuned, tuned
 from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
@@ -73,6 +75,7 @@ def build(
     real_data: Any = None,
     data: bool = True,
     report: Reporter | None = None,
+    processes: Processes | None = None,
 ) -> Lab:
     """The lab of a recipe: teacher, student, plan, generators, memory, ready for its first round.
 
@@ -80,16 +83,17 @@ def build(
     (of which a copy is used), any callable from a float32 array [B, C, H, W] in 0..1 to answers,
     or a `Teacher` of one's own; the recipe's `[teacher]` table says what its input is. `real_data`
     takes the place of `data.real`: a tensor or array of images, a pair of images and labels, or a
-    Dataset. With `data` false no images are opened: `open_data` does that later.
+    Dataset. With `data` false no images are opened: `open_data` does that later. Of several
+    `processes` the first decides what is found out by measuring.
 
     The lab's `recipe` is the one that is used, with everything that was left open decided. Raises
     InputError for a teacher that cannot teach (unless `run.anyway`), a plan that cannot be served,
     and whatever else is wrong, before anything is trained.
     """
-    report = report or Silent()
+    report, processes = report or Silent(), processes or Processes()
     if real_data is None:
         check_sources(recipe)
-    recipe, device, bfloat16 = prepare(borrow(recipe))
+    recipe, device, bfloat16 = prepare(borrow(recipe), processes)
     if teacher is None and recipe.teacher.spec == "demo" and not recipe.teacher.weights:
         report.say(
             "teacher: the embedded demo, a ResNet-14 for handwritten digits "
@@ -101,7 +105,9 @@ def build(
     doubts: list[Finding] = []
     cut = cache(partial(_cut, known))
     if student is None and _is_open(recipe, known):
-        recipe, choice, doubts = _chosen_student(recipe, known, report, cut)
+        if processes.leads:
+            recipe, choice, doubts = _chosen_student(recipe, known, report, cut)
+        recipe = _with_student(recipe, processes.first(recipe.student.spec))
     with globally(generator_for(recipe.run.seed, "student")):
         learner = new_student(
             recipe.student,
@@ -115,8 +121,9 @@ def build(
     found = examined(known, recipe)
     assistants, peer = _beside(recipe, known, cut)
     lab = assemble(
-        recipe, known, learner, device=device, bfloat16=bfloat16, assistants=assistants, peer=peer
-    )
+        recipe, known, learner, device=device, bfloat16=bfloat16, assistants=assistants, peer=peer,
+        processes=processes,
+    )  # fmt: skip
     recipe = lab.recipe
     budget = (
         counted(recipe.budget.minutes, "minute")
@@ -128,6 +135,12 @@ def build(
     begun = f", {taken} of {tensors} tensors begun as the teacher's" if taken else ""
     small, large = sum(p.numel() for p in learner.parameters()), known.parameters_count
     share = f", {small / large:.1%} of the teacher's" if large else ""
+    if processes.count > 1:
+        _, batch = processes.part(recipe.training.batch)
+        report.say(
+            f"{processes.count} processes learn one student, each from images of its own, "
+            f"{batch} of the {recipe.training.batch} of a step"
+        )
     report.say(
         f"student {recipe.student.spec}: {small:,} parameters{share}{begun}; "
         f"{recipe.run.precision}, {recipe.run.threads} threads on {device}"
@@ -150,6 +163,7 @@ def assemble(
     bfloat16: bool = False,
     assistants: Sequence[Classifier] = (),
     peer: Classifier | None = None,
+    processes: Processes | None = None,
 ) -> Lab:
     """The lab of a teacher and a student that are there already, without checks of either: the
     recipe is suited to the teacher, planned, and its generators are made, or begun from what
@@ -163,7 +177,11 @@ def assemble(
     recipe, reasons = plans.suited(recipe, teacher)
     plan = plans.plan(recipe, teacher, sources)
     stages = plan.stages if student is not None else plans.alone(plan.stages)
-    recipe, stages, more = tuned(recipe, stages, teacher, free=free)
+    processes, more = processes or Processes(), tuple[str, ...]()
+    if processes.leads:
+        recipe, stages, more = tuned(recipe, stages, teacher, free=free)
+    if processes.count > 1:
+        recipe, stages = retuned(recipe, stages, processes.first(choice_of(recipe, stages)))
     plan = plans.Plan(stages, (*plan.reasons, *reasons, *more))
     if student is not None:
         _check(recipe, plan)
@@ -173,7 +191,7 @@ def assemble(
         )
     lab = Lab(
         recipe, stages, teacher, student, device=device, bfloat16=bfloat16, sources=sources,
-        assistants=assistants, peer=peer,
+        assistants=assistants, peer=peer, processes=processes,
     )  # fmt: skip
     lab.plan, lab.begun = plan, begin(lab)
     return lab
@@ -326,9 +344,14 @@ def _chosen_student(
         f"student auto: {best.name}, {best.params:,} weights, {best.flops:,.0f} operations an "
         f"image{promised}"
     )
-    decided = {"spec": best.name, "max_params": None, "max_flops": None, "max_latency_ms": None}
+    return _with_student(recipe, best.name), choice, list(best.findings)
+
+
+def _with_student(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with a student that was chosen within its limits."""
+    decided = {"spec": name, "max_params": None, "max_flops": None, "max_latency_ms": None}
     table = recipe.student.model_copy(update=decided)
-    return recipe.model_copy(update={"student": table}), choice, list(best.findings)
+    return recipe.model_copy(update={"student": table})
 
 
 def _check(recipe: Recipe, plan: plans.Plan) -> None:

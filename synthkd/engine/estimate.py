@@ -7,7 +7,7 @@ is changed by it. `predict` is arithmetic on what was measured. B images, C H W 
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -120,6 +120,27 @@ def predict(
     return tuple(found)
 
 
+def shared(cost: RoundCost, count: int, *, steps: int = 0, exchange: float = 0.0) -> RoundCost:
+    """What a round takes and gives if n = `count` processes do it together, from what it takes one
+    alone: each makes as many images as one alone would, and learns its part of every batch; a
+    student step takes `exchange` seconds more, for the gradients.
+
+        student ← student / n + steps · exchange;    synthesized, trained ← n times as many
+
+    So a run with a budget in images takes
+
+        (synthesis + labelling + student) / n + steps · exchange
+
+    >>> of_four = shared(RoundCost(2.0, 1.0, 8.0, 100.0, 50.0, 640.0), 4, steps=5, exchange=0.1)
+    >>> of_four.student, of_four.synthesized, of_four.trained, of_four.seen
+    (2.5, 400.0, 200.0, 640.0)
+    """
+    return replace(
+        cost, student=cost.student / count + steps * exchange,
+        synthesized=cost.synthesized * count, trained=cost.trained * count,
+    )  # fmt: skip
+
+
 def estimate_writing(lab: Lab, offering: Stage, count: int, *, before: int) -> Estimate:
     """What a data set of `count` images will take: the first `before` stages, then rounds of the
     stage `offering`, if the teacher agrees with every image."""
@@ -134,8 +155,16 @@ def estimate_writing(lab: Lab, offering: Stage, count: int, *, before: int) -> E
 
 
 def estimate(lab: Lab) -> Estimate:
-    """What the run of a fresh `lab` will take on this machine, by trying its parts."""
+    """What the run of a fresh `lab` will take on this machine, by trying its parts; of several
+    processes each tries them at the same time."""
     costs, answer = measure(lab)
+    if (count := lab.processes.count) > 1:
+        exchange = _exchange(lab)
+        steps = {s.name: s.student_steps * lab.recipe.training.repeats for s in lab.stages}
+        costs = {
+            name: shared(cost, count, steps=steps[name], exchange=exchange)
+            for name, cost in costs.items()
+        }
     stages = predict(lab.stages, lab.budget, costs)
     synthesized = sum(stage.synthesized for stage in stages)
     kept = min(float(lab.recipe.memory.capacity), synthesized)
@@ -149,11 +178,21 @@ def estimate(lab: Lab) -> Estimate:
 
 
 def _memory(lab: Lab, remembered: float) -> float:
-    student = lab.shipped.student if lab.shipped is not None else None
-    return memory_of(
-        lab.teacher, lab.stages, student, batch=lab.recipe.training.batch, remembered=remembered,
-        bfloat16=lab.bfloat16,
+    """Bytes of all processes."""
+    student, count = lab.shipped.student if lab.shipped is not None else None, lab.processes.count
+    return count * memory_of(
+        lab.teacher, lab.stages, student, batch=-(-lab.recipe.training.batch // count),
+        remembered=remembered / count, bfloat16=lab.bfloat16,
     )  # fmt: skip
+
+
+def _exchange(lab: Lab) -> float:
+    """Seconds of averaging gradients of the student's size over the processes."""
+    if lab.shipped is None:
+        return 0.0
+    gradients = [torch.zeros_like(p) for p in lab.shipped.student.parameters()]
+    lab.processes.mean_(gradients)  # the first one joins them
+    return _timed(lambda: lab.processes.mean_(gradients), 3, lab.device)
 
 
 def memory_of(

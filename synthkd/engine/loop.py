@@ -27,6 +27,7 @@ from synthkd.engine import batches
 from synthkd.engine.batches import TaughtBatch, TeachingBatch
 from synthkd.engine.chain import Chain
 from synthkd.engine.controllers import CONTROLLERS, Controller, TeacherChoice
+from synthkd.engine.processes import Processes, means
 from synthkd.engine.progress import (
     Progress,
     Tick,
@@ -78,7 +79,12 @@ class Round:
 
 
 class Lab:
-    """Teacher, learners, generators, memory, controllers, cursor. Saved and restored whole."""
+    """Teacher, learners, generators, memory, controllers, cursor. Saved and restored whole.
+
+    Of several `processes` each has a lab: images, memory and what is held out are its own, cursor,
+    controllers and, at the end of a round, learners are alike. A batch, the memory's capacity and
+    the counts of the cursor are those of all together.
+    """
 
     def __init__(
         self,
@@ -92,7 +98,15 @@ class Lab:
         sources: Sources | None = None,
         assistants: Sequence[Classifier] = (),
         peer: Classifier | None = None,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
+        least = 2 * self.processes.count
+        if student is not None and self.processes.count > 1 and recipe.training.batch < least:
+            raise InputError(
+                f"training.batch {recipe.training.batch}: each of {self.processes.count} processes "
+                f"learns two images of it at least; give {least} or more"
+            )
         self.sources = sources or sources_of(recipe)
         self.recipe, self.stages, self.teacher = recipe, tuple(stages), teacher
         self.device = device or torch.device("cpu")
@@ -112,7 +126,7 @@ class Lab:
             if peer is not None:
                 self.peer = self._learner(peer, "objective of the peer")
         self.folder: Path | None = None  # see `keep_in`
-        self.memory: Replay = replay_for(recipe, teacher, self.label)
+        self.memory: Replay = replay_for(self._own(recipe), teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
         self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
         self.generators: dict[str, Generator] = {}
@@ -138,10 +152,25 @@ class Lab:
         self.student_findings: list[Finding] = []
         self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
+        self.asked = 0  # images that the teachers of all processes answered, when a round ended
+        for learner in (*(self.chain.learners if self.chain else ()), self.learner, self.peer):
+            if learner is not None:  # they begin alike, whatever machine each process is on
+                self.processes.spread_(learner.everything())
+
+    def _own(self, recipe: Recipe) -> Recipe:
+        """The recipe with the memory of this process alone."""
+        capacity = -(-recipe.memory.capacity // self.processes.count)
+        memory = recipe.memory.model_copy(update={"capacity": capacity})
+        return recipe.model_copy(update={"memory": memory})
+
+    def stream(self, *path: int | str) -> torch.Generator:
+        """Random numbers for a purpose, other ones in every process."""
+        rank = self.processes.rank
+        return generator_for(self.recipe.run.seed, *path, *(("rank", rank) if rank else ()))
 
     def _learner(self, student: Classifier, seed: str) -> Learner:
         """A student that learns by the recipe from the teacher."""
-        recipe = self.recipe
+        recipe, several = self._own(self.recipe), self.processes.count > 1
         with globally(generator_for(recipe.run.seed, seed)):
             objective = DistillationObjective(
                 recipe.training, student, self.teacher, capacity=recipe.memory.capacity
@@ -151,7 +180,10 @@ class Lab:
                 "memory.priority goes by the loss of each image, and none of training.terms tells "
                 "it: add one that does, e.g. soft_targets"
             )
-        return Learner(student, recipe.training, objective, bfloat16=self.bfloat16)
+        return Learner(
+            student, recipe.training, objective, bfloat16=self.bfloat16,
+            exchange=self.processes.mean_ if several else None,
+        )  # fmt: skip
 
     @property
     def shipped(self) -> Learner | None:
@@ -210,10 +242,12 @@ class Lab:
         return torch.cat(parts)
 
     def fill(self, pixels: Tensor, labels: Tensor) -> None:
-        """Puts a finished synthetic data set into the memory: a twentieth of it is held out."""
+        """Puts a finished synthetic data set into the memory, every process its part of it: a
+        twentieth is held out, in all the same images."""
         order = torch.randperm(len(pixels), generator=generator_for(self.recipe.run.seed, "fill"))
         kept = order[min(HELD_OUT, len(pixels) // 20) :]
         self.hold_out(pixels[order[: len(order) - len(kept)]], "data")
+        kept = kept[self.processes.rank :: self.processes.count]
         spec = self.teacher.spec
         self.memory = Memory(len(kept), spec.shape, self.teacher.classes, self.folder)
         for part in torch.split(kept, 8 * 512):
@@ -224,6 +258,29 @@ class Lab:
     def taught_share(self) -> float:
         """How far the student's training is, 0..1."""
         return taught_share(self.progress, self.budget)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is over, by the clock of the first process."""
+        if self.deadline == inf:
+            return False
+        return bool(self.processes.first(time.perf_counter() > self.deadline))
+
+    def since(self, began: float) -> float:
+        """Seconds since a time of time.perf_counter, by the clock of the first process."""
+        return float(self.processes.first(time.perf_counter() - began))
+
+    def gathered(
+        self, measures: dict[str, float], counts: dict[str, int]
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """Measures and counts of a round, of all processes together: means, and sums."""
+        if self.processes.count == 1:
+            self.asked = self.teacher.queries
+            return measures, counts
+        told = self.processes.every([measures, counts, self.teacher.queries])
+        self.asked = sum(asked for _, _, asked in told)
+        sums = {name: sum(count[name] for _, count, _ in told) for name in counts}
+        return means([measured for measured, _, _ in told]), sums
 
     @property
     def finished(self) -> bool:
@@ -249,7 +306,7 @@ class Lab:
             "controllers": {name: c.state_dict() for name, c in self.controllers.items()},
             "progress": asdict(self.progress),
             "seconds": dict(self.seconds),
-            "queries": self.teacher.queries,
+            "queries": self.teacher.queries if self.processes.count == 1 else self.asked,
             "chain": self.chain.state_dict() if self.chain else None,
             "peer": self.peer.state_dict() if self.peer else None,
         }
@@ -271,7 +328,8 @@ class Lab:
             controller.load_state_dict(state["controllers"][name])
         self.progress = Progress(**state["progress"])
         self.seconds = dict(state["seconds"])
-        self.teacher.queries = int(state["queries"])
+        self.asked = int(state["queries"])
+        self.teacher.queries = self.asked if self.processes.leads else 0
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -311,7 +369,7 @@ def rounds(lab: Lab) -> Iterator[Round]:
     before = time.perf_counter()
     while not lab.finished:
         stage, place = lab.stage, lab.progress.stage
-        rng = generator_for(lab.recipe.run.seed, "round", lab.progress.round)
+        rng = lab.stream("round", lab.progress.round)
 
         with lab.timed("synthesis"):
             synthesized = synthesize(lab, stage, rng, until=_stage_end(lab))
@@ -321,7 +379,15 @@ def rounds(lab: Lab) -> Iterator[Round]:
             seen, synthetic, taught = _teach(lab, stage, fresh, before, rng)
             measures |= taught
             with lab.timed("student"):
+                for learner in filter(None, (lab.learner, lab.peer)):
+                    lab.processes.mean_(learner.statistics())
                 measures |= _agreement(lab, rng)
+        counts = {
+            "synthetic": synthetic, "synthesized": len(synthesized.batch.images),
+            "trained": synthesized.trained,
+        }  # fmt: skip
+        measures, counts = lab.gathered(measures, counts)
+        if stage.student_steps and lab.learner:
             signals = measures | {"progress": lab.taught_share}
             for controller in lab.controllers.values():
                 controller.update(signals)
@@ -334,8 +400,8 @@ def rounds(lab: Lab) -> Iterator[Round]:
         lab.teacher.check()
         now = time.perf_counter()
         lab.progress = advance(
-            lab.progress, stage, lab.budget, seconds=now - before, seen=seen, synthetic=synthetic,
-            synthesized=len(synthesized.batch.images), trained=synthesized.trained,
+            lab.progress, stage, lab.budget, seconds=lab.processes.first(now - before), seen=seen,
+            **counts,
         )  # fmt: skip
         before = now
         if lab.chain and seen and lab.chain.notice(lab.taught_share, measures):
@@ -497,7 +563,8 @@ def _teach(
     lab: Lab, stage: Stage, fresh: Batch, began: float, rng: torch.Generator
 ) -> tuple[int, int, dict[str, float]]:
     """The student's turn: hybrid batches, the same view for teacher and student. The round `began`
-    at a time of time.perf_counter: in a timed run the learning rate falls by the clock.
+    at a time of time.perf_counter: in a timed run the learning rate falls by the clock. Returns the
+    images that all processes have seen, those of this one that were synthetic, and measures.
 
     With `training.repeats` the teacher first answers all batches of the round, and the student then
     learns from all their views so many times, each time in another order (data echoing, Choi et al.
@@ -508,19 +575,23 @@ def _teach(
         lab.teacher.chosen = int(lab.controllers["teacher"].value)
     for learner in filter(None, (lab.learner, lab.peer)):
         if not learner.steps and learner.student.kept:
-            _reconstruct(lab, learner.student, fresh.images, rng)
-    repeats, count = lab.recipe.training.repeats, lab.recipe.training.batch
+            if lab.processes.leads:
+                _reconstruct(lab, learner.student, fresh.images, rng)
+            lab.processes.spread_(list(learner.student.state_dict().values()))
+    repeats, (_, count) = lab.recipe.training.repeats, lab.processes.part(lab.recipe.training.batch)
     loss, turn = torch.zeros(()), _Turn(lab, stage, began, lab.learner)
     if repeats == 1:
-        for batch in _taught_batches(lab, stage, fresh, turn.left, rng):
-            loss = turn.learn(batch)
+        for batch, whole in _taught_batches(lab, stage, fresh, turn.left, rng):
+            loss = turn.learn(batch, whole)
     elif parts := list(_taught_batches(lab, stage, fresh, turn.left / repeats, rng)):
-        pool = batches.pooled(parts)
+        pool = batches.pooled([batch for batch, _ in parts])
         for _ in range(repeats):
-            for index in torch.split(torch.randperm(len(pool), generator=rng), count):
-                if turn.over or len(index) < 2:
+            order = torch.randperm(len(pool), generator=rng)
+            for index in (*torch.split(order, count), order[:0]):
+                every = lab.processes.every([turn.over or len(index) < 2, len(index)])
+                if any(over for over, _ in every):  # of a process that has no batch left, say
                     break
-                loss = turn.learn(pool.take(index))
+                loss = turn.learn(pool.take(index), sum(size for _, size in every))
     if turn.seen and not loss.isfinite():
         lab.teacher.check()  # it may be to blame
         raise InputError(
@@ -565,7 +636,7 @@ def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Genera
 
 
 class _Turn:
-    """A student's turn in one round, and what it has seen in it."""
+    """A student's turn in one round, and what it has seen in it: `seen` by all processes."""
 
     def __init__(self, lab: Lab, stage: Stage, began: float, learner: Learner) -> None:
         self.lab, self.stage, self.began, self.learner = lab, stage, began, learner
@@ -580,14 +651,14 @@ class _Turn:
     @property
     def over(self) -> bool:
         """Whether the budget or the time is used up."""
-        return self.seen >= self.left or time.perf_counter() > self.lab.deadline
+        return self.seen >= self.left or self.lab.late
 
-    def learn(self, batch: TaughtBatch) -> Tensor:
-        """One step; returns the loss."""
+    def learn(self, batch: TaughtBatch, whole: int) -> Tensor:
+        """One step by a batch that is this process's part of `whole` images; returns the loss."""
         lab, table = self.lab, self.lab.recipe.training
         lab.tick("student", self.steps, self.stage.student_steps * table.repeats)
         with lab.timed("student"):
-            passed = time.perf_counter() - self.began if lab.budget.timed else self.seen
+            passed = lab.since(self.began) if lab.budget.timed else self.seen
             spent = replace(lab.progress, taught=lab.progress.taught + passed)
             share = taught_share(spent, lab.budget)
             views = to_float(batch.views) if batch.views.dtype == torch.uint8 else batch.views
@@ -603,7 +674,7 @@ class _Turn:
             given: dict[str, Any] = {
                 "asked": batch.asked, "slots": batch.slots, "weights": weights,
                 "temperature": self.temperature, "answers_share": self.answers_share,
-                "stage": self.stage.name,
+                "stage": self.stage.name, "fraction": len(batch) / whole,
             }  # fmt: skip
             peer, told = lab.peer, lab.recipe.teaching.peer_weight
             answers = (peer.answer(views), self.learner.answer(views)) if peer else (None, None)
@@ -616,7 +687,7 @@ class _Turn:
                 peer.step(views, batch.seen, share, peer=answers[1], peer_weight=told, **given)
             if self.priority and bool(step.loss.isfinite()):
                 _prioritise(lab, batch, step)
-        self.seen, self.steps = self.seen + len(batch), self.steps + 1
+        self.seen, self.steps = self.seen + whole, self.steps + 1
         self.synthetic += int(batch.synthetic.sum())
         return step.loss
 
@@ -633,21 +704,25 @@ def _prioritise(lab: Lab, batch: TaughtBatch, step: Step) -> None:
 
 def _taught_batches(
     lab: Lab, stage: Stage, fresh: Batch, left: float, rng: torch.Generator
-) -> Iterator[TaughtBatch]:
+) -> Iterator[tuple[TaughtBatch, int]]:
     """Up to `stage.student_steps` hybrid batches of `left` images at most, with the teacher's
-    answers."""
+    answers: this process's part of each, and how many images all parts have."""
     assert lab.learner is not None
     recipe, seen = lab.recipe, 0
+    several = lab.processes.count
     there = len(fresh.images)
     order, used = torch.randperm(there, generator=rng), 0  # each once before any comes again
     before = lab.progress.images_seen // recipe.training.repeats
     for _ in range(stage.student_steps):
-        if seen >= left or time.perf_counter() > lab.deadline:
+        if seen >= left or lab.late:
             break
-        count = recipe.training.batch
-        if left - seen < count + 2:  # the rest of the budget; never a last batch of a single image
-            count = math.ceil(left - seen)
-        made = schedules.share(before + seen, count, lab.sources.ratio)
+        whole = recipe.training.batch
+        # the rest of the budget; never a last batch of a single image for anyone
+        if left - seen < whole + 2 * several:
+            whole = math.ceil(left - seen)
+            whole = whole if several == 1 else max(whole, 2 * several)
+        begin, count = lab.processes.part(whole)
+        made = schedules.share(before + seen + begin, count, lab.sources.ratio)
         new = made - _replayed(lab, made, there)
         if new and not there:
             raise InputError(
@@ -670,13 +745,13 @@ def _taught_batches(
                 images, asked = mixed_up(images, rng), torch.full_like(asked, -1)
         with lab.timed("labelling"):
             taught = _taught_answers(lab, lab.learner, images)
-        seen += count
+        seen += whole
         yield batches.TaughtBatch(
             images, taught, sent(asked, lab.device), sent(batch.slots, lab.device),
             torch.arange(count) < made,
             torch.full((count,), blended),
             None if batch.weights is None else sent(batch.weights, lab.device),
-        )  # fmt: skip
+        ), whole  # fmt: skip
 
 
 def _taught_answers(lab: Lab, learner: Learner, images: Tensor) -> Seen:
@@ -762,13 +837,14 @@ def select_final_weights(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
     """Decides between last, averaged and, where it is asked for, recalibrated weights by agreement
     on all held-out images; loads the best.
 
-    No test data takes part. Returns the agreements and the choice, and the votes of the weights
-    that were chosen.
+    No test data takes part. Returns the agreements and the choice, of the images of all processes
+    together, and the votes of the weights that were chosen on those of this one.
     """
-    learner = lab.learner
+    learner, every = lab.learner, lab.processes.every
     assert learner is not None
     name, votes = "last", held_out_votes(lab)
-    told = {"held_out_agreement_last": votes.agreement} if learner.average else {}
+    best = agreement_of_all(lab, votes)
+    told = {"held_out_agreement_last": best} if learner.average else {}
 
     def weights() -> dict[str, Tensor]:
         return {k: v.clone() for k, v in learner.student.state_dict().items()}
@@ -777,29 +853,39 @@ def select_final_weights(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
         kept = weights()
         learner.use(learner.average)
         averaged = held_out_votes(lab)
-        told["held_out_agreement_averaged"] = averaged.agreement
-        if averaged.agreement >= votes.agreement:
-            name, votes, kept = "averaged", averaged, learner.average
-        if learner.table.recalibrate and len(lab.memory):
+        told["held_out_agreement_averaged"] = agreed = agreement_of_all(lab, averaged)
+        if agreed >= best:
+            name, votes, kept, best = "averaged", averaged, learner.average, agreed
+        if learner.table.recalibrate and all(every(len(lab.memory) > 0)):
             learner.use(learner.average)
             if learner.recalibrate(_views(lab, learner)):
+                lab.processes.mean_(learner.statistics())
                 again = held_out_votes(lab)
-                told["held_out_agreement_recalibrated"] = again.agreement
-                if again.agreement > votes.agreement:
-                    name, votes, kept = "recalibrated", again, weights()
+                told["held_out_agreement_recalibrated"] = agreed = agreement_of_all(lab, again)
+                if agreed > best:
+                    name, votes, kept, best = "recalibrated", again, weights(), agreed
         learner.use(kept)
     chosen = {
-        "weights": name, "held_out_agreement": votes.agreement, **told,
-        "held_out_images": len(lab.held_out),
+        "weights": name, "held_out_agreement": best, **told,
+        "held_out_images": sum(every(len(lab.held_out))),
     }  # fmt: skip
     return chosen, votes
 
 
+def agreement_of_all(lab: Lab, votes: HeldOut) -> float:
+    """The share of equal votes on the images that all processes hold out, 0..1."""
+    if lab.processes.count == 1:
+        return votes.agreement
+    told = lab.processes.every([int((votes.learned == votes.taught).sum()), len(votes.taught)])
+    hits, images = (sum(numbers) for numbers in zip(*told, strict=True))
+    return float(hits / max(1, images))
+
+
 def _views(lab: Lab, learner: Learner) -> Iterator[Tensor]:
     """Batches of remembered images, evenly over classes, augmented and blended as the student's."""
-    rng = generator_for(lab.recipe.run.seed, "recalibrate")
+    rng, (_, count) = lab.stream("recalibrate"), lab.processes.part(learner.table.batch)
     for _ in range(RECALIBRATED):
-        pixels = lab.memory.draw(learner.table.batch, rng, shares=lab.shares).images
+        pixels = lab.memory.draw(count, rng, shares=lab.shares).images
         images = augmented(to_float(lab.moved(pixels)), lab.recipe.augment, lab.difficulty, rng)
         often = lab.recipe.augment.mixup
         if often and float(torch.rand((), generator=rng)) < often:

@@ -8,18 +8,27 @@ from pathlib import Path
 import torch
 
 from synthkd.core.errors import InputError
+from synthkd.engine.processes import Processes, cores
 from synthkd.recipe import Recipe, RunTable
 
 
-def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
+def prepare(
+    recipe: Recipe, processes: Processes | None = None
+) -> tuple[Recipe, torch.device, bool]:
     """Replaces `auto` in the machine part of a recipe by what it stands for here, and applies it.
 
     Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to
-    compute in bfloat16. A resumed run finds the settled values and so computes alike.
+    compute in bfloat16. A resumed run finds the settled values and so computes alike. Of several
+    processes all have as many threads as the first; `cuda` then stands for the GPU of each.
     """
-    table = recipe.run
-    device = choose_device(table.device)
-    threads = table.threads or torch.get_num_threads()
+    table, processes = recipe.run, processes or Processes()
+    if processes.gpu is None:
+        device = choose_device(table.device)
+        name = str(device)
+    else:
+        device, name = torch.device("cuda", processes.gpu), "cuda"
+    usual = torch.get_num_threads() if processes.count == 1 else cores(processes)
+    threads = processes.first(table.threads or usual)
     torch.set_num_threads(threads)
     precision = table.precision
     if precision == "auto":
@@ -28,7 +37,7 @@ def prepare(recipe: Recipe) -> tuple[Recipe, torch.device, bool]:
         # torch's fused transformer layer does not see a CPU's autocast and fails on mixed numbers
         torch.backends.mha.set_fastpath_enabled(False)
     settled: RunTable = table.model_copy(
-        update={"threads": threads, "precision": precision, "device": str(device)}
+        update={"threads": threads, "precision": precision, "device": name}
     )
     return recipe.model_copy(update={"run": settled}), device, precision == "bfloat16"
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -28,7 +28,7 @@ from synthkd.checks.student import (
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.files import claim, finite, free_name, sha256_of
+from synthkd.core.files import claim, finite, free_name, sha256_of, sweep
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.seeds import generator_for
 from synthkd.core.words import run_name
@@ -44,6 +44,7 @@ from synthkd.engine.loop import (
     select_final_weights,
 )
 from synthkd.engine.machine import peak_memory_mb
+from synthkd.engine.processes import Processes
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
@@ -57,6 +58,7 @@ from synthkd.networks.slimmable import Slimmable, widths
 from synthkd.recipe import Recipe, Stage, val_of
 from synthkd.recipe.unused import ignored
 from synthkd.replay.protocol import ReplayBatch
+from synthkd.runs.checkpoints import newest_of_all
 from synthkd.runs.directory import Run, environment, held, resumable
 from synthkd.runs.session import Session, going_on
 from synthkd.runs.tensorboard import TensorBoard, check_tensorboard
@@ -93,6 +95,9 @@ class Distillation:
     `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process; with
     `tensorboard` the rounds are written for TensorBoard too. `sealed` is the record of the seal,
     where the process has one.
+
+    Several `processes`, of which each has a Distillation, learn one student: the first one alone
+    writes, reports and scores, and each keeps checkpoints of its own.
     """
 
     def __init__(
@@ -109,19 +114,21 @@ class Distillation:
         by_force: bool = False,
         tensorboard: bool = False,
         sealed: Sealed | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        if tensorboard:
+        self.processes = processes or Processes()
+        self.tensorboard = tensorboard and self.processes.leads
+        if self.tensorboard:
             check_tensorboard()
-        self.tensorboard = tensorboard
         self.evidence = Evidence(recipe, sealed)  # before the teacher's code runs
         self.started = time.perf_counter() if started is None else started
-        self.report = report or Silent()
+        self.report = (report if self.processes.leads else None) or Silent()
         self.real_data, self.by_force = real_data, by_force
         if val_data is None:
             _check_val(recipe)
         self.lab = build(
             recipe, teacher=teacher, student=student, real_data=real_data, data=False,
-            report=self.report,
+            report=self.report, processes=self.processes,
         )  # fmt: skip
         self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
         self.evidence.recipe = self.recipe  # what was left open is decided
@@ -144,7 +151,14 @@ class Distillation:
             "device": str(self.lab.device),
             "precision": self.recipe.run.precision,
             "teacher_findings": as_data(self.lab.teacher_findings),
+            "processes": self.processes.count,
         }
+        alike = [self.manifest["recipe_sha256"], self.teacher.digest]
+        if any(told != alike for told in self.processes.every(alike)):
+            raise InputError(
+                "the processes differ in their settings or in their teacher: start all by the same "
+                "command, with the same files and the same version of synthkd"
+            )
 
     def expect(self) -> Estimate:
         """Tells what the run will take, and what can be said against its result before it
@@ -174,6 +188,8 @@ class Distillation:
     def start(self) -> Result:
         """Runs it in a new directory: `run.out`, or one that is named after teacher and student; a
         sealed run in the one that is open to it."""
+        if not self.processes.leads:
+            return self._join()
         recipe = self.recipe
         name = run_name(recipe.teacher.spec, recipe.student.spec, recipe.run.seed)
         out = self.evidence.out or Path(recipe.run.out or free_name(Path("runs") / name))
@@ -181,15 +197,32 @@ class Distillation:
         with held(out, "--out"):
             self.lab.keep_in(out)
             self._open_data()
-            return self._walk(Run.create(out, recipe, self.manifest | self.evidence.begun()))
+            the_run = Run.create(out, recipe, self.manifest | self.evidence.begun())
+            self.processes.first(str(out.resolve()))
+            return self._walk(the_run)
+
+    def _join(self) -> Result:
+        """Runs it in the directory that the first process has made."""
+        out = Path(self.processes.first(""))
+        if not out.is_dir():
+            raise InputError(
+                f"--out {quoted(out)}: the first process has made this directory, and process "
+                f"{self.processes.rank} does not see it: give one that all machines share"
+            )
+        self.lab.keep_in(out)
+        self._open_data()
+        return self._walk(Run(out, self.processes.rank))
 
     def resume(self, path: Path) -> Result:
         """Goes on with an interrupted run from its newest complete checkpoint."""
-        with held(path, "--resume"):
+        with held(path, "--resume") if self.processes.leads else nullcontext():
             the_run, _ = Run.resume(path)  # whoever worked in it until now may have finished it
+            the_run.checkpoints = the_run.checkpoints_of(self.processes.rank)
             self.lab.keep_in(the_run.path)
             self._take_up(the_run)
-            the_run.write_manifest(self.manifest | self.evidence.begun() | {"state": "running"})
+            if self.processes.leads:
+                begun = self.manifest | self.evidence.begun()
+                the_run.write_manifest(begun | {"state": "running"})
             return self._walk(the_run)
 
     def _open_data(self) -> None:
@@ -213,15 +246,41 @@ class Distillation:
         self._open_data()
         if before.get("data") != self.manifest["data"]:
             raise InputError(f"{where}: the data are not those that the run was started with")
-        state = the_run.newest()
+        old = self.processes.first(_count(before.get("processes")))
+        state = self._newest(the_run, old)
         if state is None:
             self.report.say("no checkpoint yet: starting from the beginning")
-            return
-        try:
-            self.lab.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
-            raise InputError(f"{where}: its newest checkpoint does not fit its recipe") from None
-        self.report.say(f"going on after round {self.lab.progress.round}")
+        else:
+            try:
+                self.lab.load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError, TypeError, IndexError):
+                said = f"{where}: its newest checkpoint does not fit its recipe"
+                raise InputError(said) from None
+            self.report.say(f"going on after round {self.lab.progress.round}")
+            if self.processes.rank >= old:  # before the manifest says that there is one
+                the_run.checkpoint(self.lab.state_dict(), self.lab.progress.round)
+        if old != self.processes.count:
+            self.report.say(
+                f"begun by {old} and resumed by {self.processes.count} processes: the student will "
+                "not be that of an unbroken run, bit for bit"
+            )
+        self.processes.wait()
+
+    def _newest(self, the_run: Run, old: int) -> dict[str, Any] | None:
+        """The newest state that all have saved, of a run by `old` processes. One that is new begins
+        with the state of an earlier one: its images are the same at first."""
+        rank = self.processes.rank
+        if self.processes.count == 1:
+            return the_run.newest()
+        last, state = newest_of_all(the_run.checkpoints_of(rank % old), self.processes) or (0, None)
+        if self.processes.leads:
+            the_run.take_back(last)
+        sweep(the_run.checkpoints.folder)
+        if rank < old:
+            the_run.checkpoints.forget_after(last)
+        else:
+            the_run.checkpoints.clear()  # of an earlier sitting with more processes
+        return state
 
     def _walk(self, the_run: Run) -> Result:
         """Walks the rounds, records them, and finishes or stops."""
@@ -229,12 +288,14 @@ class Distillation:
         spent_before = lab.progress.seconds
         if recipe.budget.minutes:
             whole = recipe.budget.minutes * 60
-            reserve = reserved(whole, self._scoring(MOST_SCORING * whole))
-            lab.limit(whole - reserve - (time.perf_counter() - self.started))
+            scoring = self._scoring(MOST_SCORING * whole) if self.processes.leads else 0.0
+            left = whole - reserved(whole, scoring) - (time.perf_counter() - self.started)
+            lab.limit(self.processes.first(left))
         parts = recipe.run.snapshots + 1  # the last part ends with the student itself
         part = int(whole_share(lab.progress, lab.budget) * parts)
         words = ("--tensorboard",) if self.tensorboard else ()
-        again = going_on("distill", recipe, the_run.path, *words)
+        launcher = self.processes.launcher
+        again = going_on("distill", recipe, the_run.path, *words, launcher=launcher)
         if self.tensorboard:
             seen = [line["images_seen"] for line in the_run.recorded()]
             board = TensorBoard(the_run.path / "tensorboard", len(names), seen)
@@ -243,18 +304,19 @@ class Distillation:
         self.report.expect(self._schedule())
         session = Session(
             self.report, again, recipe.run.checkpoint_seconds, saved=lab.progress.round > 0,
-            by_force=self.by_force,
+            by_force=self.by_force, processes=self.processes,
         )  # fmt: skip
         with self._telling(the_run), session.open(lab):
             for round_ in rounds(lab):
-                the_run.record(round_)
-                before, part = part, int(round_.share * parts)
-                if before < part < parts and lab.learner and (not lab.chain or lab.chain.last):
-                    weights = lab.learner.average or lab.learner.student.state_dict()
-                    seconds = spent_before + time.perf_counter() - self.started
-                    the_run.snapshot(part, weights, round_, seconds)
-                self.report.follow(round_)
-                the_run.samples(round_, names)
+                if self.processes.leads:
+                    the_run.record(round_)
+                    before, part = part, int(round_.share * parts)
+                    if before < part < parts and lab.learner and (not lab.chain or lab.chain.last):
+                        weights = lab.learner.average or lab.learner.student.state_dict()
+                        seconds = spent_before + time.perf_counter() - self.started
+                        the_run.snapshot(part, weights, round_, seconds)
+                    self.report.follow(round_)
+                    the_run.samples(round_, names)
                 session.pause(
                     partial(_checkpoint, the_run, lab, round_),
                     done=f"{round_.share:.0%}", last=lab.finished,
@@ -269,9 +331,10 @@ class Distillation:
         try:
             yield
         except BaseException:
-            with suppress(OSError):
-                told = self.evidence.told([the_run.path])
-                the_run.write_manifest(self.manifest | told | {"state": "running"})
+            told = self.evidence.told([the_run.path])
+            if self.processes.leads:
+                with suppress(OSError):
+                    the_run.write_manifest(self.manifest | told | {"state": "running"})
             self.evidence.stop()
             raise
 
@@ -307,12 +370,18 @@ class Distillation:
 
     def _finish(self, the_run: Run, spent_before: float) -> Result:
         """Chooses the weights, saves them, and only then opens validation data."""
-        lab, recipe = self.lab, self.recipe
-        asked = self.teacher.queries  # by the run; the scores come after it
+        lab, recipe, every = self.lab, self.recipe, self.processes.every
+        asked = sum(every(self.teacher.queries))  # by the run; the scores come after it
         evaluating = time.perf_counter()
         choice, held_out = select_final_weights(lab)
         assert lab.learner is not None
         student = lab.learner.student.eval()
+        judged = self._of_all(held_out)
+        findings = self._against(judged)
+        self.manifest["micro_batches"] = max(every(lab.learner.parts))
+        of_others = sum(every(peak_memory_mb(lab.device))[1:])
+        if not self.processes.leads:
+            return self._told(student, the_run)
         path = the_run.path / "student.safetensors"
         save_student(student, _card(recipe, student, self.teacher), path)
         self.evidence.chosen()
@@ -325,7 +394,6 @@ class Distillation:
             "teacher_accuracy": None,
             "agreement": None,
         }
-        findings = self._against(held_out)
         problem: InputError | None = None
         images = found = None
         try:
@@ -366,8 +434,8 @@ class Distillation:
         names = (
             YES_OR_NO if self.teacher.independent else self.teacher.names
         )  # of what was held out
-        balance = class_balance(held_out.learned, held_out.taught, len(names))
-        details = run_details(lab, held_out, sample, found)
+        balance = class_balance(judged.learned, judged.taught, len(names))
+        details = run_details(lab, judged, sample, found)
         self.manifest |= self.evidence.finished(self.teacher, [the_run.path])
         doubts = self.evidence.findings
         summary = {
@@ -399,18 +467,44 @@ class Distillation:
             "proof_level": self.manifest["proof_level"],
             "proof": self.manifest["proof"],
             "teacher_findings": as_data(self.lab.teacher_findings),
-            "peak_memory_mb": peak_memory_mb(lab.device),
+            "peak_memory_mb": round(peak_memory_mb(lab.device) + of_others, 1),
             "seed": recipe.run.seed,
+            "processes": self.processes.count,
         }
         known = self.teacher.names or tuple(map(str, range(student.classes)))
         card = run_card(finite(summary), self.manifest, known, student)
         digest = the_run.finish(summary, self.manifest, details, card)
         result = Result(student, summary, (*findings, *doubts), the_run.path, digest)
+        said = (
+            f"{problem} (the run is finished, but not scored: see synthkd evaluate)"
+            if problem else ""
+        )  # fmt: skip
+        self.processes.first({"summary": finite(summary), "problem": said, "digest": digest})
         if problem:
-            raise Unscored(
-                f"{problem} (the run is finished, but not scored: see synthkd evaluate)", result
-            )
+            raise Unscored(said, result)
         return result
+
+    def _told(self, student: Classifier, the_run: Run) -> Result:
+        """What the first process, which alone scores and writes, has come to."""
+        told = self.processes.first(None)
+        summary = told["summary"]
+        findings = tuple(Finding(**one) for one in summary["findings"])
+        result = Result(student, summary, findings, the_run.path, told["digest"])
+        if told["problem"]:
+            raise Unscored(told["problem"], result)
+        return result
+
+    def _of_all(self, held_out: HeldOut) -> HeldOut:
+        """The votes on the images that all processes hold out; the answers stay those of this
+        one."""
+        if self.processes.count == 1:
+            return held_out
+        told = self.processes.every([held_out.learned.tolist(), held_out.taught.tolist()])
+        learned, taught = (
+            torch.tensor([vote for votes in several for vote in votes], dtype=torch.int64)
+            for several in zip(*told, strict=True)
+        )
+        return HeldOut(learned, taught, held_out.answers)
 
     def _widths(self, images: Images | None) -> dict[str, dict[str, float | None]]:
         """What a slimmable student is worth at each width; nothing of any other."""
@@ -431,16 +525,19 @@ class Distillation:
 
     def _against(self, held_out: HeldOut) -> list[Finding]:
         """What can be said against the student without any real image."""
-        lab = self.lab
+        lab, every = self.lab, self.processes.every
         findings: list[Finding] = []
         stored = lab.memory.everything()
-        if lab.sources.synthetic and len(stored):
-            counts = torch.tensor(lab.memory.counts)
-            if self.teacher.independent:  # a class may be there without ever being the likeliest
-                counts = (stored.logits > 0).sum(0)
+        counts = torch.tensor(lab.memory.counts)
+        if self.teacher.independent:  # a class may be there without ever being the likeliest
+            counts = (stored.logits > 0).sum(0)
+        counts = torch.tensor(every(counts.tolist())).sum(0)
+        if lab.sources.synthetic and sum(every(len(stored))):
             findings += check_memory(counts, self.teacher.names)
+        refined = every(_refined(lab))
         if not lab.recipe.student.weights and not is_saved(lab.recipe.student.spec):
-            findings += check_budget(lab.progress.images_seen, _refined(lab), self.teacher.classes)
+            of_all = None if None in refined else sum(refined)
+            findings += check_budget(lab.progress.images_seen, of_all, self.teacher.classes)
         names = YES_OR_NO if self.teacher.independent else self.teacher.names
         return findings + check_agreement(held_out.learned, held_out.taught, len(names), names)
 

@@ -26,6 +26,7 @@ from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.states import PART, Rows, check_state, load_state, save_state
+from synthkd.engine.processes import Processes
 
 FORMAT = 2  # of checkpoints; those of 0.1.0, with all images within, have no number
 KEPT = 2
@@ -142,10 +143,13 @@ class Checkpoints:
                 load_state(path, "checkpoint", together=together)
         return self._used[path.name]
 
-    def newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Round and state of the newest checkpoint that is whole, its rows too; None where there is
-        none. Raises InputError where one is whole, but of another format."""
+    def newest(self, most: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Round and state of the newest checkpoint that is whole, its rows too, of a round of at
+        most `most`; None where there is none. Raises InputError where one is whole, but of another
+        format."""
         for path in reversed(written(self.folder, CHECKPOINT)):
+            if most is not None and int(path.stem) > most:
+                continue
             segments: dict[str, list[_Segment]] = {}
             try:
                 whole = load_state(
@@ -184,11 +188,29 @@ class Checkpoints:
         into[described["place"]] = segments
         return _StoredRows(wanted, empty, self.folder, tuple(segments))
 
+    def forget_after(self, round_: int) -> None:
+        """Removes the checkpoints of later rounds."""
+        for path in written(self.folder, CHECKPOINT):
+            if int(path.stem) > round_:
+                path.unlink()
+
     def clear(self) -> None:
         """Removes all checkpoints and their rows."""
         for kind in (CHECKPOINT, ROWS):
             for path in written(self.folder, kind):
                 path.unlink()
+
+
+def newest_of_all(own: Checkpoints, processes: Processes) -> tuple[int, dict[str, Any]] | None:
+    """Round and state in `own` of the newest checkpoint that is whole for every process; each asks
+    for its own at the same time."""
+    most: int | None = None
+    while True:
+        found = own.newest(most)
+        there = processes.every(found[0] if found else 0)
+        if len(set(there)) == 1:
+            return found
+        most = min(there)
 
 
 def _among(numbers: Tensor, ordered: Tensor) -> Tensor:

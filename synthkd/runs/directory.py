@@ -3,7 +3,8 @@
 recipe.toml          the resolved recipe: running it again gives the same run
 manifest.json        what was read, with which versions, seeds and promise level; its state
 metrics.jsonl        one line per round
-checkpoints/         the newest two states of the lab, see runs/checkpoints.py
+checkpoints/         the newest two states of the lab, see runs/checkpoints.py; in rank-00001, …
+                     those of the other processes, where several learn one student
 samples/             contact sheets, with captions: of a stage the first images, those in its middle
                      and the latest; the memory's, the hardest, those that the networks disagree on
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
@@ -27,7 +28,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
 from synthkd.core.images import class_sheet, grid, save_picture, sheet_classes, thumbnails
 from synthkd.engine.loop import Round
+from synthkd.engine.processes import LostProcess
 from synthkd.proof import hashes
 from synthkd.recipe import Recipe, read_toml, to_toml, validated
 from synthkd.runs.checkpoints import FORMAT, Checkpoints, written
@@ -52,11 +54,12 @@ SNAPSHOT = re.compile(r"\d{5,}\.safetensors")
 
 
 class Run:
-    """One run directory, being written."""
+    """One run directory, being written: by the process of rank 0, which has `recipe.toml` and all
+    the rest; others write their checkpoints alone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int = 0) -> None:
         self.path = path
-        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.checkpoints = self.checkpoints_of(rank)
         self._metrics = path / "metrics.jsonl"
         self._snapshots = path / "snapshots.jsonl"
         self._latest: Round | None = None  # whose images are still to be drawn
@@ -73,6 +76,11 @@ class Run:
         files.write_atomic(path / "recipe.toml", to_toml(recipe))
         run.write_manifest(manifest | {"state": "running"})
         return run
+
+    def checkpoints_of(self, rank: int) -> Checkpoints:
+        """Those of a process."""
+        folder = self.path / "checkpoints"
+        return Checkpoints(folder / f"rank-{rank:05d}" if rank else folder)
 
     @classmethod
     def resume(cls, path: Path) -> tuple["Run", Recipe]:
@@ -182,13 +190,19 @@ class Run:
 
     def checkpoint(self, state: dict[str, Any], round_: int) -> Path:
         """Saves the lab's state after a round, see `Checkpoints.save`."""
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         return self.checkpoints.save(state, round_)
 
     def newest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None; metrics of rounds after it are taken back."""
+        last, state = self.checkpoints.newest() or (0, None)
+        self.take_back(last)
+        return state
+
+    def take_back(self, last: int) -> None:
+        """Takes back what was recorded after the round `last`, and what a crash left."""
         for folder in (self.path, self.path / "checkpoints", self.path / "snapshots"):
             files.sweep(folder)
-        last, state = self.checkpoints.newest() or (0, None)
         if self._metrics.is_file():
             lines = []
             for line in self._metrics.read_text("utf-8", errors="replace").splitlines():
@@ -201,7 +215,6 @@ class Run:
         if self._snapshots.is_file():  # under a name of its own, whatever it was linked with
             whole_lines, end, _ = self._snapshots.read_bytes().rpartition(b"\n")
             files.write_atomic(self._snapshots, whole_lines + end)  # what a crash tore goes
-        return state
 
     def snapshot(
         self, number: int, weights: Mapping[str, Tensor], round_: Round, seconds: float
@@ -249,6 +262,10 @@ class Run:
     def tidy(self) -> None:
         """Removes the checkpoints and snapshots of a finished run."""
         self.checkpoints.clear()
+        for folder in (self.path / "checkpoints").glob("rank-*"):
+            Checkpoints(folder).clear()
+            with suppress(OSError):  # something else lies there
+                folder.rmdir()
         for path in written(self.path / "snapshots", SNAPSHOT):
             path.unlink()
         hashes.forget(self.path)
@@ -281,9 +298,12 @@ def _is_number(value: object) -> bool:
 
 @contextmanager
 def resumable(again: str) -> Iterator[None]:
-    """Turns what the disk refuses into one line, which says how to go `again` when it does not."""
+    """Turns what the disk refuses, or a process that has ended, into one line, which says how to go
+    `again`."""
     try:
         yield
+    except LostProcess as error:
+        raise LostProcess(f"{error}; {again}") from None
     except DiskError as error:
         raise InputError(f"{error}; put that right, then {again}") from None
     except OSError as error:

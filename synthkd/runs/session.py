@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from types import FrameType
 from synthkd import recipe as recipes
 from synthkd.core.words import clock
 from synthkd.engine.loop import Lab
+from synthkd.engine.processes import LostProcess, Processes
 from synthkd.engine.progress import Tick, no_tick
 from synthkd.engine.reporter import Reporter
 from synthkd.recipe import Recipe
@@ -31,14 +32,17 @@ _EXIT = os._exit  # before code of the user's runs, which has another in its pla
 LONG_ROUND = 2.0  # seconds from which a round is long
 
 
-def going_on(command: str, recipe: Recipe, path: Path, *words: str | Path) -> str:
+def going_on(
+    command: str, recipe: Recipe, path: Path, *words: str | Path,
+    launcher: Sequence[str] = ("synthkd",),
+) -> str:  # fmt: skip
     """How to go on with what a command was doing in the directory `path`, with more `words` of the
-    command line."""
+    command line, which begins with those of the `launcher`."""
     specs = (recipe.teacher.spec, recipe.student.spec, recipe.data.real, recipe.data.val)
     if any(spec.startswith("<") for spec in specs):  # living objects are given again
         return f"go on with: synthkd.{command}(…, resume={str(path)!r})"
     trust = recipe.run.trust_code or recipes.names_code(recipe.model_dump())
-    line = ["synthkd", command, "--resume", str(path), *map(str, words)]
+    line = [*launcher, command, "--resume", str(path), *map(str, words)]
     return "go on with: " + shlex.join([*line, "--trust-code"] if trust else line)
 
 
@@ -66,9 +70,12 @@ def stopping(
     give_up: Callable[[], object] = lambda: False,
     *,
     by_force: bool = True,
+    repeated: bool = False,
 ) -> Iterator[Stop]:
     """Catches SIGINT and SIGTERM once: `Stop` then knows the signal. A second one kills at once;
-    where not `by_force` it goes to the handler that was there before.
+    where not `by_force` it goes to the handler that was there before. Where signals may be
+    `repeated`, as by a launcher that passes on what its processes have had already, a second one is
+    the first one again.
 
     `acknowledge` is called at once, from a thread of its own, for Python itself answers a signal
     only between two operations, and one of them may take seconds. Outside the main thread, which
@@ -92,6 +99,8 @@ def stopping(
 
     def ask(number: int, _: FrameType | None) -> None:
         heard(number)
+        if repeated:
+            return
         signal.signal(number, (not by_force and before[signal.Signals(number)]) or signal.SIG_DFL)
 
     reader, writer = os.pipe()
@@ -212,12 +221,15 @@ class Session:
     """One sitting of a job: signals, the cadence of checkpoints, and the word for going on.
 
     `again` says how to go on with what is saved; `saved` whether there is a checkpoint already.
+    Several `processes` save and stop after the same round.
     """
 
     def __init__(
-        self, report: Reporter, again: str, seconds: float, *, saved: bool, by_force: bool = True
-    ) -> None:
+        self, report: Reporter, again: str, seconds: float, *, saved: bool, by_force: bool = True,
+        processes: Processes | None = None,
+    ) -> None:  # fmt: skip
         self.report, self.again, self.by_force = report, again, by_force
+        self.processes = processes or Processes()
         self.cadence = Cadence(seconds, saved=saved)
         self.asked = Stop()
         self._began = time.monotonic()
@@ -227,14 +239,23 @@ class Session:
         """Shows every step of the lab, and hears SIGINT and SIGTERM, while the `with` lasts. What
         the disk refuses is one line that says how to go on."""
         give_up = giving_up(self.cadence, self.report, self.again)
+        repeated = self.processes.count > 1
         try:
             with (
                 resumable(self.again),
-                stopping(self.report.acknowledge, give_up, by_force=self.by_force) as self.asked,
+                stopping(
+                    self.report.acknowledge, give_up, by_force=self.by_force, repeated=repeated
+                ) as self.asked,
             ):
                 lab.tick = ticking(self.report, self.asked, give_up)
                 self._began = time.monotonic()
-                yield self
+                try:
+                    yield self
+                except LostProcess:
+                    said = give_up()  # at once: a launcher ends the others
+                    if not self.asked:
+                        raise
+                    raise Stopped(self.asked.signal, said) from None
         finally:
             lab.tick = no_tick
             self.report.stop()
@@ -244,15 +265,21 @@ class Session:
         and ends the sitting by `Stopped`. After the `last` round neither is worth it."""
         if last:
             return
-        if self.asked or self.cadence.due(time.monotonic() - self._began):
+        number = self._signal()
+        if number or self.processes.first(self.cadence.due(time.monotonic() - self._began)):
             self.save(save)
-        if self.asked:
+            number = self._signal()  # perhaps it came meanwhile
+        if number:
             self.report.stop()
             where = f" at {done}" if done else ""
             said = f"stopped{where}, saved; {self.again}"
             self.report.say(said)
-            raise Stopped(self.asked.signal, said)
+            raise Stopped(number, said)
         self._began = time.monotonic()
+
+    def _signal(self) -> int:
+        """The signal by which any of the processes was asked to stop; 0: none was."""
+        return int(max(self.processes.every(self.asked.signal)))
 
     def save(self, save: Callable[[], object]) -> None:
         """Saves now."""

@@ -1,6 +1,6 @@
 """The student: its optimizer, its average, its file."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from synthkd import schedules
+from synthkd.core.errors import is_out_of_memory
 from synthkd.core.files import write_atomic
 from synthkd.core.optimizers import average_, load_optimizer
 from synthkd.losses.distillation import TERMS, DistillationView
@@ -20,6 +21,7 @@ from synthkd.networks.modes import in_eval_mode, plain_means
 from synthkd.networks.slimmable import RANDOM, Slimmable, widths
 from synthkd.recipe import TrainingTable
 from synthkd.students.objective import DistillationObjective, weighted_mean
+from synthkd.students.weighting import GradNorm
 from synthkd.teachers.features import features_of
 from synthkd.teachers.protocol import Seen
 
@@ -35,10 +37,41 @@ class Step(NamedTuple):
     per_sample: Tensor | None = None
 
 
+class Lesson(NamedTuple):
+    """What is learned in one step, of B images."""
+
+    images: Tensor  # [B, C, H, W]
+    taught: Seen  # logits [B, K] and features [B, …]
+    asked: Tensor | None = None  # [B]
+    slots: Tensor | None = None  # [B]
+    weights: Tensor | None = None  # [B]
+    peer: Tensor | None = None  # [B, K], the logits of a second student
+
+    def parts(self, count: int) -> Iterator[tuple["Lesson", float]]:
+        """It in `count` even parts, each with its share of the mean over the whole: of the images,
+        or of their weights where they have some. The shares add up to 1."""
+        if count == 1:
+            yield self, 1.0
+            return
+        whole = len(self.images) if self.weights is None else float(self.weights.sum())
+        for index in torch.arange(len(self.images)).tensor_split(count):
+            some = slice(int(index[0]), int(index[-1]) + 1)
+            images, taught, *others = self
+            features = {name: value[some] for name, value in taught.features.items()}
+            rest = (None if other is None else other[some] for other in others)
+            part = Lesson(images[some], Seen(taught.logits[some], features), *rest)
+            own = len(index) if part.weights is None else float(part.weights.sum())
+            yield part, own / max(whole, 1e-12)
+
+
 class Learner:
     """A student that learns: network, objective, optimizer and, if asked for, the running average
     of its weights. Layers of the student that are frozen stay so, and what frozen BatchNorm layers
-    remember stays too."""
+    remember stays too.
+
+    Where several processes learn one student, `exchange` takes the gradients of this one and its
+    share of a batch, and leaves their mean over all (`engine.processes.Processes.mean_`).
+    """
 
     def __init__(
         self,
@@ -47,7 +80,10 @@ class Learner:
         objective: DistillationObjective | None = None,
         *,
         bfloat16: bool = False,
+        exchange: Callable[[Sequence[Tensor], float], None] | None = None,
     ) -> None:
+        self.exchange = exchange
+        self.parts = 1  # in which a step is learned, for want of memory
         self.student: Classifier = student.arranged()
         rate = table.learning_rate
         if not any("Norm" in type(module).__name__ for module in student.modules()):
@@ -65,6 +101,14 @@ class Learner:
             if _is_frozen_norm(module) or (frozen and _is_norm(module))
         ]  # fmt: skip
         self._folds = self._foldable()
+        self._norms = {
+            name: module for name, module in student.named_modules()
+            if _is_norm(module) and all(module is not norm for norm in self._frozen)
+        }  # fmt: skip
+        moving = [norm.buffers(recurse=False) for norm in self._norms.values()]
+        self._moving = [b for some in (*moving, self.objective.buffers()) for b in some]
+        self._unmoved = [buffer.clone() for buffer in self._moving]  # as before a step
+        self._counted: dict[str, int] = {}
         self._learning = [p for p in student.parameters() if p.requires_grad]
         self._learning += self.objective.parameters()  # heads and adapters, which do not ship
         heavy = [p for p in self._learning if p.dim() > 1]
@@ -99,6 +143,7 @@ class Learner:
         peer_weight: float = 0.0,
         stage: str = "",
         per_sample: bool = False,
+        fraction: float = 1.0,
     ) -> Step:
         """One step on images [B, C, H, W] towards what the teacher shows of them: a `Seen`, or its
         logits [B, K] alone.
@@ -107,7 +152,17 @@ class Learner:
         share of the training that is done, `temperature` that of the table's schedule unless a
         controller moves it, and `answers_share` what a controller says (`weighting.TwoKinds`).
         `peer` are the logits [B, K] of a second student, from whose answers this one learns with
-        `peer_weight` (mutual learning).
+        `peer_weight` (mutual learning). `fraction` is that of these images in a batch that several
+        processes learn together.
+
+        Where the memory does not suffice, the step and those after it are learned in twice as many
+        `parts`, whose gradients are added up by their shares in the whole:
+
+            gradient = sum over parts of  (images of the part / B) · gradient of its mean loss
+
+        That is the gradient of the whole batch but for rounding, for terms that are means over
+        images. BatchNorm layers see the parts, and terms that compare images with one another
+        compare those of a part.
         """
         if isinstance(taught, Tensor):
             taught = Seen(taught, {})
@@ -118,6 +173,58 @@ class Learner:
         for norm in self._frozen:
             norm.eval()
         self.objective.train()
+        lesson = Lesson(images, taught, asked, slots, weights, peer)
+        given: dict[str, Any] = {
+            "temperature": (
+                schedules.temperature(progress, self.table) if temperature is None else temperature
+            ),
+            "answers_share": answers_share,
+            "stage": stage,
+            "progress": progress,
+            "per_sample": per_sample or weights is not None,
+        }
+        parts, step = min(self.parts, max(1, len(images) // 2)), None
+        self._remember()
+        while step is None:
+            try:
+                step = self._gradients(lesson, parts, peer_weight, given)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or 4 * parts > len(images):
+                    raise
+            if step is None:  # outside of `except`, where the error holds what is to be given up
+                self._put_back()
+                parts = self.parts = max(self.parts, 2 * parts)
+        if self.exchange is not None:
+            self.exchange([p.grad for p in self._learning if p.grad is not None], fraction)
+        if self.table.clip:
+            nn.utils.clip_grad_norm_(self._learning, self.table.clip)
+        self.optimizer.step()
+        self._average()
+        self.steps += 1
+        return step
+
+    def _gradients(
+        self, lesson: Lesson, parts: int, peer_weight: float, given: Mapping[str, Any]
+    ) -> Step:
+        """The gradients of a lesson's loss, left at the weights, learned in so many parts."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        told: list[Tensor] = []
+        for part, share in lesson.parts(parts):
+            loss, each = self._loss(part, peer_weight, given)
+            if parts > 1:
+                loss = share * loss
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+            told += [] if each is None else [each]
+        whole = losses[0] if parts == 1 else torch.stack(losses).sum()
+        return Step(whole, torch.cat(told) if told else None)
+
+    def _loss(
+        self, lesson: Lesson, peer_weight: float, given: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss, a scalar, and that of each image [B] where it is asked for."""
+        images, taught = lesson.images, lesson.taught
         precision = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16)
         folding = Folding(self._folds) if self._folds else nullcontext()
         shown = features_of(self.student.body, self.objective.student_layers)
@@ -131,31 +238,57 @@ class Learner:
             teacher_features=taught.features,
             pairs=self.objective.pairs,
             embedding=self.objective.embedding,
-            asked=asked,
-            slots=slots,
-            weights=weights,
-            temperature=(
-                schedules.temperature(progress, self.table) if temperature is None else temperature
-            ),
-            answers_share=answers_share,
+            asked=lesson.asked,
+            slots=lesson.slots,
+            weights=lesson.weights,
             independent=self.student.independent,
-            stage=stage,
-            progress=progress,
-            per_sample=per_sample or weights is not None,
+            **given,
         )
         loss, each = self.objective(view)
         if isinstance(self.student.body, Slimmable):
             loss = loss + self._narrower(view, self.student.body, precision)
-        if peer is not None:  # Zhang et al. 2018: https://arxiv.org/abs/1706.00384
-            loss = loss + peer_weight * self._from_peer(view, peer)
+        if lesson.peer is not None:  # Zhang et al. 2018: https://arxiv.org/abs/1706.00384
+            loss = loss + peer_weight * self._from_peer(view, lesson.peer)
+        return loss, each
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        """Takes note of what a step moves besides weights: statistics, and what terms keep."""
+        if self._moving:
+            torch._foreach_copy_(self._unmoved, self._moving)
+        if isinstance(weighting := self.objective.weighting, GradNorm):
+            self._counted = weighting.get_extra_state()
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """Everything is as before the step in hand, so that it can be begun anew."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.table.clip:
-            nn.utils.clip_grad_norm_(self._learning, self.table.clip)
-        self.optimizer.step()
-        self._average()
-        self.steps += 1
-        return Step(loss.detach(), each)
+        if self._moving:
+            torch._foreach_copy_(self._moving, self._unmoved)
+        if isinstance(weighting := self.objective.weighting, GradNorm):
+            weighting.set_extra_state(self._counted)
+        if isinstance(self.student.body, Slimmable):
+            self.student.body.use(1.0)
+        if self.student.mean.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def statistics(self) -> list[Tensor]:
+        """The running means and variances of the BatchNorm layers that learn, and those in the
+        running average: what differs between processes that learn one student from different
+        images."""
+        found = []
+        for name, norm in self._norms.items():
+            for key in ("running_mean", "running_var"):
+                if (value := getattr(norm, key, None)) is not None:
+                    found.append(value)
+                    found += [self.average[f"{name}.{key}"]] if self.average else []
+        return found
+
+    def everything(self) -> list[Tensor]:
+        """All tensors that learn or are kept, to be given to other processes: weights, buffers, the
+        weights of the objective, the running average."""
+        own = [*self.student.state_dict().values(), *(self.average or {}).values()]
+        return [*own, *self.objective.parameters()]
 
     def _narrower(
         self, view: DistillationView, body: Slimmable, precision: torch.autocast
@@ -252,6 +385,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "steps": self.steps,
+            "parts": self.parts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -263,6 +397,7 @@ class Learner:
             for key, value in state["average"].items():
                 self.average[key].copy_(value)
         self.steps = int(state["steps"])
+        self.parts = int(state.get("parts", 1))
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:

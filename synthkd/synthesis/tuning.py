@@ -29,6 +29,9 @@ LEAST_MINUTES = 5  # of a run in which a trial pays
 MOST = 0.02  # of the minutes, after which no further trial begins
 
 
+Choice = tuple[float, list[tuple[float, float]], dict[str, int]]
+
+
 @dataclass(frozen=True)
 class Trial:
     """Settings of `pixels`, and what came of them."""
@@ -87,6 +90,24 @@ def tuned(
         (f"pixels: learning rate {best.learning_rate:g}{where}, the best of {len(trials)} that "
          f"were tried on {TRIED} drawings",),
     )  # fmt: skip
+
+
+def retuned(
+    recipe: Recipe, stages: Sequence[Stage], choice: Choice
+) -> tuple[Recipe, tuple[Stage, ...]]:
+    """The recipe and the plan's stages with what another process has found by `tuned`, as `choice`
+    tells it."""
+    rate, scales, steps = choice
+    recipe = _with(recipe, rate, dict(scales))
+    return recipe.model_copy(update={"stage": _stepping(recipe.stage, steps)}), _stepping(
+        stages, steps
+    )
+
+
+def choice(recipe: Recipe, stages: Sequence[Stage]) -> Choice:
+    """What `tuned` may have changed, as plain values: learning rate, sizes, steps of stages."""
+    steps = {stage.name: stage.synthesis_steps for stage in stages}
+    return recipe.pixels.learning_rate, list(recipe.pixels.scales.items()), steps
 
 
 def _stepping(stages: Sequence[Stage], steps: Mapping[str, int]) -> tuple[Stage, ...]:
