@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from short_runs import DONE
+from short_runs import DONE, status
 from torch import nn
 
 from synthkd.core.errors import InputError
@@ -348,6 +348,15 @@ def test_a_set_of_images_is_made_sealed(tmp_path: Path) -> None:
     checked = synthkd(tmp_path, "verify", "set", "--json")
     assert checked.returncode == 0, checked.stdout
     assert json.loads(checked.stdout)["verified"]
+
+
+def test_several_processes_cannot_be_sealed(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert status("distill", "--sealed", "--out", str(tmp_path / "run")) == 2
+    said = capsys.readouterr().err
+    assert "socket" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_landlock_a_sealed_run_is_refused_in_one_line(monkeypatch, capsys) -> None:

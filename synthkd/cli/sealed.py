@@ -19,6 +19,7 @@ from synthkd.cli.output import fail
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import EXIT_USELESS
+from synthkd.core.launch import started
 from synthkd.core.words import run_name
 from synthkd.proof import seccomp
 from synthkd.proof.declared import Place, declared, needs_network
@@ -59,6 +60,11 @@ def usual_out(command: str, recipe: Recipe) -> Path:
 def launch(call: Call, recipe: Recipe) -> NoReturn:
     """Runs the command line sealed, and ends with its exit code. Raises InputError where it cannot
     be sealed, or where what it leaves does not tell of its seal."""
+    if (count := started()) > 1:
+        raise InputError(
+            f"--sealed refuses every socket, and {count} processes were started, which need them: "
+            "start one, or leave --sealed out"
+        )
     check_possible(needs_network(recipe))
     if call.config is not None and not call.config.is_file():
         raise InputError(f"--config {quoted(call.config)}: a sealed run reads it from a plain file")
