@@ -66,7 +66,9 @@ def verify(path: Path, *, digest: str = "") -> Verified:
         findings += _opened_against_seal(manifest)
     elsewhere, notes = _teachers(manifest)
     if checked.later:
-        notes.append(f"added later and not covered: {len(checked.later)} files in export/")
+        some = ", ".join(quoted(name) for name in checked.later[:3])
+        more = f" and {len(checked.later) - 3:,} more" if len(checked.later) > 3 else ""
+        notes.append(f"added later and not covered: {some}{more}")
     return Verified((*findings, *elsewhere), checked, level, reasons, tuple(notes))
 
 
