@@ -138,6 +138,14 @@ def row(folder: Path) -> str:
     return f"| {folder.name} | {' | '.join(values + counts)} |"
 
 
+def places_of(data: str, chest: str) -> dict[str, str]:
+    """What stands for the words in braces of a job."""
+    return {
+        "data": data, "chest": chest, "here": str(Path(__file__).resolve().parent),
+        "tested": str(Path(chest).with_suffix(".test.npz")),
+    }  # fmt: skip
+
+
 def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -156,10 +164,7 @@ def main() -> None:
             if (given.out / name).is_dir():
                 print(row(given.out / name))
         return
-    places = {
-        "data": given.data, "chest": given.chest, "here": str(Path(__file__).resolve().parent),
-        "tested": str(Path(given.chest).with_suffix(".test.npz")),
-    }  # fmt: skip
+    places = places_of(given.data, given.chest)
     for name in given.only.split(","):
         run(name, given.out, places, given.code)
 

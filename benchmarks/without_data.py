@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import CHEST, CIFAR_20, CIFAR_56, CIFAR_100, FER, LUNGS, MOBILENET, VWW
+from jobs import CHEST, CIFAR_20, CIFAR_56, CIFAR_100, FER, LUNGS, MOBILENET, VWW, places_of
 from safetensors.torch import load_file
 
 import synthkd
@@ -135,10 +135,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(TEACHERS))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    places = {
-        "data": given.data, "chest": given.chest, "here": str(Path(__file__).resolve().parent),
-        "tested": str(Path(given.chest).with_suffix(".test.npz")),
-    }  # fmt: skip
+    places = places_of(given.data, given.chest)
     for name in given.only.split(","):
         collect(name, given.out, places)
 

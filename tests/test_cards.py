@@ -107,7 +107,7 @@ def test_a_foreign_text_has_no_part_of_markdown_in_it(hostile: str) -> None:
 def test_a_finished_run_has_a_card_that_hugging_face_reads(run: Path) -> None:
     summary, manifest = told(run)
     card = ModelCard.load(run / "README.md")
-    assert card.data.library_name == "synthkd" and card.data.license is None
+    assert card.data.to_dict()["library_name"] == "synthkd" and card.data.license is None
     assert card.data.pipeline_tag == "image-classification" and card.data.metrics == ["accuracy"]
     assert card.data.model_name == "resnet8-w4" and "data-free" in card.data.tags
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}

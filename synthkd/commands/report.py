@@ -44,7 +44,7 @@ def write(paths: tuple[Path, ...], *, out: Path | None = None, images: bool = Tr
             f"--out {quoted(target)}: this file is there already, and is no report of synthkd: "
             "choose another"
         )
-    page.write(text, target)
+    files.write_atomic(target, text, sync=False)
     return target
 
 

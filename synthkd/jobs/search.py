@@ -36,6 +36,7 @@ from synthkd.reports.charts import new_figure
 from synthkd.runs.directory import Run, held
 from synthkd.students import latency
 from synthkd.students.pareto import Point, chosen, front
+from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.teachers.protocol import Teacher
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ class Search:
                 part = kept.take(index)
                 writer.add(part.images, part.votes, part.logits)
             writer.close({
-                "teacher_sha256": lab.teacher.digest, "promise_level": 0,
+                "teacher_sha256": lab.teacher.digest,
+                "promise_level": promise_of(recipe.generator.start, lab.teacher.digest),
                 "real_images_read": 0, "seed": recipe.run.seed,
             })  # fmt: skip
         self.report.say(f"{len(kept):,} images for all candidates")

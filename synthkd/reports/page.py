@@ -16,7 +16,6 @@ from typing import Any
 from PIL import Image
 
 from synthkd import __version__
-from synthkd.core import files
 from synthkd.core.errors import plain
 from synthkd.core.privacy import statement
 from synthkd.core.words import counted, span
@@ -259,7 +258,7 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
         card(
             "balanced agreement, held-out synthetic",
             _percent(balance.get("balanced_agreement")),
-            f"constant {_percent(balance.get('constant_classifier'))}; easier than real images",
+            f"constant {_percent(balance.get('constant_classifier'))}; no estimate for real images",
         )
         small, large = (number(summary.get(f"{who}_parameters")) for who in ("student", "teacher"))
         share = f"{small / large:.1%} of the teacher's" if small and large else ""
@@ -277,7 +276,7 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
              f"{_count(latest.get('synthesized'))} synthesized")  # fmt: skip
         if "agreement" in latest:
             card("agreement, held-out synthetic", _percent(latest["agreement"]),
-                 "easier than real images")  # fmt: skip
+                 "no estimate for real images")  # fmt: skip
         seconds = number(latest.get("seconds"))
         card("worked", span(seconds) if seconds is not None else "–", "")
     return cards
@@ -705,8 +704,3 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _list(value: object) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
-
-
-def write(text: str, path: Path) -> None:
-    """Writes a report at once or not at all."""
-    files.write_atomic(path, text, sync=False)
