@@ -23,7 +23,7 @@ from synthkd.engine.machine import choose_device
 from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.evaluation.compare import Comparison, compare
-from synthkd.jobs import inspection
+from synthkd.jobs import inspection, sharding
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.generation import DataSet, Generation, begun, used
 from synthkd.networks.classifier import Classifier
@@ -154,15 +154,18 @@ def generate(
     settings: Mapping[str, Any] | None = None,
     recipe: Recipe | None = None,
     resume: str | Path | None = None,
+    shards: int | None = None,
     progress: bool | Reporter = False,
 ) -> DataSet:
     """A synthetic data set of `count` images that a teacher agrees with, every class as often as
     the others, written as shards with the teacher's logits (see docs, `data.store`).
 
     `images` or `minutes` are the budget of a generator that is trained first. `real_data` may be
-    given where such a generator shall see it. The other arguments are those of `distill`. Returns
-    where the set lies and its manifest; warns with `UselessResult` where it is of no use. Raises
-    InputError, and KeyboardInterrupt when what was done is saved.
+    given where such a generator shall see it. With `shards` any number of processes that make the
+    same call with the same `out` make it together, and each returns when all of it is there. The
+    other arguments are those of `distill`. Returns where the set lies and its manifest; warns with
+    `UselessResult` where it is of no use. Raises InputError, and KeyboardInterrupt when what was
+    done is saved.
     """
     report = _reporter(progress)
     given = {
@@ -181,20 +184,41 @@ def generate(
     chosen = _chosen(given, settings, recipe, resume, begun)
     if resume is None:
         chosen = used(chosen, named)
-    job = Generation(
-        chosen, teacher=_object(teacher), real_data=_object(real_data), report=report, given=named
-    )
-    _warn_of(job.idle)
     try:
-        if resume is None and not isinstance(report, Silent):
-            job.expect()
-        made = job.start() if resume is None else job.resume(Path(resume))
+        if shards is not None:
+            made = _in_shards(chosen, shards, resume, real_data, _object(teacher), report)
+        else:
+            job = Generation(
+                chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
+                given=named,
+            )  # fmt: skip
+            _warn_of(job.idle)
+            if resume is None and not isinstance(report, Silent):
+                job.expect()
+            made = job.start() if resume is None else job.resume(Path(resume))
     except Stopped as stop:
         raise KeyboardInterrupt(stop.said) from None
     if made.manifest["verdict"] == "useless":
         said = "; ".join(str(finding) for finding in made.findings if finding.serious)
         warnings.warn(said or "the data set is of no use", UselessResult, stacklevel=2)
     return made
+
+
+def _in_shards(
+    recipe: Recipe, shards: int, resume: str | Path | None, real_data: Any,
+    teacher: Teacher | Network | None, report: Reporter,
+) -> DataSet:  # fmt: skip
+    """A data set that this process makes with others."""
+    if resume is not None or not recipe.run.out:
+        raise InputError(
+            "shards wants the folder that all processes share, out=, and no resume=: make the same "
+            "call again"
+        )
+    if _object(real_data) is not None:
+        raise InputError("shards wants real_data as a path, which all processes read")
+    out = Path(recipe.run.out)
+    sharding.begin(out, recipe, shards)
+    return sharding.make_all(out, recipe, report, teacher=teacher)
 
 
 def report(*runs: str | Path, out: str | Path | None = None, images: bool = True) -> Path:

@@ -37,7 +37,7 @@ import synthkd.commands.distill, synthkd.commands.evaluate, synthkd.commands.gen
 from synthkd.cli import main
 
 for line in sys.stdin:
-    argv, folder = json.loads(line)
+    argv, folder, before = json.loads(line)
     child = os.fork()
     if child == 0:
         os.chdir(folder)
@@ -45,6 +45,7 @@ for line in sys.stdin:
             os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
         sys.argv, code = ["synthkd", *argv], 1
         try:
+            exec(before)
             main()
             code = 0
         except SystemExit as stop:
@@ -91,9 +92,9 @@ class Place:
         self.folder = folder
         self.forking = forking
 
-    def run(self, *argv: str) -> tuple[int, str]:
-        """Exit code and stderr of one command line."""
-        self.forking[0].write(json.dumps([argv, str(self.folder)]) + "\n")
+    def run(self, *argv: str, before: str = "") -> tuple[int, str]:
+        """Exit code and stderr of one command line, in a process that runs `before` first."""
+        self.forking[0].write(json.dumps([argv, str(self.folder), before]) + "\n")
         self.forking[0].flush()
         code = int(self.forking[1].readline())
         return code, (self.folder / "stderr").read_text()
@@ -458,15 +459,22 @@ def test_a_full_run_directory_is_refused_and_left_alone(place: Place) -> None:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory, forking: tuple[IO[str], IO[str]]) -> Path:
-    """A run that broke off after a checkpoint: a finished one without its summary."""
+    """A finished run, killed before it removed its checkpoints."""
     place = Place(tmp_path_factory.mktemp("started"), forking)
-    options = ["--val-data", "none", "--run.checkpoint-seconds", "1e-6", "--out", "run", "--quiet"]
-    assert place.run("distill", *SHORT, *options) in DONE
-    return place.folder / "run"
+    return with_checkpoints(place, SHORT, "run")
+
+
+def with_checkpoints(place: Place, words: list[str], out: str) -> Path:
+    """Runs these words of `synthkd distill` in a process that does not come to its last act."""
+    options = ["--val-data", "none", "--run.checkpoint-seconds", "1e-6", "--out", out, "--quiet"]
+    patched = "from synthkd.runs.directory import Run; Run._clear_checkpoints = lambda self: None"
+    assert place.run("distill", *words, *options, before=patched) in DONE
+    return place.folder / out
 
 
 @pytest.fixture
 def broken_off(place: Place, started: Path) -> Path:
+    """A run that broke off after a checkpoint: a finished one without its summary."""
     run = place.folder / "run"
     for path in started.rglob("*"):
         if path.is_file() and path.name != "summary.json":
@@ -567,11 +575,10 @@ def test_a_run_whose_recipe_was_changed_is_not_resumed(place: Place, broken_off:
 
 
 def test_a_checkpoint_of_another_run_is_refused(place: Place, broken_off: Path) -> None:
-    other = ["--val-data", "none", "--run.checkpoint-seconds", "1e-6", "--out", "other", "--quiet"]
     wider = ["resnet8-w6" if word == "resnet8-w4" else word for word in SHORT]
-    assert place.run("distill", *wider, *other) in DONE
+    other = with_checkpoints(place, wider, "other")
     shutil.rmtree(broken_off / "checkpoints")
-    shutil.copytree(place.folder / "other" / "checkpoints", broken_off / "checkpoints")
+    shutil.copytree(other / "checkpoints", broken_off / "checkpoints")
     place.refused("distill", "--resume", str(broken_off), words="does not fit its recipe")
 
 

@@ -749,6 +749,10 @@ def test_files_that_are_dropped_swapped_added_linked_or_cut_are_named(copied: Pa
     found = hashes.check(copied, "0" * 64)
     assert [f.code for f in found.findings] == ["digest-differs"]
     assert found.later == ("export/student.onnx",)
+    (copied / "export" / "student.onnx").unlink()
+    (copied / "checkpoints").mkdir()  # the run was killed in its last act
+    (copied / "checkpoints" / "rows-000000003-0.safetensors").write_bytes(b"x")
+    assert codes() == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from short_runs import main, status
 
+import synthkd
 from synthkd.core import files
 from synthkd.data.store import open_store
 from synthkd.jobs.sharding import shard_recipe
+from synthkd.proof import hashes
 from synthkd.recipe import DatasetTable, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +86,54 @@ def test_each_shard_alone_and_then_all(whole: Path, tmp_path: Path) -> None:
         assert not (out / "manifest.json").exists()
         main([*FLAGS, "--shards", "3", "--shard", str(shard), "--out", str(out)])
     assert contents(out) == contents(whole)
+
+
+def test_the_library_makes_the_same_and_gives_it_again(whole: Path, tmp_path: Path) -> None:
+    settings = {
+        "run.threads": 1, "run.precision": "float32", "stage.refine.synthesis_steps": 2,
+        "stage.refine.synthesis_batch": 32, "stage.refine.fresh": 32, "stage.draw.fresh": 256,
+    }  # fmt: skip
+    made, again = (
+        synthkd.generate(
+            count=COUNT, images=256, seed=5, shards=3, out=tmp_path / "set", settings=settings
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    assert contents(made.path) == contents(whole)
+    assert (made.count, made.digest, made.manifest) == (again.count, again.digest, again.manifest)
+    with pytest.raises(synthkd.InputError, match="another data set"):
+        synthkd.generate(
+            count=COUNT, images=256, seed=5, shards=4, out=tmp_path / "set", settings=settings
+        )
+    with pytest.raises(synthkd.InputError, match="out="):
+        synthkd.generate(count=COUNT, shards=3)
+
+
+def test_who_comes_late_finds_it_finished(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(whole, out)
+    before = contents(out)
+    assert status(*FLAGS, "--shards", "3", "--out", str(out)) == 0
+    assert contents(out) == before
+    assert status(*FLAGS, "--shards", "4", "--out", str(out)) == 2
+
+
+@pytest.mark.parametrize("act", ["shutil.rmtree", "hashes.write"])
+def test_a_merge_that_was_killed_is_finished(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    out = tmp_path / "set"
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(f"synthkd.jobs.sharding.{act}", killed)
+        main([*FLAGS, "--shards", "3", "--out", str(out)])
+    assert (out / "manifest.json").exists() and (out / "shards.json").exists()
+    main(["generate", "--resume", str(out), "--quiet"])
+    assert contents(out) == contents(whole)
+    assert hashes.check(out).findings == () and not hashes.check(out).later
 
 
 @pytest.mark.parametrize("flags", ["--shards 1", f"--shards {COUNT + 1}", "--shards 3 --shard 3",

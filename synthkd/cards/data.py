@@ -14,15 +14,19 @@ from synthkd.core.words import without_folders
 LAST = 12  # powers of ten that Hugging Face has a word for
 
 
-def data_card(manifest: Mapping[str, Any], folders: Sequence[str] = ()) -> str:
+def data_card(
+    manifest: Mapping[str, Any], folders: Sequence[str] = (), *, tars: str = "", licence: str = ""
+) -> str:
     """The card of a data set with this manifest. `folders` are those of its classes, in their
-    order, where it has any: other programs take them for the names."""
-    teacher = plain(without_folders(str(manifest["teacher"])))
+    order, where it has any: other programs take them for the names. `tars` are the files of one
+    that was exported as tar shards, in one word; `licence` is the short name of its licence."""
+    teacher = plain(_teacher(manifest))
     count, read = manifest["count"], manifest["real_images_read"]
     per_class = manifest["per_class"]
     seen = "no real image was read" if not read else f"{read:,} real images were read"
     lines = [
-        _header(manifest, folders), "", f"# {count:,} synthetic images, made for {teacher}", "",
+        _header(manifest, folders, tars, licence), "",
+        f"# {count:,} synthetic images, made for {teacher}", "",
         "Images that synthkd made for a trained image classifier, its teacher, each of the class "
         f"that the teacher sees in it; {seen}. They are derived from that teacher, whose licence "
         "may apply to them.", "",
@@ -40,7 +44,7 @@ def data_card(manifest: Mapping[str, Any], folders: Sequence[str] = ()) -> str:
             "synthetic": "100%",
         }),
         *_made(manifest),
-        *_loading(manifest, folders),
+        *(_streaming(tars) if tars else _loading(manifest, folders)),
         "## Limits", "",
         "- Labels are the teacher's: where it is wrong, they are. An image need not look like what "
         "it is labelled as.",
@@ -50,11 +54,18 @@ def data_card(manifest: Mapping[str, Any], folders: Sequence[str] = ()) -> str:
         *text.machine(manifest.get("wall_seconds"), manifest, manifest.get("peak_memory_mb")),
         "## Privacy", "", statement(read, level=manifest["promise_level"]), "",
         "## How to repeat it", "",
-        "```sh", "synthkd generate --config recipe.toml --out again", "```", "",
-        f"It takes the teacher of that SHA-256, and seed {plain(manifest['seed'])}. Versions: "
+        "```sh", "synthkd generate --config recipe.toml --out again",
+        *(["synthkd export again --format webdataset"] if tars else []), "```", "",
+        f"It takes {'the recipe.toml of the data set, ' if tars else ''}the teacher of that "
+        f"SHA-256, and seed {plain(manifest['seed'])}. Versions: "
         f"{text.versions(manifest)}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _teacher(manifest: Mapping[str, Any]) -> str:
+    """The teacher as it was given, which its owner may have taken out."""
+    return without_folders(str(manifest.get("teacher", "a teacher that is not named")))
 
 
 def size_category(count: int) -> str:
@@ -74,14 +85,15 @@ def _short(power: int) -> str:
     return f"{10 ** (power % 3)}{' KMBT'[power // 3]}"
 
 
-def _header(manifest: Mapping[str, Any], folders: Sequence[str]) -> str:
+def _header(manifest: Mapping[str, Any], folders: Sequence[str], tars: str, licence: str) -> str:
     """The front matter: what is in it, as Hugging Face names it."""
     names = {str(k): name for k, name in enumerate(folders or manifest["names"])}
     count, read = manifest["count"], manifest["real_images_read"]
     tags = ["synthetic", "synthkd", "knowledge-distillation", *([] if read else ["data-free"])]
-    split = {"split": "train", "path": "*/*.png"}
+    split = {"split": "train", "path": "*.tar" if tars else "*/*.png"}
     return text.header({
-        "pretty_name": f"{count} synthetic images for {without_folders(str(manifest['teacher']))}",
+        "pretty_name": f"{count} synthetic images for {_teacher(manifest)}",
+        "license": licence or None,
         "tags": tags,
         "task_categories": ["image-classification"],
         "size_categories": [size_category(count)],
@@ -91,8 +103,8 @@ def _header(manifest: Mapping[str, Any], folders: Sequence[str]) -> str:
                 {"name": "label", "dtype": {"class_label": {"names": names}}},
             ],
             "splits": [{"name": "train", "num_examples": count}],
-        },
-        "configs": [{"config_name": "default", "data_files": [split]}] if folders else None,
+        } if not tars else None,
+        "configs": [{"config_name": "default", "data_files": [split]}] if folders or tars else None,
     })  # fmt: skip
 
 
@@ -119,6 +131,22 @@ def _made(manifest: Mapping[str, Any]) -> list[str]:
     return [
         "## How it was made", "", " ".join(said), "",
         *text.promise(manifest["promise_level"], manifest["promise"]),
+    ]  # fmt: skip
+
+
+def _streaming(tars: str) -> list[str]:
+    """The lines that load one of tar shards."""
+    return [
+        "## How to load it", "",
+        "```python",
+        "import webdataset", "",
+        f'data = webdataset.WebDataset("{tars}", shardshuffle=False).decode("pil")',
+        'for image, label, logits in data.to_tuple("png", "cls", "logits.npy"):',
+        "    print(image.size, label, logits.shape)  # a PIL image, int, float16 [K]",
+        "    break",
+        "```", "",
+        'Or without synthkd and WebDataset, `datasets.load_dataset("webdataset", '
+        'data_files="*.tar")`. classes.txt has a line for each class.', "",
     ]  # fmt: skip
 
 

@@ -226,13 +226,15 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "export": Command(
-        "Turn the student of a run into files for production, each compared with it.",
-        positionals=(Positional("path", Path, "run directory"),),
+        "Turn the student of a run into files for production, each compared with it, or a "
+        "synthetic data set into tar shards.",
+        positionals=(Positional("path", Path, "run directory, or data set"),),
         switches=(
             Switch(
-                "formats", "--format", str, "onnx",
-                "safetensors, onnx, pt2, executorch; several with commas",
-                brief="safetensors, onnx, pt2, executorch",
+                "formats", "--format", str, "",
+                "safetensors, onnx, pt2, executorch, several with commas (default: onnx); of a "
+                "data set webdataset",
+                brief="safetensors, onnx, pt2, executorch; webdataset",
             ),
             Switch("int8", "--int8", bool, False, "also an ONNX file of 8-bit integers"),
             Switch(
@@ -249,7 +251,10 @@ COMMANDS: dict[str, Command] = {
             Switch(
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),
-            Switch("out", "--out", Path | None, None, "directory to write (default: RUN/export)"),
+            Switch(
+                "out", "--out", Path | None, None,
+                "directory to write (default: RUN/export or SET-webdataset)",
+            ),
             Switch(
                 "licence", "--license", str, "", "short name of its licence, for the model card"
             ),

@@ -1,4 +1,7 @@
-"""`synthkd export`: a student as files that run in production, each compared with the original."""
+"""`synthkd export`: a student as files that run in production, each compared with the original.
+
+A data set is left to `export_images`.
+"""
 
 import json
 import os
@@ -17,12 +20,14 @@ from torch import Tensor
 from synthkd.cards.model import export_card
 from synthkd.checks.inspection import drawings
 from synthkd.commands.display import Display
+from synthkd.commands.export_images import FORMAT, export_images
 from synthkd.core import files
 from synthkd.core.errors import InputError, plain, quoted
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import Images, load_images
+from synthkd.data.store import is_store
 from synthkd.export import formats as writers
 from synthkd.export.formats import Exported, Shipped
 from synthkd.networks import SLIM
@@ -44,18 +49,40 @@ _ABSOLUTE = re.compile(r"(?:^|:)[/~]")
 
 
 def run(
-    path: Path, *, formats: str = "onnx", int8: bool = False, uint8_input: bool = False,
+    path: Path, *, formats: str = "", int8: bool = False, uint8_input: bool = False,
     softmax: bool = False, width: float = 1.0, val_data: str = "", out: Path | None = None,
     licence: str = "",
     trust_code: bool = False, as_json: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Exports the student of a run and writes its model card; of a slimmable one that of a share
-    `width` of the full width. Returns what was written.
+    """Exports the student of a run, in ONNX unless other `formats` are named, and writes its model
+    card; of a slimmable one that of a share `width` of the full width. Or a synthetic data set as
+    tar shards. Returns what was written.
 
     A file whose answers differ from the student's is an error and is taken away; one of 8-bit
     integers may differ, and is shown with what it brings and costs. `licence` goes into the card's
     header."""
     display = Display(quiet=quiet or as_json)
+    if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise InputError(
+            f"--license {quoted(licence)}: give its short name, in small letters: apache-2.0, mit, "
+            "cc-by-4.0, other"
+        )
+    if is_store(path):
+        given = {
+            "--int8": int8, "--uint8-input": uint8_input, "--softmax": softmax,
+            "--width": width != 1, "--val-data": val_data,
+        }  # fmt: skip
+        for flag in (flag for flag, value in given.items() if value):
+            raise InputError(f"{flag} is for a student, and {quoted(path)} is a data set")
+        if formats not in ("", FORMAT):
+            raise InputError(
+                f"--format {quoted(formats)}: {quoted(path)} is a data set, exported as {FORMAT}"
+            )
+        made = export_images(path, out, licence, display)
+        if as_json:
+            print(json.dumps(made, indent=2))
+        return made
+    formats = formats or "onnx"
     wanted = [word.strip() for word in formats.split(",") if word.strip()]
     unknown = [word for word in wanted if word not in writers.FORMATS]
     if unknown or not wanted:
@@ -68,11 +95,6 @@ def run(
     if (uint8_input or softmax) and set(wanted) == {"safetensors"}:
         flag = "--uint8-input" if uint8_input else "--softmax"
         raise InputError(f"{flag} is for graphs: add onnx, pt2 or executorch to --format")
-    if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
-        raise InputError(
-            f"--license {quoted(licence)}: give its short name, in small letters: apache-2.0, mit, "
-            "cc-by-4.0, other"
-        )
     where = f"export {quoted(path)}: no finished run is here"
     summary, manifest = (
         files.read_table(path / name, where) for name in ("summary.json", "manifest.json")

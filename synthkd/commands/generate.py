@@ -71,26 +71,15 @@ def _sharded(
     out: Path, recipe: Recipe, display: Display, only: int | None, *, as_json: bool
 ) -> dict[str, Any]:
     """Makes shards until there is none to make, and merges them if they are all there."""
-
-    def job(own: Recipe, place: Path) -> Generation:
-        display.say(f"shard {int(place.name)}: {own.dataset.count:,} images")
-        run = own.run.model_copy(update={"out": str(place)})
-        own = own.model_copy(update={"run": run})
-        return Generation(own, whole=out, report=display, by_force=True)
-
-    sharding.work(
-        out, lambda own, place: job(own, place).start(),
-        lambda own, place: job(own, place).resume(place), recipe, only,
-    )  # fmt: skip
-    made = sharding.merge(out)
+    made = sharding.make(out, recipe, display, only)
     if made is not None:
         return _shown(made, display, as_json=as_json)
-    there = len(sharding.finished(out)) if sharding.is_sharded(out) else 0
-    if there:
-        display.say(
-            f"{there} of {sharding.read_shards(out)} shards are finished; whoever finishes the "
-            f"last one merges them (or: synthkd generate --resume {out})"
-        )
+    if sharding.is_merged(out):
+        return _shown(sharding.read_merged(out), display, as_json=as_json)
+    display.say(
+        f"{len(sharding.finished(out))} of {sharding.read_shards(out)} shards are finished; "
+        f"whoever finishes the last one merges them (or: synthkd generate --resume {out})"
+    )
     return {}
 
 

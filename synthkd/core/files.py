@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synthkd.core.errors import InputError, quoted
+from synthkd.core.errors import DiskError, InputError, quoted
 
 JSON_BYTES = 4 << 20
 MOST_FOLDERS = 64  # inside one another, in a folder of ours
@@ -232,6 +232,16 @@ def claim(path: Path, *, resumable: bool = False) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {quoted(path)}: {error.strerror}") from None
+
+
+@contextmanager
+def disk(out: Path) -> Iterator[None]:
+    """Turns what the disk refuses into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or quoted(error)
+        raise DiskError(f"{quoted(error.filename or out)}: cannot be written: {said}") from None
 
 
 def free_name(base: Path) -> Path:

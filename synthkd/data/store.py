@@ -20,14 +20,15 @@ would silently move down by one.
 `docs/decisions/0002-storage.md` has the measurements behind this.
 """
 
+import io
 import json
 import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.core import files
-from synthkd.core.errors import DiskError, InputError, quoted
+from synthkd.core.errors import InputError, quoted
 from synthkd.core.images import ImageSpec, class_sheet, save_picture, sheet_classes
 from synthkd.core.logits import as_half
 
@@ -112,7 +113,7 @@ class Writer:
         self._shards: list[dict[str, Any]] = []
         self._shown: list[list[Tensor]] = [[] for _ in range(min(classes, _SHEET_ROWS))]
         self._folders: list[Path] | None = None
-        with _disk(out):
+        with files.disk(out):
             out.mkdir(parents=True, exist_ok=True)
             for entry in [] if resumed else sorted(out.iterdir()):
                 if entry.name in beside:
@@ -160,7 +161,7 @@ class Writer:
         again, perhaps otherwise."""
         first = sum(shard["count"] for shard in self._shards)
         known = {_shard_file(i, part) for i in range(len(self._shards)) for part in PARTS}
-        with _disk(self.out):
+        with files.disk(self.out):
             for folder in self._folders or ():
                 for path in folder.glob("*.png"):
                     ours = _PICTURE.fullmatch(path.name) and files.is_plain(path)
@@ -254,7 +255,7 @@ class Writer:
         if self._filled:
             self._flush()
         shown = [(label, image) for label, row in enumerate(self._shown) for image in row]
-        with _disk(self.out):
+        with files.disk(self.out):
             if shown:
                 labels = torch.tensor([label for label, _ in shown])
                 images = torch.stack([image for _, image in shown])
@@ -272,7 +273,7 @@ class Writer:
         """Finishes a data set whose `shards` lie there already, those of the `parts` in their
         order: counts, sheet, class folders and manifest."""
         row = 0
-        with _disk(self.out):
+        with files.disk(self.out):
             for part in parts:
                 for label, shown in enumerate(self._shown):
                     wanted = (part.labels == label).nonzero().flatten()
@@ -284,7 +285,7 @@ class Writer:
                 for images in part.shards:
                     for image in images:
                         folder = self._folders[next(labels)]
-                        _write_png(image, folder / f"{row:08d}.png")
+                        (folder / f"{row:08d}.png").write_bytes(png(image))
                         row += 1
         self._shards = list(shards)
         self.close(manifest, card({**self.described(), **manifest}, self.folders))
@@ -299,7 +300,7 @@ class Writer:
             self._logits[:count],
         ]
         entry: dict[str, Any] = {"count": count}
-        with _disk(self.out):
+        with files.disk(self.out):
             for part, array in zip(PARTS, arrays, strict=True):
                 path = self.out / _shard_file(len(self._shards), part)
                 with files.naming(path), files.created(path) as file:
@@ -311,10 +312,8 @@ class Writer:
                 entry[part] = files.sha256_of(path)
             if self._folders is not None:
                 for row in range(count):
-                    _write_png(
-                        self._pixels[row],
-                        self._folders[self._labels[row]] / f"{first + row:08d}.png",
-                    )
+                    path = self._folders[self._labels[row]] / f"{first + row:08d}.png"
+                    path.write_bytes(png(self._pixels[row]))
         self._shards.append(entry)
 
 
@@ -329,7 +328,7 @@ def link_shards(
     first = parts[0]
     writer = Writer(out, first.spec, first.classes, first.names, folders=folders, resumed=True)
     shards: list[dict[str, Any]] = []
-    with _disk(out):
+    with files.disk(out):
         for part in parts:
             for number, told in enumerate(part.manifest["shards"]):
                 for name in PARTS:
@@ -482,10 +481,12 @@ def _shard_file(index: int, part: str) -> str:
     return f"shard-{index:05d}.{part}.npy"
 
 
-def _write_png(image: NDArray[np.uint8], path: Path) -> None:
-    """One image [C, H, W] as grey, grey + alpha, RGB or RGBA."""
+def png(image: NDArray[np.uint8]) -> bytes:
+    """One image [C, H, W] as a PNG: grey, grey + alpha, RGB or RGBA."""
+    held = io.BytesIO()
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    picture.save(path, format="PNG", compress_level=1)
+    picture.save(held, format="PNG", compress_level=1)
+    return held.getvalue()
 
 
 def _whole(value: object, least: int) -> int:
@@ -537,13 +538,3 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[
             f"says {kind} {shape}; generate the data set again"
         )
     return array
-
-
-@contextmanager
-def _disk(out: Path) -> Iterator[None]:
-    """Turns what the disk refuses into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        said = error.strerror or quoted(error)
-        raise DiskError(f"{quoted(error.filename or out)}: cannot be written: {said}") from None

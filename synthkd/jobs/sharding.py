@@ -12,14 +12,15 @@ Whoever finishes the last shard merges: the images of all shards, in their order
 set in OUT, as if one process had written it.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from synthkd import recipe as recipes
 from synthkd.cards.data import data_card
@@ -30,12 +31,15 @@ from synthkd.core.findings import as_data
 from synthkd.core.provenance import PROMISES
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Store, link_shards, open_store
-from synthkd.jobs.generation import RECIPE, DataSet
+from synthkd.engine.reporter import Reporter
+from synthkd.jobs.generation import RECIPE, DataSet, Generation
 from synthkd.proof import hashes
 from synthkd.proof.levels import LEVELS
 from synthkd.recipe import Recipe
+from synthkd.teachers.protocol import Teacher
 
 MOST_SHARDS = 10_000
+WAIT = 1.0  # seconds between two looks at the shards of others
 TABLE, FOLDER = "shards.json", "shards"
 Job = Callable[[Recipe, Path], DataSet]  # makes a shard's data set in a directory, or goes on
 
@@ -53,7 +57,8 @@ def shard_recipe(recipe: Recipe, shard: int, shards: int) -> Recipe:
 
 
 def begin(out: Path, recipe: Recipe, shards: int) -> None:
-    """Makes the folder, or finds that another process has made the same one. Raises InputError."""
+    """Makes the folder, or finds that another process has made the same one, or even finished it.
+    Raises InputError."""
     if not 2 <= shards <= min(MOST_SHARDS, recipe.dataset.count):
         raise InputError(
             f"--shards {shards}: from 2 to {MOST_SHARDS:,}, and no more than images (--count "
@@ -62,16 +67,16 @@ def begin(out: Path, recipe: Recipe, shards: int) -> None:
     text = recipes.to_toml(_without_place(recipe))
     out.mkdir(parents=True, exist_ok=True)
     for _ in range(100):  # another process may be making the folder now
-        if is_sharded(out):
+        if is_sharded(out) or is_merged(out):
             break
         with files.locked(out) as held:
-            if held is not None and not is_sharded(out):
+            if held is not None and not is_sharded(out) and not is_merged(out):
                 files.claim(out)
                 (out / FOLDER).mkdir()
                 files.write_atomic(out / RECIPE, text)
                 files.write_json(out / TABLE, {"shards": shards})
         time.sleep(0.1)
-    if read_shards(out) != shards or (out / RECIPE).read_text("utf-8") != text:
+    if _begun_in(out) != shards or (out / RECIPE).read_text("utf-8") != text:
         raise InputError(
             f"--out {quoted(out)}: another data set is being made there; choose another folder, or "
             f"synthkd generate --resume {out}"
@@ -88,6 +93,18 @@ def is_sharded(out: Path) -> bool:
     return files.is_plain(out / TABLE)
 
 
+def _begun_in(out: Path) -> int:
+    """How many shards a data set has, or had; 0 of one that was made otherwise."""
+    if is_sharded(out):
+        return read_shards(out)
+    return len(files.read_table(out / MANIFEST, quoted(out)).get("made_in") or ())
+
+
+def is_merged(out: Path) -> bool:
+    """Whether a data set in shards is finished."""
+    return files.is_plain(out / MANIFEST) and files.is_plain(out / RECIPE) and not is_sharded(out)
+
+
 def read_shards(out: Path) -> int:
     """How many shards there are to be. Raises InputError."""
     shards = files.read_table(out / TABLE, quoted(out)).get("shards")
@@ -98,23 +115,72 @@ def read_shards(out: Path) -> int:
 
 def work(out: Path, make: Job, go_on: Job, recipe: Recipe, only: int | None = None) -> None:
     """Makes shards until none is left that nobody works on: with `only`, this one alone."""
+    if is_merged(out):
+        return
     shards = read_shards(out)
     if only is not None and not 0 <= only < shards:
         raise InputError(f"--shard {only}: there are shards 0 to {shards - 1}")
     for shard in range(shards) if only is None else (only,):
         place = out / FOLDER / f"{shard:05d}"
         lock = place.with_suffix(".lock")
-        if (place / MANIFEST).exists():
-            continue
-        lock.touch()
-        with files.locked(lock) as held:
-            if held is None or (place / MANIFEST).exists():
-                if held is None and only is not None:
+        with ExitStack() as stack:
+            try:
+                lock.touch()
+                held = stack.enter_context(files.locked(lock))
+            except FileNotFoundError:  # another process has merged them
+                return
+            if (out / MANIFEST).exists() or (place / MANIFEST).exists():
+                continue
+            if held is None:
+                if only is not None:
                     raise InputError(f"--shard {only}: another process is making it")
                 continue
             own = shard_recipe(recipe, shard, shards)
             begun = (place / RECIPE).is_file()
             (go_on if begun else make)(own, place)
+
+
+def make(
+    out: Path, recipe: Recipe, report: Reporter, only: int | None = None, *,
+    teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
+) -> DataSet | None:  # fmt: skip
+    """Makes shards as `work` does, and merges them if they are all there: None where other
+    processes still make some, or will."""
+
+    def job(own: Recipe, place: Path) -> Generation:
+        report.say(f"shard {int(place.name)}: {own.dataset.count:,} images")
+        run = own.run.model_copy(update={"out": str(place)})
+        own = own.model_copy(update={"run": run})
+        return Generation(own, teacher=teacher, whole=out, report=report, by_force=True)
+
+    work(
+        out, lambda own, place: job(own, place).start(),
+        lambda own, place: job(own, place).resume(place), recipe, only,
+    )  # fmt: skip
+    return merge(out)
+
+
+def make_all(
+    out: Path, recipe: Recipe, report: Reporter, *,
+    teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
+) -> DataSet:  # fmt: skip
+    """Makes shards beside other processes until the data set is whole, whoever merges it: what one
+    that is killed leaves, another takes up."""
+    while not is_merged(out):
+        made = make(out, recipe, report, teacher=teacher)
+        if made is not None:
+            return made
+        time.sleep(WAIT)
+    return read_merged(out)
+
+
+def read_merged(out: Path) -> DataSet:
+    """A data set that is finished. Raises InputError."""
+    store = open_store(out)
+    count = recipes.validated(recipes.read_toml(out / RECIPE)).dataset.count
+    findings = check_dataset(store.manifest["per_class"], count, store.names)
+    digest = files.sha256_of(out / hashes.NAME)
+    return DataSet(out, dict(store.manifest), tuple(findings), len(store), digest)
 
 
 def finished(out: Path) -> list[int]:
@@ -123,22 +189,25 @@ def finished(out: Path) -> list[int]:
 
 
 def merge(out: Path) -> DataSet | None:
-    """Joins the shards in one data set, once all are there: None while some are missing, or while
-    another process does it. Every file is compared with its SHA-256 first."""
-    shards = read_shards(out)
+    """Joins the shards in one data set, once all are there: None while some are missing, or where
+    another process does it. Every file is compared with its SHA-256 first. What a process that was
+    killed while it merged has left is finished."""
     with files.locked(out) as held:
-        if held is None or (out / MANIFEST).exists() or len(finished(out)) < shards:
+        if held is None or is_merged(out):
             return None
-        parts = [open_store(out / FOLDER / f"{k:05d}", verify=True) for k in range(shards)]
-        recipe = recipes.validated(recipes.read_toml(out / RECIPE))
-        manifest = _merged([part.manifest for part in parts], recipe, parts[0])
-        link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
-        shutil.rmtree(out / FOLDER)
-        (out / TABLE).unlink()
-        written = json.loads((out / MANIFEST).read_text("utf-8"))
-        findings = check_dataset(written["per_class"], recipe.dataset.count, parts[0].names)
-        digest = hashes.write(out)
-    return DataSet(out, manifest, tuple(findings), int(written["count"]), digest)
+        shards = read_shards(out)
+        if not (out / MANIFEST).exists():
+            if len(finished(out)) < shards:
+                return None
+            parts = [open_store(out / FOLDER / f"{k:05d}", verify=True) for k in range(shards)]
+            recipe = recipes.validated(recipes.read_toml(out / RECIPE))
+            manifest = _merged([part.manifest for part in parts], recipe, parts[0])
+            link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
+        if (out / FOLDER).exists():
+            shutil.rmtree(out / FOLDER)
+        hashes.write(out)
+        (out / TABLE).unlink()  # from here on it is finished
+    return read_merged(out)
 
 
 _SUMS = ("drawn", "wall_seconds", "seconds_writing", "real_images_read")

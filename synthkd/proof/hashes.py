@@ -25,6 +25,8 @@ FORMAT = 1
 MOST_BYTES = 256 << 20  # of hashes.json: of a data set with a picture a file
 # what `synthkd export`, `report` and `evaluate --out RUN/evaluation` add to a finished run
 LATER = re.compile(r"export(-\d+)?/.+|report\.html|evaluation/evaluation\.json")
+# what a run or a data set removes when it is finished, or leaves if it is killed there
+GOING = re.compile(r"checkpoints/(rank-\d+/)?(rows-\d+-)?\d+\.safetensors|shards\.json")
 NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 Entries = dict[str, tuple[int, str]]  # bytes and SHA-256 by the path inside the folder
@@ -42,11 +44,13 @@ class Checked:
 
 
 def write(folder: Path, coming: Mapping[str, bytes] = NOTHING) -> str:
-    """Writes hashes.json over all plain files in a folder, and over those that are about to be
-    written with the bytes of `coming`. Returns its digest. Raises OSError that names a file."""
+    """Writes hashes.json over all plain files in a folder that are to stay, and over those that are
+    about to be written with the bytes of `coming`. Returns its digest. Raises OSError that names a
+    file."""
     found: Entries = {}
     for name, path, kind in _inside(folder):
-        if name != NAME and name not in coming and stat.S_ISREG(kind):
+        known = name == NAME or name in coming or GOING.fullmatch(name)
+        if not known and stat.S_ISREG(kind):
             found[name] = _hashed(path)
     for name, data in coming.items():
         found[name] = (len(data), hashlib.sha256(data).hexdigest())
@@ -110,7 +114,7 @@ def check(folder: Path, digest: str = "") -> Checked:
             continue
         present.add(name)
         if name not in wanted:
-            if LATER.fullmatch(name) and stat.S_ISREG(kind):
+            if (LATER.fullmatch(name) or GOING.fullmatch(name)) and stat.S_ISREG(kind):
                 later.append(name)
             else:
                 findings.append(_finding("file-added", name, "it was not there at the end"))

@@ -3,8 +3,9 @@
 recipe.toml          the resolved recipe: running it again gives the same run
 manifest.json        what was read, with which versions, seeds and promise level; its state
 metrics.jsonl        one line per round
-checkpoints/         the newest two states of the lab, see runs/checkpoints.py; in rank-00001, …
-                     those of the other processes, where several learn one student
+checkpoints/         until it is finished: the newest two states of the lab, see
+                     runs/checkpoints.py; in rank-00001, … those of the other processes, where
+                     several learn one student
 samples/             contact sheets, with captions: of a stage the first images, those in its middle
                      and the latest; the memory's, the hardest, those that the networks disagree on
 snapshots/           the student on its way, if asked for; one line each in snapshots.jsonl
@@ -260,12 +261,8 @@ class Run:
         files.write_atomic(self.path / CALIBRATION, held.getvalue())
 
     def tidy(self) -> None:
-        """Removes the checkpoints and snapshots of a finished run."""
-        self.checkpoints.clear()
-        for folder in (self.path / "checkpoints").glob("rank-*"):
-            Checkpoints(folder).clear()
-            with suppress(OSError):  # something else lies there
-                folder.rmdir()
+        """Removes the checkpoints, if any are left, and the snapshots of a finished run."""
+        self._clear_checkpoints()
         for path in written(self.path / "snapshots", SNAPSHOT):
             path.unlink()
         hashes.forget(self.path)
@@ -274,9 +271,9 @@ class Run:
         self, summary: dict[str, Any], manifest: dict[str, Any], details: dict[str, Any],
         readme: str = "",
     ) -> str:  # fmt: skip
-        """Manifest, `details` and a `readme` if there is one, then the hashes of all files, summary
-        last: a run with a summary is complete. Whatever else belongs to the run is there before.
-        Returns the hashes' digest."""
+        """Manifest, `details` and a `readme` if there is one, then the hashes of all files, and the
+        summary: a run with a summary is complete. Whatever else belongs to the run is there before.
+        The checkpoints go last. Returns the hashes' digest."""
         files.write_json(self.path / "details.json", details)
         self.write_manifest(manifest | {"state": "finished"})
         if readme:
@@ -284,7 +281,16 @@ class Run:
         text = files.json_text(summary)
         digest = hashes.write(self.path, {"summary.json": text.encode()})
         files.write_atomic(self.path / "summary.json", text)
+        self._clear_checkpoints()
         return digest
+
+    def _clear_checkpoints(self) -> None:
+        """Removes those of all processes: nothing goes on from a finished run."""
+        folder = self.path / "checkpoints"
+        for place in (*folder.glob("rank-*"), folder):
+            Checkpoints(place).clear()
+            with suppress(OSError):  # something else lies there
+                place.rmdir()
 
 
 def _zoom(pixels: Tensor) -> int:
