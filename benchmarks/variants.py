@@ -5,8 +5,9 @@
     python benchmarks/variants.py OUT.json terms --table
 
 Groups: `terms` (each loss of the student beside KL), `weights`, `temperature`, `replay`, `ablation`
-(of the pipeline adaptive), `teaching` (assistants, peer, average), `mix` (shares of synthetic
-images, with --real-data).
+(of the pipeline adaptive), `teaching` (assistants, peer, average), `generation` (what keeps a GAN's
+images apart: --pipeline gan) and `stages` (each left out), both of which also tell of the images
+made, `mix` (shares of synthetic images, with --real-data).
 What follows `--` are flags of `synthkd distill`, for all variants. A run lasts so many seconds, in
 this process. TEST, a data path with labels, is asked about the student at twelve moments after the
 run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns at 0.5, 1
@@ -27,10 +28,11 @@ import synthkd
 from synthkd import recipe as recipes
 from synthkd.engine.build import build, images_for
 from synthkd.engine.loop import Lab, rounds, select_final_weights
-from synthkd.evaluation.compare import compare
+from synthkd.evaluation.compare import compare, score_by_teacher
 
 RATES = (0.5, 1.0, 2.0)
 MOMENTS = 12
+SAMPLED = 2000  # images of the memory that are looked at
 Settings = dict[str, Any]
 
 
@@ -41,6 +43,9 @@ def terms(**weights: float) -> Settings:
 
 KL = {"soft_targets": 0.0}
 FIXED = {"difficulty.enabled": False, "difficulty.start": 0.9}  # at its ceiling from the beginning
+STAGES = ("pregenerate", "finetune", "joint")  # of the pipelines gan and adaptive
+PLAIN = {"one_hot": 0.5, "statistics": 10.0, "prototype": 0.0, "consistency": 0.0}
+SEEKING = {"disagreement": 1.0, "realism": 0.1}
 GROUPS: dict[str, dict[str, Settings]] = {
     "terms": {
         "soft_targets": {},
@@ -111,6 +116,26 @@ GROUPS: dict[str, dict[str, Settings]] = {
         "peer": {"teaching.peer": "resnet8"},
         "larger peer": {"teaching.peer": "resnet14"},
     },
+    "generation": {
+        "gan": {},
+        "no spectral norm": {"discriminator.spectral_norm": False},
+        "no curriculum": FIXED,
+        "neither": {"discriminator.spectral_norm": False, **FIXED},
+        "no semantic consistency": {
+            "stage.pregenerate.terms": PLAIN, "stage.joint.terms": {**PLAIN, **SEEKING},
+        },
+        "float32": {"run.precision": "float32"},
+        "no clipping": {"training.clip": 0.0, "generator.clip": 0.0},
+        "float32, no clipping": {
+            "run.precision": "float32", "training.clip": 0.0, "generator.clip": 0.0,
+        },
+    },
+    "stages": {
+        "all": {},
+        **{f"without {left}": {"run.stages": tuple(s for s in STAGES if s != left)}
+           for left in STAGES},
+        "joint alone": {"run.stages": ("joint",)},
+    },
     "mix": {f"{ratio:g} synthetic": {"data.mix_ratio": ratio} for ratio in (0, 0.25, 0.5, 0.75, 1)},
 }  # fmt: skip
 RATED = ("terms",)  # groups whose variants try rates
@@ -123,18 +148,9 @@ def flags_of(words: list[str]) -> dict[str, Any]:
     return {short.get(flag, flag.removeprefix("--")): value for flag, value in pairs}
 
 
-def nested(settings: Settings) -> dict[str, Any]:
-    """Settings by dotted name as tables."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        table, _, leaf = key.rpartition(".")
-        (found.setdefault(table, {}) if table else found)[leaf] = value
-    return found
-
-
 def lab_of(settings: Settings, rate: float, seed: int, seconds: float) -> Lab:
     """The lab of a variant."""
-    base = recipes.load_recipe(None, nested({**settings, "run.seed": seed}))
+    base = recipes.from_settings({**settings, "run.seed": seed})
     training = base.training.model_copy(
         update={"learning_rate": base.training.learning_rate * rate}
     )
@@ -178,7 +194,20 @@ def run(settings: Settings, test: str, seconds: float, rate: float, seed: int) -
         curve.append((passed, accuracy))
     goal = 0.95 * (scored.student_accuracy or 0.0)
     times = [passed for passed, accuracy in curve if accuracy is not None and accuracy >= goal]
-    return {**found, "curve": curve, "to_95": min(times, default=seconds)}
+    return {
+        **found, "curve": curve, "to_95": min(times, default=seconds),
+        "made": {} if lab.recipe.data.synthetic else quality(lab),
+    }  # fmt: skip
+
+
+def quality(lab: Lab) -> dict[str, float | None]:
+    """What the teacher says of the images in the memory: balance, consistency, diversity."""
+    if not len(lab.memory):
+        return {}
+    order = torch.randperm(len(lab.memory), generator=torch.Generator().manual_seed(0))
+    sample = lab.memory.everything().take(order[:SAMPLED])
+    scores, _ = score_by_teacher(sample.images, lab.teacher)
+    return {name: score.value for name, score in scores.items()}
 
 
 def table(done: dict[str, Any], names: list[str]) -> None:
@@ -209,6 +238,26 @@ def table(done: dict[str, Any], names: list[str]) -> None:
               f"| {told('held_out', 100)} | {told('to_95')} | {len(taken)} |")  # fmt: skip
 
 
+def table_of_images(done: dict[str, Any], names: list[str]) -> None:
+    """Of variants that made images: what the teacher says of these."""
+    rows = {
+        name: [run["made"] for run in done.get(name, {}).values() if run.get("made")]
+        for name in names
+    }
+    scores = next((list(made[0]) for made in rows.values() if made), [])
+    if not scores:
+        return
+    print(f"\n| variant | {' | '.join(scores)} | n |")
+    print("|---" * (len(scores) + 2) + "|")
+    for name, made in rows.items():
+        cells = []
+        for score in scores:
+            values = [each[score] for each in made if each.get(score) is not None]
+            more = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.3f}{more}" if values else "-")
+        print(f"| {name} | {' | '.join(cells)} | {len(made)} |")
+
+
 def best_rate(runs: dict[str, Any]) -> float:
     """The rate whose student of seed 0 agreed most often on held-out images."""
     tried = [rate for rate in RATES if f"{rate} 0" in runs]
@@ -233,6 +282,7 @@ def main() -> None:
     ]
     if given.table:
         table(done, names)
+        table_of_images(done, names)
         return
     torch.set_num_threads(2)
     flags = flags_of([word for word in given.flags if word != "--"])
@@ -254,6 +304,7 @@ def main() -> None:
             if not plan and seed == 0:
                 plan = [(best_rate(runs), more) for more in range(1, given.seeds)]
     table(done, names)
+    table_of_images(done, names)
 
 
 if __name__ == "__main__":
