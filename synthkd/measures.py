@@ -224,14 +224,16 @@ def vote_histogram(logits: Tensor) -> Tensor:
 
 
 def relative_entropy(counts: Tensor) -> float:
-    """How even a histogram [K] is: H / log K, 1 when uniform, 0 when one class has all.
+    """How even a histogram [K] of N images is: H / log min(K, N), 1 when it is as even as N images
+    can make it, 0 when one class has all.
 
     >>> relative_entropy(torch.tensor([5, 5])), relative_entropy(torch.tensor([7, 0]))
     (1.0, 0.0)
     """
-    p = counts.double() / counts.sum()
+    total = counts.sum()
+    p = counts.double() / total
     entropy = -torch.xlogy(p, p).sum().item()
-    return abs(entropy) / math.log(len(counts))
+    return abs(entropy) / math.log(min(len(counts), max(2, int(total))))
 
 
 def missing_classes(counts: Tensor) -> list[int]:

@@ -99,6 +99,15 @@ def test_the_vote_histogram_counts_every_image_once():
     assert counts.tolist() == np.bincount(LEARNED.argmax(1).numpy(), minlength=5).tolist()
 
 
+def test_relative_entropy_of_as_many_classes_as_images_is_one():
+    """Three images cannot name more than three of a thousand classes."""
+    counts = torch.zeros(1000, dtype=torch.int64)
+    counts[[2, 500, 999]] = 1
+    assert measures.relative_entropy(counts) == pytest.approx(1.0)
+    counts[2] = 2  # of four images: 3/2 log 2 of 2 log 2
+    assert measures.relative_entropy(counts) == pytest.approx(0.75)
+
+
 def test_relative_entropy_of_two_even_classes_among_four_is_a_half():
     assert measures.relative_entropy(torch.tensor([3, 3, 0, 0])) == pytest.approx(0.5)
 

@@ -762,7 +762,7 @@ def _votes(
             measures.relative_entropy(counts),
             n,
             judge,
-            note="entropy of the votes / log K, 1: even",
+            note="entropy of the votes / log min(K, N), 1: even",
         ),
         "missing_classes": _score(len(missing), n, judge, note=f"of {len(counts)}, by vote"),
     }
