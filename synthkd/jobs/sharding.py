@@ -97,48 +97,89 @@ def read_shards(out: Path) -> int:
 
 
 def work(out: Path, make: Job, go_on: Job, recipe: Recipe, only: int | None = None) -> None:
-    """Makes shards until none is left that nobody works on: with `only`, this one alone."""
+    """Makes shards until none is left that nobody works on: with `only`, this one alone. After each
+    it looks from the first one on, since a process may have been killed meanwhile."""
     shards = read_shards(out)
     if only is not None and not 0 <= only < shards:
         raise InputError(f"--shard {only}: there are shards 0 to {shards - 1}")
-    for shard in range(shards) if only is None else (only,):
-        place = out / FOLDER / f"{shard:05d}"
-        lock = place.with_suffix(".lock")
-        if (place / MANIFEST).exists():
-            continue
-        lock.touch()
-        with files.locked(lock) as held:
-            if held is None or (place / MANIFEST).exists():
-                if held is None and only is not None:
+
+    def made(shard: int) -> bool:
+        """Makes a shard, or goes on with it; false where there was nothing to do."""
+        place = _place(out, shard)
+        if _is_made(out, shard):
+            return False
+        _lock(place).touch()
+        with files.locked(_lock(place)) as held:
+            if _is_made(out, shard):
+                return False
+            if held is None:
+                if only is not None:
                     raise InputError(f"--shard {only}: another process is making it")
-                continue
+                return False
             own = shard_recipe(recipe, shard, shards)
             begun = (place / RECIPE).is_file()
             (go_on if begun else make)(own, place)
+        return True
+
+    while any(made(shard) for shard in (range(shards) if only is None else (only,))):
+        continue
+
+
+def _place(out: Path, shard: int) -> Path:
+    """Where a shard is made."""
+    return out / FOLDER / f"{shard:05d}"
+
+
+def _lock(place: Path) -> Path:
+    """What the process that makes a shard holds."""
+    return place.with_suffix(".lock")
+
+
+def _is_made(out: Path, shard: int) -> bool:
+    """Whether a shard is finished. Its folder goes only when the manifest of the whole is there."""
+    return (_place(out, shard) / MANIFEST).exists() or (out / MANIFEST).exists()
 
 
 def finished(out: Path) -> list[int]:
     """The shards that are finished."""
-    return [k for k in range(read_shards(out)) if (out / FOLDER / f"{k:05d}" / MANIFEST).is_file()]
+    return [k for k in range(read_shards(out)) if (_place(out, k) / MANIFEST).is_file()]
 
 
 def merge(out: Path) -> DataSet | None:
-    """Joins the shards in one data set, once all are there: None while some are missing, or while
-    another process does it. Every file is compared with its SHA-256 first."""
+    """Joins the shards in one data set, once all are there and nobody works in one any more, for
+    whoever does will merge them. None before that, and where another process has merged them. Every
+    file is compared with its SHA-256 first."""
+    while True:
+        with files.locked(out) as held:
+            if held is not None:
+                return _merge(out) if is_sharded(out) else None
+        time.sleep(0.1)  # another process looks whether it can merge, or merges
+
+
+def _merge(out: Path) -> DataSet | None:
+    """The same, for the process that holds the lock of the whole."""
     shards = read_shards(out)
-    with files.locked(out) as held:
-        if held is None or (out / MANIFEST).exists() or len(finished(out)) < shards:
-            return None
-        parts = [open_store(out / FOLDER / f"{k:05d}", verify=True) for k in range(shards)]
-        recipe = recipes.validated(recipes.read_toml(out / RECIPE))
-        manifest = _merged([part.manifest for part in parts], recipe, parts[0])
-        link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
-        shutil.rmtree(out / FOLDER)
-        (out / TABLE).unlink()
-        written = json.loads((out / MANIFEST).read_text("utf-8"))
-        findings = check_dataset(written["per_class"], recipe.dataset.count, parts[0].names)
-        digest = hashes.write(out)
+    if (out / MANIFEST).exists() or len(finished(out)) < shards or not _are_left(out, shards):
+        return None
+    parts = [open_store(_place(out, k), verify=True) for k in range(shards)]
+    recipe = recipes.validated(recipes.read_toml(out / RECIPE))
+    manifest = _merged([part.manifest for part in parts], recipe, parts[0])
+    link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
+    shutil.rmtree(out / FOLDER)
+    (out / TABLE).unlink()
+    written = json.loads((out / MANIFEST).read_text("utf-8"))
+    findings = check_dataset(written["per_class"], recipe.dataset.count, parts[0].names)
+    digest = hashes.write(out)
     return DataSet(out, manifest, tuple(findings), int(written["count"]), digest)
+
+
+def _are_left(out: Path, shards: int) -> bool:
+    """Whether nobody holds the lock of a shard: a finished one still gets its hashes."""
+    for shard in range(shards):
+        with files.locked(_lock(_place(out, shard))) as held:
+            if held is None:
+                return False
+    return True
 
 
 _SUMS = ("drawn", "wall_seconds", "seconds_writing", "real_images_read")
