@@ -20,7 +20,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from processes import SEEDS, distilled, values
+from processes import SAVING, SEEDS, distilled, values
 from rows import SYNTHKD, Row, Rows, difference, fresh, show, spread, start, table_of
 
 COUNT, IMAGES = 4000, 60_000
@@ -45,8 +45,8 @@ def digest_of(folder: Path) -> str:
 def words_of(name: str, count: int, seed: int, *more: str) -> tuple[str, ...]:
     """A data set for the demo's teacher."""
     return (
-        *SYNTHKD, "generate", "--run.device", "cpu", "--run.threads", "1", "--count", str(count),
-        "--seed", str(seed), *more, "--out", name,
+        *SYNTHKD, "generate", "--run.device", "cpu", "--run.threads", "1", *SAVING, "--count",
+        str(count), "--seed", str(seed), *more, "--out", name,
     )  # fmt: skip
 
 
