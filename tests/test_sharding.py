@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from short_runs import main, status
 import synthkd
 from synthkd.core import files
 from synthkd.data.store import open_store
+from synthkd.jobs import sharding
 from synthkd.jobs.sharding import shard_recipe
 from synthkd.proof import hashes
 from synthkd.recipe import DatasetTable, Recipe
@@ -134,6 +137,41 @@ def test_a_merge_that_was_killed_is_finished(
     main(["generate", "--resume", str(out), "--quiet"])
     assert contents(out) == contents(whole)
     assert hashes.check(out).findings == () and not hashes.check(out).later
+
+
+def test_whoever_works_makes_the_shard_of_a_process_that_ended(tmp_path: Path) -> None:
+    """Shard 0 is another process's, which ends while shard 1 is made."""
+    out, recipe, order = tmp_path / "set", Recipe(dataset=DatasetTable(count=10)), []
+    sharding.begin(out, recipe, 3)
+    lock = out / "shards" / "00000.lock"
+    lock.touch()
+    with ExitStack() as other:
+        other.enter_context(files.locked(lock))
+
+        def make(_: Recipe, place: Path) -> None:
+            other.close()
+            place.mkdir()
+            (place / "manifest.json").touch()
+            order.append(place.name)
+
+        sharding.work(out, make, make, recipe)
+    assert order == ["00001", "00000", "00002"]
+
+
+def test_shards_are_merged_when_nobody_works_in_one_any_more(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    for shard in (0, 1):
+        main([*FLAGS, "--shards", "3", "--shard", str(shard), "--out", str(out)])
+    with files.locked(out / "shards" / "00001.lock"):  # its process still writes its hashes
+        main([*FLAGS, "--shards", "3", "--shard", "2", "--out", str(out)])
+        assert sharding.finished(out) == [0, 1, 2] and not (out / "manifest.json").exists()
+    with ExitStack() as other:
+        other.enter_context(files.locked(out))  # one that looks whether it can merge
+        Timer(0.3, other.close).start()
+        made = sharding.merge(out)
+    assert made is not None and made.count == COUNT
+    assert contents(out) == contents(whole)
+    assert sharding.merge(out) is None  # whoever comes later
 
 
 @pytest.mark.parametrize("flags", ["--shards 1", f"--shards {COUNT + 1}", "--shards 3 --shard 3",

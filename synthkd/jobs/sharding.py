@@ -114,30 +114,53 @@ def read_shards(out: Path) -> int:
 
 
 def work(out: Path, make: Job, go_on: Job, recipe: Recipe, only: int | None = None) -> None:
-    """Makes shards until none is left that nobody works on: with `only`, this one alone."""
+    """Makes shards until none is left that nobody works on: with `only`, this one alone. After each
+    it looks from the first one on, since a process may have been killed meanwhile."""
     if is_merged(out):
         return
     shards = read_shards(out)
     if only is not None and not 0 <= only < shards:
         raise InputError(f"--shard {only}: there are shards 0 to {shards - 1}")
-    for shard in range(shards) if only is None else (only,):
-        place = out / FOLDER / f"{shard:05d}"
-        lock = place.with_suffix(".lock")
+
+    def made(shard: int) -> bool:
+        """Makes a shard, or goes on with it; false where there was nothing to do."""
+        place = _place(out, shard)
+        if _is_made(out, shard):
+            return False
         with ExitStack() as stack:
             try:
-                lock.touch()
-                held = stack.enter_context(files.locked(lock))
+                _lock(place).touch()
+                held = stack.enter_context(files.locked(_lock(place)))
             except FileNotFoundError:  # another process has merged them
-                return
-            if (out / MANIFEST).exists() or (place / MANIFEST).exists():
-                continue
+                return False
+            if _is_made(out, shard):
+                return False
             if held is None:
                 if only is not None:
                     raise InputError(f"--shard {only}: another process is making it")
-                continue
+                return False
             own = shard_recipe(recipe, shard, shards)
             begun = (place / RECIPE).is_file()
             (go_on if begun else make)(own, place)
+        return True
+
+    while any(made(shard) for shard in (range(shards) if only is None else (only,))):
+        continue
+
+
+def _place(out: Path, shard: int) -> Path:
+    """Where a shard is made."""
+    return out / FOLDER / f"{shard:05d}"
+
+
+def _lock(place: Path) -> Path:
+    """What the process that makes a shard holds."""
+    return place.with_suffix(".lock")
+
+
+def _is_made(out: Path, shard: int) -> bool:
+    """Whether a shard is finished. Its folder goes only when the manifest of the whole is there."""
+    return (_place(out, shard) / MANIFEST).exists() or (out / MANIFEST).exists()
 
 
 def make(
@@ -185,29 +208,45 @@ def read_merged(out: Path) -> DataSet:
 
 def finished(out: Path) -> list[int]:
     """The shards that are finished."""
-    return [k for k in range(read_shards(out)) if (out / FOLDER / f"{k:05d}" / MANIFEST).is_file()]
+    return [k for k in range(read_shards(out)) if (_place(out, k) / MANIFEST).is_file()]
 
 
 def merge(out: Path) -> DataSet | None:
-    """Joins the shards in one data set, once all are there: None while some are missing, or where
-    another process does it. Every file is compared with its SHA-256 first. What a process that was
-    killed while it merged has left is finished."""
-    with files.locked(out) as held:
-        if held is None or is_merged(out):
+    """Joins the shards in one data set, once all are there and nobody works in one any more, for
+    whoever does will merge them. None before that, and where another process has merged them. Every
+    file is compared with its SHA-256 first. What was left by a process that was killed while it
+    merged is finished."""
+    while True:
+        with files.locked(out) as held:
+            if held is not None:
+                return _merge(out) if is_sharded(out) else None
+        time.sleep(0.1)  # another process looks whether it can merge, or merges
+
+
+def _merge(out: Path) -> DataSet | None:
+    """The same, for the process that holds the lock of the whole."""
+    shards = read_shards(out)
+    if not (out / MANIFEST).exists():
+        if len(finished(out)) < shards or not _are_left(out, shards):
             return None
-        shards = read_shards(out)
-        if not (out / MANIFEST).exists():
-            if len(finished(out)) < shards:
-                return None
-            parts = [open_store(out / FOLDER / f"{k:05d}", verify=True) for k in range(shards)]
-            recipe = recipes.validated(recipes.read_toml(out / RECIPE))
-            manifest = _merged([part.manifest for part in parts], recipe, parts[0])
-            link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
-        if (out / FOLDER).exists():
-            shutil.rmtree(out / FOLDER)
-        hashes.write(out)
-        (out / TABLE).unlink()  # from here on it is finished
+        parts = [open_store(_place(out, k), verify=True) for k in range(shards)]
+        recipe = recipes.validated(recipes.read_toml(out / RECIPE))
+        manifest = _merged([part.manifest for part in parts], recipe, parts[0])
+        link_shards(out, parts, manifest, folders=recipe.dataset.folders, card=data_card)
+    if (out / FOLDER).exists():
+        shutil.rmtree(out / FOLDER)
+    hashes.write(out)
+    (out / TABLE).unlink()  # from here on it is finished
     return read_merged(out)
+
+
+def _are_left(out: Path, shards: int) -> bool:
+    """Whether nobody holds the lock of a shard: a finished one still gets its hashes."""
+    for shard in range(shards):
+        with files.locked(_lock(_place(out, shard))) as held:
+            if held is None:
+                return False
+    return True
 
 
 _SUMS = ("drawn", "wall_seconds", "seconds_writing", "real_images_read")
