@@ -226,15 +226,14 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "export": Command(
-        "Turn the student of a run into files for production, each compared with it, or a "
-        "synthetic data set into tar shards.",
+        "Turn a student into files for production, or a data set into tar shards.",
         positionals=(Positional("path", Path, "run directory, or data set"),),
         switches=(
             Switch(
                 "formats", "--format", str, "",
                 "safetensors, onnx, pt2, executorch, several with commas (default: onnx); of a "
                 "data set webdataset",
-                brief="safetensors, onnx, pt2, executorch; webdataset",
+                brief="safetensors, onnx, pt2, executorch",
             ),
             Switch("int8", "--int8", bool, False, "also an ONNX file of 8-bit integers"),
             Switch(
@@ -254,6 +253,7 @@ COMMANDS: dict[str, Command] = {
             Switch(
                 "out", "--out", Path | None, None,
                 "directory to write (default: RUN/export or SET-webdataset)",
+                brief="directory to write (default: RUN/export)",
             ),
             Switch(
                 "licence", "--license", str, "", "short name of its licence, for the model card"

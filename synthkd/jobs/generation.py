@@ -46,6 +46,7 @@ PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
 MEMORY = 4096  # images remembered, unless the user says otherwise
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"  # of a data set that is being made
+SHARDS = "shards.json"  # of one that is being made in shards, until it is merged: jobs.sharding
 ONE_FILE = "checkpoint.safetensors"  # what earlier versions kept instead
 
 
@@ -399,7 +400,7 @@ def begun(path: Path) -> Recipe:
 
 def check_unfinished(path: Path) -> None:
     """Refuses to go on with a data set that is finished."""
-    if (path / MANIFEST).exists():
+    if (path / MANIFEST).exists() and not (path / SHARDS).exists():
         raise InputError(f"--resume {quoted(path)}: this data set is finished")
 
 

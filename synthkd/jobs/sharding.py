@@ -32,7 +32,7 @@ from synthkd.core.provenance import PROMISES
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Store, link_shards, open_store
 from synthkd.engine.reporter import Reporter
-from synthkd.jobs.generation import RECIPE, DataSet, Generation
+from synthkd.jobs.generation import RECIPE, SHARDS, DataSet, Generation
 from synthkd.proof import hashes
 from synthkd.proof.levels import LEVELS
 from synthkd.recipe import Recipe
@@ -40,7 +40,7 @@ from synthkd.teachers.protocol import Teacher
 
 MOST_SHARDS = 10_000
 WAIT = 1.0  # seconds between two looks at the shards of others
-TABLE, FOLDER = "shards.json", "shards"
+FOLDER = "shards"
 Job = Callable[[Recipe, Path], DataSet]  # makes a shard's data set in a directory, or goes on
 
 
@@ -74,7 +74,7 @@ def begin(out: Path, recipe: Recipe, shards: int) -> None:
                 files.claim(out)
                 (out / FOLDER).mkdir()
                 files.write_atomic(out / RECIPE, text)
-                files.write_json(out / TABLE, {"shards": shards})
+                files.write_json(out / SHARDS, {"shards": shards})
         time.sleep(0.1)
     if _begun_in(out) != shards or (out / RECIPE).read_text("utf-8") != text:
         raise InputError(
@@ -90,7 +90,7 @@ def _without_place(recipe: Recipe) -> Recipe:
 
 def is_sharded(out: Path) -> bool:
     """Whether a data set in shards was begun here."""
-    return files.is_plain(out / TABLE)
+    return files.is_plain(out / SHARDS)
 
 
 def _begun_in(out: Path) -> int:
@@ -107,9 +107,9 @@ def is_merged(out: Path) -> bool:
 
 def read_shards(out: Path) -> int:
     """How many shards there are to be. Raises InputError."""
-    shards = files.read_table(out / TABLE, quoted(out)).get("shards")
+    shards = files.read_table(out / SHARDS, quoted(out)).get("shards")
     if type(shards) is not int or not 2 <= shards <= MOST_SHARDS:
-        raise InputError(f"{quoted(out)}: {TABLE} is damaged")
+        raise InputError(f"{quoted(out)}: {SHARDS} is damaged")
     return shards
 
 
@@ -236,7 +236,7 @@ def _merge(out: Path) -> DataSet | None:
     if (out / FOLDER).exists():
         shutil.rmtree(out / FOLDER)
     hashes.write(out)
-    (out / TABLE).unlink()  # from here on it is finished
+    (out / SHARDS).unlink()  # from here on it is finished
     return read_merged(out)
 
 
