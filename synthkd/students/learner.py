@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 class Step(NamedTuple):
     """What a step tells: the loss, a scalar, the loss of each image [B] where it is asked for, and
-    what widths of a slimmable student need (`sandwich.needs_of`), scalars, where it was measured."""
+    where they were measured the needs of a slimmable student's widths (`sandwich.needs_of`)."""
 
     loss: Tensor
     per_sample: Tensor | None = None

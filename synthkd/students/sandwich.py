@@ -1,5 +1,5 @@
-"""The sandwich rule of a slimmable student: at which widths it learns in a step, and how much each of
-them needs one.
+"""The sandwich rule of a slimmable student: at which widths it learns in a step, and how much each
+of them needs one.
 
 Every step teaches the full width and the narrowest (Yu & Huang 2019,
 https://arxiv.org/abs/1903.05134, section 3). `training.widths` says which of the n widths between
@@ -44,7 +44,8 @@ def unserved(own: Tensor, full: Tensor) -> Tensor:
     4.0
     """
     along = (own @ full).clamp_min(0) / full.square().sum().clamp_min(torch.finfo(full.dtype).tiny)
-    return (own - along * full).norm()
+    left: Tensor = torch.linalg.vector_norm(own - along * full)
+    return left
 
 
 def chances(needs: Sequence[float]) -> list[float]:
@@ -99,9 +100,7 @@ def chosen(
     return {between[place]: mean / shares[place]}
 
 
-def needs_of(
-    body: Slimmable, full: Tensor, losses: Mapping[float, Tensor]
-) -> dict[float, Tensor]:
+def needs_of(body: Slimmable, full: Tensor, losses: Mapping[float, Tensor]) -> dict[float, Tensor]:
     """What the full width's gradient leaves over of the gradient of each width (`unserved`), by the
     weights of convolutions and of the last layer that the width uses. `full` and `losses` are
     scalars, whose graphs are kept; a pass backwards for each."""
