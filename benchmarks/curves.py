@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 import synthkd
 from synthkd.core.files import write_json
+from synthkd.data.sources import Images
 from synthkd.engine.build import images_for
 from synthkd.evaluation.compare import compare
 from synthkd.recipe import read_toml, trusted, validated
 from synthkd.reports.charts import new_figure
 from synthkd.reports.record import read_run
 from synthkd.specs import load_teacher
+from synthkd.teachers.protocol import Teacher
 
 
 def curve_of(folder: Path) -> list[dict[str, Any]]:
@@ -29,9 +31,7 @@ def curve_of(folder: Path) -> list[dict[str, Any]]:
     if path.is_file():
         found: list[dict[str, Any]] = json.loads(path.read_text())
         return found
-    recipe = trusted(validated(read_toml(folder / "recipe.toml")), trust_code=True, anyway=True)
-    teacher = load_teacher(recipe.teacher, trust_code=True)
-    images = images_for(recipe, recipe.data.val, teacher, labelled=True)
+    teacher, images = judges(folder)
     student = synthkd.load_student(folder, trust_code=True)
     points = []
     for line in (folder / "snapshots.jsonl").read_text().splitlines():
@@ -49,6 +49,13 @@ def curve_of(folder: Path) -> list[dict[str, Any]]:
     )  # fmt: skip
     write_json(path, points)
     return points
+
+
+def judges(folder: Path) -> tuple[Teacher, Images]:
+    """The teacher of a run, and the labelled images that it was scored on."""
+    recipe = trusted(validated(read_toml(folder / "recipe.toml")), trust_code=True, anyway=True)
+    teacher = load_teacher(recipe.teacher, trust_code=True)
+    return teacher, images_for(recipe, recipe.data.val, teacher, labelled=True)
 
 
 def main() -> None:

@@ -109,16 +109,21 @@ def run(name: str, out: Path, places: dict[str, str], code: str) -> None:
         return
     words = (JOBS | BESIDE)[name].format(**places).split()
     snapshots = ["--run.snapshots", "12"] if name.startswith(CURVES) else []
-    command = ["distill", *words, *snapshots, "--run.threads", "2", "--out", str(folder)]
+    distil(folder, [*words, *snapshots], code)
+    print(row(folder), flush=True)
+
+
+def distil(folder: Path, words: list[str], code: str) -> None:
+    """The run of a run directory, from where it was left; what it says goes into a log beside."""
+    command = ["distill", *words, "--run.threads", "2", "--out", str(folder)]
     if (folder / "recipe.toml").is_file():
         command = ["distill", "--resume", str(folder), "--trust-code"]
     environment = {**os.environ, "PYTHONPATH": code}
-    with (out / f"{name}.log").open("a") as log:
+    with folder.with_name(f"{folder.name}.log").open("a") as log:
         subprocess.run(
             [sys.executable, "-m", "synthkd", *command], env=environment, stdout=log, stderr=log,
             check=False,
         )  # fmt: skip
-    print(row(folder), flush=True)
 
 
 def row(folder: Path) -> str:

@@ -25,7 +25,7 @@ def test_a_benchmark_can_be_imported(path, monkeypatch):
     assert runpy.run_path(str(path), run_name="imported")["__doc__"]
 
 
-@pytest.mark.parametrize("name", ["scaling", "diffusion", "without_batchnorm", "answers"])
+@pytest.mark.parametrize("name", ["scaling", "diffusion", "without_batchnorm", "answers", "slim"])
 def test_a_benchmark_tells_how_it_is_used(name):
     path = next(path for path in FILES if path.stem == name)
     said = subprocess.run(

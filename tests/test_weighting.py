@@ -266,7 +266,7 @@ def test_the_curriculum_opens_the_memory_as_the_training_goes_on():
 def test_what_is_off_has_no_controller_and_leaves_no_trace():
     assert set(lab_of().controllers) == {"difficulty"}
     assert set(controllers.CONTROLLERS) == {
-        "difficulty", "temperature", "answers_share", "competence"
+        "difficulty", "temperature", "answers_share", "competence", "need.0.5", "need.0.75"
     }  # fmt: skip
     measures = [set(round_.measures) for round_ in rounds(lab_of())]
     assert not {name for found in measures for name in found if name.startswith("factor.")}

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from synthkd import schedules
+from synthkd.networks.slimmable import SHARES
 from synthkd.recipe import Recipe
 from synthkd.students.weighting import answers_share
 
@@ -180,14 +181,23 @@ def _competence(recipe: Recipe) -> Controller | None:
     return Following("progress", schedules.competence, schedules.competence(0.0))
 
 
+def _need(share: float, recipe: Recipe) -> Controller | None:
+    if recipe.training.widths != "needed":
+        return None
+    return Following(f"need.{share:g}", float, 0.0, kept=0.9)
+
+
 # What moves, by the name that the loop asks for; None where a recipe does not want it to.
 #   difficulty      how difficult synthetic images shall be, 0..1
 #   temperature     of the student's soft targets; without it, by the schedule of [training]
 #   answers_share   of the terms that compare answers in the student's loss, 0..1
 #   competence      the share of the remembered images, from the easiest on, that is drawn from
+#   need.SHARE      of a slimmable student's widths between the narrowest and the full one: how much
+#                   of its gradient the full width's leaves over (`students.sandwich`)
 CONTROLLERS: dict[str, Callable[[Recipe], Controller | None]] = {
     "difficulty": _difficulty,
     "temperature": _temperature,
     "answers_share": _answers_share,
     "competence": _competence,
+    **{f"need.{share:g}": partial(_need, share) for share in SHARES[1:-1]},
 }

@@ -44,10 +44,12 @@ from synthkd.measures import decided, kl, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.networks.reconstruction import reconstruct
+from synthkd.networks.slimmable import SHARES
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
 from synthkd.students.learner import Learner, Step
 from synthkd.students.objective import DistillationObjective
+from synthkd.students.sandwich import check_widths
 from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
 from synthkd.synthesis.plan import Plan
@@ -115,6 +117,7 @@ class Lab:
         self.chain: Chain | None = None  # with assistants
         self.peer: Learner | None = None
         if student is not None:
+            check_widths(recipe.training.widths, student.body)
             self.learner = self._learner(student, "objective")
             if assistants:
                 before = [
@@ -600,7 +603,7 @@ def _teach(
         )
     factors = lab.learner.objective.factors(turn.answers_share)
     told = {f"factor.{name}": factor for name, factor in factors.items()}
-    return turn.seen, turn.synthetic, {"loss": float(loss), **told}
+    return turn.seen, turn.synthetic, {"loss": float(loss), **told, **turn.measured_needs()}
 
 
 def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Generator) -> None:
@@ -644,6 +647,8 @@ class _Turn:
         moved = lab.controllers.get("temperature")
         self.temperature = moved.value if moved else None
         self.answers_share = lab.value("answers_share", 0.5)
+        self.needs = {share: lab.value(f"need.{share:g}", 0.0) for share in SHARES[1:-1]}
+        self._measured: list[Mapping[float, Tensor]] = []  # needs in steps of this turn
         self.priority = lab.recipe.memory.priority
         done = lab.progress.work
         self.left = inf if lab.budget.timed else lab.budget.quotas[lab.progress.stage] - done
@@ -652,6 +657,11 @@ class _Turn:
     def over(self) -> bool:
         """Whether the budget or the time is used up."""
         return self.seen >= self.left or self.lab.late
+
+    def measured_needs(self) -> dict[str, float]:
+        """The mean need of each width in this turn's steps, where it was measured."""
+        found = means([{f"need.{s:g}": float(x) for s, x in n.items()} for n in self._measured])
+        return {name: need for name, need in found.items() if math.isfinite(need)}
 
     def learn(self, batch: TaughtBatch, whole: int) -> Tensor:
         """One step by a batch that is this process's part of `whole` images; returns the loss."""
@@ -674,7 +684,7 @@ class _Turn:
             given: dict[str, Any] = {
                 "asked": batch.asked, "slots": batch.slots, "weights": weights,
                 "temperature": self.temperature, "answers_share": self.answers_share,
-                "stage": self.stage.name, "fraction": len(batch) / whole,
+                "needs": self.needs, "stage": self.stage.name, "fraction": len(batch) / whole,
             }  # fmt: skip
             peer, told = lab.peer, lab.recipe.teaching.peer_weight
             answers = (peer.answer(views), self.learner.answer(views)) if peer else (None, None)
@@ -685,6 +695,7 @@ class _Turn:
             )  # fmt: skip
             if peer:
                 peer.step(views, batch.seen, share, peer=answers[1], peer_weight=told, **given)
+            self._measured += [step.needs] if step.needs else []
             if self.priority and bool(step.loss.isfinite()):
                 _prioritise(lab, batch, step)
         self.seen, self.steps = self.seen + whole, self.steps + 1

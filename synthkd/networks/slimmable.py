@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,21 +65,30 @@ class Slimmable(nn.Module):
     def _blocks(self) -> list[Block]:
         return [m for m in self.full.modules() if isinstance(m, Block)]
 
+    def _plain(self, share: float) -> ResNet:
+        """A plain ResNet of a share of the width, with random weights."""
+        full = self.full
+        return ResNet(
+            2 + 6 * len(full.layer1), width=_channels(len(full.conv1.weight), share),
+            channels=full.conv1.in_channels, classes=full.linear.out_features,
+            reduction=full.reduction,
+        )  # fmt: skip
+
+    def used(self, share: float) -> dict[str, tuple[slice, ...]]:
+        """Which part of each weight and buffer of `full`, by name, a share of the width uses."""
+        with torch.device("meta"):
+            narrow = self._plain(share).state_dict()
+        return {
+            name: tuple(slice(0, side) for side in value.shape) for name, value in narrow.items()
+        }
+
     def sliced(self, share: float) -> ResNet:
         """The plain ResNet that answers as this one does at a share of the width."""
         if share == 1:
             return copy.deepcopy(self.full)
-        full = self.full
-        width = _channels(len(full.conv1.weight), share)
-        found = ResNet(
-            2 + 6 * len(full.layer1), width=width, channels=full.conv1.in_channels,
-            classes=full.linear.out_features, reduction=full.reduction,
-        )  # fmt: skip
-        state = {}
-        for name, value in found.state_dict().items():
-            wide = full.state_dict()[name]
-            cut = tuple(slice(0, side) for side in value.shape)
-            state[name] = wide[cut].clone()
+        full, found = self.full, self._plain(share)
+        wide = full.state_dict()
+        state = {name: wide[name][part].clone() for name, part in self.used(share).items()}
         norms = self._norms(share)
         named = [n for n, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
         for name, norm in zip(named, norms, strict=True):

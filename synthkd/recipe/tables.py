@@ -832,6 +832,14 @@ class TrainingTable(Table):
             "learned uncertainty; by the sizes of their gradients (gradnorm)"
         ),
     ] = "fixed"
+    widths: Annotated[
+        Literal["two", "one", "needed"],
+        Field(
+            description="at which widths between the narrowest and the full one a slimmable "
+            "student learns in a step: two by chance (all that slim:NAME has), one by chance, or "
+            "one by how much of its gradient the full width's leaves over (needed)"
+        ),
+    ] = "two"
     scales: Annotated[
         Scales,
         Field(

@@ -18,8 +18,9 @@ from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.folding import Folding, folding_pairs
 from synthkd.networks.modes import in_eval_mode, plain_means
-from synthkd.networks.slimmable import RANDOM, Slimmable, widths
+from synthkd.networks.slimmable import Slimmable, widths
 from synthkd.recipe import TrainingTable
+from synthkd.students import sandwich
 from synthkd.students.objective import DistillationObjective, weighted_mean
 from synthkd.students.weighting import GradNorm
 from synthkd.teachers.features import features_of
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What a step tells: the loss, a scalar, and the loss of each image [B] where it is asked
-    for."""
+    """What a step tells: the loss, a scalar, the loss of each image [B] where it is asked for, and
+    where they were measured the needs of a slimmable student's widths (`sandwich.needs_of`)."""
 
     loss: Tensor
     per_sample: Tensor | None = None
+    needs: Mapping[float, Tensor] | None = None
 
 
 class Lesson(NamedTuple):
@@ -109,6 +111,8 @@ class Learner:
         self._moving = [b for some in (*moving, self.objective.buffers()) for b in some]
         self._unmoved = [buffer.clone() for buffer in self._moving]  # as before a step
         self._counted: dict[str, int] = {}
+        self._widths: dict[float, float] = {}  # at which a step is taken, see `sandwich.chosen`
+        self._needs: dict[float, Tensor] = {}  # measured in it
         self._learning = [p for p in student.parameters() if p.requires_grad]
         self._learning += self.objective.parameters()  # heads and adapters, which do not ship
         heavy = [p for p in self._learning if p.dim() > 1]
@@ -141,6 +145,7 @@ class Learner:
         answers_share: float = 0.5,
         peer: Tensor | None = None,
         peer_weight: float = 0.0,
+        needs: Mapping[float, float] | None = None,
         stage: str = "",
         per_sample: bool = False,
         fraction: float = 1.0,
@@ -152,8 +157,9 @@ class Learner:
         share of the training that is done, `temperature` that of the table's schedule unless a
         controller moves it, and `answers_share` what a controller says (`weighting.TwoKinds`).
         `peer` are the logits [B, K] of a second student, from whose answers this one learns with
-        `peer_weight` (mutual learning). `fraction` is that of these images in a batch that several
-        processes learn together.
+        `peer_weight` (mutual learning). `needs` are those of a slimmable student's widths
+        (`sandwich.chosen`). `fraction` is that of these images in a batch that several processes
+        learn together.
 
         Where the memory does not suffice, the step and those after it are learned in twice as many
         `parts`, whose gradients are added up by their shares in the whole:
@@ -174,6 +180,9 @@ class Learner:
             norm.eval()
         self.objective.train()
         lesson = Lesson(images, taught, asked, slots, weights, peer)
+        if isinstance(body := self.student.body, Slimmable):
+            between = body.shares[1:-1]
+            self._widths = sandwich.chosen(between, self.table.widths, needs or {}, self.steps)
         given: dict[str, Any] = {
             "temperature": (
                 schedules.temperature(progress, self.table) if temperature is None else temperature
@@ -208,6 +217,7 @@ class Learner:
     ) -> Step:
         """The gradients of a lesson's loss, left at the weights, learned in so many parts."""
         self.optimizer.zero_grad(set_to_none=True)
+        self._needs = {}
         losses: list[Tensor] = []
         told: list[Tensor] = []
         for part, share in lesson.parts(parts):
@@ -218,7 +228,7 @@ class Learner:
             losses.append(loss.detach())
             told += [] if each is None else [each]
         whole = losses[0] if parts == 1 else torch.stack(losses).sum()
-        return Step(whole, torch.cat(told) if told else None)
+        return Step(whole, torch.cat(told) if told else None, self._needs)
 
     def _loss(
         self, lesson: Lesson, peer_weight: float, given: Mapping[str, Any]
@@ -246,7 +256,7 @@ class Learner:
         )
         loss, each = self.objective(view)
         if isinstance(self.student.body, Slimmable):
-            loss = loss + self._narrower(view, self.student.body, precision)
+            loss = loss + self._narrower(view, self.student.body, precision, loss)
         if lesson.peer is not None:  # Zhang et al. 2018: https://arxiv.org/abs/1706.00384
             loss = loss + peer_weight * self._from_peer(view, lesson.peer)
         return loss, each
@@ -291,16 +301,14 @@ class Learner:
         return [*own, *self.objective.parameters()]
 
     def _narrower(
-        self, view: DistillationView, body: Slimmable, precision: torch.autocast
+        self, view: DistillationView, body: Slimmable, precision: torch.autocast, full: Tensor
     ) -> Tensor:
         """What the narrower widths lose against the full one, a scalar: the sandwich rule and
         in-place distillation of Yu & Huang 2019 (https://arxiv.org/abs/1903.05134), the narrowest
-        width and RANDOM others in each step, taught by the full one's answers."""
-        rng = torch.Generator().manual_seed(self.steps)
-        between = body.shares[1:-1]
-        drawn = [between[k] for k in torch.randperm(len(between), generator=rng)[:RANDOM].tolist()]
-        total = view.learned.new_zeros(())
-        for share in (body.shares[0], *drawn):
+        width and those of `sandwich.chosen`, taught by the full one's answers. `full` is the loss
+        of the full one."""
+        total, losses = view.learned.new_zeros(()), dict[float, Tensor]()
+        for share in (body.shares[0], *self._widths):
             body.use(share)
             with precision:
                 learned = self.student(view.images)
@@ -308,7 +316,11 @@ class Learner:
             told = TERMS["soft_targets"](
                 replace(view, learned=learned, taught=view.learned.detach(), per_sample=True)
             )
-            total = total + weighted_mean(told, view.weights)
+            losses[share] = weighted_mean(told, view.weights)
+            total = total + self._widths.get(share, 1.0) * losses[share]
+        if self.table.widths == "needed" and sandwich.measures(self.steps):
+            drawn = {share: losses[share] for share in self._widths}
+            self._needs = sandwich.needs_of(body, full, drawn)
         return total
 
     def _from_peer(self, view: DistillationView, peer: Tensor) -> Tensor:
