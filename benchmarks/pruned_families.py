@@ -8,11 +8,11 @@ No weights are fetched. Every teacher is trained here for --lesson minutes on sc
 enlarged to --size pixels and set in three channels, and is kept in OUT. Of each family: is it cut,
 and does what is left run? Its weights, and milliseconds of one and of 64 images by ONNX Runtime
 (torch where there is no such file), the median of warm laps by turns with the whole network. Is its
-export, ONNX and safetensors, read back to equal answers? Is the network built again from a JSON file
-of its shapes and new weights, to the same answers? And how often does it agree with the teacher on
-539 digits that nobody saw, after --minutes of `synthkd distill` without data, beside a network of
-ours of the same size. Where it is refused the row has the sentence. A family is a line of
-OUT/rows.jsonl; those that are there are not run again.
+export, ONNX and safetensors, read back to equal answers? Is the network built again from a JSON
+file of its shapes, to the same answers? And how often does it agree with the teacher on 539 digits
+that nobody saw, after --minutes of `synthkd distill` without data, beside a network of ours of the
+same size. Where it is refused the row has the sentence. A family is a line of OUT/rows.jsonl; those
+that are there are not run again.
 """
 
 import argparse
@@ -85,10 +85,10 @@ def fresh(family: str) -> nn.Module:
             import timm
 
             made: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES)
-            return made
-        from torchvision import models
+        else:
+            from torchvision import models
 
-        made = models.get_model(name, weights=None, num_classes=CLASSES)
+            made = models.get_model(name, weights=None, num_classes=CLASSES)
     return made
 
 
@@ -328,15 +328,17 @@ def table(rows: list[dict[str, Any]]) -> None:
         export = row.get("export_refused") or ", ".join(
             f"{name} {difference:.1g}" for name, difference in row["export"].items()
         )
-        times = [f"{row[key]['whole']:.3g} → {row[key]['pruned']:.3g}" for key in ("ms_1", "ms_64")]
-        beside = "refused: " + row.get("named_refused", "") + " | "
+        both = [row["ms_1"], row["ms_64"]]
+        times = [f"{ms['whole']:.3g} → {ms['pruned']:.3g}" for ms in both]
+        beside = f"refused: {row.get('named_refused')} | "
         if named:
-            beside = f"{named['student']}, {named['student_parameters']:,} | " \
-                     f"{100 * named['agreement']:.1f} ({named['images_seen']:,} images)"  # fmt: skip
+            share = f"{100 * named['agreement']:.1f} ({named['images_seen']:,} images)"
+            beside = f"{named['student']}, {named['student_parameters']:,} | {share}"
         print(
             f"| {row['family']} | {row['parameters']:,} → {row['pruned_parameters']:,} "
             f"| {' | '.join(times)}{'' if row['runtime'] == 'ONNX Runtime' else ' (torch)'} "
-            f"| {row['cut']}, {row['cut_seconds']:.1f} s | {'yes' if row['forward'] else 'no'} "
+            f"| {row['cut']}, {row['cut_seconds']:.1f} s "
+            f"| {'yes' if row['forward'] else 'no'} "
             f"| {export} of {row.get('largest_logit', 0):.3g} | {row['replay']} "
             f"| {100 * row['teacher_accuracy']:.1f} "
             f"| {100 * pruned['agreement']:.1f} ({pruned['images_seen']:,} images) | {beside} |",

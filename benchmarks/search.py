@@ -57,7 +57,7 @@ def area(points: Sequence[Point], limit: float, classes: int) -> float:
     """The share, 0..1, of the agreements above chance and the milliseconds below the limit that
     points dominate: their hypervolume from (1 / classes, limit), over (1 − 1 / classes) · limit.
 
-    >>> area([(0.55, 1.0)], 2.0, 10)
+    >>> round(area([(0.55, 1.0)], 2.0, 10), 6)
     0.25
     """
     chance = 1 / classes

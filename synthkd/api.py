@@ -199,9 +199,9 @@ def generate(
 
 def report(*runs: str | Path, out: str | Path | None = None, images: bool = True) -> Path:
     """A report of a run directory, of several side by side, of a search or of a bench, as one HTML
-    file that needs nothing else. Without `out` it is report.html in the run, or for several in the working
-    directory; without `images` it shows none. Works for a run that is going on or was interrupted.
-    Returns the file. Raises InputError."""
+    file that needs nothing else. Without `out` it is report.html in the run, or for several in the
+    working directory; without `images` it shows none. Works for a run that is going on or was
+    interrupted. Returns the file. Raises InputError."""
     if not runs:
         raise InputError("report: say which run directories, search or bench")
     target = None if out is None else Path(out)

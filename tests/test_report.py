@@ -262,7 +262,8 @@ def test_a_search_has_its_front_its_candidates_and_what_was_chosen(
     main(["report", str(folder), "--quiet"])
     text = " ".join(read((folder / "report.html").read_text()).text)
     for words in ("resnet8-w8", "2 candidates", "90.00 %", "not tried: too slow", "limit 2",
-                  "the student takes 2.5 ms, the limit is 2", "interrupted", "3 minutes"):  # fmt: skip
+                  "the student takes 2.5 ms, the limit is 2", "interrupted",
+                  "3 minutes"):  # fmt: skip
         assert words in text
     copied(finished, folder / "student")
     main(["report", str(folder), "--quiet"])

@@ -17,6 +17,7 @@ twice as long in the next (successive halving), so that seconds go to those that
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class Search:
             raise InputError("a search has its budget in --minutes")
         if sampler not in ("nsga2", "random"):
             raise InputError(f"no sampler {quoted(sampler)}; known: nsga2, random")
-        if limit is not None and not limit > 0:
+        if limit is not None and not 0 < limit < math.inf:
             raise InputError(f"--max-latency-ms {limit:g}: give milliseconds, above 0")
         if recipe.student.max_params or recipe.student.max_flops:
             raise InputError("a search keeps no limit but --max-latency-ms: omit the others")
@@ -130,8 +131,9 @@ class Search:
         return Found(tuple(trials), tuple(best), taken, measured, result, self.out)
 
     def explore(self, images: Path | None = None) -> tuple[list[Trial], list[Trial]]:
-        """Makes the images and tries candidates, and no more: these, and their front. With `images`,
-        the set of another search by the same teacher, they learn from that. Raises InputError."""
+        """Makes the images and tries candidates, and no more: these, and their front. With
+        `images`, the set of another search by the same teacher, they learn from that. Raises
+        InputError."""
         self.images = images or self.images
         self._begin()
         with held(self.out, "--out"):
@@ -338,7 +340,7 @@ class Search:
         return latency.milliseconds({"": work}, seconds=seconds, threads=self.threads)[""]
 
     def _train(self, taken: Trial) -> Result:
-        """The chosen student, for the time that is left."""
+        """The chosen student, for the time that is left, and for half of its share at least."""
         place = self.out / STUDENT
         if (place / "manifest.json").is_file():  # it was interrupted in this
             begun, trust = Run.resume(place)[1], self.recipe.run.trust_code
@@ -346,7 +348,8 @@ class Search:
             return Distillation(recipe, report=self.report, by_force=self.by_force).resume(place)
         if place.exists():  # it was killed while it made the directory
             shutil.rmtree(place)
-        minutes = max(0.05, self._left() / 60)
+        least = (1 - MAKING - TRYING) / 2 * self.seconds
+        minutes = max(least, self._left()) / 60
         recipe = self._with(
             stages=self._study(), minutes=minutes, student=taken.student, learn=True,
             out=str(place),

@@ -11,6 +11,7 @@ A search may be finished, going on, interrupted or damaged: what cannot be read 
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -176,5 +177,7 @@ def draw(trials: Sequence[Trial], best: Sequence[Trial], taken: Trial | None) ->
     axes.set_xscale("log")
     axes.grid(color="0.92")
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks
+        figure.savefig(content, format="png")
     return content.getvalue()
