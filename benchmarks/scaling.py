@@ -68,7 +68,6 @@ def taught(
     torch.manual_seed(0)
     size = pixels.shape[2]
     network = build_network(name, channels=pixels.shape[1], size=size, classes=classes)
-    network = network.to(memory_format=torch.channels_last)
     peak = 0.1
     if start is not None:
         own = network.state_dict()
@@ -78,6 +77,17 @@ def taught(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
+    return trained(network, optimizer, pixels, labels, minutes, flip=flip, mean=mean, std=std)
+
+
+def trained(
+    network: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, labels: Tensor,
+    minutes: float, *, flip: bool, mean: float, std: float,
+) -> nn.Module:  # fmt: skip
+    """Trains a network on uint8 images [N, C, S, S] and labels [N]: one cycle of the optimizer's
+    rate, shifts by an eighth, mirror images, in bfloat16."""
+    size, (group,) = pixels.shape[2], optimizer.param_groups
+    peak, network = group["lr"], network.to(memory_format=torch.channels_last).train()
     rng = torch.Generator().manual_seed(1)
     started = time.perf_counter()
     while (share := (time.perf_counter() - started) / (60 * minutes)) < 1:
@@ -87,10 +97,12 @@ def taught(
         room = size // 8
         x, y = (int(n) for n in torch.randint(2 * room + 1, (2,), generator=rng))
         images = F.pad(images, [room] * 4, value=-mean / std)[:, :, y : y + size, x : x + size]
-        for group in optimizer.param_groups:
-            group["lr"] = peak * one_cycle(share)
+        group["lr"] = peak * one_cycle(share)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
+        logits = (
+            logits[0] if isinstance(logits, tuple) else logits
+        )  # beside it what other heads say
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05).backward()
         optimizer.step()

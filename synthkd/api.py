@@ -222,12 +222,12 @@ def _in_shards(
 
 
 def report(*runs: str | Path, out: str | Path | None = None, images: bool = True) -> Path:
-    """A report of a run directory, of several side by side, or of a bench, as one HTML file that
-    needs nothing else. Without `out` it is report.html in the run, or for several in the working
-    directory; without `images` it shows none. Works for a run that is going on or was interrupted.
-    Returns the file. Raises InputError."""
+    """A report of a run directory, of several side by side, of a search or of a bench, as one HTML
+    file that needs nothing else. Without `out` it is report.html in the run, or for several in the
+    working directory; without `images` it shows none. Works for a run that is going on or was
+    interrupted. Returns the file. Raises InputError."""
     if not runs:
-        raise InputError("report: say which run directories, or which bench")
+        raise InputError("report: say which run directories, search or bench")
     target = None if out is None else Path(out)
     return write_report(tuple(Path(run) for run in runs), out=target, images=images)
 

@@ -1,5 +1,6 @@
 """The benchmarks can be read and started; what they measure is in docs/log.md."""
 
+import doctest
 import importlib
 import json
 import runpy
@@ -25,7 +26,14 @@ def test_a_benchmark_can_be_imported(path, monkeypatch):
     assert runpy.run_path(str(path), run_name="imported")["__doc__"]
 
 
-@pytest.mark.parametrize("name", ["scaling", "diffusion", "without_batchnorm", "answers", "slim"])
+@pytest.mark.parametrize("name", ["pruned_families", "search"])
+def test_the_examples_of_a_benchmark_hold(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
+
+
+@pytest.mark.parametrize("name", ["scaling", "diffusion", "slim", "search"])
 def test_a_benchmark_tells_how_it_is_used(name):
     path = next(path for path in FILES if path.stem == name)
     said = subprocess.run(

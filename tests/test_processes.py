@@ -231,7 +231,9 @@ class TestTwoProcesses:
         timed = [*SMALL[:1], "--minutes", "0.1", *SMALL[3:], "--quiet", "--out", "run"]
         _, out, err = launched(tmp_path, TORCHRUN, *timed)
         summary = table(tmp_path / "run", "summary")
-        assert summary["images_seen"] > 0 and summary["wall_seconds"] < 15, (out, err)
+        assert summary["processes"] == 2, (out, err)
+        # 6 s, and what the end takes on a machine that does other things besides
+        assert summary["wall_seconds"] < 60, (out, err)
 
 
 def test_what_two_processes_tell_one_another(tmp_path: Path) -> None:

@@ -239,6 +239,59 @@ def test_a_bench_has_its_table_and_its_plot(tmp_path: Path) -> None:
     assert "nayer" in text and "synthkd" in text and "data:image/" in html
 
 
+def searched(folder: Path, student: str = "resnet8-w8", odd: str = "nsga2") -> Path:
+    """The directory of a search, without its student."""
+    folder.mkdir()
+    trial = {"student": student, "seconds": 4.0, "agreement": 0.9, "milliseconds": 1.5,
+             "parameters": 1000, "generation": 1}  # fmt: skip
+    slow = trial | {"student": "prune:0.2", "seconds": 0.0, "agreement": 0.0, "milliseconds": 7.0}
+    lines = [json.dumps(one | {"params": {}}) for one in (trial, slow)]
+    (folder / "trials.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = json.dumps({"teacher": {"spec": odd}, "budget": {"minutes": 3.0}})
+    asked = {"recipe": recipe, "limit": 2.0, "sampler": odd}
+    (folder / "search.json").write_text(json.dumps(asked))
+    found = {"chosen": trial, "milliseconds": 2.5, "conditions": odd}
+    (folder / "front.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_a_search_has_its_front_its_candidates_and_what_was_chosen(
+    tmp_path: Path, finished: Path
+) -> None:
+    folder = searched(tmp_path / "found")
+    main(["report", str(folder), "--quiet"])
+    text = " ".join(read((folder / "report.html").read_text()).text)
+    for words in ("resnet8-w8", "2 candidates", "90.00 %", "not tried: too slow", "limit 2",
+                  "the student takes 2.5 ms, the limit is 2", "interrupted",
+                  "3 minutes"):  # fmt: skip
+        assert words in text
+    copied(finished, folder / "student")
+    main(["report", str(folder), "--quiet"])
+    text = " ".join(read((folder / "report.html").read_text()).text)
+    accuracy = json.loads((finished / "summary.json").read_text())["student_accuracy"]
+    assert f"{100 * accuracy:.2f} %" in text and "This run read no real data" in text
+    assert "finished" in text
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_texts_of_a_search_are_shown_as_texts(tmp_path: Path, text: str) -> None:
+    read(page.search_report(searched(tmp_path / "found", text, text)))
+
+
+@pytest.mark.parametrize("name", ["search.json", "trials.jsonl", "front.json"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 40, b"[1, 2", b"3\n", b"{}\n",
+                                     b'{"chosen": 3, "recipe": [], "student": "a"}\n'])  # fmt: skip
+def test_a_damaged_search_is_shown_as_far_as_it_goes(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = searched(tmp_path / "found")
+    (folder / name).write_bytes(content)
+    try:
+        read(page.search_report(folder))
+    except InputError as error:  # what was asked for is not known at all
+        assert name == "search.json" and "\n" not in str(error)
+
+
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys) -> None:
     for words in (("report", str(tmp_path)), ("watch", str(tmp_path)), ("report",),
                   ("report", str(tmp_path / "none"))):  # fmt: skip

@@ -14,6 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from short_runs import main, status
 
+import synthkd
+from synthkd.core.errors import InputError
+from synthkd.jobs.search import Search
+from synthkd.recipe import read_toml, validated
+from synthkd.reports.search import best_of, read_search
 from synthkd.students.pareto import chosen, dominates, front, hypervolume
 
 pytest.importorskip("optuna")
@@ -54,8 +59,9 @@ def test_what_is_chosen_keeps_the_limit() -> None:
 @pytest.mark.slow
 def test_a_search_ends_with_a_front_and_a_trained_student(tmp_path: Path) -> None:
     out = tmp_path / "found"
-    main([*FLAGS, "--out", str(out)])
+    main([*FLAGS, "--max-latency-ms", "50", "--out", str(out)])
     told = json.loads((out / "front.json").read_text())
+    assert told["limit"] == 50 and 0 < told["milliseconds"] < 50
     points = [(t["agreement"], t["milliseconds"]) for t in told["front"]]
     assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(points))
     summary = json.loads((out / "student" / "summary.json").read_text())
@@ -65,34 +71,85 @@ def test_a_search_ends_with_a_front_and_a_trained_student(tmp_path: Path) -> Non
     assert (out / "student" / "report.html").is_file()
     longest = max(t["seconds"] for t in told["trials"])
     assert all(t["seconds"] >= longest / 2 for t in told["front"])
+    assert validated(read_toml(out / "student" / "recipe.toml")).student.max_latency_ms is None
+    found = read_search(out)
+    assert found.state == "finished" and found.chosen in found.front
+    html = (out / "report.html").read_text()
+    assert all(trial.student in html for trial in found.trials)
+    assert f"{100 * summary['student_accuracy']:.2f} %" in html
+
+    recipe = synthkd.Recipe.of({"budget.minutes": 0.1, "run.threads": 1, "training.batch": 64})
+    job = Search(recipe, tmp_path / "chance", sampler="random", population=2, generations=1)
+    trials, best = job.explore(out / "set")
+    assert 1 <= len(trials) <= 2 and {t.generation for t in trials} == {0}
+    assert best == best_of(trials)
+    assert not (tmp_path / "chance" / "set").exists()
 
 
 @pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(tmp_path: Path, capsys) -> None:
     out = tmp_path / "found"
+    trials, progress = out / "trials.jsonl", out / "progress.json"
+    _killed_at(progress, out)  # the images are there
+    made = (out / "set" / "manifest.json").stat().st_mtime_ns
+    worked = json.loads(progress.read_text())["seconds"]
+    assert worked > 0.35 * 60 * 0.3 / 2 and not (out / "front.json").exists()
+    (out / "optuna.journal.lock").unlink(missing_ok=True)
+    (out / "optuna.journal.lock").symlink_to("gone")  # as it is left in the middle of a line
+    assert read_search(out).state == "interrupted"
+    _killed_at(trials, out)
+    before = trials.read_text()
+    assert (out / "set" / "manifest.json").stat().st_mtime_ns == made
+    assert json.loads(progress.read_text())["seconds"] > worked
+    _killed_at(out / "student" / "manifest.json", out)
+    assert trials.read_text().startswith(before)
+    taken = json.loads((out / "front.json").read_text())
+    assert taken["milliseconds"] is None
+    tried = trials.read_text()
+    main([*FLAGS, "--out", str(out)])
+    told = json.loads((out / "front.json").read_text())
+    assert trials.read_text() == tried and told["chosen"] == taken["chosen"]
+    assert told["milliseconds"] > 0
+    summary = json.loads((out / "student" / "summary.json").read_text())
+    assert summary["student"] == told["chosen"]["student"]
+    assert status(*FLAGS, "--out", str(out)) == 2  # it is finished now
+    assert status(*FLAGS, "--seed", "7", "--out", str(out)) == 2
+
+
+def _killed_at(path: Path, out: Path) -> None:
+    """Starts the search, and kills it as soon as a file has something in it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "synthkd", *FLAGS, "--out", str(out)], cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    trials = out / "trials.jsonl"
-    until = time.monotonic() + 60
-    while time.monotonic() < until and not (trials.is_file() and trials.stat().st_size):
+    until = time.monotonic() + 90
+    while time.monotonic() < until and not (path.is_file() and path.stat().st_size):
         time.sleep(0.05)
     process.kill()
-    process.wait()
-    before = trials.read_text()
-    assert before and not (out / "front.json").exists()
-    main([*FLAGS, "--out", str(out)])
-    assert trials.read_text().startswith(before)
-    assert (out / "front.json").is_file()
-    assert status(*FLAGS, "--out", str(out)) == 2  # it is finished now
-    assert status(*FLAGS, "--seed", "7", "--out", str(out)) == 2
+    assert process.wait() == -9
 
 
 def test_no_student_within_the_limit_is_one_line(tmp_path: Path, capsys) -> None:
-    code = status(*FLAGS, "--max-latency-ms", "0.000001", "--out", str(tmp_path / "found"))
-    assert code == 2 and capsys.readouterr().err.count("\n") == 1
+    words = [*FLAGS, "--minutes", "0.1", "--max-latency-ms", "0.000001"]
+    words.remove("0.35")
+    words.remove("--minutes")
+    assert status(*words, "--out", str(tmp_path / "found")) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "candidates takes at most 1e-06 ms; the fastest" in said
+
+
+def test_what_a_search_cannot_keep_is_refused(tmp_path: Path) -> None:
+    recipe = synthkd.Recipe.of({"budget.minutes": 1})
+    limited = synthkd.Recipe.of(
+        {"budget.minutes": 1, "student.spec": "auto", "student.max_params": 9}
+    )
+    for wrong in ({"limit": 0.0}, {"limit": float("nan")}, {"sampler": "grid"}, {"population": 0}):
+        with pytest.raises(InputError):
+            Search(recipe, tmp_path / "found", **wrong)
+    with pytest.raises(InputError, match="no limit but --max-latency-ms"):
+        Search(limited, tmp_path / "found")
+    assert not (tmp_path / "found").exists()
 
 
 def test_a_search_needs_minutes(tmp_path: Path, capsys) -> None:

@@ -141,8 +141,16 @@ COMMANDS: dict[str, Command] = {
     "search": Command(
         "Find the best student for this machine: many short trainings, then a long one.",
         tables=(*_SYNTHESIS, "student", "training"),
-        without=("budget.images", "data.synthetic", "student.spec", "run.stages"),
+        without=(
+            "budget.images", "data.synthetic", "student.spec", "student.max_params",
+            "student.max_flops", "student.max_latency_ms", "run.stages",
+        ),
         switches=(
+            Switch(
+                "limit", "--max-latency-ms", float | None, None,
+                "most milliseconds of an image, by its ONNX file on this machine",
+                brief="most milliseconds of an image, by its ONNX file",
+            ),
             Switch(
                 "sampler", "--sampler", str, "nsga2",
                 "who proposes candidates: nsga2, or random",
@@ -157,8 +165,10 @@ COMMANDS: dict[str, Command] = {
         switches=(Switch("once", "--once", bool, False, "show it as it is now, and stop"),),
     ),
     "report": Command(
-        "Write what came of a run, of several, or of a bench, as one HTML file.",
-        positionals=(Positional("paths", Path, "run directories, or a bench's", several=True),),
+        "Write what came of a run, of several, a search or a bench, as one HTML file.",
+        positionals=(
+            Positional("paths", Path, "run directories, a search's or a bench's", several=True),
+        ),
         switches=(
             Switch("out", "--out", Path | None, None, "file to write (default: RUN/report.html)"),
             Switch("no_images", "--no-images", bool, False, "show no synthetic images"),

@@ -1,4 +1,4 @@
-"""`synthkd report`: a run, several runs or a bench as one HTML file. Imports no torch."""
+"""`synthkd report`: a run, several runs, a search or a bench as one HTML file. Imports no torch."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.reports import page
 from synthkd.reports.record import is_run, read_run
+from synthkd.reports.search import is_search
 
 NAME = "report.html"
 OURS = b'name="generator" content="synthkd'
@@ -18,10 +19,10 @@ def run(
     no_images: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Writes the report of what the paths name: `out`, or report.html in the run or the bench, or
-    for several in the working directory."""
+    """Writes the report of what the paths name: `out`, or report.html in the run, the search or the
+    bench, or for several in the working directory."""
     if not paths:
-        raise InputError("say which run directories, or which bench: synthkd report RUN")
+        raise InputError("say which run directories, search or bench: synthkd report RUN")
     target = write(paths, out=out, images=not no_images)
     if not quiet:
         print(f"report: {target}")
@@ -34,6 +35,8 @@ def write(paths: tuple[Path, ...], *, out: Path | None = None, images: bool = Tr
         text = page.runs_report([read_run(path, pictures=False) for path in paths])
     elif (first / "bench.json").is_file() and not is_run(first):
         text = page.bench_report(first)
+    elif is_search(first) and not is_run(first):
+        text = page.search_report(first)
     else:
         text = page.run_report(read_run(first, pictures=images), images=images)
     target = out or (first / NAME if len(paths) == 1 else Path(NAME))

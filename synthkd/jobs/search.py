@@ -7,6 +7,8 @@ long one.
     OUT/front.json        those that no other beats in agreement and time, and the one chosen
     OUT/front.png         the picture
     OUT/student/          the run of the chosen one
+    OUT/progress.json     how long the search had worked, for a later sitting
+    OUT/report.html       all of it to look at (synthkd report)
 
 The aims are the agreement with the teacher on images of the set that nobody learned from, after a
 few seconds of learning, and the milliseconds of one image on this machine. NSGA-II proposes
@@ -15,7 +17,10 @@ twice as long in the next (successive halving), so that seconds go to those that
 """
 
 import json
+import math
+import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,41 +37,35 @@ from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, trusted
-from synthkd.reports.charts import new_figure
+from synthkd.reports.record import number
+from synthkd.reports.search import (
+    FRONT,
+    SEARCH,
+    STUDENT,
+    TRIALS,
+    Trial,
+    best_of,
+    draw,
+    read_trials,
+)
 from synthkd.runs.directory import Run, held
 from synthkd.students import latency
-from synthkd.students.pareto import Point, chosen, front
+from synthkd.students.pareto import chosen, front
 from synthkd.synthesis.diffusion.diffusers_io import promise_of
 from synthkd.teachers.protocol import Teacher
 
 if TYPE_CHECKING:
     import optuna
 
-SET, TRIALS = 0.3, 0.35  # shares of the time for the images and for the candidates
+MAKING, TRYING = 0.3, 0.35  # shares of the time for the images and for the candidates
 POPULATION, GENERATIONS = 8, 3  # candidates of a generation, whose seconds double
+PROGRESS = "progress.json"
 LOOK = 0.15  # seconds for the time of a candidate, and for the one that is chosen
 SURE = 1.0
 LARGE = 64  # pixels from which students begin with a stride, or are cut out of the teacher
 DEPTHS, WIDTHS = (8, 14, 20, 32), tuple(range(4, 33, 4))
 MULTIPLES = ("0.25", "0.5", "1")  # of a MobileNet's width
 RATIOS = tuple(k / 10 for k in range(2, 10))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A candidate that was tried."""
-
-    student: str
-    seconds: float  # of learning
-    agreement: float  # on held-out images of the set, 0..1; 0 where it was too slow to be tried
-    milliseconds: float  # of one image
-    parameters: int
-    generation: int
-
-    @property
-    def point(self) -> Point:
-        """Its two aims."""
-        return self.agreement, self.milliseconds
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,31 @@ class Found:
 
 class Search:
     """A search by a recipe with a budget in minutes, in a directory. `limit` is the most
-    milliseconds of an image; `sampler` "random" proposes candidates by chance."""
+    milliseconds of an image; `sampler` "random" proposes candidates by chance. There are so many
+    `generations` of a `population` each, of which the seconds double.
+    """
 
     def __init__(
         self, recipe: Recipe, out: Path, *, limit: float | None = None, sampler: str = "nsga2",
+        population: int = POPULATION, generations: int = GENERATIONS,
         report: Reporter | None = None, started: float | None = None, by_force: bool = False,
     ) -> None:  # fmt: skip
         if not recipe.budget.minutes:
             raise InputError("a search has its budget in --minutes")
         if sampler not in ("nsga2", "random"):
             raise InputError(f"no sampler {quoted(sampler)}; known: nsga2, random")
+        if limit is not None and not 0 < limit < math.inf:
+            raise InputError(f"--max-latency-ms {limit:g}: give milliseconds, above 0")
+        if recipe.student.max_params or recipe.student.max_flops:
+            raise InputError("a search keeps no limit but --max-latency-ms: omit the others")
+        if min(population, generations) < 1:
+            raise InputError("a search has one candidate at least: population, generations")
         self.recipe, self.out, self.limit, self.sampler = recipe, out, limit, sampler
+        self.population, self.generations = population, generations
         self.report = report or Silent()
         self.started = time.perf_counter() if started is None else started
         self.seconds = 60.0 * recipe.budget.minutes
-        self.by_force = by_force
+        self.by_force, self.images = by_force, out / "set"
         needed()
         self.threads = recipe.run.threads or torch.get_num_threads()
 
@@ -106,37 +115,78 @@ class Search:
         interrupted search left. Raises InputError."""
         self._begin()
         with held(self.out, "--out"):
-            teacher = self._images()
-            trials = self._try(teacher)
-            best = self._front(trials)
+            trials, best = self._explore()
             place = chosen([trial.point for trial in best], self.limit)
             if place is None:
-                raise InputError(
-                    f"none of {len(trials)} candidates takes at most {self.limit:g} ms; the "
-                    f"fastest takes {min(t.milliseconds for t in trials):.3g}"
-                )
+                raise self._none(trials)
             taken = best[place]
             self.report.say(
                 f"chosen: {taken.student}, {taken.agreement:.2%} after {taken.seconds:.0f} s, "
                 f"{taken.milliseconds:.3g} ms"
             )
+            self._write(trials, best, taken, None)
             result = self._train(taken)
             measured = self._time(result.student, SURE)
             self._write(trials, best, taken, measured)
         return Found(tuple(trials), tuple(best), taken, measured, result, self.out)
 
+    def explore(self, images: Path | None = None) -> tuple[list[Trial], list[Trial]]:
+        """Makes the images and tries candidates, and no more: these, and their front. With
+        `images`, the set of another search by the same teacher, they learn from that. Raises
+        InputError."""
+        self.images = images or self.images
+        self._begin()
+        with held(self.out, "--out"):
+            return self._explore()
+
+    def _explore(self) -> tuple[list[Trial], list[Trial]]:
+        self._take_up_clock()
+        if files.is_plain(self.out / FRONT):  # it was interrupted while the chosen one learned
+            trials = [trial for trial, _ in read_trials(self.out, [])]
+        else:
+            teacher = self._images()
+            self._keep_clock()
+            trials = self._try(teacher)
+        best = best_of(trials)
+        if not best:
+            raise self._none(trials)
+        return trials, best
+
+    def _none(self, trials: Sequence[Trial]) -> InputError:
+        """That there is no candidate to choose."""
+        if not trials or self.limit is None:
+            return InputError("no candidate could be tried: give more time (--minutes)")
+        return InputError(
+            f"none of {len(trials)} candidates takes at most {self.limit:g} ms; the fastest takes "
+            f"{min(t.milliseconds for t in trials):.3g}: give a larger --max-latency-ms"
+        )
+
     def _begin(self) -> None:
         """Makes the directory, or finds the same search in it, unfinished."""
-        told = {"recipe": self._plain(), "limit": self.limit, "sampler": self.sampler}
-        path = self.out / "search.json"
+        told = {
+            "recipe": self._plain(), "limit": self.limit, "sampler": self.sampler,
+            "population": self.population, "generations": self.generations,
+        }  # fmt: skip
+        path = self.out / SEARCH
         if not files.is_plain(path):
             files.claim(self.out)
             files.write_json(path, told)
         where = f"--out {quoted(self.out)}"
         if files.read_table(path, where) != told:
             raise InputError(f"{where}: another search lies there; choose another directory")
-        if (self.out / "student" / "summary.json").exists():
+        if (self.out / STUDENT / "summary.json").exists():
             raise InputError(f"{where}: this search is finished")
+
+    def _take_up_clock(self) -> None:
+        """Counts what earlier sittings took as spent."""
+        path = self.out / PROGRESS
+        if files.is_plain(path):
+            told = files.read_table(path, f"--out {quoted(self.out)}")
+            self.started -= number(told.get("seconds")) or 0.0
+
+    def _keep_clock(self) -> None:
+        """Notes how long the search has worked."""
+        files.write_json(self.out / PROGRESS, {"seconds": time.perf_counter() - self.started})
 
     def _plain(self) -> str:
         """The recipe without the directory, which may be named differently."""
@@ -148,11 +198,11 @@ class Search:
 
     def _images(self) -> Teacher:
         """The fixed set: what the recipe's stages synthesize in a share of the time."""
-        recipe = self._with(stages=self.recipe.run.stages, minutes=SET * self.seconds / 60)
+        recipe = self._with(stages=self.recipe.run.stages, minutes=MAKING * self.seconds / 60)
         lab, _ = build_synthesis(recipe, report=self.report)
-        if (self.out / "set" / MANIFEST).is_file():
+        if (self.images / MANIFEST).is_file():
             return lab.teacher
-        lab.limit(SET * self.seconds)
+        lab.limit(MAKING * self.seconds)
         for round_ in rounds(lab):
             self.report.follow(round_)
         self.report.stop()
@@ -161,7 +211,7 @@ class Search:
             raise InputError("a search needs images that are stored: memory.form images")
         spec, names = lab.teacher.spec, lab.teacher.names
         with Writer(
-            self.out / "set", spec, lab.teacher.classes, names, folders=False, resumed=True
+            self.images, spec, lab.teacher.classes, names, folders=False, resumed=True
         ) as writer:
             for index in torch.split(torch.arange(len(kept)), 1024):
                 part = kept.take(index)
@@ -184,9 +234,10 @@ class Search:
         budget = recipe.budget.model_copy(update={"images": None, "minutes": minutes})
         changed: dict[str, Any] = {"run": run, "budget": budget}
         if student:
-            changed["student"] = recipe.student.model_copy(update={"spec": student})
+            named = {"spec": student, "max_latency_ms": None}  # a limit is for --student auto
+            changed["student"] = recipe.student.model_copy(update=named)
         if learn:
-            changed["data"] = recipe.data.model_copy(update={"synthetic": str(self.out / "set")})
+            changed["data"] = recipe.data.model_copy(update={"synthetic": str(self.images)})
         return recipe.model_copy(update=changed)
 
     def _study(self) -> tuple[str, ...]:
@@ -199,27 +250,32 @@ class Search:
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        trials = self._known()
+        known = read_trials(self.out, [])
+        trials = [trial for trial, _ in known]
+        params = {trial.student: given for trial, given in known}
         seed = derived(self.recipe.run.seed, "search", len(trials)) % 2**31
         samplers = optuna.samplers
         sampler = (
-            samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
+            samplers.NSGAIISampler(population_size=max(2, self.population), seed=seed)
             if self.sampler == "nsga2" else samplers.RandomSampler(seed=seed)
         )  # fmt: skip
+        journal = self.out / "optuna.journal"
+        # a search that was killed may have left optuna's lock, which nobody would ever release
+        journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
         study = optuna.create_study(
             study_name="search", sampler=sampler, load_if_exists=True,
-            storage=JournalStorage(JournalFileBackend(str(self.out / "optuna.journal"))),
+            storage=JournalStorage(JournalFileBackend(str(journal))),
             directions=["maximize", "minimize"],
         )  # fmt: skip
-        whole = TRIALS * self.seconds
-        until = time.perf_counter() + min(whole, self._left() - (1 - SET - TRIALS) * self.seconds)
-        first = whole / (POPULATION * (2**GENERATIONS - 1))
-        for generation in range(GENERATIONS):
-            again = self._better_half(trials, generation) if generation else []
-            for params in again:
-                study.enqueue_trial(params)
-            for _ in range(2 * POPULATION):
-                if sum(t.generation == generation for t in trials) >= POPULATION:
+        whole = TRYING * self.seconds
+        left = self._left() - (1 - MAKING - TRYING) * self.seconds
+        until = time.perf_counter() + min(whole, left)
+        first = whole / (self.population * (2**self.generations - 1))
+        for generation in range(self.generations):
+            for student in self._better_half(trials, generation) if generation else ():
+                study.enqueue_trial(params[student])
+            for _ in range(2 * self.population):
+                if sum(t.generation == generation for t in trials) >= self.population:
                     break
                 if time.perf_counter() > until and trials:
                     return trials
@@ -236,40 +292,25 @@ class Search:
                 if alike:
                     continue
                 trials.append(found)
+                params[student] = trial.params
                 line = asdict(found) | {"params": trial.params}
-                files.append_line(self.out / "trials.jsonl", json.dumps(line, allow_nan=False))
+                files.append_line(self.out / TRIALS, json.dumps(line, allow_nan=False))
+                self._keep_clock()
                 self.report.say(
                     f"{student}: agreement {found.agreement:.2%} after {found.seconds:.0f} s, "
                     f"{found.milliseconds:.3g} ms"
                 )
         return trials
 
-    def _known(self) -> list[Trial]:
-        """The trials of an earlier sitting."""
-        path = self.out / "trials.jsonl"
-        found = []
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-            try:
-                told = json.loads(line)
-                told.pop("params", None)
-                found.append(Trial(**told))
-            except (ValueError, TypeError):
-                continue
-        return found
-
-    def _better_half(self, trials: list[Trial], generation: int) -> list[dict[str, Any]]:
-        """The parameters of the better half of the generation before, fronts first."""
-        params = {}
-        for line in (self.out / "trials.jsonl").read_text("utf-8").splitlines():
-            told = json.loads(line)
-            params[told["student"]] = told["params"]
+    def _better_half(self, trials: Sequence[Trial], generation: int) -> list[str]:
+        """The better half of the generation before, fronts first."""
         rest = {t.student: t for t in trials if t.generation == generation - 1}
         kept: list[str] = []
-        while rest and len(kept) < POPULATION // 2:
+        while rest and len(kept) < self.population // 2:
             names = list(rest)
             kept += [names[place] for place in front([rest[name].point for name in names])]
             rest = {name: t for name, t in rest.items() if name not in kept}
-        return [params[name] for name in kept[: POPULATION // 2]]
+        return kept[: self.population // 2]
 
     def _trial(self, student: str, seconds: float, generation: int) -> Trial | None:
         """A candidate's short training; None for one that cannot be made."""
@@ -298,41 +339,34 @@ class Search:
         work = latency.alone(network.eval(), network.spec.shape)
         return latency.milliseconds({"": work}, seconds=seconds, threads=self.threads)[""]
 
-    def _front(self, trials: list[Trial]) -> list[Trial]:
-        """Of every candidate its longest training, and of these the front."""
-        longest: dict[str, Trial] = {}
-        for trial in trials:
-            if trial.seconds and trial.seconds >= longest.get(trial.student, trial).seconds:
-                longest[trial.student] = trial
-        most = max((t.seconds for t in longest.values()), default=0.0)
-        fair = [t for t in longest.values() if t.seconds >= most / 2] or list(longest.values())
-        if not fair:
-            raise InputError("no candidate could be tried: give more time (--minutes)")
-        return [fair[place] for place in front([t.point for t in fair])]
-
     def _train(self, taken: Trial) -> Result:
-        """The chosen student, for the time that is left."""
-        minutes = max(0.05, self._left() / 60)
-        recipe = self._with(
-            stages=self._study(), minutes=minutes, student=taken.student, learn=True,
-            out=str(self.out / "student"),
-        )  # fmt: skip
-        place = self.out / "student"
-        if (place / "recipe.toml").is_file():  # it was interrupted in this
+        """The chosen student, for the time that is left, and for half of its share at least."""
+        place = self.out / STUDENT
+        if (place / "manifest.json").is_file():  # it was interrupted in this
             begun, trust = Run.resume(place)[1], self.recipe.run.trust_code
             recipe = trusted(begun, trust_code=trust, anyway=self.recipe.run.anyway)
             return Distillation(recipe, report=self.report, by_force=self.by_force).resume(place)
+        if place.exists():  # it was killed while it made the directory
+            shutil.rmtree(place)
+        least = (1 - MAKING - TRYING) / 2 * self.seconds
+        minutes = max(least, self._left()) / 60
+        recipe = self._with(
+            stages=self._study(), minutes=minutes, student=taken.student, learn=True,
+            out=str(place),
+        )  # fmt: skip
         return Distillation(recipe, report=self.report, by_force=self.by_force).start()
 
-    def _write(self, trials: list[Trial], best: list[Trial], taken: Trial, measured: float) -> None:
-        """front.json and its picture."""
+    def _write(
+        self, trials: Sequence[Trial], best: Sequence[Trial], taken: Trial, measured: float | None
+    ) -> None:
+        """front.json and its picture; the time that is `measured` again comes at the end."""
         data = {
             "chosen": asdict(taken), "milliseconds": measured, "limit": self.limit,
             "conditions": str(latency.conditions(self.threads, exported=latency.has_onnx())),
             "front": [asdict(t) for t in best], "trials": [asdict(t) for t in trials],
         }  # fmt: skip
-        files.write_json(self.out / "front.json", data)
-        files.write_atomic(self.out / "front.png", picture(trials, best, taken), sync=False)
+        files.write_json(self.out / FRONT, data)
+        files.write_atomic(self.out / "front.png", draw(trials, best, taken), sync=False)
 
 
 def needed() -> Any:
@@ -359,31 +393,3 @@ def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
         return f"mobilenet{'' if multiple == '1' else f'-{multiple}'}{stem}"
     depth = trial.suggest_categorical("depth", DEPTHS)
     return f"resnet{depth}-w{trial.suggest_categorical('width', WIDTHS)}{stem}"
-
-
-def picture(trials: list[Trial], best: list[Trial], taken: Trial) -> bytes:
-    """Agreement against milliseconds of all candidates as a PNG; the front is a line."""
-    import io
-
-    figure = new_figure(7, 4.5, 130)
-    axes = figure.add_subplot()
-    tried = [t for t in trials if t.seconds]
-    most = max((t.seconds for t in tried), default=1.0)
-    axes.scatter(
-        [t.milliseconds for t in tried], [100 * t.agreement for t in tried],
-        s=[12 + 40 * t.seconds / most for t in tried], color="0.6",
-    )  # fmt: skip
-    axes.plot([t.milliseconds for t in best], [100 * t.agreement for t in best], "o-", color="C0")
-    axes.plot(taken.milliseconds, 100 * taken.agreement, "D", color="C3")
-    for t in best:
-        axes.annotate(t.student, (t.milliseconds, 100 * t.agreement), fontsize=7,
-                      xytext=(4, -8), textcoords="offset points")  # fmt: skip
-    axes.set(
-        xlabel="milliseconds of one image", ylabel="agreement, held-out synthetic, %",
-        title="larger dots learned longer; the diamond was chosen",
-    )  # fmt: skip
-    axes.set_xscale("log")
-    axes.grid(color="0.92")
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()

@@ -1,0 +1,183 @@
+"""What the directory of a search says of it: read without torch, and without trusting a byte of it.
+
+    search.json      what was asked for
+    trials.jsonl     a line for each candidate
+    front.json       what was chosen, and its time when it was measured again
+    student/         the run of the chosen one
+
+A search may be finished, going on, interrupted or damaged: what cannot be read is missing, and
+`problems` says why.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthkd.core import files
+from synthkd.core.errors import InputError, plain, quoted
+from synthkd.reports.charts import new_figure
+from synthkd.reports.record import is_held, lines, number
+from synthkd.students.pareto import Point, front
+
+SEARCH, TRIALS, FRONT, STUDENT = "search.json", "trials.jsonl", "front.json", "student"
+MOST_DRAWN = 1000  # candidates
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was tried."""
+
+    student: str
+    seconds: float  # of learning
+    agreement: float  # on held-out images of the set, 0..1; 0 where it was too slow to be tried
+    milliseconds: float  # of one image
+    parameters: int
+    generation: int
+
+    @property
+    def point(self) -> Point:
+        """Its two aims."""
+        return self.agreement, self.milliseconds
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """A search, as its files tell it. What is missing is empty."""
+
+    path: Path
+    state: str  # finished, running or interrupted
+    teacher: str = ""
+    minutes: float | None = None
+    sampler: str = ""
+    limit: float | None = None  # milliseconds of an image
+    trials: Sequence[Trial] = ()
+    front: Sequence[Trial] = ()
+    chosen: Trial | None = None
+    milliseconds: float | None = None  # of the chosen one, measured again at the end
+    conditions: str = ""  # of these times
+    problems: Sequence[str] = ()
+
+
+def is_search(path: Path) -> bool:
+    """Whether this looks like the directory of a search."""
+    return files.is_plain(path / SEARCH)
+
+
+def trial_of(told: object) -> Trial | None:
+    """A candidate out of a foreign table; None where it is none.
+
+    >>> trial_of({"student": "a", "seconds": 3, "agreement": 0.5, "milliseconds": 2.0,
+    ...           "parameters": 7, "generation": 0, "params": {}}).point
+    (0.5, 2.0)
+    """
+    if not isinstance(told, Mapping) or not isinstance(told.get("student"), str):
+        return None
+    seconds, agreement, ms, size, generation = (
+        number(told.get(key))
+        for key in ("seconds", "agreement", "milliseconds", "parameters", "generation")
+    )
+    if seconds is None or agreement is None or ms is None or size is None or generation is None:
+        return None
+    if min(seconds, agreement, size, generation) < 0 or agreement > 1 or ms <= 0:
+        return None
+    return Trial(told["student"], seconds, agreement, ms, int(size), int(generation))
+
+
+def read_trials(folder: Path, problems: list[str]) -> list[tuple[Trial, dict[str, Any]]]:
+    """The candidates that were tried, each with the parameters that it was proposed by. Lines that
+    are damaged are left out."""
+    found = []
+    for told in lines(folder / TRIALS, problems):
+        trial, params = trial_of(told), told.get("params")
+        if trial is None:
+            problems.append(f"{TRIALS}: a candidate is damaged")
+        else:
+            found.append((trial, params if isinstance(params, dict) else {}))
+    return found
+
+
+def best_of(trials: Sequence[Trial]) -> list[Trial]:
+    """Of every candidate its longest training, and of those that learned at least half as long as
+    any the front, the fastest first; empty where none was tried.
+
+    >>> best_of([Trial("a", 4, 0.5, 1, 9, 1), Trial("a", 2, 0.9, 1, 9, 0),
+    ...          Trial("b", 1, 1.0, 1, 9, 0)])[0].agreement
+    0.5
+    """
+    longest: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.seconds and trial.seconds >= longest.get(trial.student, trial).seconds:
+            longest[trial.student] = trial
+    most = max((t.seconds for t in longest.values()), default=0.0)
+    fair = [t for t in longest.values() if t.seconds >= most / 2]
+    return [fair[place] for place in front([t.point for t in fair])]
+
+
+def read_search(folder: Path) -> SearchRecord:
+    """Reads the directory of a search, whatever its state. Raises InputError where there is
+    none."""
+    if not is_search(folder):
+        raise InputError(f"{quoted(folder)}: this is not the directory of a search")
+    asked = files.read_table(folder / SEARCH, quoted(folder))
+    problems: list[str] = []
+    trials = [trial for trial, _ in read_trials(folder, problems)]
+    told: dict[str, Any] = {}
+    if files.is_plain(folder / FRONT):
+        try:
+            told = files.read_table(folder / FRONT, quoted(folder))
+        except InputError as error:
+            problems.append(str(error))
+    done = bool(told) and files.is_plain(folder / STUDENT / "summary.json")
+    recipe: Any = {}
+    with suppress(ValueError, TypeError, RecursionError):
+        recipe = json.loads(asked.get("recipe", ""))
+    return SearchRecord(
+        folder, "finished" if done else "running" if is_held(folder) else "interrupted",
+        teacher=plain(str(_inside(recipe, "teacher", "spec") or ""))[:200],
+        minutes=number(_inside(recipe, "budget", "minutes")),
+        sampler=plain(str(asked.get("sampler", "")))[:40], limit=number(asked.get("limit")),
+        trials=trials, front=best_of(trials), chosen=trial_of(told.get("chosen")),
+        milliseconds=number(told.get("milliseconds")),
+        conditions=plain(str(told.get("conditions", "")))[:200], problems=problems,
+    )  # fmt: skip
+
+
+def _inside(data: Any, table: str, key: str) -> Any:
+    """A value of a table in a table, where both are there."""
+    inner = data.get(table) if isinstance(data, dict) else None
+    return inner.get(key) if isinstance(inner, dict) else None
+
+
+def draw(trials: Sequence[Trial], best: Sequence[Trial], taken: Trial | None) -> bytes:
+    """Agreement against milliseconds of all candidates as a PNG; the front is a line."""
+    figure = new_figure(7, 4.5, 130)
+    axes = figure.add_subplot()
+    tried = [t for t in trials if t.seconds][:MOST_DRAWN]
+    best = best[:MOST_DRAWN]
+    most = max((t.seconds for t in tried), default=1.0)
+    axes.scatter(
+        [t.milliseconds for t in tried], [100 * t.agreement for t in tried],
+        s=[12 + 40 * t.seconds / most for t in tried], color="0.6",
+    )  # fmt: skip
+    axes.plot([t.milliseconds for t in best], [100 * t.agreement for t in best], "o-", color="C0")
+    if taken is not None:
+        axes.plot(taken.milliseconds, 100 * taken.agreement, "D", color="C3")
+    for t in best[:40]:
+        axes.annotate(plain(t.student)[:40], (t.milliseconds, 100 * t.agreement), fontsize=7,
+                      xytext=(4, -8), textcoords="offset points", parse_math=False)  # fmt: skip
+    axes.set(
+        xlabel="milliseconds of one image", ylabel="agreement, held-out synthetic, %",
+        title="larger dots learned longer" + ("; the diamond was chosen" if taken else ""),
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.grid(color="0.92")
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks
+        figure.savefig(content, format="png")
+    return content.getvalue()
