@@ -25,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def medians(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: statistics.median(taken[WARM:]) for name, taken in laps.items()}
 
 
+@cache
 def sized(name: str, size: int) -> tuple[int, float]:
     """Weights and operations of a network of ours."""
     with torch.device("meta"):

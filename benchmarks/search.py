@@ -74,7 +74,7 @@ class Bench:
 
     def __init__(self, data: str, given: argparse.Namespace) -> None:
         self.data, self.given = data, given
-        self.words = JOBS[data].format(**places_of(given.data, "")).split()
+        self.words = JOBS[data].format(**places_of(given.data, "chest.pt")).split()
         settings = flags_of([word for word in self.words if word != "--trust-code"])
         self.settings = {**settings, "run.trust_code": True, "run.threads": THREADS}
         self.limit = self._limit()
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--limit", type=float, default=0.5, help="share of the teacher's time")
+    parser.add_argument("--limit", type=float, default=0.75, help="share of the teacher's time")
     parser.add_argument("--only", default=",".join(JOBS))
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--table", action="store_true")
