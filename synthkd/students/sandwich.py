@@ -2,8 +2,8 @@
 of them needs one.
 
 Every step teaches the full width and the narrowest (Yu & Huang 2019,
-https://arxiv.org/abs/1903.05134, section 3). `training.widths` says which of the n widths between
-them learn too. D weights that a width uses.
+https://arxiv.org/abs/1903.05134). `training.widths` says which of the n widths between them learn
+too. D weights that a width uses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ def chances(needs: Sequence[float]) -> list[float]:
 
     Without needs all are alike. Chances in proportion to the length of a gradient make the
     estimate of a sum of gradients least noisy (Katharopoulos & Fleuret 2018,
-    https://arxiv.org/abs/1803.00942, section 3.1); the even half bounds the factors of `chosen`.
+    https://arxiv.org/abs/1803.00942); the even half bounds the factors of `chosen`.
 
     `needs` are n numbers of at least 0, the result n shares.
 
