@@ -565,7 +565,8 @@ def test_a_run_of_a_strangers_calls_nothing(place: Place, broken_off: Path) -> N
 @pytest.mark.parametrize("name", ["recipe.toml", "manifest.json"])
 def test_a_run_that_lacks_a_file_is_not_resumed(place: Place, broken_off: Path, name: str) -> None:
     (broken_off / name).unlink()
-    place.refused("distill", "--resume", str(broken_off), words="not a run directory")
+    words = ("not a run directory", "remove the directory")
+    place.refused("distill", "--resume", str(broken_off), words=words)
 
 
 def test_a_run_whose_recipe_was_changed_is_not_resumed(place: Place, broken_off: Path) -> None:

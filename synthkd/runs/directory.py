@@ -90,7 +90,11 @@ class Run:
         if path.is_dir():
             files.plain_tree(path, f"--resume {quoted(path)}")
         if not (path / "recipe.toml").is_file() or not (path / "manifest.json").is_file():
-            raise InputError(f"--resume {quoted(path)}: this is not a run directory")
+            hint = (
+                "; if it was stopped before it had begun, remove the directory and begin again"
+                if (path / "checkpoints").is_dir() else ""
+            )  # fmt: skip
+            raise InputError(f"--resume {quoted(path)}: this is not a run directory{hint}")
         if (path / "summary.json").is_file():
             raise InputError(f"--resume {quoted(path)}: this run is finished; see its summary.json")
         run = cls(path)
