@@ -35,7 +35,7 @@ from synthkd.networks import build_network
 from synthkd.proof import hashes, landlock, pickled, seccomp
 from synthkd.proof.accounting import account
 from synthkd.proof.containers import safetensors_layout, zip_layout
-from synthkd.proof.declared import declared, external_files
+from synthkd.proof.declared import VALIDATION, Place, declared, external_files
 from synthkd.proof.levels import level_of
 from synthkd.proof.opened import Recording, judged
 from synthkd.proof.unread import unread
@@ -428,6 +428,28 @@ def test_a_recording_tells_files_links_folders_and_children(tmp_path: Path) -> N
         "opened-network",
         "opened-children",
     }
+
+
+def test_what_a_reader_of_validation_data_opens_is_listed_and_no_finding(tmp_path: Path) -> None:
+    """Only after the student was chosen, and only where code reads them."""
+    images, reader, data = (tmp_path / name for name in ("a.npz", "read.py", "b.npz"))
+    for path in (images, reader, data):
+        path.write_bytes(b"x")
+
+    def found(declares: Path, *, early: bool) -> tuple[str, set[str]]:
+        recording = Recording()
+        if early:
+            images.read_bytes()
+        recording.chosen()
+        images.read_bytes()
+        recording.stop()
+        told = judged(recording, [Place(declares, VALIDATION)], [])
+        [row] = [row for row in told.data["files"] if row["path"] == str(images)]
+        return row["role"], {finding.code for finding in told.findings}
+
+    assert found(reader, early=False) == ("with the validation data", set())
+    assert found(reader, early=True) == ("unknown", {"opened-elsewhere"})
+    assert found(data, early=False) == ("unknown", {"opened-elsewhere"})
 
 
 def test_a_recipe_declares_its_files_and_no_real_data_that_it_does_not_read(tmp_path: Path) -> None:

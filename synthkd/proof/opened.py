@@ -26,6 +26,7 @@ from synthkd.proof.declared import VALIDATION, Place, holder
 from synthkd.proof.places import DATA, DEVICES, KERNEL, LIBRARIES, TABLES, inside, package_places
 
 BEFORE, AFTER = "before the student was chosen", "after the student was chosen"
+BESIDE = "with the validation data"  # what code that reads these opened: it changes no student
 MOST = 200_000  # paths that are kept
 LISTED = 1_000  # files of one role that are named one by one
 HASHED = 1 << 30  # bytes: larger files are told without a hash
@@ -217,6 +218,7 @@ def judged(
     finding; `loaded` are the files that are mapped at the end."""
     private = [os.path.realpath(path) for path in own]
     temporary = os.path.realpath(tempfile.gettempdir())
+    code_reads = any(p.role == VALIDATION and p.path.suffix == ".py" for p in places)
 
     def role_of(path: str, touched: Touched) -> str:
         if place := holder(places, path):
@@ -225,7 +227,9 @@ def judged(
             return "run"
         if is_known(path):
             return "data of a package" if path.lower().endswith(DATA) else "python"
-        return "temporary" if inside(path, temporary) and touched.made else "unknown"
+        if inside(path, temporary) and touched.made:
+            return "temporary"
+        return BESIDE if code_reads and touched.when == AFTER else "unknown"
 
     by_role: dict[str, list[str]] = {}
     for path, touched in list(recording.files.items()):
