@@ -29,7 +29,7 @@ from synthkd.commands.display import Display
 from synthkd.core import files, resources
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import EXIT_USELESS, Finding, as_data
-from synthkd.core.images import to_float
+from synthkd.core.images import portions, to_float
 from synthkd.core.logits import paired
 from synthkd.data.sources import Images
 from synthkd.engine.build import checked, images_for
@@ -548,7 +548,7 @@ def _accuracy(student: Classifier, images: Images, device: torch.device) -> floa
     """Accuracy in float32."""
     assert images.labels is not None
     student.eval()
-    parts = torch.split(images.pixels, 512)
+    parts = portions(images.pixels)
     logits = torch.cat([student(to_float(part.to(device))).cpu() for part in parts])
     if images.labels.dim() > 1:  # a yes or no for each class
         return measures.accuracy(paired(logits), images.labels.flatten())

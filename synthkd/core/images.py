@@ -6,6 +6,7 @@ H, W].
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from synthkd.core.errors import InputError
 from synthkd.core.files import write_atomic
 
+PORTION = 2**24  # numbers of images that are floats at one time
 IN_CACHE = 2**17  # pixels: measured with ResNet-20 at 32, 64 and 96 pixels, docs/log.md
 MOST_ROWS = 40  # of a contact sheet
 THUMBNAIL = 96  # pixels, the longest side of an image in it
@@ -88,6 +90,15 @@ def to_float(pixels: Tensor) -> Tensor:
     [0.0, 1.0]
     """
     return pixels.float().div_(255)
+
+
+def portions(pixels: Tensor) -> tuple[Tensor, ...]:
+    """Pixels [N, C, H, W] in parts whose floats take some 64 MB at most: of 512 images, or fewer.
+
+    >>> [len(part) for part in portions(torch.empty(300, 3, 224, 224, dtype=torch.uint8))]
+    [111, 111, 78]
+    """
+    return torch.split(pixels, min(512, max(1, PORTION // math.prod(pixels.shape[1:]))))
 
 
 def in_cache(images: Tensor) -> tuple[Tensor, ...]:

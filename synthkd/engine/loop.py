@@ -20,7 +20,7 @@ from torch import Tensor
 from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding
-from synthkd.core.images import Batch, resized, sent, to_float, to_uint8
+from synthkd.core.images import Batch, in_cache, portions, resized, sent, to_float, to_uint8
 from synthkd.core.logits import blended, paired
 from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
@@ -239,8 +239,8 @@ class Lab:
             return torch.empty(0, self.teacher.classes)
         parts: list[Tensor] = []
         with self.teacher.exact() if exact else nullcontext():
-            for part in torch.split(pixels, 512):
-                self.tick("labelling", 512 * len(parts), len(pixels))
+            for part in portions(pixels):
+                self.tick("labelling", sum(map(len, parts)), len(pixels))
                 parts.append(self.teacher(to_float(self.moved(part))).cpu())
         return torch.cat(parts)
 
@@ -909,9 +909,10 @@ def held_out_votes(lab: Lab) -> HeldOut:
     assert lab.learner is not None
     kept = lab.held_out.everything()
     answers = [
-        lab.learner.answer(to_float(lab.moved(part))).float().cpu()
-        for part in torch.split(kept.images, 512)
-        if len(part)
+        lab.learner.answer(to_float(some)).float().cpu()
+        for part in portions(kept.images)
+        for some in in_cache(lab.moved(part))
+        if len(some)
     ]
     taught = _taught(lab, kept)
     if not answers:
