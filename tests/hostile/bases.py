@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -124,7 +126,11 @@ def _onnx() -> None:
 
 
 def _runs() -> None:
-    _synthkd("distill", *SHORT, "--out", "run")
+    from synthkd.runs.directory import Run
+
+    with pytest.MonkeyPatch.context() as patched:  # as if it were killed in its last act
+        patched.setattr(Run, "_clear_checkpoints", lambda _: None)
+        _synthkd("distill", *SHORT, "--out", "run")
     _synthkd(
         "generate", "--pipeline", "shaders", "--count", "40", "--run.threads", "1", "--quiet",
         "--out", "set",
@@ -138,6 +144,7 @@ def _runs() -> None:
             elif path.name != last:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(path.read_bytes())
+    shutil.rmtree("run/checkpoints")
 
 
 def _bench() -> None:
