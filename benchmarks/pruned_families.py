@@ -31,13 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import Rows
 from safetensors.torch import save_file
 from scaling import read, trained
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import synthkd
-from synthkd.core.files import append_line, free_name
+from synthkd.core.files import free_name
 from synthkd.core.images import to_float
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
@@ -360,19 +361,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = Rows(given.out)
     if not given.table:
         torch.set_num_threads(THREADS)
         digits = Digits(given.out, given.size)
         for name in given.families.split(","):
-            if any((row["family"], row["size"]) == (name, given.size) for row in rows):
-                continue
-            rows.append(Family(name, digits, given).measured())
-            append_line(path, json.dumps(rows[-1]))
-            print(rows[-1], flush=True)
-    table(rows)
+            rows.make(
+                f"{name}-{given.size}", lambda name=name: Family(name, digits, given).measured()
+            )
+    table(list(rows.by_name.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What processes.py, shards.py and cost_model.py share: rows that are kept, commands, means.
+"""What benchmarks share: rows that are kept, commands, means.
 
 A row is a line of JSON in OUT/rows.jsonl; one that is there is not made again. Commands run in OUT,
 by the checkout that this file is in.

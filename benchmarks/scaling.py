@@ -100,9 +100,8 @@ def trained(
         group["lr"] = peak * one_cycle(share)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
-        logits = (
-            logits[0] if isinstance(logits, tuple) else logits
-        )  # beside it what other heads say
+        if isinstance(logits, tuple):  # beside it what other heads say
+            logits = logits[0]
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05).backward()
         optimizer.step()

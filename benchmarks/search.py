@@ -28,16 +28,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jobs import CIFAR_20, places_of
 from pruned_families import ENVIRONMENT, last_line
+from rows import Rows, spread
 from variants import flags_of
 
 import synthkd
-from synthkd.core.files import append_line, write_json
+from synthkd.core.files import write_json
 from synthkd.jobs.search import GENERATIONS, MAKING, POPULATION, TRYING, Search
 from synthkd.reports.search import Trial, best_of, read_search
 from synthkd.specs import load_teacher
@@ -93,8 +95,19 @@ class Bench:
         found: Path = self.given.out / f"{self.data}-{way}-s{seed}"
         return found
 
-    def row(self, way: str, seed: int) -> dict[str, Any] | None:
-        """What came of a way; None where it has to wait for another one."""
+    def waits(self, way: str, seed: int) -> bool:
+        """Whether a way needs the images of a search that is not there yet."""
+        if way not in ("halving", "chance") or (self._images(seed) / "manifest.json").exists():
+            return False
+        print(f"{self.place(way, seed).name}: run nsga2 first, whose images it needs", flush=True)
+        return True
+
+    def _images(self, seed: int) -> Path:
+        """Those of the search of a seed."""
+        return self.place("nsga2", seed) / "set"
+
+    def row(self, way: str, seed: int) -> dict[str, Any]:
+        """What came of a way."""
         began = time.perf_counter()
         row: dict[str, Any] = {
             "data": self.data, "way": way, "seed": seed, "minutes": self.given.minutes,
@@ -104,16 +117,13 @@ class Bench:
             found = self._measured(way, seed)
         except synthkd.InputError as error:
             found = {"refused": str(error)}
-        return None if found is None else row | found | {"seconds": time.perf_counter() - began}
+        return row | found | {"seconds": time.perf_counter() - began}
 
-    def _measured(self, way: str, seed: int) -> dict[str, Any] | None:
+    def _measured(self, way: str, seed: int) -> dict[str, Any]:
         place = self.place(way, seed)
         if way in ("halving", "chance"):
-            images = self.place("nsga2", seed) / "set"
-            if not (images / "manifest.json").exists():
-                print(f"{place.name}: run nsga2 first, whose images it needs", flush=True)
-                return None
-            return self._front(self._explored(place, seed, images, alone=way == "chance"))
+            trials = self._explored(place, seed, self._images(seed), alone=way == "chance")
+            return self._front(trials)
         if way == "auto":
             self._distilled(place, seed)
             return self._student(place)
@@ -220,7 +230,7 @@ def table(rows: list[dict[str, Any]]) -> None:
         for way in WAYS:
             some = [r for r in rows if (r["data"], r["way"]) == (data, way) and "hypervolume" in r]
             if some:
-                cells = [told([r[key] for r in some], digits) for key, digits in
+                cells = [spread([r[key] for r in some], digits) for key, digits in
                          (("hypervolume", 4), ("trainings", 1), ("candidates", 1))]  # fmt: skip
                 print(f"| {data} | {way} | {len(some)} | {' | '.join(cells)} |")
     print("\n| data | way | seed | student | weights | accuracy % | agreement % | teacher % | "
@@ -247,16 +257,6 @@ def table(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def told(values: Sequence[float], digits: int) -> str:
-    """Mean ± sample standard deviation.
-
-    >>> told([1.0, 3.0], 2), told([1.0], 1)
-    ('2.00 ± 1.41', '1.0')
-    """
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
-
-
 def main() -> None:
     """Runs what is not there yet, and prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -269,9 +269,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = Rows(given.out)
     if not given.table:
         torch.set_num_threads(THREADS)
         seeds = [int(seed) for seed in given.seeds.split(",")]
@@ -279,16 +277,10 @@ def main() -> None:
             bench = Bench(data, given)
             for seed in seeds:
                 for way in WAYS:
-                    done = any((r["data"], r["way"], r["seed"]) == (data, way, seed) for r in rows)
-                    alone = way == "killed" and seed != seeds[0]  # one is enough
-                    if way not in given.ways.split(",") or done or alone:
-                        continue
-                    row = bench.row(way, seed)
-                    if row is not None:
-                        rows.append(row)
-                        append_line(path, json.dumps(row))
-                        print(row, flush=True)
-    table(rows)
+                    more = way == "killed" and seed != seeds[0]  # one is enough
+                    if way in given.ways.split(",") and not more and not bench.waits(way, seed):
+                        rows.make(bench.place(way, seed).name, partial(bench.row, way, seed))
+    table(list(rows.by_name.values()))
 
 
 if __name__ == "__main__":

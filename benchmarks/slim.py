@@ -14,13 +14,13 @@ images (`data/`). `--minutes` gives every task another T; OUT is for one choice 
 import argparse
 import json
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from curves import judges
 from jobs import CIFAR_20, distil, places_of
+from rows import spread
 
 import synthkd
 from synthkd.commands import export
@@ -113,10 +113,7 @@ def exported(folder: Path, share: float) -> dict[str, Any]:
 
 def told(values: list[float]) -> str:
     """Mean, deviation and count."""
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+    return f"{spread(values, 2)} ({len(values)})" if values else "-"
 
 
 def read(out: Path, task: str, arm: str) -> dict[int, Any]:

@@ -11,12 +11,12 @@ students on real images. Runs that are finished are kept.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jobs import distil
+from rows import spread
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
@@ -103,19 +103,13 @@ def ranked(out: Path, found: dict[str, dict[str, object]]) -> dict[str, dict[str
 def student(folder: Path, table: dict[str, object], data: str, minutes: float, seed: int) -> float:
     """The accuracy on real images of a student of this teacher."""
     if not (folder / "summary.json").is_file():
-        words = ["distill", "--student", "resnet8", "--minutes", f"{minutes:g}", "--seed",
-                 str(seed), "--augment.flip", "true", "--trust-code", "--run.threads", "2",
-                 "--no-report", "--val-data", f"{data}/data/read.py:load:cifar10_test",
-                 "--out", str(folder)]  # fmt: skip
+        words = ["--student", "resnet8", "--minutes", f"{minutes:g}", "--seed", str(seed),
+                 "--augment.flip", "true", "--trust-code", "--no-report", "--val-data",
+                 f"{data}/data/read.py:load:cifar10_test"]  # fmt: skip
         for key, value in table.items():
             told = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [f"--teacher.{key.replace('_', '-')}", told]
-        if (folder / "recipe.toml").is_file():
-            words = ["distill", "--resume", str(folder), "--trust-code"]
-        with folder.with_suffix(".log").open("a") as log:
-            subprocess.run(
-                [sys.executable, "-m", "synthkd", *words], stdout=log, stderr=log, check=False
-            )
+        distil(folder, words, str(Path(__file__).resolve().parents[1]))
     return float(json.loads((folder / "summary.json").read_text())["student_accuracy"])
 
 
@@ -144,9 +138,8 @@ def main() -> None:
     parts = list(rows[0][1])
     print(f"\nsynthkd {synthkd.__version__}; teacher, {', '.join(parts)}, accuracy of its student")
     for name, values, scores in sorted(rows, key=lambda row: -row[1]["score"]):
-        spread = f" ± {100 * statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         cells = " | ".join(f"{values[key]:.4g}" for key in parts)
-        print(f"| {name} | {cells} | {100 * statistics.fmean(scores):.2f}{spread} |")
+        print(f"| {name} | {cells} | {spread([100 * score for score in scores], 2)} |")
     means = [statistics.fmean(scores) for _, _, scores in rows]
     for key in parts:
         found_by = spearmanr([values[key] for _, values, _ in rows], means).statistic

@@ -11,14 +11,12 @@ there is kept.
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import CHEST, CIFAR_20, CIFAR_56, CIFAR_100, FER, LUNGS, MOBILENET, VWW, places_of
+from jobs import CHEST, CIFAR_20, CIFAR_56, CIFAR_100, FER, LUNGS, MOBILENET, VWW, distil, places_of
 from safetensors.torch import load_file
 
 import synthkd
@@ -62,21 +60,14 @@ def runs_of(teacher: str) -> dict[str, str]:
     return found
 
 
-def distil(name: str, flags: str, folder: Path, places: dict[str, str]) -> bool:
+def finished(name: str, flags: str, folder: Path, places: dict[str, str]) -> bool:
     """Makes a run, or goes on with it; whether it is finished."""
     if (folder / "summary.json").is_file():
         return True
     words = (TEACHERS[name].format(**places) + flags).split()
-    command = ["distill", *words, "--run.threads", "2", "--run.snapshots", str(SNAPSHOTS),
-               "--out", str(folder), "--anyway"]  # fmt: skip
-    if (folder / "recipe.toml").is_file():
-        command = ["distill", "--resume", str(folder), "--trust-code"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a") as log:
-        subprocess.run(
-            [sys.executable, "-m", "synthkd", *command, "--no-report"], stdout=log, stderr=log,
-            check=False,
-        )  # fmt: skip
+    more = ["--run.snapshots", str(SNAPSHOTS), "--anyway", "--no-report"]
+    distil(folder, [*words, *more], str(Path(__file__).resolve().parents[1]))
     return (folder / "summary.json").is_file()
 
 
@@ -115,7 +106,7 @@ def collect(name: str, out: Path, places: dict[str, str]) -> None:
     panel: list[Any] = []
     for run, flags in runs_of(name).items():
         folder = out / name / run
-        if run in done or not distil(name, flags, folder, places):
+        if run in done or not finished(name, flags, folder, places):
             continue
         recipe = trusted(validated(read_toml(folder / "recipe.toml")), trust_code=True, anyway=True)
         teacher = load_teacher(recipe.teacher, trust_code=True)
