@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from synthkd.core.images import to_float
 from synthkd.core.states import PART
-from synthkd.engine.loop import HELD_BACK, HELD_OUT, LOOKED_AT, Lab, synthesize
+from synthkd.engine.loop import HELD_OUT, LOOKED_AT, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
 from synthkd.recipe import Recipe, Stage
 from synthkd.replay.memory import images_held
 from synthkd.synthesis import GENERATORS
+from synthkd.synthesis.context import HELD_BACK
 from synthkd.synthesis.resolution import mean_area
 from synthkd.teachers.protocol import Seen, Teacher, asked_freely
 
