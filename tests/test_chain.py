@@ -249,7 +249,8 @@ def test_an_average_teaches_its_share(monkeypatch):
         {"teaching__assistants": ("resnet8-w8",), "teaching__promote_at": 0.3,
          "teaching__rollback": 0.02, "memory__priority": 0.6, "training__weighting": "uncertainty",
          "training__terms": {"soft_targets": 1.0, "hint": 0.3}},
-        {"rule": "selected", "teaching__assistants": ("resnet8-w8",), **ADAPTING},
+        {"rule": "selected", "teaching__assistants": ("resnet8-w8",), **ADAPTING,
+         "training__batch": 16, "budget__images": 3200},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("left", [2, 9, 14])

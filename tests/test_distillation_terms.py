@@ -137,7 +137,8 @@ def test_at_a_high_temperature_correlations_are_those_of_logits_whatever_it_is()
     s, t = (x.double().numpy() for x in (LEARNED, TAUGHT))
     rows = [1 - scipy.stats.pearsonr(a, b).statistic for a, b in zip(s, t, strict=True)]
     centred = [x - x.mean(1, keepdims=True) for x in (s, t)]
-    columns = [1 - scipy.stats.pearsonr(*pair).statistic for pair in zip(*(x.T for x in centred))]
+    pairs = zip(*(x.T for x in centred), strict=True)
+    columns = [1 - scipy.stats.pearsonr(a, b).statistic for a, b in pairs]
     for measure, limit in (
         (answers.class_correlation, rows), (answers.image_correlation, columns)
     ):  # fmt: skip

@@ -27,6 +27,7 @@ def found(**given: object) -> list[str]:
 
 
 FRESH = {"pipeline": "cmi", "memory__replayed": 0.0}  # every batch is of its round
+HARD = {"soft_targets": 0.0, "votes": 1.0}
 REAL = {"data__real": "scans", "data__mix_ratio": 0.0}
 
 
@@ -43,7 +44,7 @@ REAL = {"data__real": "scans", "data__mix_ratio": 0.0}
         ({"generator__kind": "pixels", "pipeline": "fast-5"}, "--generator is not used"),
         ({"training__student_layers": ("layer1",)}, "training.student_layers is for terms that"),
         ({"training__teacher_layers": ("layr1",)}, "training.teacher_layers is for terms that"),
-        ({"training__temperature": 3.0, "training__terms": {"votes": 1}}, "training.temperature"),
+        ({"training__temperature": 3.0, "training__terms": HARD}, "training.temperature"),
         ({"memory__replayed": 0.0}, "memory.replayed is the share of remembered images beside"),
         ({**FRESH, "memory__priority": 0.6}, "memory.priority chooses among remembered images"),
         ({**FRESH, "memory__curriculum": True}, "memory.curriculum chooses among"),
@@ -82,8 +83,8 @@ def test_what_does_nothing_is_named(given, words):
         {"run__seed": 3, "budget__minutes": 1, "augment__flip": True},
         {"difficulty__start": 0.3},
         {"training__student_layers": ("a",), "training__teacher_layers": ("b",),
-         "training__terms": {"hint": 1.0}},
-        {"training__temperature": 3.0, "training__terms": {"class_correlation": 1.0}},
+         "training__terms": {"soft_targets": 0.0, "hint": 1.0}},
+        {"training__temperature": 3.0, "training__terms": HARD | {"class_correlation": 1.0}},
         {"memory__priority": 0.6, "memory__curriculum": True, "memory__boundary": 0.5},
         {"memory__priority": 0.6, "memory__priority_correction": 0.5, "pipeline": "cmi"},
         # a stage without fresh images has the memory alone, whatever its share
@@ -102,12 +103,13 @@ def test_what_does_something_is_not(given):
 def test_what_a_term_of_ones_own_reads_is_not_known(monkeypatch):
     own = Term("of a test", lambda view: view.learned.mean(), frozenset({"features"}))
     monkeypatch.setitem(TERMS, "own", own)
-    given = {"training__terms": {"own": 1.0}, "training__temperature": 3.0}
+    given = {"training__terms": HARD | {"own": 1.0}, "training__temperature": 3.0}
     assert found(**given, training__student_layers=("a",), training__teacher_layers=("b",)) == []
 
 
 def test_the_narrow_widths_of_a_student_are_taught_by_softened_answers(capsys):
-    words = "distill --dry-run --run.threads 1 --training.terms votes=1 --training.temperature 3"
+    words = "distill --dry-run --run.threads 1 --training.terms votes=1,soft_targets=0"
+    words += " --training.temperature 3"
     told = []
     for student in ("resnet8-w8", "slim:resnet8-w8"):
         main(shlex.split(f"{words} --student {student}"))
