@@ -272,6 +272,14 @@ def test_the_curriculum_follows_the_stage_or_the_difficulty(
     assert found.measures["denoising"] > 0  # also where only the step without signal is open
 
 
+def test_a_difficulty_without_room_to_move_leaves_all_steps_open(teacher: FrozenTeacher) -> None:
+    tables = {"diffusion": SMALL | {"curriculum": "difficulty"},
+              "difficulty": {"start": 0.05, "ceiling": 0.1}}  # fmt: skip
+    made = Diffusion(Recipe.model_validate(tables), teacher)
+    for level in (0.05, 0.1):
+        assert made._open(context(teacher, difficulty=level)) == 1.0
+
+
 def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
     teacher: FrozenTeacher, tmp_path: Path
 ) -> None:

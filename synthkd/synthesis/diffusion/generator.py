@@ -215,12 +215,12 @@ class Diffusion(Generator):
 
     def _open(self, context: SynthesisContext) -> float:
         """How much of the curriculum is open: by the share of the stage that is over, or by the
-        run's difficulty, or all."""
+        run's difficulty where it has room to move, or all."""
         if self.table.curriculum == "linear":
             return min(1.0, context.stage_share / OPENED_AFTER)
         if self.table.curriculum == "difficulty":
-            reach = max(1e-6, self.recipe.difficulty.ceiling - FLOOR)
-            return (context.difficulty - FLOOR) / reach
+            reach = self.recipe.difficulty.ceiling - FLOOR
+            return (context.difficulty - FLOOR) / reach if reach > 0 else 1.0
         return 1.0
 
     def _sync_ema(self) -> None:
