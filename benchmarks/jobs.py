@@ -61,7 +61,7 @@ LUNGS = (
 )
 
 
-PUBLISHED = ("shaders", "leaves", "fast-5", "fast-10", "nayer", "cmi")  # the best of the arena
+PUBLISHED = ("shaders", "leaves", "fast-5", "fast-10", "nayer", "cmi")  # the best of docs/bench
 CURVES = ("cifar10-", "cifar100-")  # jobs whose students are kept on their way: curves.py
 
 
@@ -155,7 +155,7 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--chest", default="chest.pt")
     parser.add_argument("--only", default=",".join(JOBS))
     parser.add_argument("--code", default=str(Path(__file__).resolve().parents[1]))

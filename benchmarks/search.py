@@ -261,7 +261,7 @@ def main() -> None:
     """Runs what is not there yet, and prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--limit", type=float, default=0.75, help="share of the teacher's time")

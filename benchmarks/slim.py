@@ -159,7 +159,7 @@ def main() -> None:
     """Runs what is not done yet, or prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--only", default="", help="names of runs (default: all)")
     parser.add_argument("--minutes", type=float, help="T of every task")
     parser.add_argument("--table", action="store_true")

@@ -117,7 +117,7 @@ def main() -> None:
     """Ranks, distils, compares."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()

@@ -121,7 +121,7 @@ def main() -> None:
     """Collects what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--chest", default="chest.pt")
     parser.add_argument("--only", default=",".join(TEACHERS))
     given = parser.parse_args()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import quoted
-from synthkd.core.findings import Finding
+from synthkd.core.findings import OF_NO_USE, Finding
 from synthkd.measures import ClassBalance, class_balance, missing_classes, relative_entropy
 
 USELESS = 0.25  # adjusted balanced agreement on held-out images below which a student is of no use
@@ -38,7 +38,7 @@ def verdict(findings: Iterable[Finding]) -> str:
     ('ok', 'useless')
     """
     found = list(findings)
-    return "useless" if any(f.serious for f in found) else "weak" if found else "ok"
+    return OF_NO_USE if any(f.serious for f in found) else "weak" if found else "ok"
 
 
 def balance_data(found: ClassBalance, names: Sequence[str]) -> dict[str, Any]:

@@ -126,13 +126,13 @@ COMMANDS: dict[str, Command] = {
                 "tensorboard", "--tensorboard", bool, False,
                 "write measures and contact sheets of every round into RUN/tensorboard, as "
                 "TensorBoard shows them",
-                brief="RUN/tensorboard too; no report.html",
+                brief="TensorBoard events too; no report.html",
             ),
             Switch(
                 "no_report", "--no-report", bool, False, "write no report.html at the end",
                 beside=True,
             ),
-            JSON, CONFIG, replace(DRY_RUN, brief="print the plan and stop; print errors alone"),
+            JSON, CONFIG, replace(DRY_RUN, brief="print the plan and stop; print errors only"),
             replace(QUIET, beside=True),
         ),
         context=("given", "started"),
@@ -299,7 +299,7 @@ COMMANDS: dict[str, Command] = {
                 "left_out", "--left-out-canaries", str, "",
                 "such images that a fair coin left out of its training (default: wrong labels are "
                 "drawn for the non-members)",
-                brief="such images that a coin left out",
+                brief="canaries that were not trained on",
             ),
             Switch(
                 "shadows", "--shadows", list[Path] | None, None,
@@ -333,7 +333,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "predict": Command(
-        "Name the classes of images by the student of a run.",
+        "Classify image files with the student of a run.",
         positionals=(
             Positional("path", Path, "run directory"),
             Positional("images", Path, "image files, or folders of them", several=True),

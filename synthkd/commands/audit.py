@@ -348,7 +348,8 @@ def _row(one: Attack) -> tuple[str, ...]:
     cells = [f"{one.network}, {leaks.SCORES[one.score]}"]
     cells += [_interval(Estimate(one.auc, one.auc_low, one.auc_high)), f"{one.auc_by_chance:.3f}"]
     for rate in one.rates:
-        cells += [_rate(rate, one.non_members), f"{rate.false_positive_rate:.1%}"]
+        chance = "-" if rate.by_chance is None else f"{rate.by_chance:.2%}"
+        cells += [_rate(rate, one.non_members), chance]
     if one.epsilon_lower_bound is not None:
         cells += [f"{one.epsilon_lower_bound:.2f}", f"{one.epsilon_by_chance:.2f}"]
     return tuple(cells)

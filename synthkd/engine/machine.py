@@ -10,6 +10,7 @@ import torch
 from synthkd.core.errors import InputError
 from synthkd.engine.processes import Processes, cores
 from synthkd.recipe import Recipe, RunTable
+from synthkd.specs.code import load_plugins
 
 
 def prepare(
@@ -17,11 +18,14 @@ def prepare(
 ) -> tuple[Recipe, torch.device, bool]:
     """Replaces `auto` in the machine part of a recipe by what it stands for here, and applies it.
 
+    The files of `run.plugins` are run.
+
     Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to
     compute in bfloat16. A resumed run finds the settled values and so computes alike. Of several
     processes all have as many threads as the first; `cuda` then stands for the GPU of each.
     """
     table, processes = recipe.run, processes or Processes()
+    load_plugins(table.plugins, trust_code=table.trust_code)
     if processes.gpu is None:
         device = choose_device(table.device)
         name = str(device)

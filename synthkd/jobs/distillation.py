@@ -151,6 +151,7 @@ class Distillation:
             "device": str(self.lab.device),
             "precision": self.recipe.run.precision,
             "teacher_findings": as_data(self.lab.teacher_findings),
+            "plugins": {path: sha256_of(Path(path)) for path in self.recipe.run.plugins},
             "processes": self.processes.count,
         }
         alike = [self.manifest["recipe_sha256"], self.teacher.digest]
@@ -238,6 +239,8 @@ class Distillation:
             raise InputError(f"{where}: the teacher is not the one that the run was started with")
         if before.get("recipe_sha256") != sha256_of(the_run.path / "recipe.toml"):
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
+        if before.get("plugins", {}) != self.manifest["plugins"]:
+            raise InputError(f"{where}: its run.plugins were changed after the run was started")
         kept = ("command", "student_chosen", "recipe_sha256", "estimate", "findings")
         self.manifest |= {key: before[key] for key in kept if key in before}
         sittings = _count(before.get("sittings"))
