@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import synthkd
+from synthkd import schedules
 from synthkd.core.errors import InputError
 from synthkd.core.logits import blended
 from synthkd.core.states import load_state, save_state
 from synthkd.engine.chain import Chain
 from synthkd.engine.loop import Lab, rounds
-from synthkd.recipe import Recipe, TeachingTable, load_recipe
+from synthkd.recipe import Recipe, TeacherTable, TeachingTable, load_recipe
+from synthkd.replay import Memory
+from synthkd.specs import load_teacher
 from synthkd.students.learner import Learner
+from synthkd.teachers.ensemble import EnsembleTeacher
 
 SMALL = {
     "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
@@ -25,9 +29,12 @@ SMALL = {
 }  # fmt: skip
 
 
-def lab_of(**settings: Any) -> Lab:
+def lab_of(*, rule: str = "", **settings: Any) -> Lab:
+    """A lab whose teacher is the demo's, or by a `rule` two of them."""
     given_ = {key.replace("__", "."): value for key, value in settings.items()}
-    return synthkd.build(Recipe.of({**SMALL, **given_}))
+    two = [load_teacher(TeacherTable()) for _ in range(2)] if rule else []
+    teacher = EnsembleTeacher(two, rule) if rule else None
+    return synthkd.build(Recipe.of({**SMALL, **given_}), teacher=teacher)
 
 
 # --- what is taught
@@ -96,6 +103,48 @@ def test_the_learning_rate_runs_its_course_in_every_turn(monkeypatch):
     list(rounds(lab_of(teaching__assistants=("resnet8-w8",))))
     falls = [place for place in range(1, len(seen)) if seen[place] < seen[place - 1] - 0.5]
     assert len(falls) == 1 and seen[falls[0] - 1] > 0.85 and seen[-1] > 0.95
+
+
+ADAPTING = {
+    "training__terms": {"soft_targets": 1.0, "hint": 0.3}, "training__weighting": "agreement",
+    "training__temperature_schedule": "adaptive", "training__temperature_end": 2.0,
+    "memory__priority": 0.6, "memory__curriculum": True, "difficulty__enabled": True,
+    "difficulty__start": 0.5,
+}  # fmt: skip
+
+
+def test_what_follows_an_assistant_begins_anew_with_the_next_network(monkeypatch):
+    corrected: list[float] = []
+
+    def correction(progress: float, *, first: float) -> float:
+        corrected.append(progress)
+        return plain(progress, first=first)
+
+    plain = schedules.correction
+    monkeypatch.setattr(schedules, "correction", correction)
+    lab = lab_of(teaching__assistants=("resnet8-w8",), **ADAPTING)
+    assert lab.chain is not None and isinstance(lab.memory, Memory)
+    fresh = lab_of(**ADAPTING).controllers
+    assert set(fresh) == {"difficulty", "temperature", "answers_share"}
+    shares, moved, promoted = [], False, False
+    for round_ in rounds(lab):
+        if "loss" not in round_.measures:
+            continue
+        shares.append(round_.measures["competence"])
+        states = {name: one.state_dict() for name, one in lab.controllers.items()}
+        if lab.chain.last and not promoted:
+            promoted = True
+            assert moved
+            assert states == {name: one.state_dict() for name, one in fresh.items()}
+            assert lab.memory.priorities is not None
+            assert bool((lab.memory.priorities[: len(lab.memory)] == 1).all())
+        elif not lab.chain.last:
+            moved = all(states[name] != fresh[name].state_dict() for name in fresh)
+            assert len(lab.memory.priorities.unique()) > 10  # type: ignore[union-attr]
+    turn = [schedules.competence(done / 10) for done in range(10)]
+    assert shares == pytest.approx([*turn, *turn])  # easy images first, for each of them
+    falls = [k for k in range(1, len(corrected)) if corrected[k] < corrected[k - 1]]
+    assert len(falls) == 1 and corrected[falls[0] - 1] > 0.9 < corrected[-1]
 
 
 def chain_of(**table: Any) -> Chain:
@@ -200,6 +249,8 @@ def test_an_average_teaches_its_share(monkeypatch):
         {"teaching__assistants": ("resnet8-w8",), "teaching__promote_at": 0.3,
          "teaching__rollback": 0.02, "memory__priority": 0.6, "training__weighting": "uncertainty",
          "training__terms": {"soft_targets": 1.0, "hint": 0.3}},
+        {"rule": "selected", "teaching__assistants": ("resnet8-w8",), **ADAPTING,
+         "training__batch": 16, "budget__images": 3200},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("left", [2, 9, 14])

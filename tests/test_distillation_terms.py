@@ -131,6 +131,26 @@ def test_correlations_are_pearsons_along_classes_and_along_images():
     assert found.item() == pytest.approx(sum(columns) / 4, rel=1e-4)
 
 
+def test_at_a_high_temperature_correlations_are_those_of_logits_whatever_it_is():
+    """Softened answers near 1 / K + (logits − their mean) / (K T): a correlation knows no scale."""
+    learned = LEARNED.clone().requires_grad_()
+    s, t = (x.double().numpy() for x in (LEARNED, TAUGHT))
+    rows = [1 - scipy.stats.pearsonr(a, b).statistic for a, b in zip(s, t, strict=True)]
+    centred = [x - x.mean(1, keepdims=True) for x in (s, t)]
+    pairs = zip(*(x.T for x in centred), strict=True)
+    columns = [1 - scipy.stats.pearsonr(a, b).statistic for a, b in pairs]
+    for measure, limit in (
+        (answers.class_correlation, rows), (answers.image_correlation, columns)
+    ):  # fmt: skip
+        slopes = []
+        for high in (100.0, 400.0):
+            found = measure(learned, TAUGHT, temperature=high)
+            assert found.item() == pytest.approx(sum(limit) / len(limit), rel=0.02)
+            slopes.append(torch.autograd.grad(found, learned)[0])
+        assert slopes[0].abs().max() > 0.01
+        assert torch.allclose(*slopes, rtol=0.05, atol=0.02 * float(slopes[0].abs().max()))
+
+
 # --- features
 
 
@@ -427,6 +447,43 @@ def test_every_term_serves_every_pair_of_families_learns_and_resumes(
     ]
     assert torch.equal(*after)
     assert not {k for k in learner.student.state_dict() if "made" in k}  # an adapter does not ship
+
+
+def plain(*sizes: int) -> Classifier:
+    """Convolutions that halve 16 pixels once for each size, a mean, a linear head."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in zip((1, *sizes), sizes, strict=False):
+        layers += [nn.Conv2d(before, after, 3, 2, 1), nn.ReLU()]
+    ends = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 5)]
+    return Classifier(nn.Sequential(*layers, *ends), SPEC, 5)
+
+
+@pytest.mark.parametrize(
+    ("terms", "pairs"),
+    [
+        ({"hint": 1.0}, (("1", "1"), ("3", "3"), ("4", "6"))),  # 8 and 4 pixels, and their means
+        ({"attention": 1.0}, (("1", "1"), ("3", "3"))),  # a mean looks nowhere
+        ({"feature_match": 1.0}, (("3", "3"),)),  # of as many channels
+        ({"attention": 1.0, "feature_match": 1.0}, (("1", "1"), ("3", "3"))),
+        ({"similarity": 1.0}, ()),
+        ({"similarity": 1.0, "feature_match": 1.0}, (("3", "3"),)),
+    ],
+)
+def test_layers_that_no_term_compares_are_not_looked_at(terms, pairs):
+    """The teacher has a resolution more, of which no layer of the student is."""
+    student, teacher = plain(4, 6), FrozenTeacher(plain(5, 6, 7))
+    table = TrainingTable(terms=terms)
+    objective = DistillationObjective(table, student, teacher)
+    assert objective.pairs == pairs
+    ours, theirs = ({"6.input"}, {"8.input"}) if "similarity" in terms else (set(), set())
+    assert set(objective.student_layers) == ours | {s for s, _ in pairs}
+    assert set(objective.teacher_layers) == theirs | {t for _, t in pairs}
+    images = noise(8, 1, 16, 16).sigmoid()
+    shown = teacher.teach(images, objective.teacher_layers)
+    shapes = {name: tuple(value.shape[1:]) for name, value in shown.features.items()}
+    assert shapes == objective.teacher_shapes
+    assert Learner(student, table, objective).step(images, shown, 0.5).loss.isfinite()
 
 
 def test_maps_and_tokens_of_one_grid_are_paired_without_being_named():

@@ -108,6 +108,29 @@ def test_the_choice_prefers_the_teacher_that_raises_agreement():
     assert TeacherChoice([1.0]).update({"loss": 1.0}) == 0
 
 
+def test_a_teacher_is_not_blamed_for_a_network_that_begins_anew():
+    """When an assistant's turn is over, what the student lacks against it is nobody's doing."""
+    settings = {
+        "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
+        "student.spec": "resnet8-w4", "student.start": "new", "budget.images": 3200,
+        "teaching.assistants": ("resnet8-w8",),
+    }  # fmt: skip
+    both = EnsembleTeacher([load_teachers(TeacherTable()) for _ in range(2)], "selected")
+    lab = synthkd.build(synthkd.Recipe.of(settings), teacher=both)
+    choice, before = lab.controllers["teacher"], None
+    assert isinstance(choice, TeacherChoice) and lab.chain is not None
+    for round_ in rounds(lab):
+        assert lab.controllers["teacher"] is choice
+        if before is None and lab.chain.last:
+            before = (list(choice.counts), list(choice.sums))
+            assert choice.agreement is None and sum(before[0]) > 2
+        elif before is not None:
+            assert (choice.counts, choice.sums) == before  # the first round rewards nobody
+            assert choice.agreement == round_.measures["agreement"]
+            break
+    assert before is not None
+
+
 def test_a_run_chooses_among_its_teachers_and_goes_on_exactly(tmp_path):
     settings = {
         "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
@@ -198,6 +221,16 @@ def test_nothing_of_a_member_changes():
             "average",
             "class 2 is 'c' to 'teacher' and 'x'",
         ),
+        (
+            [teacher(), *(teacher(names=tuple(names)) for names in ("abcd", "abxd"))],
+            "average",
+            "class 2 is 'c' to 'teacher' and 'x'",
+        ),
+        (
+            [*(teacher(names=tuple(names)) for names in ("abcd", "abcd", "dcba"))],
+            "average",
+            "class 0 is 'a' to 'teacher' and 'd'",
+        ),
         ([teacher(), teacher()], "mean", r"is one of average, .*; got 'mean'"),
         ([], "average", "there are none"),
     ],
@@ -205,6 +238,13 @@ def test_nothing_of_a_member_changes():
 def test_what_cannot_teach_together_is_refused(members, rule, said):
     with pytest.raises(InputError, match=said):
         EnsembleTeacher(members, rule)
+
+
+def test_names_are_those_of_the_first_teacher_that_brings_any():
+    unnamed, named = teacher(), teacher(names=("a", "b", "c", "d"))
+    assert unnamed.names == ("0", "1", "2", "3")
+    assert EnsembleTeacher([unnamed, unnamed, named, unnamed]).names == named.names
+    assert EnsembleTeacher([unnamed, unnamed]).names == unnamed.names
 
 
 # --- files

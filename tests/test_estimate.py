@@ -2,13 +2,21 @@
 
 import copy
 from dataclasses import is_dataclass
+from math import prod
 
 import pytest
 import torch
 
 from synthkd.core.images import ImageSpec
 from synthkd.engine.build import assemble
-from synthkd.engine.estimate import RoundCost, activations, estimate, measure, predict
+from synthkd.engine.estimate import (
+    RoundCost,
+    activations,
+    estimate,
+    measure,
+    memory_of,
+    predict,
+)
 from synthkd.engine.loop import Lab, rounds
 from synthkd.engine.progress import Budget
 from synthkd.networks import build_network
@@ -54,6 +62,44 @@ def test_activations_are_the_sizes_of_all_that_layers_return():
         torch.nn.Flatten(), torch.nn.Linear(64, 10),
     )  # fmt: skip
     assert activations(network, (1, 8, 8)) == 4 * 64 + 4 * 64 + 4 * 16 + 64 + 10
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_memory_counts_what_the_teacher_shows_while_a_student_learns(repeats, monkeypatch):
+    """Of a batch, and with repeats of a round of three: twice, and views of 256 numbers as float32
+    and twice as bytes, while they are put together."""
+    monkeypatch.setattr("synthkd.engine.estimate.resident", lambda: 0.0)
+    stages = [DRAW, STUDY.model_copy(update={"student_steps": 3})]
+    student = build_network("resnet8-w4", channels=1, size=16, classes=3)
+    spec = ImageSpec(1, 16, 16, (0.5,), (0.25,))
+    teacher = FrozenTeacher(Classifier(build_network("resnet8-w4", channels=1, size=16, classes=3),
+                                       spec, 3))  # fmt: skip
+    learned = 4 * 8 * activations(student, (1, 16, 16))
+    for shown in ({}, {"a": (2, 16, 16), "b": (40,)}, {"a": (900, 16, 16)}):
+        features = 4 * sum(prod(shape) for shape in shown.values())
+        round_ = (3 * 8 * (features + 256), 3 * 8 * (2 * features + 6 * 256))
+        expected = learned + 8 * features
+        if repeats > 1:
+            expected = max(expected + round_[0], round_[1])
+        assert expected == memory_of(
+            teacher, stages, student, batch=8, remembered=0.0, bfloat16=False, shown=shown,
+            repeats=repeats,
+        )  # fmt: skip
+
+
+def test_a_run_expects_the_features_that_it_will_hold(monkeypatch):
+    monkeypatch.setattr("synthkd.engine.estimate.resident", lambda: 0.0)
+    found = []
+    for terms in ({"soft_targets": 1.0}, {"soft_targets": 1.0, "hint": 1.0}):
+        recipe = recipe_of("shaders")
+        training = recipe.training.model_copy(update={"terms": terms})
+        lab = lab_of(recipe.model_copy(update={"training": training}))
+        found.append(estimate(lab).memory)
+    assert lab.learner is not None
+    layers = lab.learner.objective.teacher_layers
+    shown = lab.teacher.teach(torch.rand(1, *lab.teacher.spec.shape), layers).features
+    numbers = sum(value.numel() for value in shown.values())
+    assert found[1] - found[0] == pytest.approx(4 * 32 * numbers, rel=1e-6) and numbers > 1000
 
 
 def lab_of(recipe: Recipe) -> Lab:

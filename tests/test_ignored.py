@@ -7,6 +7,8 @@ import shlex
 import pytest
 
 from synthkd.cli import main
+from synthkd.losses.distillation import TERMS
+from synthkd.losses.term import Term
 from synthkd.recipe import load_recipe
 from synthkd.recipe.unused import given_keys, ignored
 from synthkd.synthesis import readers
@@ -24,6 +26,11 @@ def found(**given: object) -> list[str]:
     return [one.seen for one in told]
 
 
+FRESH = {"pipeline": "cmi", "memory__replayed": 0.0}  # every batch is of its round
+HARD = {"soft_targets": 0.0, "votes": 1.0}
+REAL = {"data__real": "scans", "data__mix_ratio": 0.0}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -35,6 +42,28 @@ def found(**given: object) -> list[str]:
         ({"difficulty__ceiling": 1.0, "difficulty__enabled": False}, "difficulty.ceiling"),
         ({"pixels__decay": 0.5, "pipeline": "shaders"}, "pixels.decay"),
         ({"generator__kind": "pixels", "pipeline": "fast-5"}, "--generator is not used"),
+        ({"training__student_layers": ("layer1",)}, "training.student_layers is for terms that"),
+        ({"training__teacher_layers": ("layr1",)}, "training.teacher_layers is for terms that"),
+        ({"training__temperature": 3.0, "training__terms": HARD}, "training.temperature"),
+        ({"memory__replayed": 0.0}, "memory.replayed is the share of remembered images beside"),
+        ({**FRESH, "memory__priority": 0.6}, "memory.priority chooses among remembered images"),
+        ({**FRESH, "memory__curriculum": True}, "memory.curriculum chooses among"),
+        ({**FRESH, "memory__boundary": 0.5}, "memory.boundary chooses among"),
+        ({**REAL, "memory__boundary": 0.5}, "memory.boundary chooses among"),
+        ({**REAL, "memory__replayed": 0.5}, "memory.replayed is the share"),
+        ({**REAL, "memory__shares": {"gan": 0.5}}, "memory.shares divides remembered images"),
+        (
+            {"memory__form": "autoencoder", "memory__shares": {"pixels": 0.6}},
+            "memory.shares divides remembered images",
+        ),
+        (
+            {"data__synthetic": "set", "memory__shares": {"pixels": 0.6}},
+            "memory.shares divides remembered images",
+        ),
+        (
+            {**FRESH, "difficulty__per_image": True, "augment__jitter": 0.3},
+            "difficulty.per_image changes",
+        ),
     ],
 )
 def test_what_does_nothing_is_named(given, words):
@@ -52,10 +81,40 @@ def test_what_does_nothing_is_named(given, words):
         {"generator__kind": "procedural"},
         {"training__momentum": 0.5, "training__optimizer": "sgd"},
         {"run__seed": 3, "budget__minutes": 1, "augment__flip": True},
+        {"difficulty__start": 0.3},
+        {"training__student_layers": ("a",), "training__teacher_layers": ("b",),
+         "training__terms": {"soft_targets": 0.0, "hint": 1.0}},
+        {"training__temperature": 3.0, "training__terms": HARD | {"class_correlation": 1.0}},
+        {"memory__priority": 0.6, "memory__curriculum": True, "memory__boundary": 0.5},
+        {"memory__priority": 0.6, "memory__priority_correction": 0.5, "pipeline": "cmi"},
+        # a stage without fresh images has the memory alone, whatever its share
+        {"memory__priority": 0.6, "memory__replayed": 0.0, "pipeline": "gan"},
+        {"difficulty__per_image": True, "augment__jitter": 0.3, "memory__replayed": 0.0,
+         "pipeline": "gan"},
+        {"memory__boundary": 0.5, "data__synthetic": "set", "memory__capacity": 0},
+        {"memory__shares": {"pixels": 0.6}},
+        {"memory__replayed": 0.5, "pipeline": "gan"},
     ],
-)
+)  # fmt: skip
 def test_what_does_something_is_not(given):
     assert found(**given) == []
+
+
+def test_what_a_term_of_ones_own_reads_is_not_known(monkeypatch):
+    own = Term("of a test", lambda view: view.learned.mean(), frozenset({"features"}))
+    monkeypatch.setitem(TERMS, "own", own)
+    given = {"training__terms": HARD | {"own": 1.0}, "training__temperature": 3.0}
+    assert found(**given, training__student_layers=("a",), training__teacher_layers=("b",)) == []
+
+
+def test_the_narrow_widths_of_a_student_are_taught_by_softened_answers(capsys):
+    words = "distill --dry-run --run.threads 1 --training.terms votes=1,soft_targets=0"
+    words += " --training.temperature 3"
+    told = []
+    for student in ("resnet8-w8", "slim:resnet8-w8"):
+        main(shlex.split(f"{words} --student {student}"))
+        told.append("training.temperature is for terms" in capsys.readouterr().out)
+    assert told == [True, False]
 
 
 def test_a_pipelines_own_settings_are_nobodys_mistake():

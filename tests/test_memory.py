@@ -189,6 +189,36 @@ def test_the_hesitating_are_drawn_in_proportion_to_one_minus_the_margin():
     )
 
 
+INDEPENDENT = [[0.0, -8.0, -8.0], [8.0, 8.0, -8.0], [8.0, -8.0, 0.0], [9.0, -3.0, -3.0]]
+
+
+def of_independent_classes() -> Memory:
+    """Four images in which the teacher sees the first class: one is undecided about that class, one
+    about another, two are decided."""
+    memory = Memory(4, SHAPE, 3, independent=True)
+    pixels = torch.zeros(4, *SHAPE, dtype=torch.uint8)
+    memory.add(pixels, torch.arange(4), torch.tensor(INDEPENDENT), "any")
+    assert memory.counts == [4, 0, 0]
+    return memory
+
+
+def test_a_boundary_of_independent_classes_is_where_a_class_is_neither_seen_nor_not():
+    weights = []
+    for row in INDEPENDENT:
+        sure = [abs(2 / (1 + math.exp(-z)) - 1) for z in row]
+        weights.append(1 - sum(sure) / 3 + 1e-3)
+    rng = torch.Generator().manual_seed(0)
+    labels = of_independent_classes().draw(20_000, rng, boundary=1.0).labels
+    found = (labels.bincount(minlength=4) / 20_000).tolist()
+    assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.015)
+    assert found[0] > 100 * found[1]
+
+
+def test_easy_images_of_independent_classes_are_decided_about_all():
+    memory, rng = of_independent_classes(), torch.Generator().manual_seed(0)
+    assert set(memory.draw(200, rng, easiest=0.5).labels.tolist()) == {1, 3}
+
+
 def three_origins() -> Memory:
     """200 images of origin "0", 50 of "1", 50 of "2"; labels tell the origin."""
     memory = Memory(300, SHAPE, 3)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from synthkd.core.errors import InputError
@@ -158,6 +158,22 @@ def test_the_boundary_share_is_drawn_where_the_teacher_is_less_sure(teacher):
     assert margin(1.0) < margin(0.5) < margin(0.0)
 
 
+def test_of_independent_classes_the_boundary_is_where_one_is_neither_seen_nor_not():
+    """A teacher of which two classes always go together: by a softmax it never tells them apart."""
+    linear = nn.Linear(64, 3)
+    with torch.no_grad():
+        linear.weight[:2], linear.weight[2] = 30 / 64, 0.0
+        linear.bias.copy_(torch.tensor([0.0, 0.0, -40.0]))
+    body = nn.Sequential(nn.Flatten(), linear)
+    several = FrozenTeacher(Classifier(body, SPEC, 3, "multilabel-logits"))
+    memory = learned(made(several), 2)
+    both = memory.draw(80, rng(7)).images  # what is chosen from, with the same numbers
+    drawn = memory.draw(40, rng(7), boundary=1.0).images
+    of_both, of_drawn = (several(to_float(some))[:, 0].abs() for some in (both, drawn))
+    assert torch.allclose(of_drawn.sort().values, of_both.sort().values[:40], atol=1e-4)
+    assert of_drawn.max() < of_both[:40].max()
+
+
 def test_everything_random_comes_from_the_seed_and_the_given_numbers(teacher):
     memories = []
     for seed in (0, 0, 1):
@@ -211,6 +227,18 @@ def test_a_recipe_gets_the_memory_that_it_asks_for(teacher, form, synthetic, kin
     memory = replay_for(recipe, teacher, Asked(teacher))
     assert type(memory) is kind
     assert (memory.capacity, len(memory), memory.counts) == (7, 0, [0, 0, 0])
+
+
+def test_memories_of_a_run_know_whether_classes_are_independent(teacher, tmp_path):
+    body = build_network("resnet8-w4", channels=1, size=8, classes=3)
+    several = FrozenTeacher(Classifier(body, SPEC, 3, "multilabel-logits"))
+    for one, independent in ((teacher, False), (several, True)):
+        lab = assemble(Recipe.of({}), one, new_student(StudentTable(spec="resnet8-w4"), one))
+        assert isinstance(lab.memory, Memory)
+        assert lab.memory.independent is lab.held_out.independent is independent
+        lab.fill(stripes(64, 0), torch.zeros(64, dtype=torch.int64))
+        assert isinstance(lab.memory, Memory) and len(lab.memory) == 61
+        assert lab.memory.independent is independent
 
 
 # --- in a run ---

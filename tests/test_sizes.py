@@ -16,6 +16,7 @@ from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable, to_toml, validated
 from synthkd.schedules import scale
 from synthkd.specs import load_teacher, new_student
+from synthkd.students.learner import Learner
 from synthkd.synthesis import resolution
 from synthkd.synthesis.plan import cycled, plan, sized, suited
 from synthkd.synthesis.resolution import mean_area
@@ -110,6 +111,26 @@ def test_a_student_sees_small_images_first_and_large_ones_last() -> None:
     lab.learner.step = watched  # type: ignore[method-assign]
     list(rounds(lab))
     assert seen == [(8, 8)] * 12 + [(16, 16)] * 8
+
+
+def test_every_network_of_a_chain_sees_small_images_first_and_large_ones_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An assistant too: it teaches, and is judged, at full size."""
+    given = {**SMALL, "budget.images": 640, "training.scales": "0.5=0.6,1=0.4"}
+    lab = synthkd.build(Recipe.of({**given, "teaching.assistants": ("resnet8-w8",)}))
+    assert lab.chain is not None
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    step = Learner.step
+
+    def watched(self: Learner, images: Tensor, *more: Any, **rest: Any) -> Any:
+        seen.setdefault(id(self), []).append(tuple(images.shape[2:]))
+        return step(self, images, *more, **rest)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    list(rounds(lab))
+    turn = [(8, 8)] * 12 + [(16, 16)] * 8
+    assert [seen[id(learner)] for learner in lab.chain.learners] == [turn, turn]
 
 
 def test_each_answer_is_learned_so_many_times_in_another_order(

@@ -256,17 +256,41 @@ def test_the_easiest_of_every_class_come_first():
     assert seen(0.01) == {0, 1, 6}  # and is judged with the others
 
 
-def test_the_curriculum_opens_the_memory_as_the_training_goes_on():
+def test_the_curriculum_opens_the_memory_as_the_training_goes_on(monkeypatch):
+    """Ten rounds: what the n-th draws from is the competence after n − 1 of them."""
     lab = lab_of(memory__curriculum=True, budget__images=3200)
-    shares = [round_.measures["competence"] for round_ in rounds(lab)]
-    assert shares[0] == pytest.approx(0.2) and shares == sorted(shares)
-    assert shares[-1] > 0.9
+    drawn, draw = [], lab.memory.draw
+
+    def watched(*given: object, easiest: float, **more: object) -> object:
+        drawn.append(easiest)
+        return draw(*given, easiest=easiest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lab.memory, "draw", watched)
+    told = [round_.measures.get("competence") for round_ in rounds(lab)]
+    expected = [math.sqrt(n / 10 * (1 - 0.2**2) + 0.2**2) for n in range(10)]
+    assert [share for share in told if share is not None] == pytest.approx(expected)
+    assert list(dict.fromkeys(drawn)) == pytest.approx(expected)
+    assert len(drawn) == 100
+
+
+def test_a_controller_hears_how_much_of_the_training_is_done(monkeypatch):
+    heard: list[float] = []
+
+    class Hearing(controllers.Following):
+        def update(self, signals):
+            heard.append(signals["progress"])
+            return super().update(signals)
+
+    made = Hearing("progress", float, 0.0)
+    monkeypatch.setitem(controllers.CONTROLLERS, "hearing", lambda _: made)
+    told = [round_.measures["hearing"] for round_ in rounds(lab_of())]
+    assert heard == pytest.approx([1 / 3, 2 / 3, 1]) and told[-3:] == heard
 
 
 def test_what_is_off_has_no_controller_and_leaves_no_trace():
     assert set(lab_of().controllers) == {"difficulty"}
     assert set(controllers.CONTROLLERS) == {
-        "difficulty", "temperature", "answers_share", "competence", "need.0.5", "need.0.75"
+        "difficulty", "temperature", "answers_share", "need.0.5", "need.0.75"
     }  # fmt: skip
     measures = [set(round_.measures) for round_ in rounds(lab_of())]
     assert not {name for found in measures for name in found if name.startswith("factor.")}

@@ -125,6 +125,30 @@ def blended(
     return (logits.log_softmax(2) + shares).logsumexp(0)
 
 
+def margin_of(logits: Tensor, *, independent: bool = False) -> Tensor:
+    """How far answers are from where the decision turns, 0..1: [B].
+
+        p₁ − p₂, the largest two of softmax(logits);   of independent classes the mean over K of
+        |2 σ(logits) − 1|
+
+    An independent class has a boundary of its own, at σ = 1/2, and |2 σ − 1| is the p₁ − p₂ of its
+    yes and no. So 1 − the mean grows with the number of boundaries that an image lies at; one class
+    in doubt, however many others are sure, tells it from images without any.
+
+    `logits` are [B, K], K at least 2 unless they are `independent`.
+
+    >>> margin_of(torch.tensor([[0.75, 0.25, 0.0]]).log()).round(decimals=2).tolist()
+    [0.5]
+    >>> doubtful, sure = [0.0, -8.0, -8.0], [8.0, 8.0, -8.0]
+    >>> margin_of(torch.tensor([doubtful, sure]), independent=True).round(decimals=2).tolist()
+    [0.6700000166893005, 1.0]
+    """
+    if independent:
+        return (2 * logits.sigmoid() - 1).abs().mean(1)
+    top = logits.softmax(1).topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
 def paired(logits: Tensor) -> Tensor:
     """Logits of independent classes [B, K] as B · K questions of two answers each, no and yes,
     [B · K, 2]: their softmax is the sigmoid of each, their vote its decision.

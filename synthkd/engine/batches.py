@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synthkd.core.images import sent, to_uint8
+from synthkd.core.logits import margin_of
 from synthkd.replay import ReplayBatch
 from synthkd.teachers.protocol import Seen
 
@@ -27,7 +28,7 @@ class TeachingBatch:
     origins: tuple[str, ...]  # B names: of a generator, "data" of a data set, "real"
     asked: Tensor  # [B] int64, the class that was asked for, −1 where none was
     weights: Tensor | None = None  # [B] float32
-    margins: Tensor | None = None  # [B] float32, p₁ − p₂ of the teacher; 1 where it is not known
+    margins: Tensor | None = None  # [B] float32, of the teacher; 1 where it is not known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,14 +44,9 @@ def plain(images: Tensor, origin: str, asked: Tensor | None = None) -> TeachingB
 def replayed(
     drawn: ReplayBatch, *, margins: bool = False, independent: bool = False
 ) -> TeachingBatch:
-    """Images drawn from a memory, with the teacher's margins where they are wanted: p₁ − p₂, and of
-    independent classes the mean of |2 p − 1|."""
+    """Images drawn from a memory, with the teacher's margins if wanted (`margin_of`)."""
     weights = None if bool((drawn.weights == 1).all()) else drawn.weights
-    sure = None
-    if margins:
-        logits = drawn.logits.float()
-        top = logits.softmax(1).topk(2, dim=1).values
-        sure = (2 * logits.sigmoid() - 1).abs().mean(1) if independent else top[:, 0] - top[:, 1]
+    sure = margin_of(drawn.logits.float(), independent=independent) if margins else None
     return TeachingBatch(drawn.images, drawn.slots, drawn.origins, drawn.labels, weights, sure)
 
 

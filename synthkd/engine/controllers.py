@@ -3,7 +3,8 @@
 A controller is asked once a round, after the student's turn, and its value is recorded with the
 round. Signals are the round's measures ("loss", "agreement" on held-out images, "confidence",
 "balance", "term.NAME" of the synthesis, …) and "progress", the share of the training that is done.
-What follows the clock alone (the learning rate) is a schedule, not a controller: schedules.py.
+What follows the clock alone (the learning rate, a curriculum) is a schedule, not a controller:
+schedules.py. Where assistants learn first, each network has controllers of its own.
 """
 
 import math
@@ -175,12 +176,6 @@ def _answers_share(recipe: Recipe) -> Controller | None:
     return Following("agreement", answers_share, answers_share(0.0), kept=0.9)
 
 
-def _competence(recipe: Recipe) -> Controller | None:
-    if not recipe.memory.curriculum:
-        return None
-    return Following("progress", schedules.competence, schedules.competence(0.0))
-
-
 def _need(share: float, recipe: Recipe) -> Controller | None:
     if recipe.training.widths != "needed":
         return None
@@ -191,13 +186,17 @@ def _need(share: float, recipe: Recipe) -> Controller | None:
 #   difficulty      how difficult synthetic images shall be, 0..1
 #   temperature     of the student's soft targets; without it, by the schedule of [training]
 #   answers_share   of the terms that compare answers in the student's loss, 0..1
-#   competence      the share of the remembered images, from the easiest on, that is drawn from
 #   need.SHARE      of a slimmable student's widths between the narrowest and the full one: how much
 #                   of its gradient the full width's leaves over (`students.sandwich`)
 CONTROLLERS: dict[str, Callable[[Recipe], Controller | None]] = {
     "difficulty": _difficulty,
     "temperature": _temperature,
     "answers_share": _answers_share,
-    "competence": _competence,
     **{f"need.{share:g}": partial(_need, share) for share in SHARES[1:-1]},
 }
+
+
+def controllers_of(recipe: Recipe) -> dict[str, Controller]:
+    """The controllers that a recipe wants, at their beginning, by name."""
+    made = {name: new(recipe) for name, new in CONTROLLERS.items()}
+    return {name: controller for name, controller in made.items() if controller is not None}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -183,6 +184,8 @@ def _memory(lab: Lab, remembered: float) -> float:
     return count * memory_of(
         lab.teacher, lab.stages, student, batch=-(-lab.recipe.training.batch // count),
         remembered=remembered / count, bfloat16=lab.bfloat16,
+        shown={k: v for each in lab.learners for k, v in each.objective.teacher_shapes.items()},
+        repeats=lab.recipe.training.repeats,
     )  # fmt: skip
 
 
@@ -197,11 +200,14 @@ def _exchange(lab: Lab) -> float:
 
 def memory_of(
     teacher: Teacher, stages: Sequence[Stage], student: nn.Module | None, *, batch: int,
-    remembered: float, bfloat16: bool,
+    remembered: float, bfloat16: bool, shown: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    repeats: int = 1,
 ) -> float:  # fmt: skip
     """Bytes: what this process holds now, what a batch keeps for its gradients, and the images
     `remembered`: themselves, unless they lie in a file, and three times those of one file of
-    a checkpoint, which is written from a copy and read back."""
+    a checkpoint, which is written from a copy and read back. A student also holds what the teacher
+    has `shown` of a batch, features of these shapes by layer; with `repeats` above 1 also those of
+    all batches of a round, and their views: twice while they are put together, before it learns."""
     width = 2 if bfloat16 else 4
     whole = remembered * row_bytes(teacher)
     filed = remembered > images_held(teacher.spec.shape)
@@ -209,6 +215,13 @@ def memory_of(
     learned = refined = 0.0
     if student is not None:
         learned = width * batch * activations(student, teacher.spec.shape)
+        features = width * sum(prod(shape) for shape in shown.values())
+        learned += batch * features
+        if repeats > 1:  # views are float32 before they are put together, and uint8 afterwards
+            count = batch * max((s.student_steps for s in stages), default=0)
+            views = prod(teacher.spec.shape)
+            learned += count * (features + views)
+            learned = max(learned, count * (2 * features + (4 + 1 + 1) * views))
     if teacher.access == "full" and any(s.terms for s in stages):
         count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
         refined = width * count * activations(teacher.network, teacher.spec.shape)

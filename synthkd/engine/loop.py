@@ -26,7 +26,7 @@ from synthkd.core.seeds import generator_for, globally
 from synthkd.engine import batches
 from synthkd.engine.batches import TaughtBatch, TeachingBatch
 from synthkd.engine.chain import Chain
-from synthkd.engine.controllers import CONTROLLERS, Controller, TeacherChoice
+from synthkd.engine.controllers import Controller, TeacherChoice, controllers_of
 from synthkd.engine.processes import Processes, means
 from synthkd.engine.progress import (
     Progress,
@@ -131,13 +131,13 @@ class Lab:
         self.folder: Path | None = None  # see `keep_in`
         self.memory: Replay = replay_for(self._own(recipe), teacher, self.label)
         self.shares = _shares(recipe.memory.shares)
-        self.held_out = Memory(HELD_OUT, teacher.spec.shape, teacher.classes)
+        shape, several = teacher.spec.shape, teacher.independent
+        self.held_out = Memory(HELD_OUT, shape, teacher.classes, independent=several)
         self.generators: dict[str, Generator] = {}
         for kind in dict.fromkeys(s.generator for s in self.stages if s.synthesizes):
             with globally(generator_for(recipe.run.seed, "generator", kind)):
                 self.generators[kind] = GENERATORS[kind](recipe, teacher)
-        made = {name: new(recipe) for name, new in CONTROLLERS.items()}
-        self.controllers: dict[str, Controller] = {n: c for n, c in made.items() if c is not None}
+        self.controllers: dict[str, Controller] = controllers_of(recipe)
         if isinstance(teacher, EnsembleTeacher) and teacher.rule == SELECTED:
             largest = max(1, *(t.parameters_count for t in teacher.teachers))
             self.controllers["teacher"] = TeacherChoice(
@@ -156,9 +156,8 @@ class Lab:
         self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
         self.asked = 0  # images that the teachers of all processes answered, when a round ended
-        for learner in (*(self.chain.learners if self.chain else ()), self.learner, self.peer):
-            if learner is not None:  # they begin alike, whatever machine each process is on
-                self.processes.spread_(learner.everything())
+        for learner in self.learners:  # they begin alike, whatever machine each process is on
+            self.processes.spread_(learner.everything())
 
     def _own(self, recipe: Recipe) -> Recipe:
         """The recipe with the memory of this process alone."""
@@ -192,6 +191,13 @@ class Lab:
     def shipped(self) -> Learner | None:
         """The learner whose network leaves the run: the last of a chain."""
         return self.chain.learners[-1] if self.chain else self.learner
+
+    @property
+    def learners(self) -> tuple[Learner, ...]:
+        """All that learn in the run: the assistants, the student, its peer."""
+        chain = self.chain.learners if self.chain else ()
+        every = (*(chain or (self.learner,)), self.peer)
+        return tuple(learner for learner in every if learner is not None)
 
     def value(self, name: str, otherwise: float) -> float:
         """What the controller of this name says, or, where there is none, `otherwise`."""
@@ -252,7 +258,10 @@ class Lab:
         self.hold_out(pixels[order[: len(order) - len(kept)]], "data")
         kept = kept[self.processes.rank :: self.processes.count]
         spec = self.teacher.spec
-        self.memory = Memory(len(kept), spec.shape, self.teacher.classes, self.folder)
+        self.memory = Memory(
+            len(kept), spec.shape, self.teacher.classes, self.folder,
+            independent=self.teacher.independent,
+        )  # fmt: skip
         for part in torch.split(kept, 8 * 512):
             some = pixels[part]
             self.memory.add(some, labels[part], self.label(some), "data")
@@ -261,6 +270,18 @@ class Lab:
     def taught_share(self) -> float:
         """How far the student's training is, 0..1."""
         return taught_share(self.progress, self.budget)
+
+    @property
+    def turn_share(self) -> float:
+        """How far the turn of the network that learns now is, 0..1: an assistant's, or the
+        student's."""
+        return self.chain.share(self.taught_share) if self.chain else self.taught_share
+
+    @property
+    def easiest(self) -> float:
+        """The share of the remembered images, from the easiest on, that is drawn from."""
+        curriculum = self.recipe.memory.curriculum
+        return schedules.competence(self.turn_share) if curriculum else 1.0
 
     @property
     def late(self) -> bool:
@@ -390,11 +411,6 @@ def rounds(lab: Lab) -> Iterator[Round]:
             "trained": synthesized.trained,
         }  # fmt: skip
         measures, counts = lab.gathered(measures, counts)
-        if stage.student_steps and lab.learner:
-            signals = measures | {"progress": lab.taught_share}
-            for controller in lab.controllers.values():
-                controller.update(signals)
-        measures |= {name: controller.value for name, controller in lab.controllers.items()}
         if lab.chain:
             state = lab.chain.state
             measures |= {"turn": float(state.place), "assistant": state.weight}
@@ -407,6 +423,11 @@ def rounds(lab: Lab) -> Iterator[Round]:
             **counts,
         )  # fmt: skip
         before = now
+        if stage.student_steps and lab.learner:
+            signals = measures | {"progress": lab.taught_share}
+            for controller in lab.controllers.values():
+                controller.update(signals)
+        measures |= {name: controller.value for name, controller in lab.controllers.items()}
         if lab.chain and seen and lab.chain.notice(lab.taught_share, measures):
             _promote(lab, lab.chain)
         samples = (
@@ -426,10 +447,16 @@ def rounds(lab: Lab) -> Iterator[Round]:
 
 
 def _promote(lab: Lab, chain: Chain) -> None:
-    """Ends the turn of an assistant: its better weights teach from now on."""
+    """Ends the turn of an assistant: its better weights teach from now on. What had followed its
+    learning, controllers and priorities of images, begins anew with the next one."""
     select_final_weights(lab)
     chain.promote(lab.taught_share)
     lab.learner = chain.learner
+    lab.controllers |= controllers_of(lab.recipe)
+    if isinstance(choice := lab.controllers.get("teacher"), TeacherChoice):
+        choice.agreement = None  # of another network: the next one's first is no gain over it
+    if lab.recipe.memory.priority:
+        lab.memory.update(torch.arange(len(lab.memory)), torch.ones(len(lab.memory)))
 
 
 def _stage_end(lab: Lab) -> float:
@@ -588,6 +615,7 @@ def _teach(
             loss = turn.learn(batch, whole)
     elif parts := list(_taught_batches(lab, stage, fresh, turn.left / repeats, rng)):
         pool = batches.pooled([batch for batch, _ in parts])
+        parts.clear()  # it may be gigabytes, and is in the pool
         for _ in range(repeats):
             order = torch.randperm(len(pool), generator=rng)
             for index in (*torch.split(order, count), order[:0]):
@@ -603,6 +631,7 @@ def _teach(
         )
     factors = lab.learner.objective.factors(turn.answers_share)
     told = {f"factor.{name}": factor for name, factor in factors.items()}
+    told |= {"competence": lab.easiest} if lab.recipe.memory.curriculum else {}
     return turn.seen, turn.synthetic, {"loss": float(loss), **told, **turn.measured_needs()}
 
 
@@ -671,15 +700,16 @@ class _Turn:
             passed = lab.since(self.began) if lab.budget.timed else self.seen
             spent = replace(lab.progress, taught=lab.progress.taught + passed)
             share = taught_share(spent, lab.budget)
+            local = lab.chain.share(share) if lab.chain else share
             views = to_float(batch.views) if batch.views.dtype == torch.uint8 else batch.views
-            side = schedules.scale(share, table.scales)
+            side = schedules.scale(local, table.scales)
             if side < 1:
                 small = (max(8, round(side * s)) for s in views.shape[2:])
                 views = resized(views, (next(small), next(small)))
             first = lab.recipe.memory.priority_correction
             weights = batch.weights
             if weights is not None:
-                weights = weights ** schedules.correction(share, first=first)
+                weights = weights ** schedules.correction(local, first=first)
             views = views.contiguous(memory_format=torch.channels_last)
             given: dict[str, Any] = {
                 "asked": batch.asked, "slots": batch.slots, "weights": weights,
@@ -688,7 +718,6 @@ class _Turn:
             }  # fmt: skip
             peer, told = lab.peer, lab.recipe.teaching.peer_weight
             answers = (peer.answer(views), self.learner.answer(views)) if peer else (None, None)
-            local = lab.chain.share(share) if lab.chain else share
             step = self.learner.step(
                 views, batch.seen, local, per_sample=self.priority > 0, peer=answers[0],
                 peer_weight=told, **given,
@@ -797,8 +826,9 @@ def _hybrid(
     parts = [fresh]
     if replayed:
         near = lab.recipe.memory.boundary * lab.difficulty
-        easiest = lab.value("competence", 1.0)
-        drawn = lab.memory.draw(replayed, rng, boundary=near, shares=lab.shares, easiest=easiest)
+        drawn = lab.memory.draw(
+            replayed, rng, boundary=near, shares=lab.shares, easiest=lab.easiest
+        )
         wanted, several = lab.recipe.difficulty.per_image, lab.teacher.independent
         parts.append(batches.replayed(drawn, margins=wanted, independent=several))
     if real:

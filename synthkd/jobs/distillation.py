@@ -134,7 +134,10 @@ class Distillation:
         self.evidence.recipe = self.recipe  # what was left open is decided
         self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
-        self.idle = idle = ignored(self.recipe, self.lab.stages, given, readers())
+        slimmable = any(isinstance(each.student.body, Slimmable) for each in self.lab.learners)
+        self.idle = idle = ignored(
+            self.recipe, self.lab.stages, given, readers(), slimmable=slimmable
+        )
         self.report.findings(idle)
         self.manifest: dict[str, Any] = {
             **environment(self.lab.device),

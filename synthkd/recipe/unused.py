@@ -23,12 +23,6 @@ def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found)
 
 
-SOFTENED = {
-    "soft_targets", "standardized_targets", "decoupled_target", "decoupled_others",
-    "class_correlation", "image_correlation",
-}  # fmt: skip
-
-
 def ignored(
     recipe: Recipe,
     stages: Sequence[Stage],
@@ -36,15 +30,27 @@ def ignored(
     readers: Mapping[str, Collection[str]],
     *,
     student: bool = True,
+    slimmable: bool = False,
 ) -> list[Finding]:
     """A finding for each of the `given` keys that changes nothing, by the recipe and the stages
     that will run, with a student or without one. `readers` are the generators that read a table,
-    by its name, where not every run does."""
+    by its name, where not every run does; `slimmable` says that a network of several widths
+    learns."""
+    from synthkd.losses.distillation import SHIPPED, SOFTENED, TERMS  # not for --help: torch
+
     sources = sources_of(recipe, student=student)
     generators = {stage.generator for stage in stages}
-    training, teaching = recipe.training, recipe.teaching
+    training, teaching, memory = recipe.training, recipe.teaching, recipe.memory
     hardened = recipe.augment.affine or recipe.augment.jitter or recipe.augment.erase
     terms = {name for name, weight in training.terms.items() if weight}
+    # what terms of one's own read of a view is not known
+    softened = SOFTENED & terms or terms - SHIPPED or teaching.peer or slimmable
+    layered = any("features" in TERMS[name].needs for name in terms if name in TERMS)
+    fresh = [stage.synthesizes for stage in stages if stage.student_steps and student]
+    stored = sources.synthetic and bool(memory.capacity or recipe.data.synthetic)
+    told = memory.form == "images" and not recipe.data.synthetic  # who made an image
+    # a batch without fresh images comes from the memory alone
+    replays = stored and any(memory.replayed or not new for new in fresh)
     idle = [
         ("data.real", not sources.real,
          "--real-data is not used at --mix-ratio 1.0", "give --mix-ratio 0.5 to mix, or omit it"),
@@ -52,16 +58,30 @@ def ignored(
          "--synthetic is not used at --mix-ratio 0", "give a larger --mix-ratio, or omit it"),
         ("training.momentum", training.optimizer != "sgd",
          f"training.momentum is for sgd, and the optimizer is {training.optimizer}", "omit it"),
-        ("training.temperature", not (teaching.peer or SOFTENED & terms),
+        ("training.temperature", not softened,
          "training.temperature is for terms that soften answers (soft_targets), and training.terms "
          "lack them", "omit it"),
         ("training.temperature_end", training.temperature_schedule == "constant",
          "training.temperature_end is for a course of the temperature, and it is constant",
          "give --training.temperature_schedule cosine, or omit it"),
-        ("difficulty.per_image", not hardened or not recipe.memory.replayed,
+        *((f"training.{key}", not layered,
+           f"training.{key} is for terms that compare layers (hint), and training.terms lack them",
+           "give --training.terms soft_targets=1,hint=1, or omit it")
+          for key in ("student_layers", "teacher_layers")),
+        ("memory.replayed", not stored or not any(fresh),
+         "memory.replayed is the share of remembered images beside fresh ones, and no stage of "
+         "this run teaches with both", "omit it"),
+        *((f"memory.{key}", not replays,
+           f"memory.{key} chooses among remembered images, and the student sees none of them",
+           "give --memory.replayed 0.5, or omit it" if stored else "omit it")
+          for key in ("priority", "curriculum", "boundary")),
+        ("memory.shares", not (told and stored and fresh),
+         "memory.shares divides remembered images by their generators, and in this run none are "
+         "remembered with theirs", "omit it"),
+        ("difficulty.per_image", not hardened or not replays,
          "difficulty.per_image changes augment.affine, jitter and erase of remembered images, and "
          "there are none", "give --augment.jitter 0.3, or omit it"),
-        ("memory.priority_correction", not recipe.memory.priority,
+        ("memory.priority_correction", not memory.priority or not replays,
          "memory.priority_correction makes up for priorities, and there are none",
          "give --memory.priority 0.6, or omit it"),
         *((f"teaching.{key}", not teaching.assistants,
@@ -75,7 +95,7 @@ def ignored(
          f"training.milestones are for the schedule steps, and this one is {training.schedule}",
          "omit them"),
     ]  # fmt: skip
-    fixed = {"enabled", "per_image"}  # of [difficulty]: they need no scheduler
+    fixed = {"enabled", "start", "per_image"}  # of [difficulty]: they need no scheduler
     found = [
         Finding("ignored-setting", seen, remedy)
         for key, unused, seen, remedy in idle

@@ -15,4 +15,5 @@ def replay_for(recipe: Recipe, teacher: Teacher, label: Label) -> Replay:
     table = recipe.memory
     if table.form == "autoencoder" and not recipe.data.synthetic:
         return GenerativeReplay(table.capacity, teacher, label, seed=recipe.run.seed)
-    return Memory(table.capacity, teacher.spec.shape, teacher.classes)
+    shape, several = teacher.spec.shape, teacher.independent
+    return Memory(table.capacity, shape, teacher.classes, independent=several)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError
 from synthkd.core.images import to_float, to_uint8
+from synthkd.core.logits import margin_of
 from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import generator_for, globally
 from synthkd.networks.decoder import Decoder
@@ -144,8 +145,9 @@ class GenerativeReplay:
         near = round(boundary * count)
         images = self._decoded(count + near, rng)
         if near:
-            sure = self.label(images[count - near :]).softmax(1).topk(2, dim=1).values
-            order = (sure[:, 0] - sure[:, 1]).argsort(stable=True)[:near]
+            taught = self.label(images[count - near :])
+            sure = margin_of(taught, independent=self.teacher.independent)
+            order = sure.argsort(stable=True)[:near]
             images = torch.cat([images[: count - near], images[count - near :][order]])
         return self._batch(images)
 

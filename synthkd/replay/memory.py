@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synthkd.core.errors import InputError
 from synthkd.core.filerows import FileRows
-from synthkd.core.logits import as_half
+from synthkd.core.logits import as_half, margin_of
 from synthkd.core.states import Rows
 from synthkd.replay.protocol import ReplayBatch
 
@@ -36,13 +36,16 @@ class Memory:
     keeps such files), see `FileRows`.
 
     Logits are kept as float16, cut to its range; the class that the teacher sees is kept beside
-    them, as it was before they were rounded. Origins are kept by name.
+    them, as it was before they were rounded. Origins are kept by name. Of `independent` classes
+    several, or none, may apply to an image: margins are judged accordingly (`margin_of`).
     """
 
     def __init__(
-        self, capacity: int, shape: tuple[int, int, int], classes: int, folder: Path | None = None
-    ) -> None:
+        self, capacity: int, shape: tuple[int, int, int], classes: int, folder: Path | None = None,
+        *, independent: bool = False,
+    ) -> None:  # fmt: skip
         self.classes, self.shape, self.folder = classes, shape, folder
+        self.independent = independent
         self.size = 0
         self.total_added = 0  # images ever offered
         self.names: list[str] = []  # of origins, in the order in which they came
@@ -166,10 +169,10 @@ class Memory:
 
         Where `shares` names a share for an origin, images of this origin make up this share; the
         other origins divide the rest evenly. Origins without images do not count.
-        A share `boundary` of them is drawn by how undecided the teacher is, 1 − (p₁ − p₂).
+        A share `boundary` of them is drawn by how undecided the teacher is, 1 − its margin.
         A class with very few images counts as a quarter of an even share, so that none is worn out.
         Below 1, only the share `easiest` of the images of each class counts, those with the largest
-        margin p₁ − p₂.
+        margin.
         All this is multiplied by the priorities, if `update` has set any.
         """
         near = round(boundary * count)
@@ -266,11 +269,11 @@ class Memory:
         return slots, (mean / self.priorities[slots]).float()
 
     def _margins(self) -> Tensor:
-        """p₁ − p₂ of the teacher's answers, [N] float64."""
+        """Those of the teacher's answers, [N] float64."""
         if self._margin is None:
             parts = torch.split(self.logits[: self.size], AT_ONCE)
-            top = torch.cat([p.float().softmax(1).topk(2, dim=1).values for p in parts])
-            self._margin = (top[:, 0] - top[:, 1]).double()
+            found = [margin_of(part.float(), independent=self.independent) for part in parts]
+            self._margin = torch.cat(found).double()
         return self._margin
 
     def _among_easiest(self, share: float) -> Tensor:

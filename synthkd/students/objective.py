@@ -64,7 +64,7 @@ class DistillationObjective(nn.Module):
             check_needs(f"training.terms.{name}", TERMS[name], NEEDS)
         terms = {name: TERMS[name] for name in self.weights}
         self.student_layers: tuple[str, ...] = ()
-        self.teacher_layers: tuple[str, ...] = ()
+        self.teacher_shapes: dict[str, tuple[int, ...]] = {}  # of one image's features, by layer
         self.pairs: tuple[tuple[str, str], ...] = ()
         for name, term in terms.items():
             _check_classes(name, term, student)
@@ -96,8 +96,9 @@ class DistillationObjective(nn.Module):
         teacher: Teacher, capacity: int,
     ) -> KnownBeforehand:  # fmt: skip
         """Chooses the layers that are compared: those that are named, else the last of each
-        resolution, where the resolutions agree, or if none does the last of all. Returns their
-        shapes."""
+        resolution, where the resolutions agree, or if none does the last of all; of both only those
+        that a term can compare. No others are looked at while the student learns: what they show of
+        a round may be gigabytes. Returns their shapes."""
         named = [name for name, term in terms.items() if "features" in term.needs]
         if "features" not in teacher.abilities:
             raise InputError(
@@ -134,6 +135,7 @@ class DistillationObjective(nn.Module):
             alike = [(s, map_shape(shown[s])[1:]) for s in ours]
             pairs = [(s, sizes[size]) for s, size in alike if size in sizes]
             pairs = pairs or list(zip(ours[-1:], theirs[-1:], strict=False))
+        compared = set[tuple[str, str]]()
         for name in named:
             fitting = [p for p in pairs if _fits(shown[p[0]], taught[p[1]], terms[name].needs)]
             if not fitting:
@@ -141,9 +143,17 @@ class DistillationObjective(nn.Module):
                     f"training.terms.{name}: no layer of the student fits one of the teacher's: "
                     "leave it out, or name training.student_layers and training.teacher_layers"
                 )
-        self.pairs = tuple(pairs)
-        self.student_layers, self.teacher_layers = tuple(shown), tuple(taught)
+            compared.update(fitting)
+        self.pairs = tuple(pair for pair in pairs if pair in compared)
+        shown = {layer: shown[layer] for layer in (*(s for s, _ in self.pairs), *more_of[:1])}
+        taught = {layer: taught[layer] for layer in (*(t for _, t in self.pairs), *more_of[1:])}
+        self.student_layers, self.teacher_shapes = tuple(shown), taught
         return KnownBeforehand(shown, taught, self.pairs, teacher.classes, capacity, self.embedding)
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The layers that the teacher is asked to show."""
+        return tuple(self.teacher_shapes)
 
     def forward(self, view: DistillationView) -> tuple[Tensor, Tensor | None]:
         """The loss, a scalar, and where the view asks for it the loss of each image [B], of the

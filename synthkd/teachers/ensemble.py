@@ -65,18 +65,26 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-def _check_names(first: Teacher, other: Teacher) -> None:
-    """Refuses teachers that call their classes by other names, where both bring names."""
-    numbers = [str(k) for k in range(first.classes)]
-    if numbers in (list(first.names), list(other.names)):
-        return
-    for place, (one, name) in enumerate(zip(first.names, other.names, strict=True)):
-        if one.casefold() != name.casefold():
-            raise InputError(
-                f"teachers of other classes cannot teach together: class {place} is {quoted(one)} "
-                f"to {quoted(first.described)} and {quoted(name)} to {quoted(other.described)}; if "
-                "they mean the same, give both the same class_names"
-            )
+def _named(teacher: Teacher) -> bool:
+    """Whether a teacher brings names of its classes, not numbers alone."""
+    return list(teacher.names) != [str(k) for k in range(teacher.classes)]
+
+
+def _names_of(teachers: Sequence[Teacher]) -> tuple[str, ...]:
+    """The names of teachers' classes: those of the first that brings any, numbers where none does.
+    Refuses teachers that call their classes by other names."""
+    named = [teacher for teacher in teachers if _named(teacher)] or [teachers[0]]
+    first = named[0]
+    for other in named[1:]:
+        for place, (one, name) in enumerate(zip(first.names, other.names, strict=True)):
+            if one.casefold() != name.casefold():
+                raise InputError(
+                    f"teachers of other classes cannot teach together: class {place} is "
+                    f"{quoted(one)} to {quoted(first.described)} and {quoted(name)} to "
+                    f"{quoted(other.described)}; if they mean the same, give both the same "
+                    "class_names"
+                )
+    return tuple(first.names)
 
 
 class EnsembleTeacher:
@@ -87,7 +95,8 @@ class EnsembleTeacher:
     and of independent classes, each a question of yes or no, the log-odds of such a p. With
     "selected" the teacher in `chosen` teaches alone, and all are averaged where nobody chose.
     Images are those of the first; for the others they are resized and recoloured, and each
-    normalises as it wants.
+    normalises as it wants. Names of the classes are those of the first that brings any; others that
+    do must bring the same.
 
     Who can be looked into is: BatchNorm statistics are those of all who show theirs, features those
     of the first who does, and gradients come from those who pass them on, averaged; where nobody
@@ -111,11 +120,10 @@ class EnsembleTeacher:
                     f"teachers of other classes cannot teach together: {quoted(first.described)} "
                     f"has {kinds[0]}, {quoted(other.described)} {kinds[1]}"
                 )
-            _check_names(first, other)
         self.teachers, self.rule = tuple(teachers), rule
         self.chosen: int | None = None
         self.open = [t for t in self.teachers if "gradients" in t.abilities]
-        self.names = first.names
+        self.names = _names_of(teachers)
         self.described = " and ".join(t.described for t in teachers)
         text = " ".join([rule, *(t.digest for t in teachers)])
         self.digest = sha256(text.encode()).hexdigest()

@@ -42,7 +42,7 @@ from synthkd.losses.distillation.relations import (
 from synthkd.losses.distillation.view import DistillationView, KnownBeforehand
 from synthkd.losses.term import Term
 
-__all__ = ["NEEDS", "TERMS", "DistillationView", "KnownBeforehand"]
+__all__ = ["NEEDS", "SHIPPED", "SOFTENED", "TERMS", "DistillationView", "KnownBeforehand"]
 
 
 def _soft_targets(view: DistillationView) -> Tensor:
@@ -88,6 +88,12 @@ def _related(measure: Any, view: DistillationView) -> Tensor:
     found: Tensor = measure(*view.embeddings)
     return found
 
+
+# terms that ask for answers softened by the view's temperature
+SOFTENED = frozenset({
+    "soft_targets", "standardized_targets", "decoupled_target", "decoupled_others",
+    "class_correlation", "image_correlation",
+})  # fmt: skip
 
 # what a term can need -> what it then finds in the view
 NEEDS: Mapping[str, str] = {
@@ -192,3 +198,4 @@ TERMS: dict[str, Term] = {
         "an image is found again among many earlier ones", module=MemoryContrast, needs=_EMBEDDING
     ),
 }
+SHIPPED = frozenset(TERMS)  # without those that somebody adds

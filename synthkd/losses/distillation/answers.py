@@ -216,28 +216,32 @@ def class_correlation(
 ) -> Tensor:
     """Each answer goes with the teacher's, whatever its scale.
 
-        T² · mean over B of  1 − corr over K of (q_i, p_i),   p, q softened by T
+        mean over B of  1 − corr over K of (q_i, p_i),   p, q softened by T
 
     The inter-class relation of DIST, Huang et al. 2022 (https://arxiv.org/abs/2205.10536),
     equation 5. Published weight 2, beside 2 of `image_correlation`.
+
+    Without the factor T² of `soft_targets`: softened answers near a constant plus logits / (K T) as
+    T grows, so value and gradient near those of the correlation of the logits themselves, and keep
+    their size. The public code has the factor: its weight w at T is w · T² here.
 
     `learned` and `taught` are logits [B, K], K at least 3; the result is a scalar, or with
     `per_sample` [B].
     """
     q, p = ((x.float() / temperature).softmax(1) for x in (learned, taught))
-    each = temperature**2 * _uncorrelated(q, p, 1)
+    each = _uncorrelated(q, p, 1)
     return each if per_sample else each.mean()
 
 
 def image_correlation(learned: Tensor, taught: Tensor, *, temperature: float = 1.0) -> Tensor:
     """A class is likely in the same images as for the teacher.
 
-        T² · mean over K of  1 − corr over B of (q_k, p_k),   p, q softened by T
+        mean over K of  1 − corr over B of (q_k, p_k),   p, q softened by T
 
     The intra-class relation of DIST, Huang et al. 2022 (https://arxiv.org/abs/2205.10536),
-    equation 6.
+    equation 6; as `class_correlation`, without the factor T².
 
     `learned` and `taught` are logits [B, K]; the result is a scalar.
     """
     q, p = ((x.float() / temperature).softmax(1) for x in (learned, taught))
-    return temperature**2 * _uncorrelated(q, p, 0).mean()
+    return _uncorrelated(q, p, 0).mean()
