@@ -47,8 +47,8 @@ class Rows:
 
 
 def begun_with(path: Path, numbers: Mapping[str, object]) -> None:
-    """Notes in a file what a benchmark is begun with. Where that was something else it ends: rows of
-    different numbers would not be comparable."""
+    """Notes in a file what a benchmark is begun with. Where that was something else it ends: rows
+    of different numbers would not be comparable."""
     now = json.loads(json.dumps(numbers, default=str))
     before = json.loads(path.read_text()) if path.is_file() else now
     if before != now:

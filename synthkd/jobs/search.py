@@ -277,6 +277,7 @@ class Search:
             directions=["maximize", "minimize"],
         )  # fmt: skip
         _clear(study)
+        self._prepare(teacher)
         left = self._left() - (1 - MAKING - TRYING) * self.seconds
         self._until = time.perf_counter() + min(TRYING * self.seconds, left)
         learned = (t.seconds / 2**t.generation for t in trials if t.seconds)
@@ -339,12 +340,11 @@ class Search:
             milliseconds = self._time(network, LOOK)
             if self.limit is not None and milliseconds > self.limit:
                 return Trial(student, 0.0, 0.0, milliseconds, size, generation)
-            beside = time.perf_counter() - began
-            beside += self._fill(lab)
+            self._fill(lab)
             if self._first is None:
-                left = self._until - time.perf_counter()
-                fitting = first_seconds(left + beside, beside, *schedule)
-                self._first = max(fitting, LEAST * most)
+                beside = time.perf_counter() - began
+                left = self._until - began
+                self._first = max(first_seconds(left, beside, *schedule), LEAST * most)
             seconds = self._first * 2**generation
             lab.limit(seconds)
             for _ in rounds(lab):
@@ -355,19 +355,28 @@ class Search:
             return None
         return Trial(student, seconds, held_out.agreement, milliseconds, size, generation)
 
-    def _fill(self, lab: Lab) -> float:
-        """Puts the set into a lab, and returns the seconds that each candidate spends on that: none
-        where all share what the teacher labelled once, as they may unless they give images
-        priorities."""
-        if self._filled is not None:
+    def _prepare(self, teacher: Teacher) -> None:
+        """Lets the teacher label the set, and makes a student that is not tried: what is done for
+        the first time takes longer, and would count against one candidate."""
+        recipe = self._with(
+            stages=self._study(), minutes=TRYING * self.seconds / 60, learn=True,
+            student=f"resnet{DEPTHS[0]}-w{WIDTHS[0]}{_stem(teacher)}",
+        )  # fmt: skip
+        lab = build(recipe, teacher=teacher, data=False)
+        assert lab.learner is not None
+        self._time(lab.learner.student, LOOK)
+        if not recipe.memory.priority:
+            self._fill(lab)
+
+    def _fill(self, lab: Lab) -> None:
+        """Puts the set into a lab, as the teacher labelled it once for all candidates, unless they
+        give its images priorities."""
+        if self._filled is None:
+            open_data(lab)
+            if not lab.recipe.memory.priority:
+                self._filled = lab.memory, lab.held_out
+        else:
             lab.memory, lab.held_out = self._filled
-            return 0.0
-        began = time.perf_counter()
-        open_data(lab)
-        if lab.recipe.memory.priority:
-            return time.perf_counter() - began
-        self._filled = lab.memory, lab.held_out
-        return 0.0
 
     def _time(self, network: Classifier, seconds: float) -> float:
         """Milliseconds of one image on the CPU, by the network's ONNX file, or else by torch."""
@@ -425,7 +434,7 @@ def first_seconds(seconds: float, beside: float, population: int, generations: i
     (7.5, 6.0)
     """
     learning = seconds - beside * population * generations
-    return learning / (population * (2**generations - 1))
+    return learning / float(population * (2**generations - 1))
 
 
 def _clear(study: "optuna.study.Study") -> None:
@@ -438,6 +447,12 @@ def _clear(study: "optuna.study.Study") -> None:
         study.tell(study.ask(), state=TrialState.FAIL)
 
 
+def _stem(teacher: Teacher) -> str:
+    """What the names of networks of ours end with, by the size of images."""
+    side = min(teacher.spec.shape[1:])
+    return "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
+
+
 def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
     """The SPEC of the student that a trial stands for: family, depth, width or pruning ratio.
 
@@ -446,8 +461,7 @@ def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
     would inherit: without, it would be nobody's parent.
     """
     trial.relative_params  # noqa: B018
-    side = min(teacher.spec.shape[1:])
-    stem = "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
+    stem = _stem(teacher)
     families = ["resnet", "mobilenet"]
     if teacher.access == "full":
         families.append("prune")
