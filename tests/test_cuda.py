@@ -47,6 +47,15 @@ def test_a_run_on_a_gpu_ends_with_a_student_and_tells_its_seconds(
     assert (tmp_path / "run" / "student.safetensors").is_file()
 
 
+def test_a_search_on_a_gpu_times_its_students_on_the_processor(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    finished([
+        "search", "--minutes", "0.3", "--run.device", "cuda", "--val-data", "none", "--quiet",
+        "--out", str(tmp_path / "found"),
+    ])  # fmt: skip
+    assert json.loads((tmp_path / "found" / "front.json").read_text())["milliseconds"] > 0
+
+
 def test_only_the_gpu_in_use_is_seeded_and_its_state_comes_back() -> None:
     before = [torch.cuda.get_rng_state(gpu) for gpu in range(torch.cuda.device_count())]
     with globally(generator_for(1)):
