@@ -299,7 +299,7 @@ def new_student(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
     )
     # fresh networks of ours and of zoos return logits, whatever their first answers look like
-    known = {} if _is_code(table.spec) else {"kind": "logits", "saved": True}
+    known = {"kind": "logits", "saved": True} if _is_fresh(table.spec) else {}
     count, answers = _asked("student", table.spec, source.body, spec, teacher.classes, **known)
     if teacher.independent and answers.kind == "logits":
         answers = replace(answers, kind="multilabel-logits")
@@ -510,9 +510,15 @@ def is_saved(spec: str) -> bool:
     return spec == "demo" or Path(spec).is_dir()
 
 
+def _is_fresh(spec: str) -> bool:
+    """Whether a SPEC makes a network with random weights, or stands for a Python object."""
+    return is_named(spec) or spec.startswith(("torchvision:", "timm:", "<"))
+
+
 def _is_code(spec: str) -> bool:
-    """Whether building a network runs somebody's code."""
-    return not is_named(spec) and not spec.startswith(("torchvision:", "timm:", "<"))
+    """Whether building a network runs somebody's code. Folders of Hugging Face and graphs of ONNX
+    that bring some are refused."""
+    return not _is_fresh(spec) and not spec.startswith(("hf:", "onnx:"))
 
 
 def _source(
