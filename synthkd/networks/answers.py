@@ -38,9 +38,9 @@ KINDS: Mapping[str, str] = {
 BINARY = ("binary-logit", "binary-probability", "binary-percentage")
 ONE_OF = ("probabilities", "percentages", "top-k")  # rows that sum to a constant, or below it
 LEFT = 3e-3  # of a row's sum: what probabilities in single precision may be off by, and more
-# the mean of logits by their deviation where one class in five applies, and all are equally sure;
-# nothing pulls those of a softmax below 0, though some optimisers push them there
-BELOW = -0.75
+# the mean of an image's logits by their deviation, where one class in seven applies and all are
+# equally sure: nothing pulls those of a softmax below 0, though Adam may push them there
+BELOW = -1.0
 PROBES, LARGE = 32, 128**2  # images asked; half as many from so many pixels on
 ROWS = "rows"  # a list with an entry for every image
 
