@@ -50,7 +50,6 @@ from synthkd.networks.slimmable import Slimmable
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
-from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import (
     call_from_file,
     call_installed,
@@ -61,6 +60,7 @@ from synthkd.specs.code import (
 )
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.ensembles import is_ensemble, load_ensemble
+from synthkd.specs.header import Card, card_of, read_card
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher

@@ -27,7 +27,7 @@ from synthkd.teachers.features import features_of
 from synthkd.teachers.protocol import Seen
 
 if TYPE_CHECKING:
-    from synthkd.specs.cards import Card
+    from synthkd.specs.header import Card
 
 
 class Step(NamedTuple):
