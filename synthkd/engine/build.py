@@ -20,7 +20,7 @@ from synthkd.checks.teacher import check_teacher, refuse
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import read_table
 from synthkd.core.findings import Finding
-from synthkd.core.provenance import PROMISES, inherited_level
+from synthkd.core.promise import PROMISES, inherited_level
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.words import counted
 from synthkd.data.sources import Images, images_of, load_images, restricted
@@ -52,7 +52,7 @@ LOOKED_AT = 128  # drawings by which a student is cut out of its teacher
 class Opened:
     """What a run has read of images that exist."""
 
-    level: int = 0  # of the promise, see core.provenance
+    level: int = 0  # of the promise, see core.promise
     data: dict[str, Any] = field(default_factory=dict)  # for the manifest
     real_images: int = 0
     notes: tuple[Finding, ...] = ()

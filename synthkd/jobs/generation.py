@@ -22,7 +22,7 @@ from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import Batch, to_uint8
-from synthkd.core.provenance import PROMISES
+from synthkd.core.promise import PROMISES
 from synthkd.core.seeds import generator_for
 from synthkd.core.words import clock
 from synthkd.data.store import MANIFEST, Writer

@@ -27,7 +27,7 @@ from synthkd.proof.unread import COUNTERS, FEW, IMAGES, unread
 from synthkd.recipe import TeacherTable, is_installed_call
 from synthkd.specs import DEMO_TEACHER, STUDENT, BlackBox
 from synthkd.specs.graphs import Sealed, Session
-from synthkd.specs.networks import Network
+from synthkd.specs.onnx_network import Network
 from synthkd.specs.pickles import MOST_PICKLED, ZIP
 from synthkd.specs.weights import Checkpoint, read_checkpoint
 

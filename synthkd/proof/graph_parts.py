@@ -7,7 +7,7 @@ from typing import Any
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.proof.containers import Layout
-from synthkd.specs.networks import names_outside
+from synthkd.specs.onnx_network import names_outside
 
 LONG = 200  # characters from which a name is counted as text
 BLOCK = 1 << 20

@@ -50,7 +50,6 @@ from synthkd.networks.slimmable import Slimmable
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
-from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import (
     call_from_file,
     call_installed,
@@ -61,6 +60,7 @@ from synthkd.specs.code import (
 )
 from synthkd.specs.contract import Known, Source, contract
 from synthkd.specs.ensembles import is_ensemble, load_ensemble
+from synthkd.specs.header import Card, card_of, read_card
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
@@ -299,7 +299,7 @@ def new_student(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
     )
     # fresh networks of ours and of zoos return logits, whatever their first answers look like
-    known = {} if _is_code(table.spec) else {"kind": "logits", "saved": True}
+    known = {"kind": "logits", "saved": True} if _is_fresh(table.spec) else {}
     count, answers = _asked("student", table.spec, source.body, spec, teacher.classes, **known)
     if teacher.independent and answers.kind == "logits":
         answers = replace(answers, kind="multilabel-logits")
@@ -510,9 +510,15 @@ def is_saved(spec: str) -> bool:
     return spec == "demo" or Path(spec).is_dir()
 
 
+def _is_fresh(spec: str) -> bool:
+    """Whether a SPEC makes a network with random weights, or stands for a Python object."""
+    return is_named(spec) or spec.startswith(("torchvision:", "timm:", "<"))
+
+
 def _is_code(spec: str) -> bool:
-    """Whether building a network runs somebody's code."""
-    return not is_named(spec) and not spec.startswith(("torchvision:", "timm:", "<"))
+    """Whether building a network runs somebody's code. Folders of Hugging Face and graphs of ONNX
+    that bring some are refused."""
+    return not _is_fresh(spec) and not spec.startswith(("hf:", "onnx:"))
 
 
 def _source(

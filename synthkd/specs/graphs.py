@@ -24,8 +24,8 @@ from synthkd.core.files import sha256_of
 from synthkd.core.findings import Finding
 from synthkd.recipe import MOST_SIDE, TeacherTable
 from synthkd.specs.contract import Known, Source, sides
-from synthkd.specs.networks import Network, Unknown, names_outside
-from synthkd.specs.operators import MOST_NUMBERS
+from synthkd.specs.onnx_network import Network, Unknown, names_outside
+from synthkd.specs.onnx_operators import MOST_NUMBERS
 from synthkd.specs.pickles import check_room
 
 BATCH = 256  # images asked at once where a graph has no batch size of its own
