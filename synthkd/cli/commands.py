@@ -22,6 +22,7 @@ class Switch:
     beside: bool = (
         False  # shares the line of the switch before it, and its words, in the short help
     )
+    hyphen: bool = False  # its value may begin with one
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,12 @@ COMMANDS: dict[str, Command] = {
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),
             Switch(
+                "class_order", "--class-order", str, "",
+                "how the classes of --val-data match the student's, as for distill (default: as in "
+                "its run)",
+                brief="how the classes of --val-data match",
+            ),
+            Switch(
                 "out", "--out", Path | None, None,
                 "directory to write (default: RUN/export or SET-webdataset)",
                 brief="directory to write (default: RUN/export)",
@@ -343,7 +350,7 @@ COMMANDS: dict[str, Command] = {
             Switch(
                 "data_range", "--data.range", str | None, None,
                 "BLACK,WHITE: values that are black and white in images of more than 8 bits",
-                brief="BLACK,WHITE, for more than 8 bits",
+                brief="BLACK,WHITE, for more than 8 bits", hyphen=True,
             ),
             Switch(
                 "data_background", "--data.background", str | None, None,
@@ -359,7 +366,7 @@ COMMANDS: dict[str, Command] = {
                 "csv_file", "--csv", str, "",
                 "file with a line per image: image, class, name, probability, those of the next "
                 "class, …; - is the standard output",
-                brief="file with a line per image; -: the screen",
+                brief="file with a line per image; -: the screen", hyphen=True,
             ),
             TRUST, JSON,
         ),

@@ -20,6 +20,7 @@ from synthkd.checks.teacher import check_teacher, refuse
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import read_table
 from synthkd.core.findings import Finding
+from synthkd.core.images import ImageSpec
 from synthkd.core.promise import PROMISES, inherited_level
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.words import counted
@@ -29,6 +30,7 @@ from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
+from synthkd.labels.class_names import check_same_classes
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import Pruned, is_pruned, pruned_teacher
 from synthkd.recipe import Recipe, StudentTable, TeacherTable, check_sources, sources_of
@@ -374,9 +376,12 @@ def _check(recipe: Recipe, plan: plans.Plan) -> None:
             )
 
 
-def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool) -> Images:
+def images_for(
+    recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool, spec: ImageSpec | None = None
+) -> Images:
     """The images of a data path or of a living object, as this recipe reads them, fitted to its
-    teacher."""
+    teacher, or to another `spec`."""
+    spec = spec or teacher.spec
     only: tuple[int, ...] = ()
     others, classes, names = False, teacher.classes, teacher.names
     if isinstance(teacher, FrozenTeacher) and (whole := teacher.classifier).only:
@@ -384,15 +389,35 @@ def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool)
         classes, names = whole.all_classes, whole.all_names
     if not isinstance(source, str | Path):
         found = images_of(
-            source, teacher.spec, classes=classes, labelled=labelled, names=names,
+            source, spec, classes=classes, labelled=labelled, names=names,
             table=recipe.data,
         )  # fmt: skip
     else:
         found = load_images(
-            str(source), teacher.spec, classes=classes, labelled=labelled,
+            str(source), spec, classes=classes, labelled=labelled,
             trust_code=recipe.run.trust_code, names=names, table=recipe.data,
         )  # fmt: skip
     return restricted(found, only, others=others, names=teacher.names) if only else found
+
+
+def images_for_both(
+    recipe: Recipe, source: Any, teacher: Teacher, student: nn.Module
+) -> tuple[Images, Images | None]:
+    """Labelled images as a teacher takes them; and, where a student tells that it takes others
+    (`spec`), the same as it takes them: read anew, as pixels that were left out for the teacher do
+    not come back."""
+    images = images_for(recipe, source, teacher, labelled=True)
+    spec = getattr(student, "spec", None)
+    if not isinstance(spec, ImageSpec) or spec.shape == teacher.spec.shape:
+        return images, None
+    own = images_for(recipe, source, teacher, labelled=True, spec=spec)
+    assert images.labels is not None and own.labels is not None
+    if not torch.equal(images.labels, own.labels):
+        raise InputError(
+            f"{quoted(images.source)}: it is read twice, for a student and a teacher of different "
+            "images, and gave other labels the second time: let it give the same each time"
+        )
+    return images, own
 
 
 def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
@@ -425,6 +450,7 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
                 f"--synthetic {quoted(table.synthetic)} has {store.classes} classes, "
                 f"the teacher {teacher.classes}"
             )
+        check_same_classes(store.names, teacher.names, f"--synthetic {quoted(table.synthetic)}")
         made = load_images(table.synthetic, teacher.spec, classes=store.classes, labelled=True)
         assert made.labels is not None
         # a set that does not tell its level is of the lowest

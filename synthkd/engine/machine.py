@@ -3,6 +3,8 @@
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from synthkd.specs.code import load_plugins
 def prepare(
     recipe: Recipe, processes: Processes | None = None
 ) -> tuple[Recipe, torch.device, bool]:
-    """Replaces `auto` in the machine part of a recipe by what it stands for here, and applies it.
+    """Replaces `auto` in the machine part of a recipe by what it stands for here, and applies it to
+    this process, for good (but see `left_as_it_was`).
 
     The files of `run.plugins` are run.
 
@@ -44,6 +47,18 @@ def prepare(
         update={"threads": threads, "precision": precision, "device": name}
     )
     return recipe.model_copy(update={"run": settled}), device, precision == "bfloat16"
+
+
+@contextmanager
+def left_as_it_was() -> Iterator[None]:
+    """While the `with` lasts `prepare` may set what holds for the whole process; then it is as it
+    was before."""
+    threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def choose_device(name: str) -> torch.device:
