@@ -16,6 +16,7 @@ on a slow machine, and when a run goes on.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,7 @@ class Call(NamedTuple):
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    again: Callable[[], Tensor]  # the same call once more, with the weights of then
 
 
 class Calls(TorchFunctionMode):
@@ -103,7 +105,7 @@ class Calls(TorchFunctionMode):
                 padding = _two(0 if padding == "valid" else padding)
                 instead = self._seen(name, Call(
                     told["input"].detach(), made.detach(), _two(told.get("stride", 1)), padding,
-                    dilation,
+                    dilation, partial(func, *args, **(kwargs or {})),
                 ))  # fmt: skip
                 return made if instead is None else instead
         return made
