@@ -141,7 +141,7 @@ def _chosen(
 
     graph = tp.DependencyGraph().build_dependency(found, example_inputs=blank)
     layers = {m: name for name, m in found.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    roots, groups, uneven = [], [], set[int]()
+    roots, groups, uneven = [], list[Group](), set[int]()
     for group in graph.get_all_groups(
         ignored_layers=heads, root_module_types=[nn.Conv2d, nn.Linear]
     ):

@@ -115,7 +115,7 @@ def _wanted(
     whole: nn.Module, layers: dict[str, Layer], images: Tensor, chosen: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:  # fmt: skip
-    """What each layer makes at the places that are looked at, of the outputs that are kept: [M, O']."""
+    """What each layer makes at the places that are looked at, in the outputs kept: [M, O']."""
     parts: dict[str, list[Tensor]] = {name: [] for name in chosen}
     for first, part in _in_parts(images):
 

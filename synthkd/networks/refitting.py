@@ -100,9 +100,7 @@ def looked_at(narrow: nn.Module, kept: Mapping[str, Tensor], blank: Tensor) -> R
 
 
 @torch.no_grad()
-def timed(
-    narrow: nn.Module, whole: nn.Module, kept: Mapping[str, Tensor], some: Tensor
-) -> Refit:
+def timed(narrow: nn.Module, whole: nn.Module, kept: Mapping[str, Tensor], some: Tensor) -> Refit:
     """The same with the seconds measured here, by a few images [B, C, H, W]: after a first pass,
     which prepares the machine."""
     found = looked_at(narrow, kept, some[:1])

@@ -140,9 +140,7 @@ class Reader:
         share = torch.linalg.solve(rows[:, gone], rows)  # Sᵀ [M, C]
         turned = held - 0.5 * held[:, gone] @ share
         self.inverse.addmm_(rows.t(), share, alpha=-1)
-        self.energy.addmm_(
-            torch.cat((share, turned)).t(), torch.cat((turned, share)), alpha=-1
-        )
+        self.energy.addmm_(torch.cat((share, turned)).t(), torch.cat((turned, share)), alpha=-1)
         for matrix in (self.energy, self.inverse):
             matrix[gone] = 0
             matrix[:, gone] = 0
@@ -296,9 +294,7 @@ def _reading(group: Group, readers: Mapping[str, Reader]) -> dict[str, Tensor]:
             continue
         each = len(where[0])
         even = each and all(
-            len(own) == each
-            and own == tuple(range(own[0], own[0] + each))
-            and not own[0] % each
+            len(own) == each and own == tuple(range(own[0], own[0] + each)) and not own[0] % each
             for own in where
         )
         if name not in readers or not even:
@@ -374,7 +370,7 @@ def _readers(
         )
     sums: dict[str, _Sums] = {}
     rng = torch.Generator().manual_seed(0)
-    parts = images.split(max(1, AT_ONCE // (images.shape[2] * images.shape[3])))
+    parts = torch.split(images, max(1, AT_ONCE // (images.shape[2] * images.shape[3])))
     for part in parts:
         called = set[str]()
 
@@ -412,9 +408,8 @@ def _energy(weight: Tensor, each: int) -> Tensor:
     """W Wᵀ [C, C] of a layer's weights, of which a channel has `each` columns, or taps."""
     columns = weight.shape[1] // each
     energy = torch.zeros(columns, columns, dtype=torch.float64)
-    for some in weight.detach().reshape(len(weight), columns, -1).split(
-        max(1, ROWS // weight[0].numel())
-    ):
+    matrices = weight.detach().reshape(len(weight), columns, -1)
+    for some in torch.split(matrices, max(1, ROWS // weight[0].numel())):
         part = some.transpose(0, 1).flatten(1).double()
         energy.addmm_(part, part.t())
     return energy

@@ -94,11 +94,9 @@ def best_student(
         if isinstance(own, Candidate):
             return own
         if own is not None:
-            said = str(own).removesuffix(": name a --student")
-            doubts = (Finding(
-                "not-cut", f"the student is not cut out of its teacher, as its images would want: {said}",
-                "name a --student",
-            ),)  # fmt: skip
+            why = str(own).removesuffix(": name a --student")
+            said = f"the student is not cut out of its teacher, as for other large images: {why}"
+            doubts = (Finding("not-cut", said, "name a --student"),)
         # of a black box nobody knows the weights: then a student as large as our demo's
         limit = int(SHARE * teacher.parameters_count) or UNKNOWN
     groups = [_sketches(names, teacher) for names in _groups(teacher)]
@@ -119,9 +117,7 @@ def best_student(
     return replace(next(light, group[0]).candidate(), findings=doubts)
 
 
-def _own(
-    teacher: Teacher, cut: Callable[[float], Pruned] | None
-) -> Candidate | InputError | None:
+def _own(teacher: Teacher, cut: Callable[[float], Pruned] | None) -> Candidate | InputError | None:
     """The teacher's own network cut to a quarter of its cost, or of a small teacher to 0.6 of it,
     where its images are large enough for first weights to be worth more than a network made for
     few operations; why it cannot be cut; None where images are small or it cannot be looked
