@@ -20,7 +20,7 @@ from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.networks.pruned import keep_outputs, narrow_to, pruned, pruning_ratio
 from synthkd.networks.reconstruction import reconstruct
-from synthkd.networks.selection import _Reader, layers_of
+from synthkd.networks.selection import Reader, layers_of
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import card_of, load_classifier, load_teacher, new_student
 from synthkd.students.learner import save_student
@@ -101,7 +101,7 @@ def test_the_error_of_going_without_a_channel_is_that_of_least_squares() -> None
     x = (torch.randn(500, 5, generator=rng) @ torch.randn(5, 5, generator=rng)).double()
     weight = torch.randn(5, 3, generator=rng).double()
     gram = x.t() @ x / len(x)
-    reader = _Reader(torch.linalg.inv(gram), weight @ weight.t(), 2.0)
+    reader = Reader(torch.linalg.inv(gram), weight @ weight.t(), 2.0)
     left, before = [0, 1, 2, 3, 4], 0.0
     for gone in (3, 0):
         left.remove(gone)
@@ -109,7 +109,7 @@ def test_the_error_of_going_without_a_channel_is_that_of_least_squares() -> None
         missed = float((x[:, left] @ other - x @ weight).square().sum(1).mean() / 2)
         assert float(reader.errors()[gone]) == pytest.approx(missed - before, rel=1e-6)
         before = missed
-        reader.remove(gone)
+        reader.remove(torch.tensor([gone]))
 
 
 class Padded(nn.Module):

@@ -47,7 +47,7 @@ from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
 
-LOOKED_AT = 128  # drawings by which a student is cut out of its teacher
+LOOKED_AT, LOOKED_PIXELS = 128, 2**25  # drawings by which a student is cut out of its teacher
 
 
 @dataclass
@@ -103,9 +103,10 @@ def build(
         )
     known = _teacher(recipe, teacher).to(device)
     known.low_precision = bfloat16
+    found = examined(known, recipe)  # before anything is cut out of it
     choice: dict[str, Any] = {}
     doubts: list[Finding] = []
-    cut = cache(partial(_cut, known))
+    cut = cache(partial(_cut, known, report))
     if student is None and _is_open(recipe, known):
         if processes.leads:
             recipe, choice, doubts = _chosen_student(recipe, known, report, cut)
@@ -119,8 +120,7 @@ def build(
             cut=cut,
         ).to(device)
     if not choice:  # no time has been measured yet
-        doubts = list(against_teacher(learner, known))
-    found = examined(known, recipe)
+        doubts += against_teacher(learner, known)
     assistants, peer = _beside(recipe, known, cut)
     lab = assemble(
         recipe, known, learner, device=device, bfloat16=bfloat16, assistants=assistants, peer=peer,
@@ -324,9 +324,12 @@ def _beside(
         return assistants, made(table.peer, "peer") if table.peer else None
 
 
-def _cut(teacher: Teacher, ratio: float) -> Pruned:
+def _cut(teacher: Teacher, report: Reporter, ratio: float) -> Pruned:
     """The teacher's body that costs a share `ratio` less, by what it sees in drawings."""
-    images = partial(assorted, LOOKED_AT, teacher.spec.shape)
+    spec = teacher.spec
+    count = max(16, min(LOOKED_AT, LOOKED_PIXELS // (spec.height * spec.width)))
+    report.say(f"cutting a student of {1 - ratio:.0%} of the cost out of the teacher …")
+    images = partial(assorted, count, spec.shape)
     return pruned_teacher(teacher.network, ratio, images)
 
 
