@@ -166,7 +166,7 @@ def share(done: int, count: int, ratio: float) -> int:
 
 LOW, HIGH = 0.7, 0.85  # agreement under which the difficulty falls, over which it rises
 DOWN, UP = 0.8, 1.2  # the factors by which it does
-FLOOR = 0.1  # the smallest difficulty; 0 could not be left by a factor
+FLOOR = 0.1  # under which the difficulty does not fall; a factor could not leave 0
 PATIENCE = 2  # rounds in a row beyond a threshold before it moves
 
 
@@ -185,8 +185,8 @@ def step_difficulty(state: Difficulty, agreement: float, table: DifficultyTable)
     held-out images.
 
     The share is smoothed, a ← 0.9 a + 0.1 agreement. After PATIENCE rounds over HIGH the level
-    grows by the factor UP, at most to `table.ceiling`; after as many under LOW it shrinks by DOWN,
-    at least to FLOOR.
+    grows by the factor UP, at least to FLOOR and at most to `table.ceiling`; after as many under
+    LOW it shrinks by DOWN, not under FLOOR. What begins under FLOOR waits there until it grows.
 
     >>> table = DifficultyTable(enabled=True, start=0.5)
     >>> step_difficulty(Difficulty(0.5, above=1), 1.0, table).level
@@ -195,9 +195,9 @@ def step_difficulty(state: Difficulty, agreement: float, table: DifficultyTable)
     smooth = agreement if state.agreement is None else 0.9 * state.agreement + 0.1 * agreement
     above = state.above + 1 if smooth > HIGH else 0
     below = state.below + 1 if smooth < LOW else 0
-    level = state.level
+    level, least = state.level, min(FLOOR, table.ceiling)
     if table.enabled and above >= PATIENCE:
-        level, above = min(table.ceiling, level * UP), 0
+        level, above = min(table.ceiling, max(least, level * UP)), 0
     elif table.enabled and below >= PATIENCE:
-        level, below = max(FLOOR, level * DOWN), 0
+        level, below = min(level, max(least, level * DOWN)), 0
     return replace(state, level=level, agreement=smooth, above=above, below=below)

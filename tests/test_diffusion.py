@@ -14,6 +14,7 @@ from synthkd.core.images import Batch
 from synthkd.core.states import load_state, save_state
 from synthkd.engine.build import assemble
 from synthkd.engine.loop import rounds
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import AugmentTable, Recipe, Stage, TeacherTable
 from synthkd.specs import load_teacher, new_student
 from synthkd.synthesis.context import SynthesisContext
@@ -121,6 +122,27 @@ def test_only_what_the_teacher_agrees_with_is_offered(teacher: FrozenTeacher) ->
     found = everything.synthesize(context(teacher, synthesis_steps=0, fresh=40), seeded())
     assert (len(found.batch.images), found.measures["accepted"]) == (40, 1.0)
     assert digest_of(teacher.classifier) == digest
+
+
+def test_of_independent_classes_the_one_asked_for_need_not_be_the_likeliest(
+    teacher: FrozenTeacher,
+) -> None:
+    """Of no other is anything asked; what was asked for nothing is accepted as before."""
+    several = FrozenTeacher(
+        Classifier(teacher.classifier.body, teacher.spec, 10, "multilabel-logits")
+    )
+    images = Procedural(Recipe(), teacher).sample(300, seeded()).images
+    logits = several(images)
+    votes, _, _, _, later = logits.topk(5, dim=1).indices.unbind(1)
+    odds = logits.gather(1, later[:, None])[:, 0]
+    assert 10 < int((odds > 0).sum()) < 290
+    made = diffusion(several)
+    assert torch.equal(made._accepted(images, later), odds > 0)
+    sure = diffusion(several, confidence=0.9)
+    assert torch.equal(sure._accepted(images, later), odds.sigmoid() >= 0.9)
+    assert made._accepted(images, torch.full_like(later, -1)).all()
+    alone = diffusion(teacher)
+    assert not alone._accepted(images, later).any() and alone._accepted(images, votes).all()
 
 
 def test_what_time_forbids_is_not_offered(teacher: FrozenTeacher) -> None:

@@ -22,7 +22,7 @@ from synthkd.recipe import Recipe, TeacherTable
 from synthkd.schedules import share
 from synthkd.specs import load_teacher, new_student
 from synthkd.students.learner import Step
-from synthkd.synthesis import GENERATORS
+from synthkd.synthesis import GENERATORS, Generator
 from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
@@ -532,10 +532,33 @@ def test_a_lab_without_a_student_makes_images(teacher):
     assert lab.state_dict()["learner"] is None
 
 
+def test_no_two_images_are_refined_from_the_same_one(teacher):
+    """Twins of one class stay alike through every step, and one of them may be held out."""
+    stages = (
+        {"name": "draw", "generator": "procedural", "fresh": 130, "student_steps": 0, "share": 1},
+        {"name": "refine", "generator": "pixels", "synthesis_steps": 1, "synthesis_batch": 30,
+         "terms": {"one_hot": 1.0}, "student_steps": 0, "share": 1},
+    )  # fmt: skip
+    drawn = Recipe.model_validate({"stage": stages, "budget": {"images": 260}})
+    lab = assemble(drawn, teacher, None)
+    list(rounds(lab))
+    for memory, count in ((lab.memory, 4 * 29), (lab.held_out, 4)):
+        kept = memory.everything()
+        own = torch.tensor([origin == "pixels" for origin in kept.origins])
+        assert int(own.sum()) >= count
+    both = [(memory, memory.everything()) for memory in (lab.memory, lab.held_out)]
+    images = torch.cat([
+        kept.images[torch.tensor([origin == "pixels" for origin in kept.origins])]
+        for _, kept in both
+    ])  # fmt: skip
+    starts = len({image.numpy().tobytes() for image in images})
+    assert starts == len(images)
+
+
 # --- difficulty ---
 
 
-class Listening:
+class Listening(Generator):
     """A generator of noise that writes down the contexts it is put in."""
 
     def __init__(self, learner: Any) -> None:

@@ -17,9 +17,11 @@ from PIL import Image
 from short_runs import DONE, main, status
 from torchvision.datasets import ImageFolder
 
+import synthkd
 from synthkd.core.images import to_float
 from synthkd.data.store import open_store
-from synthkd.recipe import TeacherTable
+from synthkd.jobs.generation import Generation, used
+from synthkd.recipe import Recipe, TeacherTable
 from synthkd.runs.checkpoints import Checkpoints
 from synthkd.specs import load_teacher
 
@@ -408,3 +410,65 @@ def test_a_denoiser_learns_all_the_time_that_is_given_for_learning(imagined: Pat
     both = manifest_of(imagined / "stopped")
     assert both["training"]["images"] == found["training"]["images"]
     assert 0 < both["seconds_writing"] < both["wall_seconds"]
+
+
+# What is asked for
+
+
+class Together(torch.nn.Module):
+    """Independent classes: light images are of class 0, rather light ones of 0 and 1; of 2 none."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        light = 40 * images.mean((1, 2, 3))
+        return torch.stack([light - 8, light - 9, torch.full_like(light, -50.0)], 1)
+
+
+def test_of_independent_classes_an_image_is_kept_where_its_class_is_not_the_likeliest(
+    tmp_path: Path,
+) -> None:
+    made = synthkd.generate(
+        Together(), image_size=16, channels=1, mean=0.4, std=0.25, count=30, out=tmp_path / "set",
+        images=200,
+        settings={
+            "teacher.answers": "multilabel-logits", "stage.draw.fresh": 200, "run.threads": 1,
+            "generator.kind": "pixels", "stage.refine.synthesis_steps": 10,
+            "stage.refine.synthesis_batch": 24,
+        },
+    )  # fmt: skip
+    store = open_store(made.path)
+    logits = torch.as_tensor(store.logits)
+    counts = store.labels.bincount(minlength=3).tolist()
+    assert counts[:2] == [10, 10] and counts[2] == 0
+    of_second = logits[store.labels == 1]
+    assert (of_second[:, 1] > 0).sum() >= 5  # all that were asked to be of it
+    assert (of_second.argmax(1) == 0).all()
+
+
+def test_of_many_classes_those_are_asked_for_that_are_missing() -> None:
+    flags = {
+        "stage.draw.fresh": 64, "stage.refine.synthesis_steps": 1, "dataset.count": 30,
+        "stage.refine.synthesis_batch": 12, "run.threads": 1,
+    }  # fmt: skip
+    job = Generation(used(Recipe.of(flags)))
+
+    def labels(seed: int) -> torch.Tensor:
+        return job._offer(torch.Generator().manual_seed(seed)).labels
+
+    assert int(labels(0).bincount(minlength=10).max()) <= 2  # twelve of ten classes
+    job.quota = [0] * 8 + [3, 1]
+    for seed in range(3):
+        assert labels(seed).bincount(minlength=10).tolist() == [0] * 8 + [6, 6]
+    job.asked = [0] * 8 + [0, 8]  # the last one was asked for often: it has had its part
+    assert labels(3).bincount(minlength=10).tolist() == [0] * 8 + [10, 2]
+
+
+def test_a_set_of_some_of_many_classes_is_full_after_few_batches(tmp_path: Path) -> None:
+    """One image of each of five classes, of ten, four at a time."""
+    made = synthkd.generate(
+        count=5, out=tmp_path / "set", images=256,
+        settings={
+            "stage.draw.fresh": 256, "stage.refine.synthesis_steps": 15, "run.threads": 1,
+            "stage.refine.synthesis_batch": 4,
+        },
+    )  # fmt: skip
+    assert made.count == 5 and made.manifest["drawn"] <= 16

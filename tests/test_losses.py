@@ -272,6 +272,27 @@ def test_prototype_pulls_to_the_own_row_and_away_from_the_nearest_other():
     assert TERMS["prototype"](v).item() == pytest.approx(expected)
 
 
+def test_prototype_leaves_alone_what_shall_be_without_its_class():
+    features = noise(3, 6, seed=3).requires_grad_()
+    absent = torch.tensor([False, True, False])
+    value = TERMS["prototype"](view(features=features, independent=True, absent=absent))
+    value.backward()
+    alone = [
+        TERMS["prototype"](view(features=features[[i]], labels=torch.tensor([label]))).item()
+        for i, label in ((0, 1), (2, 0))
+    ]
+    assert value.item() == pytest.approx(sum(alone) / 3)
+    assert not features.grad[1].any() and features.grad[[0, 2]].any(1).all()
+
+
+def test_spread_leaves_alone_what_shall_be_without_its_class():
+    features = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [4.0, 0.0]])
+    labels, absent = torch.zeros(4).long(), torch.tensor([False, False, True, True])
+    assert TERMS["spread"](view(features=features, labels=labels)).item() == pytest.approx(0.5)
+    shown = view(features=features, labels=labels, absent=absent)
+    assert TERMS["spread"](shown).item() == pytest.approx(0.0)
+
+
 def test_prototype_is_zero_on_the_prototypes_themselves_and_ignores_their_length():
     rows = torch.eye(4, dtype=torch.float64)
     exact = view(

@@ -527,3 +527,55 @@ def test_a_class_that_the_teacher_never_sees_does_not_take_all_the_batches():
         images = torch.randint(256, (16, *SHAPE), dtype=torch.uint8)
         memory.add(images, labels, logits, "pixels")
     assert asked.max() - asked.min() <= 1
+
+
+@pytest.mark.parametrize("priorities", [False, True])
+def test_distinct_images_are_drawn_by_the_weights_and_none_twice(priorities):
+    """Of three images one of class 0, two of class 1: each class is drawn first half of the time,
+    and then one of those that are left, in proportion to what they weigh."""
+    memory = filled([0, 1, 1], classes=2)
+    weights = [0.5, 0.25, 0.25]
+    if priorities:
+        memory.update(torch.arange(3), torch.tensor([1.0, 3.0, 1.0]))
+        weights = [0.5 / 1.5, 0.75 / 1.5, 0.25 / 1.5]
+    rng, often = torch.Generator().manual_seed(0), Counter()
+    for _ in range(6000):
+        drawn = memory.distinct(2, rng)
+        often[tuple(drawn.slots.tolist())] += 1
+    for (first, second), count in often.items():
+        chance = weights[first] * weights[second] / (1 - weights[first])
+        assert count / 6000 == pytest.approx(chance, abs=0.02)
+    assert len(often) == 6
+    assert sorted(memory.distinct(9, rng).slots.tolist()) == [0, 1, 2]
+    assert drawn.weights.tolist() == [1.0, 1.0]
+
+
+def test_distinct_images_of_an_unwanted_origin_come_when_the_others_are_used_up():
+    memory, rng = three_origins(), torch.Generator().manual_seed(0)
+    drawn = memory.distinct(120, rng, shares={"0": 0.0})
+    assert Counter(drawn.origins) == {"1": 50, "2": 50, "0": 20}
+    assert set(drawn.origins[:100]) == {"1", "2"} and len(set(drawn.slots.tolist())) == 120
+    again = memory.distinct(120, rng, shares={"0": 0.0})
+    assert set(again.slots[100:].tolist()) != set(drawn.slots[100:].tolist())
+    assert set(memory.distinct(100, rng, shares={"0": 0.0}).origins) == {"1", "2"}
+
+
+def test_no_two_images_asked_for_are_the_same_while_there_are_others():
+    """Of class 0 there are twelve, of 1 two, of 2 none; what comes nearest to 2 is of class 1."""
+    logits = torch.full((14, 3), -9.0)
+    logits[:12, 0], logits[12:, 1] = 9.0, 9.0
+    logits[:4, 1], logits[12:, 2], logits[4:8, 2] = 5.0, 8.0, 1.0
+    memory = Memory(14, SHAPE, 3)
+    memory.add(torch.zeros(14, *SHAPE, dtype=torch.uint8), torch.zeros(14).long(), logits, "any")
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        asked = torch.tensor([0, 1, 2] * 4)
+        drawn = memory.nearest(asked, rng)
+        for label in range(3):
+            assert len(set(drawn.slots[asked == label].tolist())) == 4
+        assert set(drawn.slots[asked == 2].tolist()) <= {12, 13, 4, 5, 6, 7}
+        own = drawn.slots[asked == 1].tolist()
+        assert {12, 13} <= set(own)  # its own both, then those in which most of it is seen
+        full = memory.nearest(torch.zeros(12).long(), rng).slots
+        assert sorted(full.tolist()) == list(range(12))
+    assert len(set(memory.nearest(torch.zeros(30).long(), rng).slots.tolist())) == 14

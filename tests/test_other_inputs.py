@@ -204,7 +204,7 @@ def test_the_classes_of_a_student_in_another_order_are_refused(
     tables = {"student": {"spec": str(path)}, "teacher": {"only": ("3", "5")}}
     assert evaluate(Recipe.model_validate(tables), quiet=True)["comparison"]["n"] > 50
     tables["teacher"] = {"only": only}
-    with pytest.raises(InputError, match="class . of the student is '.', and of the teacher"):
+    with pytest.raises(InputError, match=r"class . of the student is '.', and of the teacher"):
         evaluate(Recipe.model_validate(tables), quiet=True)
     with pytest.raises(InputError, match="of the student"):
         synthkd.evaluate(path, settings={"teacher.only": only})
@@ -305,7 +305,8 @@ def test_a_function_that_cannot_be_copied_is_evaluated(tmp_path: Path) -> None:
         "        with self.lock: return images.reshape(len(images), -1)[:, 60:70] * 8\n"
     )
     tables = {"student": {"spec": f"{tmp_path / 'asks.py'}:Asks"}, "run": {"trust_code": True},
-              "teacher": {"mean": (0.0,), "std": (1.0,), "image_size": 16, "channels": 1}}  # fmt: skip
+              "teacher": {"mean": (0.0,), "std": (1.0,), "image_size": 16,
+                          "channels": 1}}  # fmt: skip
     found = evaluate(Recipe.model_validate(tables), quiet=True)
     assert found["comparison"]["n"] == 539
 

@@ -212,6 +212,16 @@ def test_a_batch_begins_small_and_ends_at_full_size(teacher):
     assert found.measures["target_class_rate"] > 0.25  # a tenth by chance
 
 
+def test_a_small_batch_is_rolled_by_the_share_of_its_own_side(teacher):
+    made, seen = pixels(teacher, start="noise", roll=0.25), set()
+    images = torch.zeros(1, 1, 8, 8)
+    images[:, :, 4, 4] = 1.0
+    for seed in range(200):
+        place = made._view(images, context(teacher), rng(seed), 0.0).flatten().argmax()
+        seen.add((int(place) // 8 - 4, int(place) % 8 - 4))
+    assert seen == {(down, across) for down in range(-2, 3) for across in range(-2, 3)}
+
+
 def test_equal_seeds_give_equal_images(teacher):
     first, second = (pixels(teacher).synthesize(context(teacher), rng(7)) for _ in range(2))
     assert torch.equal(first.batch.images, second.batch.images)

@@ -110,6 +110,15 @@ def test_a_stage_without_a_quota_is_left_after_one_round():
     assert after(Progress(), TEACHING, budget).stage == 1
 
 
+def test_a_round_of_images_in_which_nobody_learned_ends_its_stage_whatever_was_made():
+    """With a quota of which a single image is left the next round would be like it."""
+    left = Progress(stage=1, work=49, taught=49)
+    moved = after(left, TEACHING, IMAGES, synthesized=40, trained=30)
+    assert (moved.stage, moved.taught, moved.images_seen) == (2, 49, 0)
+    assert after(left, TEACHING, SECONDS, synthesized=40).stage == 2  # over, by the clock
+    assert after(Progress(stage=1), TEACHING, SECONDS, synthesized=40, seconds=1.0).stage == 1
+
+
 def test_the_share_of_the_training_counts_teaching_stages_only():
     assert taught_share(Progress(work=80), IMAGES) == 0
     assert taught_share(Progress(stage=1, taught=20, work=20), IMAGES) == 0.4

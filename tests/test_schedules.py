@@ -169,6 +169,19 @@ def test_a_disabled_difficulty_stays_but_still_watches():
     assert states[-1].agreement == pytest.approx(1.0)
 
 
+def test_a_level_of_nothing_rises_to_the_floor_and_on():
+    found = [s.level for s in played([0.9] * 6, TABLE.model_copy(update={"start": 0.0}))]
+    assert found == pytest.approx([0.0, 0.1, 0.1, 0.12, 0.12, 0.144])
+
+
+def test_bad_rounds_raise_no_level():
+    low = TABLE.model_copy(update={"start": 0.05})
+    assert {s.level for s in played([0.2] * 6, low)} == {0.05}
+    lower = low.model_copy(update={"ceiling": 0.06})
+    assert {s.level for s in played([0.2] * 6, lower)} == {0.05}
+    assert [s.level for s in played([0.9] * 4, lower)] == pytest.approx([0.05, 0.06, 0.06, 0.06])
+
+
 @given(st.lists(st.floats(0, 1), max_size=60))
 def test_the_level_never_leaves_floor_and_ceiling(agreements):
     assert all(0.1 <= s.level <= 0.9 for s in played(agreements))

@@ -1,6 +1,7 @@
 """What is chosen by the size of the images: batches, sizes, answers used again; and cycles."""
 
 import tomllib
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -164,6 +165,31 @@ def test_each_answer_is_learned_so_many_times_in_another_order(
     assert not torch.equal(torch.cat(first), torch.cat(second))
     sums = [torch.cat(part).flatten(1).sum(1).sort().values for part in (first, second)]
     assert torch.allclose(*sums)
+
+
+@pytest.mark.parametrize("pipeline", ["synthkd", "gan"])
+@pytest.mark.parametrize("left", [1, 2, 3, 4, 5])
+def test_a_run_with_repeated_answers_ends_whatever_its_budget_leaves_over(
+    pipeline: str, left: int
+) -> None:
+    """Of so few images each would be a batch of its own. The last stage of gan makes images too."""
+    student = "study" if pipeline == "synthkd" else "joint"
+    given = {
+        "pipeline": pipeline, "training.batch": 16, "student.spec": "resnet8-w4", "run.threads": 1,
+        "budget.images": 128 + left, "training.repeats": 4, f"stage.{student}.student_steps": 2,
+    }  # fmt: skip
+    given |= (
+        {key: value for key, value in SMALL.items() if key.startswith("stage.")}
+        if pipeline == "synthkd"
+        else {
+            "run.stages": "joint", "generator.width": 4, "stage.joint.fresh": 32,
+            "stage.joint.synthesis_steps": 1, "stage.joint.synthesis_batch": 8,
+        }
+    )  # fmt: skip
+    lab = synthkd.build(Recipe.of(given))
+    made = list(islice(rounds(lab), 30))
+    assert lab.finished and len(made) < 30
+    assert 128 <= lab.progress.images_seen < 128 + left + 2  # a batch has two images at least
 
 
 def test_a_mix_ratio_is_exact_with_repeated_answers() -> None:

@@ -15,18 +15,28 @@ from torch import Tensor, nn
 from synthkd.core.errors import InputError
 from synthkd.core.images import Batch, ImageSpec
 from synthkd.core.states import load_state, save_state
+from synthkd.engine.build import assemble
+from synthkd.engine.loop import rounds
 from synthkd.losses.synthesis import TERMS, View, smoothness
 from synthkd.losses.term import Term
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.decoder import Decoder
-from synthkd.recipe import DiffusionTable, Recipe, Stage, TeacherTable, load_recipe
+from synthkd.recipe import (
+    DiffusionTable,
+    ProceduralTable,
+    Recipe,
+    Stage,
+    TeacherTable,
+    load_recipe,
+)
 from synthkd.specs import load_teacher
 from synthkd.synthesis import GENERATORS, decoding
 from synthkd.synthesis.context import SynthesisContext, even_labels
+from synthkd.synthesis.drawings.strokes import draw_strokes
 from synthkd.synthesis.gan import Gan, borrow, save_decoder
 from synthkd.synthesis.plan import alone, plan, table
-from synthkd.synthesis.procedural import Procedural
+from synthkd.synthesis.procedural import SCENES, Procedural
 from synthkd.teachers.frozen import FrozenTeacher
 
 
@@ -552,6 +562,97 @@ def test_a_round_of_drawings_is_as_large_as_the_stage_says_and_trains_nothing(le
     synthesized = Procedural(RECIPE, lenet).synthesize(context(lenet), seeded())
     assert (len(synthesized.batch.images), synthesized.trained, synthesized.measures) == (30, 0, {})
     assert len(Procedural(RECIPE, lenet).sample(0, seeded()).images) == 0
+
+
+class Sure(nn.Module):
+    """Sees class 0 where the upper half is lighter than the lower, else class 1, and is sure."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        upper, lower = images.chunk(2, 2)
+        logits = images.new_full((len(images), 10), -50.0)
+        logits[:, 0] = 1e4 * (upper.mean((1, 2, 3)) - lower.mean((1, 2, 3)))
+        logits[:, 1] = -logits[:, 0]
+        return logits
+
+
+EVOLVING = RECIPE.model_copy(update={"procedural": ProceduralTable(evolve=1.0)})
+
+
+def test_what_is_held_out_has_no_parents_and_no_children() -> None:
+    box = teacher_of(Sure(), mean=0.1)
+    made = Procedural(EVOLVING, box)
+    stage = STAGE.model_copy(update={"fresh": 64})
+    for round_ in range(3):
+        images = made.synthesize(context(box, stage), seeded(round_)).batch.images
+        # the first sixteenth is drawn first, by nothing but the numbers
+        assert torch.equal(images[:4], Procedural(RECIPE, box).sample(4, seeded(round_)).images)
+        made.answered(box(images))
+    assert int(made.found.sum()) == 3 * 60  # all others
+    known = torch.cat([made.parents[k, : made.found[k]] for k in range(2)])
+    drawn = {shape.numpy().tobytes() for shape in draw_strokes(known, 32, 32) > 0}
+    alike = [(image > 0).numpy().tobytes() in drawn for image in images]
+    assert alike == [False] * 4 + [True] * 60
+
+
+def test_a_drawing_becomes_a_parent_of_the_class_that_the_answer_names() -> None:
+    box = teacher_of(Sure(), mean=0.1)
+    made = Procedural(EVOLVING, box)
+    made.answered(torch.empty(0, 10))  # of nothing
+    images = made.synthesize(context(box), seeded()).batch.images
+    logits = box(images)
+    made.answered(logits)
+    assert made.found.tolist()[:2] == logits[1:].argmax(1).bincount().tolist()
+    for k in range(2):
+        shapes = draw_strokes(made.parents[k, : made.found[k]], 32, 32)
+        upper, lower = shapes.chunk(2, 2)
+        lighter = upper.mean((1, 2, 3)) > lower.mean((1, 2, 3))
+        assert lighter.tolist() == [k == 0] * len(shapes)
+
+
+@pytest.mark.parametrize("evolve", [0.0, 0.5])
+def test_a_black_box_is_asked_once_about_a_drawing(evolve: float) -> None:
+    stages = ({"name": "draw", "generator": "procedural", "fresh": 64, "student_steps": 0},)
+    given = {"stage": stages, "budget": {"images": 192}, "procedural": {"evolve": evolve}}
+    body, spec = Sure(), ImageSpec(1, 32, 32, (0.1,), (0.3,))
+    box = FrozenTeacher(Classifier(body, spec, 10), access="logits")
+    lab = assemble(Recipe.model_validate(given), box, None)
+    before = box.queries
+    made = list(rounds(lab))
+    assert len(made) == 3 and box.queries - before == 192
+    generator = lab.generators["procedural"]
+    assert isinstance(generator, Procedural)
+    assert int(generator.found.sum()) == (180 if evolve else 0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "kinds", "dark"),
+    [
+        (0.0, 1.0, ("strokes", *SCENES), 0.5),  # a function, an ONNX graph: nothing is known
+        (0.0, 1 / 255, ("strokes", *SCENES), 0.5),  # bytes
+        (0.5, 0.5, ("strokes", *SCENES), 0.5),  # to -1..1
+        (127.5 / 255, 127.5 / 255, ("strokes", *SCENES), 0.5),
+        (128 / 255, 128 / 255, ("strokes", *SCENES), 0.5),
+        (0.1307, 0.3081, ("strokes",), 0.0),
+        (0.9, 0.3, ("strokes",), 1.0),
+        (0.5, 0.3, SCENES, None),
+        (0.4717, 0.25, SCENES, None),
+    ],
+)
+def test_what_is_drawn_goes_by_a_mean_of_images_and_not_by_a_change_of_scale(
+    mean: float, std: float, kinds: tuple[str, ...], dark: float | None
+) -> None:
+    def box_of(channels: int) -> FrozenTeacher:
+        body = nn.Sequential(nn.Conv2d(channels, 10, 32), nn.Flatten())
+        spec = ImageSpec(channels, 32, 32, (mean,) * channels, (std,) * channels)
+        return FrozenTeacher(Classifier(body, spec, 10))
+
+    assert Procedural(RECIPE, box_of(1)).kinds == kinds
+    assert Procedural(RECIPE, box_of(3)).kinds == SCENES
+    if dark is not None:
+        strokes = RECIPE.model_copy(update={"procedural": ProceduralTable(kinds=("strokes",))})
+        images = Procedural(strokes, box_of(1)).sample(400, seeded()).images
+        white = float((images.flatten(1).median(1).values > 0.9).float().mean())
+        assert white == pytest.approx(dark, abs=0.1)
 
 
 def test_the_teacher_sees_most_classes_in_drawings(teacher):

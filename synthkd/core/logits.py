@@ -149,6 +149,19 @@ def margin_of(logits: Tensor, *, independent: bool = False) -> Tensor:
     return top[:, 0] - top[:, 1]
 
 
+def applies(logits: Tensor, labels: Tensor, *, independent: bool = False) -> Tensor:
+    """Whether images of these logits [B, K] are seen as of the classes `labels` [B]: as the
+    likeliest, or, of independent classes, as one that applies (its log-odds over 0); [B] bool.
+
+    >>> logits, labels = torch.tensor([[3.0, 1.0], [3.0, -1.0], [-2.0, -1.0]]), torch.ones(3).long()
+    >>> applies(logits, labels).tolist(), applies(logits, labels, independent=True).tolist()
+    ([False, False, True], [True, False, False])
+    """
+    if independent:
+        return logits.gather(1, labels[:, None])[:, 0] > 0
+    return logits.argmax(1) == labels
+
+
 def paired(logits: Tensor) -> Tensor:
     """Logits of independent classes [B, K] as B · K questions of two answers each, no and yes,
     [B · K, 2]: their softmax is the sigmoid of each, their vote its decision.

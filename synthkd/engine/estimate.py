@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synthkd.core.images import to_float
 from synthkd.core.states import PART
-from synthkd.engine.loop import HELD_BACK, HELD_OUT, LOOKED_AT, REFITTING, Lab, synthesize
+from synthkd.engine.loop import HELD_OUT, LOOKED_AT, REFITTING, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
 from synthkd.networks.activations import activations
@@ -26,6 +25,7 @@ from synthkd.networks.refitting import looked_at, timed
 from synthkd.recipe import Recipe, Stage
 from synthkd.replay.memory import images_held
 from synthkd.synthesis import GENERATORS
+from synthkd.synthesis.context import HELD_BACK
 from synthkd.synthesis.resolution import mean_area
 from synthkd.teachers.protocol import Seen, Teacher, asked_freely
 

@@ -6,7 +6,7 @@ B batch, N images, C channels, H height, W width, K classes.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -52,13 +52,12 @@ from synthkd.students.learner import Learner, Step
 from synthkd.students.objective import DistillationObjective
 from synthkd.students.sandwich import check_widths
 from synthkd.synthesis import GENERATORS, Generator
-from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.synthesis.context import HELD_BACK, SynthesisContext, SyntheticBatch
 from synthkd.synthesis.plan import Plan
 from synthkd.teachers.ensemble import SELECTED, EnsembleTeacher
 from synthkd.teachers.protocol import Seen, Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
-HELD_BACK = 16  # of so many fresh images one is held out
 LOOKED_AT = 128  # held-out images that agreement is measured on after a round
 REFITTING = 0.1  # of the time left, that refitting a pruned student's layers may take
 RECALIBRATED = 20  # batches on which BatchNorm statistics are estimated anew
@@ -473,9 +472,12 @@ def _stage_end(lab: Lab) -> float:
 
 
 def synthesize(
-    lab: Lab, stage: Stage, rng: torch.Generator, *, until: float = float("inf")
-) -> SyntheticBatch:
-    """The generator's turn; no step of it begins after `until`."""
+    lab: Lab, stage: Stage, rng: torch.Generator, *, until: float = float("inf"),
+    counts: Callable[[], Tensor | None] | None = None,
+) -> SyntheticBatch:  # fmt: skip
+    """The generator's turn; no step of it begins after `until`. `counts` tells how many images
+    there are of each class, [K], the rarest of which are asked for first; without it the memory
+    does."""
     if not stage.synthesizes:
         nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
         return SyntheticBatch(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
@@ -495,7 +497,7 @@ def synthesize(
             remembered=partial(_remembered, lab, stage.generator),
             material=partial(_material, lab, stage.generator),
             nearest=partial(_nearest, lab, stage.generator),
-            counts=partial(_counts, lab, stage.generator),
+            counts=counts or partial(_counts, lab, stage.generator),
             share=whole_share(lab.progress, lab.budget),
             stage_share=stage_share(lab.progress, lab.budget),
             difficulty=lab.difficulty,
@@ -532,10 +534,14 @@ def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch
 
 
 def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
-    """Images from the memory; those of the generator `without` only if there are no others."""
+    """Images from the memory, none twice; those of the generator `without` only if there are too
+    few others."""
     if len(lab.memory) < 4 * count:
         return None
-    drawn = lab.memory.draw(count, rng, shares={without: 0.0} if without else {})
+    shares = {without: 0.0} if without else {}
+    # what is made anew for each draw is never the same
+    draw = lab.memory.distinct if isinstance(lab.memory, Memory) else lab.memory.draw
+    drawn = draw(count, rng, shares=shares)
     return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))
 
 
@@ -580,6 +586,7 @@ def _remember(
     pixels, labels = to_uint8(images).cpu(), labels.cpu()
     with lab.timed("labelling"):
         logits = lab.label(pixels)
+    lab.generators[generator].answered(logits)
     votes = logits.argmax(1)
     measures["balance"] = relative_entropy(torch.bincount(votes, minlength=lab.teacher.classes))
     measures["confidence"] = float(lab.teacher.probabilities(logits).amax(1).mean())

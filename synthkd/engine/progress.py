@@ -104,7 +104,8 @@ def advance(
     `synthetic`), offered `synthesized` to the memory and trained the generator on `trained`.
 
     The stage's work grows by seconds or images; when its quota is used up the cursor moves on, and
-    also after a round in which nothing happened: the next would be like it.
+    also after a round in which nothing happened, or nothing that its quota counts: the next would
+    be like it.
     """
     spent = (
         seconds
@@ -122,7 +123,7 @@ def advance(
         seconds=progress.seconds + seconds,
     )
     over = moved.work - budget.quotas[progress.stage]
-    if not (seen or synthesized or trained):
+    if not ((seen or synthesized or trained) if budget.timed else spent):
         over = max(over, 0.0)
     if over >= -1e-6:  # a clock's overrun is paid by the next stage, so that the run ends on time
         moved = replace(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synthkd import __version__
 from synthkd import recipe as recipes
@@ -22,6 +22,7 @@ from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import Batch, to_uint8
+from synthkd.core.logits import applies
 from synthkd.core.promise import PROMISES
 from synthkd.core.seeds import generator_for
 from synthkd.core.words import clock
@@ -44,6 +45,7 @@ from synthkd.teachers.protocol import Teacher
 
 PATIENCE = 20  # images drawn per image wanted before a class is given up
 BATCH = 256  # images drawn at a time
+ENOUGH = 2**40  # more images than are ever asked for
 MEMORY = 4096  # images remembered, unless the user says otherwise
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"  # of a data set that is being made
 SHARDS = "shards.json"  # of one that is being made in shards, until it is merged: jobs.sharding
@@ -119,10 +121,13 @@ class Generation:
         self.training: dict[str, Any] = {"from": start or None, "images": 0, "seconds": 0.0}
         self.trained = loaded or not (self.learns or len(self.stages) > 1)
         self.quota = self._shares()  # images that are still missing, by class
+        self.asked = [0] * self.teacher.classes  # images that were asked to be of each class
         self.batch = self.drawn = self.agreed = 0
         self.writing = 0.0  # seconds
 
-    _CURSOR = ("seconds", "training", "trained", "quota", "batch", "drawn", "agreed", "writing")
+    _CURSOR = (
+        "seconds", "training", "trained", "quota", "asked", "batch", "drawn", "agreed", "writing",
+    )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, the writer apart."""
@@ -174,7 +179,13 @@ class Generation:
         stage = self.stages[-1]
         if self.learns:
             stage = stage.model_copy(update={"synthesis_steps": 0, "fresh": BATCH})
-        return synthesize(self.lab, stage, rng).batch
+        return synthesize(self.lab, stage, rng, counts=self._counts).batch
+
+    def _counts(self) -> Tensor:
+        """How often each class was asked for, [K], and endlessly where none is missing: a class in
+        which the teacher sees nothing takes no more than its part of what is asked for."""
+        full = torch.tensor(self.quota) == 0
+        return torch.tensor(self.asked).masked_fill(full, ENOUGH)
 
     def _check_apart(self, out: Path) -> None:
         """Refuses to keep a model around or inside the data set, where its folder would be a
@@ -357,11 +368,13 @@ class Generation:
 
     def _fill(self, writer: Writer, pause: Callable[[], None]) -> None:
         """Draws until every class has its even share of images in which the teacher sees what was
-        asked for.
+        asked for. An image that was asked to be of no class is of the one that the teacher sees
+        most of, also where its classes are independent and none applies: such images are needed to
+        learn what to say no to.
 
-        Batch k depends on the seed and on k alone, or, of a generator that goes on learning as it
-        draws, on the batches before it. After PATIENCE images per image wanted the rest is given
-        up.
+        Batch k depends on the seed and on k alone, or, where the generator goes on learning or asks
+        for what is missing, on the batches before it. After PATIENCE images per image wanted the
+        rest is given up.
         """
         wanted = self.recipe.dataset.count
         least = self.generator.least_confidence
@@ -372,13 +385,17 @@ class Generation:
             made = self._offer(generator_for(self.recipe.run.seed, "image", self.batch))
             pixels = to_uint8(made.images).cpu()
             logits = self.lab.label(pixels, exact=True)  # what is written shall hold anywhere
-            votes = logits.argmax(1)
-            labels = torch.where(made.labels.cpu() < 0, votes, made.labels.cpu())
-            sure = self.teacher.probabilities(logits).amax(1) >= least
+            self.generator.answered(logits)
+            asked, several = made.labels.cpu(), self.teacher.independent
+            labels = torch.where(asked < 0, logits.argmax(1), asked)
+            sure = self.teacher.probabilities(logits).gather(1, labels[:, None])[:, 0] >= least
+            alike = (asked < 0) | applies(logits, labels, independent=several)
+            good = (alike & sure).nonzero().flatten().tolist()
+            self.agreed += len(good)
+            told = torch.bincount(asked[asked >= 0], minlength=self.teacher.classes)
+            self.asked = (torch.tensor(self.asked) + told).tolist()
             keep = []
-            alike = ((votes == labels) & sure).nonzero().flatten().tolist()
-            self.agreed += len(alike)
-            for i in alike:
+            for i in good:
                 if self.quota[labels[i]] > 0:
                     self.quota[labels[i]] -= 1
                     keep.append(i)

@@ -124,13 +124,15 @@ def prototype(view: View, *, margin: float = 0.1) -> Tensor:
 
         mean over i of  1 − cos(φ_i, w_y) + relu( max_{k≠y} cos(φ_i, w_k) − cos(φ_i, w_y) + margin )
 
-    `features` [B, D], `prototypes` [K, D]; the result lies in 0..4 + margin.
+    `features` [B, D], `prototypes` [K, D]; the result lies in 0..4 + margin. An image that shall
+    be without its class counts 0: where its features are to lie is not known.
     """
     assert view.features is not None and view.prototypes is not None
     cosine = F.normalize(view.features, dim=1) @ F.normalize(view.prototypes, dim=1).T  # [B, K]
     own = cosine.gather(1, view.labels[:, None]).squeeze(1)
     rival = cosine.scatter(1, view.labels[:, None], -2.0).amax(1)
-    return (1 - own + F.relu(rival - own + margin)).mean()
+    each = 1 - own + F.relu(rival - own + margin)
+    return (each if view.absent is None else each.masked_fill(view.absent, 0.0)).mean()
 
 
 def consistency(view: View) -> Tensor:
@@ -293,11 +295,14 @@ def spread(view: View) -> Tensor:
 
         mean over pairs i ≠ j with y_i = y_j of  cos(φ_i, φ_j)
 
-    −1..1; 0 where no class was asked for twice. Needs no teacher pass of its own.
+    −1..1; 0 where no class was asked for twice; images that shall be without a class are of none.
+    Needs no teacher pass of its own.
     """
     assert view.features is not None
     directions = F.normalize(view.features, dim=1)
     pairs = (view.labels[:, None] == view.labels).fill_diagonal_(False)  # [B, B]
+    if view.absent is not None:
+        pairs &= ~(view.absent[:, None] | view.absent)
     return (directions @ directions.T * pairs).sum() / pairs.sum().clamp_min(1)
 
 

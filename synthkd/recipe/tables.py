@@ -536,8 +536,9 @@ class ProceduralTable(Table):
         Words,
         Field(
             description="noise, spectrum, leaves, shaders, strokes, fractals, polygons; auto: "
-            "strokes for a teacher of one channel whose images are mostly black or mostly white, "
-            "else all but noise and strokes"
+            "strokes for a teacher of one channel whose images are mostly black or mostly white by "
+            "the mean it subtracts, all but noise where that mean tells nothing (0, or 0.5 with "
+            "deviation 0.5), else all but noise and strokes"
         ),
     ] = ("auto",)
     evolve: Annotated[

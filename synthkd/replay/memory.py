@@ -183,32 +183,48 @@ class Memory:
         slots = torch.cat([slots for slots, _ in parts])
         return self._batch(slots, torch.cat([weights for _, weights in parts]))
 
+    def distinct(
+        self, count: int, rng: torch.Generator, *,
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> ReplayBatch:  # fmt: skip
+        """`count` images as `draw` has them, but none twice: each is drawn from those that are
+        left. Origins of share 0 come only once the others are used up; there are never more images
+        than are remembered.
+
+        The largest of log(u) / weight, u even in 0..1 (Efraimidis & Spirakis 2006,
+        https://doi.org/10.1016/j.ipl.2005.11.003).
+        """
+        weight, _ = self._prioritised(self._weights(shares, 1.0, by_margin=False))
+        keys = torch.rand(self.size, dtype=torch.float64, generator=rng).log_()
+        slots = (keys / weight.clamp_min(1e-300)).topk(min(count, self.size)).indices
+        return self._batch(slots, torch.ones(len(slots)))
+
     def nearest(self, labels: Tensor, rng: torch.Generator, *, without: str = "") -> ReplayBatch:
         """For each of the classes `labels` [N] an image in which the teacher sees it, drawn at
-        random; of a class that it sees nowhere, one of those of which it thinks most of it (by
-        logit less the highest one), as many as are asked for and at least NEAREST. Those of the
-        origin `without` only if there are no others, or none of the class."""
-        kept = torch.arange(self.size)
+        random, and none twice for a class while there are others; where it sees a class in too few,
+        the rest are drawn from those of which it thinks most of it (by logit less the highest one),
+        as many as are asked for and at least NEAREST. Those of the origin `without` only if there
+        are no others, or too few of the class."""
         own = torch.zeros(self.size, dtype=torch.bool)
         if without in self.names:
             own = self.origins[: self.size] == self.names.index(without)
-            kept = kept[own] if bool(own.all()) else kept[~own]
+            own &= ~own.all()
+        kept = (~own).nonzero()[:, 0]
         votes, labels = self.votes[kept], labels.cpu()
         slots, highest = torch.zeros_like(labels), None
         for label in torch.unique(labels).tolist():
             wanted = (labels == label).nonzero()[:, 0]
-            there = (votes == label).nonzero()[:, 0]
-            if not len(there):
+            there = [kept[votes == label]]
+            if len(there[0]) < len(wanted):
                 if highest is None:
                     highest = self.logits[: self.size].amax(1)[kept].float()
                 lacking = self.logits[kept, label].float() - highest
-                there = lacking.topk(min(max(NEAREST, len(wanted)), len(kept))).indices
+                lacking[votes == label] = -torch.inf
+                most = min(max(NEAREST, len(wanted)), len(kept) - len(there[0]))
                 reached = (own & (self.votes[: self.size] == label)).nonzero()[:, 0]
-                there = torch.cat([kept[there], reached])
-            else:
-                there = kept[there]
-            drawn = torch.randint(len(there), (len(wanted),), generator=rng)
-            slots[wanted] = there[drawn]
+                there.append(torch.cat([kept[lacking.topk(most).indices], reached]))
+            order = torch.cat([some[torch.randperm(len(some), generator=rng)] for some in there])
+            slots[wanted] = order[torch.arange(len(wanted)) % len(order)]
         return self._batch(slots, torch.ones(len(slots)))
 
     def counts_of(self, origin: str) -> Tensor:
@@ -248,7 +264,21 @@ class Memory:
         """Slots [count], and the weights [count] that make up for the priorities."""
         if count == 0:
             return torch.empty(0, dtype=torch.int64), torch.empty(0)
-        kind = (by_margin, easiest, tuple(sorted(shares.items())))
+        even = self._weights(shares, easiest, by_margin=by_margin)
+        kind = _kind(shares, easiest, by_margin=by_margin)
+        if kind not in self._cumulated:
+            weight, mean = self._prioritised(even)
+            self._cumulated[kind] = weight.cumsum(0), mean
+        cumulated, mean = self._cumulated[kind]
+        draw = torch.rand(count, dtype=torch.float64, generator=rng) * cumulated[-1]
+        slots = torch.searchsorted(cumulated, draw, right=True).clamp_max(self.size - 1)
+        if self.priorities is None or not mean:
+            return slots, torch.ones(count)
+        return slots, (mean / self.priorities[slots]).float()
+
+    def _weights(self, shares: Mapping[str, float], easiest: float, *, by_margin: bool) -> Tensor:
+        """Weights [N] of a draw without priorities."""
+        kind = _kind(shares, easiest, by_margin=by_margin)
         if kind not in self._evened:
             for old in [k for k in self._evened if k[0] == by_margin and k[1] != easiest]:
                 del self._evened[old]  # what grows with the run is wanted once
@@ -259,14 +289,7 @@ class Memory:
             if easiest < 1:
                 weight = weight * self._among_easiest(easiest)
             self._evened[kind] = weight
-        if kind not in self._cumulated:
-            self._cumulated[kind] = self._prioritised(self._evened[kind])
-        cumulated, mean = self._cumulated[kind]
-        draw = torch.rand(count, dtype=torch.float64, generator=rng) * cumulated[-1]
-        slots = torch.searchsorted(cumulated, draw, right=True).clamp_max(self.size - 1)
-        if self.priorities is None or not mean:
-            return slots, torch.ones(count)
-        return slots, (mean / self.priorities[slots]).float()
+        return self._evened[kind]
 
     def _margins(self) -> Tensor:
         """Those of the teacher's answers, [N] float64."""
@@ -290,13 +313,13 @@ class Memory:
         return kept
 
     def _prioritised(self, even: Tensor) -> tuple[Tensor, float]:
-        """Cumulated weights [N] of a draw, and the mean priority of what is drawn without them; 0
-        where priorities count for nothing: there are none, or none above 0."""
+        """Weights [N] of a draw, and the mean priority of what is drawn without them; 0 where
+        priorities count for nothing: there are none, or none above 0."""
         if self.priorities is not None:
-            cumulated = (even * self.priorities[: self.size]).cumsum(0)
-            if mean := float(cumulated[-1] / even.sum()):
-                return cumulated, mean
-        return even.cumsum(0), 0.0
+            weight = even * self.priorities[: self.size]
+            if mean := float(weight.sum() / even.sum()):
+                return weight, mean
+        return even, 0.0
 
     def _even(self, votes: Tensor, origins: Tensor, shares: Mapping[str, float]) -> Tensor:
         """Weights [N] of a draw that is even over classes, and over origins as `shares` says."""
@@ -372,6 +395,10 @@ class Memory:
         votes = self.votes[kept].tolist()
         for slot in self.insertion_index[kept].argsort().tolist():
             self._queues[votes[slot]].append(slot)
+
+
+def _kind(shares: Mapping[str, float], easiest: float, *, by_margin: bool) -> _Kind:
+    return by_margin, easiest, tuple(sorted(shares.items()))
 
 
 def images_held(shape: tuple[int, int, int]) -> int:

@@ -12,6 +12,8 @@ from synthkd.core.images import Batch
 from synthkd.recipe import AugmentTable, Stage
 from synthkd.teachers.protocol import Teacher
 
+HELD_BACK = 16  # of so many fresh images one is held out: the first of a batch
+
 
 class Reference(Protocol):
     """Images that were there before, with the classes that the teacher sees in them."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError
 from synthkd.core.images import sent
+from synthkd.core.logits import applies
 from synthkd.core.optimizers import load_optimizer
 from synthkd.core.seeds import globally
 from synthkd.images.augment import augmented, cropped, mirrored
@@ -40,8 +41,7 @@ class SynthesisLoss(NamedTuple):
         found = {f"term.{name}": float(value) for name, value in self.values.items()}
         if self.independent:
             asked, absent = asked_of(labels, self.taught.shape[1])
-            said_yes = self.taught.gather(1, asked.clamp_min(0)[:, None])[:, 0] > 0
-            right = said_yes != absent
+            right = applies(self.taught, asked.clamp_min(0), independent=True) != absent
         else:
             right = self.taught.argmax(1) == labels
         if (chosen := labels >= 0).any():

@@ -42,8 +42,9 @@ class Pixels(Generator):
     ten steps go as far as a hundred. With `pixels.start` "memory" an image begins as a remembered
     one of its class; once the remembered images of a class are used up, the others begin as images
     of any class. Where a batch has fewer than FEW images of a class, it is made of the classes with
-    the fewest such images so far, and each image begins as one of its own class, or, of a class in
-    which the teacher has seen none, as one of those that come nearest to it.
+    the fewest such images so far, and each image begins as one of its own class, or, where the
+    teacher has seen the class in too few, as one of those that come nearest to it. No two of a
+    class begin as the same image.
     """
 
     abilities = Abilities(
@@ -154,7 +155,7 @@ class Pixels(Generator):
         """Images [B, C, H, W] to begin with. Remembered ones are dealt out by class."""
         count = len(labels)
         if self.table.start == "memory":
-            near = context.nearest(labels, rng) if self._many(count) else None
+            near = context.nearest(labels, rng) if self._many(count) and self.conditional else None
             if near is not None:
                 return near.images
             known = context.remembered(count, rng)
@@ -182,7 +183,7 @@ class Pixels(Generator):
     ) -> Tensor:
         """The whole batch shifted around the edges, and perhaps mirrored: one draw per step; then a
         crop of each image (`schedules.crop`), enlarged to the whole."""
-        reach = [round(self.table.roll * side) for side in self.shape[1:]]
+        reach = [round(self.table.roll * side) for side in images.shape[2:]]
         by = [int(torch.randint(-r, r + 1, (), generator=rng)) for r in reach]
         mirrored = context.augment.flip and float(torch.rand((), generator=rng)) < 0.5
         view = images.roll(by, (2, 3))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted, suggest
-from synthkd.core.images import Batch
+from synthkd.core.images import Batch, ImageSpec
 from synthkd.recipe import Recipe
-from synthkd.synthesis.context import SynthesisContext, SyntheticBatch, even_labels
+from synthkd.synthesis.context import HELD_BACK, SynthesisContext, SyntheticBatch, even_labels
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.drawings.strokes import draw_strokes, mutated, stroke_parameters
 from synthkd.synthesis.protocol import Abilities, Generator
@@ -28,11 +28,13 @@ class Procedural(Generator):
     """Draws images of the recipe's kinds in equal parts.
 
     The mean that the teacher subtracts tells how bright its images are: strokes are light on black
-    under 0.25, dark on white over 0.75, in between either.
+    under 0.25, dark on white over 0.75, in between either, and where the mean is none of images
+    (`brightness_of`).
 
     With `evolve`, a share of the stroke drawings are changed copies of earlier ones in which the
     teacher was sure of a class, every class as often as the others: selection and mutation, by the
-    teacher's answers alone. These parents are all its state.
+    answers that it gives all the same. These parents are all its state. The first of a batch, which
+    are held out, are neither parents nor copies: nobody learns from their relatives.
     """
 
     abilities = Abilities(reads=("procedural",))
@@ -42,43 +44,59 @@ class Procedural(Generator):
         self.classes = teacher.classes
         self.kinds = kinds_for(recipe.procedural.kinds, teacher)
         self.evolve = recipe.procedural.evolve if "strokes" in self.kinds else 0.0
-        self.brightness = sum(teacher.spec.mean) / len(teacher.spec.mean)
-        self.device = teacher.device
-        self.parents = torch.zeros(
-            teacher.classes, PARENTS, stroke_parameters(1, torch.Generator()).shape[1]
-        )
+        self.brightness = brightness_of(teacher.spec)
+        self.teacher, self.device = teacher, teacher.device
+        self.numbers = stroke_parameters(1, torch.Generator()).shape[1]  # P
+        self.parents = torch.zeros(teacher.classes, PARENTS, self.numbers)
+        self.offered = torch.empty(0, self.numbers)  # what may become parents when it is answered
         self.found = torch.zeros(teacher.classes, dtype=torch.int64)  # parents ever, per class
 
     def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
         """`stage.fresh` drawings; `stage.synthesis_steps` is without meaning here."""
-        judge = context.teacher if self.evolve else None
-        return SyntheticBatch(self._draw(context.stage.fresh, rng, judge), 0, {})
+        count = context.stage.fresh
+        if not self.evolve:
+            return SyntheticBatch(self.sample(count, rng), 0, {})
+        apart = count // HELD_BACK
+        first, _ = self._draw(apart, rng, evolve=0.0)
+        others, parameters = self._draw(count - apart, rng, evolve=self.evolve)
+        self.offered = torch.cat([torch.full((apart, self.numbers), torch.nan), parameters])
+        return SyntheticBatch(self._unasked(torch.cat([first, others])), 0, {})
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         """`count` drawings in random order; no class is asked for, so every label is −1."""
-        return self._draw(count, rng, None)
+        return self._unasked(self._draw(count, rng, evolve=0.0)[0])
 
-    def _draw(self, count: int, rng: torch.Generator, judge: Teacher | None) -> Batch:
-        parts = [torch.empty(0, *self.shape, device=self.device)]
+    def answered(self, logits: Tensor) -> None:
+        """The teacher's logits [B, K] for the drawings offered last: where they evolve, those that
+        it is sure of become parents."""
+        if self.evolve:
+            may = ~self.offered[:, 0].isnan()
+            self._select(self.offered[may], self.teacher.probabilities(logits.cpu()[may]))
+
+    def _unasked(self, images: Tensor) -> Batch:
+        return Batch(images, torch.full((len(images),), -1, device=self.device))
+
+    def _draw(self, count: int, rng: torch.Generator, *, evolve: float) -> tuple[Tensor, Tensor]:
+        """Drawings [B, C, H, W], a share `evolve` of those of strokes bred from parents, in random
+        order, and their parameters [B, P]: NaN where they are not of strokes."""
+        images = [torch.empty(0, *self.shape, device=self.device)]
+        parameters = [torch.empty(0, self.numbers)]
         for i, kind in enumerate(self.kinds):
             share = (count + i) // len(self.kinds)
             if kind == "strokes":
-                parts.append(self._strokes(share, rng, judge))
+                bred = round(evolve * share) if self.found.any() else 0
+                parameters.append(self._parameters(share, bred, rng))
+                images.append(self._inked(parameters[-1], rng))
             elif share:
-                parts.append(DRAWINGS[kind](share, *self.shape, rng).to(self.device))
-        images = torch.cat(parts)[torch.randperm(count, generator=rng).to(self.device)]
-        return Batch(images, torch.full((count,), -1, device=self.device))
+                parameters.append(torch.full((share, self.numbers), torch.nan))
+                images.append(DRAWINGS[kind](share, *self.shape, rng).to(self.device))
+        order = torch.randperm(count, generator=rng)
+        return torch.cat(images)[order.to(self.device)], torch.cat(parameters)[order]
 
-    def _strokes(self, count: int, rng: torch.Generator, judge: Teacher | None) -> Tensor:
-        """Stroke drawings [B, C, H, W]; with a judge some are children, and some become parents."""
-        bred = round(self.evolve * count) if judge is not None and self.found.any() else 0
+    def _parameters(self, count: int, bred: int, rng: torch.Generator) -> Tensor:
+        """Parameters [B, P] of stroke drawings, of which so many are children."""
         parameters = stroke_parameters(count - bred, rng)
-        if bred:
-            parameters = torch.cat([self._children(bred, rng), parameters])
-        images = self._inked(parameters, rng)
-        if judge is not None and count:
-            self._select(parameters, judge.probabilities(judge(images)))
-        return images
+        return torch.cat([self._children(bred, rng), parameters]) if bred else parameters
 
     def _inked(self, parameters: Tensor, rng: torch.Generator) -> Tensor:
         """Drawings [B, C, H, W] of strokes with parameters [B, P]."""
@@ -121,7 +139,7 @@ class Procedural(Generator):
 
 def kinds_for(kinds: tuple[str, ...], teacher: Teacher) -> tuple[str, ...]:
     """The kinds to draw; `auto` means strokes where the teacher's images are mostly ground, else
-    scenes."""
+    scenes; both for a teacher of one channel whose mean tells nothing."""
     for kind in kinds:
         if kind not in (*DRAWINGS, "auto"):
             raise InputError(
@@ -129,15 +147,36 @@ def kinds_for(kinds: tuple[str, ...], teacher: Teacher) -> tuple[str, ...]:
             )
     if "auto" not in kinds:
         return kinds or ("noise",)
-    mean = sum(teacher.spec.mean) / len(teacher.spec.mean)
-    line_drawings = teacher.spec.channels == 1 and _darkness(mean) in (0, 1)
-    return ("strokes",) if line_drawings else SCENES
+    if teacher.spec.channels > 1:
+        return SCENES
+    brightness = brightness_of(teacher.spec)
+    if brightness is None:
+        return ("strokes", *SCENES)
+    return ("strokes",) if _darkness(brightness) in (0, 1) else SCENES
 
 
-def _darkness(brightness: float) -> float:
+def brightness_of(spec: ImageSpec) -> float | None:
+    """How bright the teacher's images are, 0..1, by the mean that it subtracts; None where that is
+    no mean of images but a change of scale: to 0..1 or 0..255 (mean 0: images without any light
+    there are not), or to −1..1 (mean and deviation 1/2, give or take a level of 255).
+
+    >>> brightness_of(ImageSpec(1, 28, 28, (0.1307,), (0.3081,)))
+    0.1307
+    >>> [brightness_of(ImageSpec(1, 28, 28, *scale)) for scale in (
+    ...     ((0.0,), (1.0,)), ((0.0,), (1 / 255,)), ((0.5,), (0.5,)))]
+    [None, None, None]
+    """
+    mean, std = (sum(values) / len(values) for values in (spec.mean, spec.std))
+    halves = max(abs(mean - 0.5), abs(std - 0.5)) < 1 / 255
+    return None if mean == 0 or halves else mean
+
+
+def _darkness(brightness: float | None) -> float:
     """The share of drawings that are dark on white.
 
-    >>> _darkness(0.13), _darkness(0.5), _darkness(0.9)
-    (0.0, 0.5, 1.0)
+    >>> _darkness(0.13), _darkness(0.5), _darkness(0.9), _darkness(None)
+    (0.0, 0.5, 1.0, 0.5)
     """
+    if brightness is None:
+        return 0.5
     return 0.0 if brightness < 0.25 else 1.0 if brightness > 0.75 else 0.5

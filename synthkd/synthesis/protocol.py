@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from synthkd.core.errors import InputError
 from synthkd.recipe import Recipe, Sources, Stage
@@ -62,6 +63,10 @@ class Generator:
         """Improves itself by the steps of the context's stage, then offers images [B, C, H, W] in
         0..1; all randomness comes from `rng`."""
         raise NotImplementedError
+
+    def answered(self, logits: Tensor) -> None:
+        """Hears the teacher's logits [B, K] for the images that it offered last, before it offers
+        others: nobody need ask twice. Not every offer is answered."""
 
     def load(self, source: str) -> None:
         """Takes over what an earlier run trained."""

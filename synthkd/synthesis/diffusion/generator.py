@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.images import Batch, ImageSpec, resized, sent
+from synthkd.core.logits import applies
 from synthkd.core.optimizers import load_optimizer
 from synthkd.images.augment import mirrored
 from synthkd.networks.unet import new_unet, working_size
@@ -251,14 +252,16 @@ class Diffusion(Generator):
 
     @torch.no_grad()
     def _accepted(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Whether the teacher sees the class that was asked for, where one was, and is sure; where
-        all are taken it is not asked."""
+        """Whether the teacher sees the class that was asked for and is sure of it, or of any where
+        none was; where all are taken it is not asked."""
         if self.table.accept == "all":
             return torch.ones(len(images), dtype=torch.bool, device=images.device)
-        sure, votes = self.teacher.probabilities(self.teacher(images)).max(1)
-        labels = labels.to(votes.device)
-        good: Tensor = ((labels == votes) | (labels < 0)) & (sure >= self.table.confidence)
-        return good
+        logits = self.teacher(images)
+        unasked = labels < 0
+        labels = torch.where(unasked, logits.argmax(1), labels)
+        seen = unasked | applies(logits, labels, independent=self.teacher.independent)
+        sure = self.teacher.probabilities(logits).gather(1, labels[:, None])[:, 0]
+        return seen & (sure >= self.table.confidence)
 
     def sample(self, labels: Tensor, context: SynthesisContext, rng: torch.Generator) -> Batch:
         """An image for every label [B], or fewer where time runs out; those of a denoiser that
