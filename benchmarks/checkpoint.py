@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=10)
     parser.add_argument("--one", choices=SIZES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.checkpoints < 2:
+        parser.error("--checkpoints: 2 or more")
     if options.one:
         print(json.dumps(one(options.one, options.checkpoints)))
         return

@@ -72,6 +72,8 @@ def costs_of(folder: Path, stages: Sequence[Stage]) -> dict[str, RoundCost]:
             tuple(b[key] - a[key] for key in ("seconds", "synthesized", "images_seen"))
             for a, b in pairwise(laps) if b.get("stage") == stage.name
         ]  # fmt: skip
+        if not own:
+            raise SystemExit(f"{folder}: no round of stage {stage.name}: more --images-seen")
         seconds, made, seen = (sum(column) for column in zip(*own, strict=True))
         if stage.student_steps:  # the last round may be a part of one
             whole = max(one[2] for one in own)

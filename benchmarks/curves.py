@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rows import complete
 from safetensors.torch import load_file
 
 import synthkd
@@ -21,6 +22,7 @@ from synthkd.evaluation.compare import compare
 from synthkd.recipe import read_toml, trusted, validated
 from synthkd.reports.charts import new_figure
 from synthkd.reports.record import read_run
+from synthkd.runs.directory import Run
 from synthkd.specs import load_teacher
 from synthkd.teachers.protocol import Teacher
 
@@ -34,8 +36,7 @@ def curve_of(folder: Path) -> list[dict[str, Any]]:
     teacher, images = judges(folder)
     student = synthkd.load_student(folder, trust_code=True)
     points = []
-    for line in (folder / "snapshots.jsonl").read_text().splitlines():
-        told = json.loads(line)
+    for told in Run(folder).snapshots():
         student.load_state_dict(load_file(folder / "snapshots" / told["file"]))
         score = compare(student, teacher, images)
         points.append(
@@ -67,8 +68,12 @@ def main() -> None:
     given = parser.parse_args()
     figure = new_figure(9, 4.5, 130)
     left, right = figure.subplots(1, 2)
+    missing = []
     for place, name in enumerate(given.jobs.split(",")):
         colour, folder = f"C{place}", given.out / name
+        if not (folder / "summary.json").is_file():
+            missing.append(name)
+            continue
         points = curve_of(folder)
         minutes = [p["minutes"] for p in points]
         left.plot(minutes, [100 * p["accuracy"] for p in points], "o-", color=colour, label=name,
@@ -86,7 +91,9 @@ def main() -> None:
     for axes in (left, right):
         axes.grid(color="0.9")
     figure.tight_layout()
+    given.plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(given.plot)
+    complete(missing)
 
 
 if __name__ == "__main__":

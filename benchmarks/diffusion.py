@@ -18,7 +18,8 @@ sizes       for a --teacher of larger images: denoisers that work at 32, 48, 64 
             minutes of training each on 1,000 real images; 300 images of each, steered
 
 Frechet distances are torch-fidelity's, on features of a second classifier that learned from the
-real digits; students are scored on digits that nobody saw. Rows that are done are kept.
+real digits; students are scored on digits that nobody saw. Rows that are done are kept; OUT is for
+one choice of teacher, images, student and minutes.
 """
 
 import argparse
@@ -26,26 +27,22 @@ import json
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import begun_with
+from rows import command as call
 
+from synthkd.core.files import write_json
 from synthkd.data.sources import load_images
 
 Row = dict[str, Any]
 
 
 UNSTEERED = ("--pipeline", "diffusion", "--diffusion.teacher_guidance", 0)
-
-
-def call(*words: object) -> None:
-    """One command of ours, in a process of its own."""
-    command = [sys.executable, "-m", "synthkd", *map(str, words)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 class Bench:
@@ -56,7 +53,6 @@ class Bench:
         self.teacher = shlex.split(given.teacher)
         self.seen, self.unseen, self.pupil = given.seen, given.unseen, given.student
         folder = self.folder
-        folder.mkdir(parents=True, exist_ok=True)
         self.real = folder / "real.npz"
         if not self.real.exists():
             seen = load_images(self.seen, None, classes=None, labelled=True, trust_code=True)
@@ -77,7 +73,7 @@ class Bench:
             place = self.folder / name
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
-            record.write_text(json.dumps(make(place), indent=2) + "\n")
+            write_json(record, make(place))
             print(f"{name}: {record.read_text()}", file=sys.stderr, flush=True)
         found: Row = json.loads(record.read_text())
         return found
@@ -160,10 +156,13 @@ def denoiser(bench: Bench, name: str, images: object, *flags: object) -> Path:
     """A denoiser of the bench's minutes, trained once and kept as a folder of diffusers."""
     kept: Path = bench.folder / name
     if not kept.exists():
-        shutil.rmtree(bench.folder / f"{name}-set", ignore_errors=True)
+        places = [bench.folder / f"{name}-{part}" for part in ("set", "part")]
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
         call("generate", *bench.teacher, "--pipeline", "diffusion", "--run.stages", "learn",
              "--real-data", images, "--trust-code", "--minutes", bench.minutes, "--count", 100,
-             *flags, "--out", bench.folder / f"{name}-set", "--save-generator", kept)  # fmt: skip
+             *flags, "--out", places[0], "--save-generator", places[1])  # fmt: skip
+        places[1].rename(kept)
     return kept
 
 
@@ -274,6 +273,10 @@ def main() -> None:
     parser.add_argument("--seen", default="demo:seen")
     parser.add_argument("--unseen", default="demo:unseen")
     given = parser.parse_args()
+    keys = ("teacher", "seen", "unseen", "student", "minutes")
+    begun_with(given.out / "begun.json", {key: getattr(given, key) for key in keys})
+    if given.prior:
+        begun_with(given.out / "prior.json", {"prior": given.prior})
     bench, seeds = Bench(given), [int(s) for s in given.seeds.split(",")]
     if given.what == "guidance":
         table = guidance(bench, seeds, given.prior)

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,20 +64,11 @@ def fingerprint(path: Path) -> str:
 def data_set(out: Path) -> None:
     """800 images by the main pipeline."""
     if not (out / "data" / "manifest.json").is_file():
-        finish(
-            synthkd(
-                "generate",
-                "--count",
-                "800",
-                "--images-seen",
-                "400",
-                "--run.threads",
-                "1",
-                "--quiet",
-                "--out",
-                str(out / "data"),
-            )
-        )
+        shutil.rmtree(out / "data", ignore_errors=True)
+        finish(synthkd(
+            "generate", "--count", "800", "--images-seen", "400", "--run.threads", "1", "--quiet",
+            "--out", str(out / "data"),
+        ))  # fmt: skip
 
 
 def interrupted(run: Path, arguments: list[str]) -> None:
@@ -99,6 +91,7 @@ def student_of(name: str, out: Path) -> str:
     arguments = [
         "distill", *flags, "--run.threads", "1", "--val-data", "none", "--quiet", "--out", str(run)
     ]  # fmt: skip
+    shutil.rmtree(run, ignore_errors=True)  # it was interrupted
     if name == "synthetic":
         data_set(out)
     if name == "resumed":

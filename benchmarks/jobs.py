@@ -12,9 +12,12 @@ checkout's synthkd, for a before and an after.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from rows import complete
 
 CIFAR = (
     "--image-size 32 --channels 3 --teacher-mean .485,.456,.406 --teacher-std .229,.224,.225 "
@@ -61,7 +64,7 @@ LUNGS = (
 )
 
 
-PUBLISHED = ("shaders", "leaves", "fast-5", "fast-10", "nayer", "cmi")  # the best of the arena
+PUBLISHED = ("shaders", "leaves", "fast-5", "fast-10", "nayer", "cmi")  # the best of docs/bench
 CURVES = ("cifar10-", "cifar100-")  # jobs whose students are kept on their way: curves.py
 
 
@@ -102,28 +105,33 @@ BESIDE: dict[str, str] = {
 }  # fmt: skip
 
 
-def run(name: str, out: Path, places: dict[str, str], code: str) -> None:
-    """One job, from where it was left."""
+def run(name: str, out: Path, places: dict[str, str], code: str) -> bool:
+    """One job, from where it was left; whether it has a result."""
     folder = out / name
     if (folder / "summary.json").is_file():
-        return
+        return True
     words = (JOBS | BESIDE)[name].format(**places).split()
     snapshots = ["--run.snapshots", "12"] if name.startswith(CURVES) else []
     distil(folder, [*words, *snapshots], code)
     print(row(folder), flush=True)
+    return (folder / "summary.json").is_file()
 
 
-def distil(folder: Path, words: list[str], code: str) -> None:
-    """The run of a run directory, from where it was left; what it says goes into a log beside."""
+def distil(folder: Path, words: list[str], code: str) -> int:
+    """The run of a run directory, from where it was left; what it says goes into a log beside.
+    Returns the exit code."""
     command = ["distill", *words, "--run.threads", "2", "--out", str(folder)]
-    if (folder / "recipe.toml").is_file():
-        command = ["distill", "--resume", str(folder), "--trust-code"]
+    if (folder / "manifest.json").is_file():
+        anyway = ["--anyway"] if "--anyway" in words else []
+        command = ["distill", "--resume", str(folder), "--trust-code", *anyway]
+    else:  # it may have been killed while it made the directory
+        shutil.rmtree(folder, ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": code}
     with folder.with_name(f"{folder.name}.log").open("a") as log:
-        subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "synthkd", *command], env=environment, stdout=log, stderr=log,
             check=False,
-        )  # fmt: skip
+        ).returncode  # fmt: skip
 
 
 def row(folder: Path) -> str:
@@ -155,7 +163,7 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--chest", default="chest.pt")
     parser.add_argument("--only", default=",".join(JOBS))
     parser.add_argument("--code", default=str(Path(__file__).resolve().parents[1]))
@@ -170,8 +178,8 @@ def main() -> None:
                 print(row(given.out / name))
         return
     places = places_of(given.data, given.chest)
-    for name in given.only.split(","):
-        run(name, given.out, places, given.code)
+    names = given.only.split(",")
+    complete([name for name in names if not run(name, given.out, places, given.code)])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +45,8 @@ def fill(out: Path, images: int, side: int) -> None:
     rng = torch.Generator().manual_seed(0)
     memory = Memory(images, (3, side, side), CLASSES, out)
     folder = out / "checkpoints"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     checkpoints = Checkpoints(folder)
     print(f"start: {peak():.2f} GB resident", flush=True)
     for round_ in range(-(-images // AT_ONCE) + 2):  # the last two replace older images

@@ -16,7 +16,6 @@ network; those of the rates take scores as independent.
 
 import argparse
 import io
-import json
 import os
 import platform
 import statistics
@@ -35,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rows import begun_with
 
 import synthkd
 from synthkd.core.files import write_atomic, write_json
@@ -290,11 +290,8 @@ def main() -> None:
         parser.error("--shadows: an even number from 8 on")
     kinds = [kind for kind in KINDS if kind in kinds or kind == "teacher"]
     (given.out / "answers").mkdir(parents=True, exist_ok=True)
-    settled = {key: getattr(given, key) for key in ("shadows", "canaries", "epochs")}
-    kept = given.out / "study.json"
-    if kept.exists() and json.loads(kept.read_text()) != settled:
-        parser.error(f"{kept} was begun with other numbers: {kept.read_text()}")
-    write_json(kept, settled)
+    numbers = {key: getattr(given, key) for key in ("shadows", "canaries", "epochs")}
+    begun_with(given.out / "study.json", numbers)
     make_all(kinds, given)
     text, data = table(kinds, given)
     print(text)

@@ -9,11 +9,12 @@ them. FLAGS are those of `synthkd distill`: what describes the teacher, and the 
 validation images.
 
 It needs an environment with both packages (`pip install model-compression-toolkit==2.6.1`). What is
-done is not done again.
+done is not done again; OUT is for one choice of everything but the seeds.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import begun_with, command
 from torch import nn
 
-from synthkd.core.findings import EXIT_USELESS
+from synthkd.core.files import write_json
 
 TRIED, STEPS = 64, 10  # images and steps of the trial that tells how many images fit
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the toolkit's images are scaled by
@@ -66,14 +68,16 @@ def ours(words: list[str], minutes: float, folder: Path, seed: int) -> dict[str,
     trial = folder.with_name(folder.name + "-trial")
     took = {}
     for count in (256, 512):
+        shutil.rmtree(f"{trial}-{count}", ignore_errors=True)
         began = time.perf_counter()
-        _run("generate", *words, "--count", str(count), "--out", f"{trial}-{count}")
+        command("generate", *words, "--count", count, "--quiet", "--out", f"{trial}-{count}")
         took[count] = time.perf_counter() - began
     each = (took[512] - took[256]) / 256
     count = int((60 * minutes - took[256]) / each) + 256
+    shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
-    _run("generate", *words, "--count", str(count), "--seed", str(seed), "--dataset.folders",
-         "true", "--out", str(folder))  # fmt: skip
+    command("generate", *words, "--count", count, "--seed", seed, "--dataset.folders", "true",
+            "--quiet", "--out", folder)  # fmt: skip
     return {"images": count, "seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -96,26 +100,20 @@ def theirs(words: list[str], minutes: float, path: Path, seed: int) -> dict[str,
     return told
 
 
-def _run(*words: str) -> None:
-    command = [sys.executable, "-m", "synthkd", *words, "--quiet"]
-    code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
-    if code not in (0, EXIT_USELESS):  # a useless student is a result
-        raise SystemExit(f"{' '.join(command)}: exit {code}")
-
-
 def row(maker: str, seed: int, given: argparse.Namespace) -> str:
     """A line of the table."""
     images = given.out / (f"{maker}-{seed}" + ("" if maker == "synthkd" else ".npz"))
     told = given.out / f"{maker}-{seed}.json"
     if not told.exists():
         make = ours if maker == "synthkd" else theirs
-        told.write_text(json.dumps(make(given.teacher.split(), given.minutes, images, seed)))
+        write_json(told, make(given.teacher.split(), given.minutes, images, seed))
     found = json.loads(told.read_text())
     student = given.out / f"{maker}-{seed}-student"
     if not (student / "summary.json").exists():
-        _run("distill", *given.teacher.split(), *given.student.split(), "--pipeline", "real",
-             "--real-data", str(images), "--minutes", str(given.learn), "--seed", str(seed),
-             "--out", str(student))  # fmt: skip
+        shutil.rmtree(student, ignore_errors=True)
+        command("distill", *given.teacher.split(), *given.student.split(), "--pipeline", "real",
+                "--real-data", images, "--minutes", given.learn, "--seed", seed, "--quiet",
+                "--out", student)  # fmt: skip
     summary = json.loads((student / "summary.json").read_text())
     return (
         f"| {maker} | {seed} | {found['images']:,} | {found['seconds']:.0f} "
@@ -133,7 +131,8 @@ def main() -> None:
     parser.add_argument("--learn", type=float, default=5)
     parser.add_argument("--seeds", default="0")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    keys = ("teacher", "student", "minutes", "learn")
+    begun_with(given.out / "begun.json", {key: getattr(given, key) for key in keys})
     print("| maker | seed | images | seconds | student % | agreement % |")
     print("|---|---|---|---|---|---|")
     for seed in given.seeds.split(","):

@@ -11,8 +11,9 @@ and does what is left run? Its weights, and milliseconds of one and of 64 images
 export, ONNX and safetensors, read back to equal answers? Is the network built again from a JSON
 file of its shapes, to the same answers? And how often does it agree with the teacher on 539 digits
 that nobody saw, after --minutes of `synthkd distill` without data, beside a network of ours of the
-same size. Where it is refused the row has the sentence. A family is a line of OUT/rows.jsonl; those
-that are there are not run again.
+same size? The cut is a part of a run's time: the pruned one has those seconds beyond --minutes.
+Where it is refused the row has the sentence. A family is a line of OUT/rows.jsonl; those that are
+there are not run again, and OUT is for one choice of all numbers but the size.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import Rows
+from rows import Rows, begun_with
 from safetensors.torch import save_file
 from scaling import read, trained
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ CLASSES, THREADS = 10, 2
 RATE = 1e-3  # of AdamW
 LOOKED_AT = 128  # drawings by which a network is cut
 WARM, LAPS = 3, 30
+REFUSED = 2  # exit code of a command that refuses what it is given
 NAMED = tuple(
     f"resnet{depth}-w{width}{stem}"
     for depth in (8, 14, 20, 32) for width in range(4, 129, 4) for stem in ("", "-stem2", "-stem4")
@@ -197,7 +199,8 @@ class Family:
         row["forward"] = answer.shape == (2, CLASSES) and bool(answer.isfinite().all())
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             body(torch.zeros(1, *shape))
-        run = self._distilled(f"prune:{self.given.ratio:g}")
+        minutes = self.given.minutes + row["cut_seconds"] / 60
+        run = self._distilled(f"prune:{self.given.ratio:g}", minutes)
         if run is None:
             return
         student = synthkd.load_student(run)
@@ -205,11 +208,10 @@ class Family:
         row |= self._exported(run, student)
         row |= self._times(whole, student)
         known = {name: sized(name, digits.size) for name in NAMED}
-        self._distilled(nearest(
-            row["pruned_parameters"], float(counter.get_total_flops()), known
-        ))  # fmt: skip
+        alike = nearest(row["pruned_parameters"], float(counter.get_total_flops()), known)
+        self._distilled(alike, self.given.minutes)
 
-    def _distilled(self, student: str) -> Path | None:
+    def _distilled(self, student: str, minutes: float) -> Path | None:
         """A run of so many minutes with this student, noted in the row; None where it is
         refused."""
         kind = "pruned" if student.startswith("prune:") else "named"
@@ -223,13 +225,13 @@ class Family:
                     "--image-size", str(digits.size), "--channels", "3",
                     f"--teacher-mean={digits.mean}", f"--teacher-std={digits.std}",
                     "--student", student, "--val-data", str(digits.path), "--minutes",
-                    str(self.given.minutes), "--seed", str(self.given.seed), "--run.threads",
+                    str(minutes), "--seed", str(self.given.seed), "--run.threads",
                     str(THREADS), "--no-report", "--quiet", "--out", str(run),
                 ],
                 env=ENVIRONMENT, capture_output=True, text=True, check=False,
             )  # fmt: skip
             if not (run / "summary.json").exists():
-                self.row[f"{kind}_refused"] = last_line(done.stderr)
+                self.row[f"{kind}_refused"] = refusal(done.returncode, done.stderr)
                 return None
         summary = json.loads((run / "summary.json").read_text())
         self.row["teacher_accuracy"] = summary["teacher_accuracy"]
@@ -269,7 +271,7 @@ class Family:
             env=ENVIRONMENT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            return {"export_refused": last_line(done.stderr)}
+            return {"export_refused": refusal(done.returncode, done.stderr)}
         images, found = to_float(self.digits.tested[:64]), {}
         (onnx,) = folder.glob("*.onnx")
         answers = {
@@ -306,6 +308,18 @@ class Family:
 def work_of(answer: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], object]:
     """Images put to a network, as work to be timed."""
     return lambda: answer(images)
+
+
+def refusal(code: int, said: str) -> str:
+    """The sentence of a command that refuses; one that ended otherwise (killed, stopped, no memory)
+    ends the benchmark, and is run again by the next.
+
+    >>> refusal(2, "error: no such file")
+    'error: no such file'
+    """
+    if code != REFUSED:
+        raise SystemExit(f"a command ended with {code}: {last_line(said)}")
+    return last_line(said)
 
 
 def last_line(said: str) -> str:
@@ -363,6 +377,8 @@ def main() -> None:
     given = parser.parse_args()
     rows = Rows(given.out)
     if not given.table:
+        numbers = {key: getattr(given, key) for key in ("lesson", "minutes", "ratio", "seed")}
+        begun_with(given.out / "begun.json", numbers)
         torch.set_num_threads(THREADS)
         digits = Digits(given.out, given.size)
         for name in given.families.split(","):

@@ -1,4 +1,4 @@
-"""What benchmarks share: rows that are kept, commands, means.
+"""What benchmarks share: rows that are kept, the numbers they were begun with, commands, means.
 
 A row is a line of JSON in OUT/rows.jsonl; one that is there is not made again. Commands run in OUT,
 by the checkout that this file is in.
@@ -10,11 +10,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthkd.core.files import append_line, finite
+from synthkd.core.files import append_line, finite, write_json
+from synthkd.core.findings import EXIT_USELESS
 
 Row = dict[str, Any]
 CODE = Path(__file__).resolve().parents[1]
@@ -43,6 +44,37 @@ class Rows:
     def like(self, beginning: str) -> list[Row]:
         """The rows whose names begin so, in the order in which they were made."""
         return [row for name, row in self.by_name.items() if name.startswith(beginning)]
+
+
+def begun_with(path: Path, numbers: Mapping[str, object]) -> None:
+    """Notes in a file what a benchmark is begun with. Where that was something else it ends: rows
+    of different numbers would not be comparable."""
+    now = json.loads(json.dumps(numbers, default=str))
+    before = json.loads(path.read_text()) if path.is_file() else now
+    if before != now:
+        told = ", ".join(
+            f"{key} {before.get(key)!r}, now {now.get(key)!r}"
+            for key in {**before, **now} if before.get(key) != now.get(key)
+        )  # fmt: skip
+        raise SystemExit(f"{path}: begun with other numbers ({told}): choose another OUT")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
+
+
+def complete(missing: Sequence[str]) -> None:
+    """Ends a benchmark with an error that names what has no result, where that is anything."""
+    if missing:
+        raise SystemExit(f"no result, see their logs: {', '.join(missing)}")
+
+
+def command(*words: object) -> None:
+    """A command of ours, of which no more is shown than its errors; a result of no use is a result.
+    Another exit code ends the benchmark."""
+    line = [sys.executable, *SYNTHKD, *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+    done = subprocess.run(line, env=environment, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode not in (0, EXIT_USELESS):
+        raise SystemExit(f"{' '.join(line[1:])}: exit code {done.returncode}")
 
 
 def fresh(out: Path, name: str) -> Path:

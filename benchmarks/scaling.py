@@ -6,14 +6,12 @@ A ROW is SIZE:TEACHER:DIGITS, e.g. 64:resnet20:1. The teacher is trained here on
 --lesson minutes (one-cycle SGD, labels), beginning from --weights where the shapes fit. DIGITS n
 sets n training images side by side in one picture, so that K classes become K^n. Then `synthkd
 distill` works for --minutes, once per row, and the student is scored on --test. Rows that are done
-are kept: the same call goes on.
+are kept: the same call goes on. OUT is for one choice of everything but the rows.
 """
 
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rows import begun_with, command
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from synthkd.core.files import write_json
 from synthkd.core.images import ImageSpec, fitted, to_float
 from synthkd.data.sources import load_images
 from synthkd.images.augment import mirrored
@@ -121,11 +121,12 @@ def main() -> None:
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--flip", action="store_true")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    numbers = {key: value for key, value in vars(given).items() if key not in ("out", "rows")}
+    begun_with(given.out / "begun.json", numbers)
     for row in given.rows:
         record = given.out / f"{row.replace(':', '-')}.json"
         if not record.exists():
-            record.write_text(json.dumps(measured(row, given), indent=2) + "\n")
+            write_json(record, measured(row, given))
     print("| row | classes | teacher, % | student, % | agreement, % | images seen | synthesized |"
           " ms per refined image | ms per learned image | peak MB |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
@@ -159,16 +160,11 @@ def measured(row: str, given: argparse.Namespace) -> dict[str, object]:
     del x, y
     run = place / tag
     shutil.rmtree(run, ignore_errors=True)
-    subprocess.run(
-        [
-            sys.executable, "-m", "synthkd", "distill", "--teacher", name,
-            "--teacher-weights", str(weights), "--image-size", size,
-            "--channels", str(channels), "--classes", str(classes),
-            f"--teacher-mean={mean}", f"--teacher-std={std}", "--student", given.student,
-            "--val-data", str(test), "--minutes", str(given.minutes),
-            "--augment.flip", str(given.flip).lower(), "--out", str(run),
-        ],
-        check=True,
+    command(
+        "distill", "--teacher", name, "--teacher-weights", weights, "--image-size", size,
+        "--channels", channels, "--classes", classes, f"--teacher-mean={mean}",
+        f"--teacher-std={std}", "--student", given.student, "--val-data", test, "--minutes",
+        given.minutes, "--augment.flip", str(given.flip).lower(), "--out", run,
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     return summary | {

@@ -8,11 +8,11 @@ Prints seconds of both, the ratio of the medians, and whether the students are e
 import argparse
 import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from rows import command, spread
 
 from synthkd.core.files import sha256_of
 
@@ -20,8 +20,7 @@ from synthkd.core.files import sha256_of
 def seconds(out: Path, flags: list[str]) -> float:
     """Wall clock of a whole command."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "synthkd", "distill", *flags, "--quiet", "--out", str(out)]
-    subprocess.run(command, check=True)
+    command("distill", *flags, "--quiet", "--out", out)
     return time.perf_counter() - began
 
 
@@ -44,7 +43,7 @@ def main() -> None:
                   flush=True)  # fmt: skip
     ratio = statistics.median(found["sealed"]) / statistics.median(found["plain"])
     for kind, times in found.items():
-        print(f"{kind}: {statistics.fmean(times):.2f} ± {statistics.stdev(times):.2f} s")
+        print(f"{kind}: {spread(times, 2)} s")
     print(f"ratio of the medians {ratio:.3f}; students: {len(students)} different")
 
 

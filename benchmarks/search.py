@@ -18,7 +18,7 @@ limit, a share --limit of the teacher's own milliseconds by ONNX Runtime, measur
 worth the area that it dominates (`pareto.hypervolume`), from a constant classifier's agreement 1/K
 and the limit, as a share of what there could be. Students are exported and timed again in the end.
 A way and seed is a line of OUT/rows.jsonl; those that are there are not run again, and what was
-interrupted goes on.
+interrupted goes on. OUT is for one choice of --minutes and --limit.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import CIFAR_20, places_of
-from pruned_families import ENVIRONMENT, last_line
-from rows import Rows, spread
+from jobs import CIFAR_20, distil, places_of
+from pruned_families import ENVIRONMENT, refusal
+from rows import CODE, Rows, begun_with, complete, spread
 from variants import flags_of
 
 import synthkd
@@ -77,8 +77,9 @@ class Bench:
     def __init__(self, data: str, given: argparse.Namespace) -> None:
         self.data, self.given = data, given
         self.words = JOBS[data].format(**places_of(given.data, "chest.pt")).split()
-        settings = flags_of([word for word in self.words if word != "--trust-code"])
-        self.settings = {**settings, "run.trust_code": True, "run.threads": THREADS}
+        self.settings = {
+            **flags_of(self.words), "run.trust_code": True, "run.threads": THREADS,
+        }  # fmt: skip
         self.limit = self._limit()
 
     def _limit(self) -> float:
@@ -161,16 +162,13 @@ class Bench:
         ]  # fmt: skip
 
     def _searched(self, place: Path, seed: int) -> None:
-        if not (place / "student" / "summary.json").exists():
-            self._run(self._command(place, seed), place)
-
-    def _run(self, command: Sequence[str], place: Path) -> None:
-        """Runs a command, whose last words are an error where it left no student."""
-        path = place.with_suffix(".log")
-        with path.open("a") as log:
-            subprocess.run(command, env=ENVIRONMENT, stdout=log, stderr=log, check=False)
-        if not any((place / name).exists() for name in ("summary.json", "student/summary.json")):
-            raise synthkd.InputError(last_line(path.read_text()))
+        if (place / "student" / "summary.json").exists():
+            return
+        with place.with_suffix(".log").open("a") as log:
+            code = subprocess.run(
+                self._command(place, seed), env=ENVIRONMENT, stdout=log, stderr=log, check=False
+            ).returncode
+        ended(code, place, place / "student")
 
     def _killed(self, place: Path, seed: int) -> dict[str, Any]:
         """Starts a search and kills it amid its candidates; what it had done."""
@@ -200,14 +198,11 @@ class Bench:
     def _distilled(self, place: Path, seed: int) -> None:
         if (place / "summary.json").exists():
             return
-        command = [
-            "distill", *self.words, "--student", "auto", "--max-latency-ms", str(self.limit),
-            "--minutes", str(self.given.minutes), "--seed", str(seed), "--run.threads",
-            str(THREADS), "--quiet", "--out", str(place),
+        words = [
+            *self.words, "--student", "auto", "--max-latency-ms", str(self.limit), "--minutes",
+            str(self.given.minutes), "--seed", str(seed), "--quiet",
         ]  # fmt: skip
-        if (place / "manifest.json").is_file():
-            command = ["distill", "--resume", str(place), "--trust-code", "--quiet"]
-        self._run([sys.executable, "-m", "synthkd", *command], place)
+        ended(distil(place, words, str(CODE)), place, place)
 
     def _student(self, run: Path) -> dict[str, Any]:
         """The student that was left, and its time by the file that `synthkd export` writes."""
@@ -220,6 +215,12 @@ class Bench:
         kept = ("student", "student_parameters", "student_accuracy", "teacher_accuracy",
                 "agreement", "images_seen", "verdict")  # fmt: skip
         return {key: summary[key] for key in kept} | {"again": again}
+
+
+def ended(code: int, place: Path, run: Path) -> None:
+    """Raises what a command refused, or ends the benchmark, where it left no student."""
+    if not (run / "summary.json").exists():
+        raise synthkd.InputError(refusal(code, place.with_suffix(".log").read_text()))
 
 
 def table(rows: list[dict[str, Any]]) -> None:
@@ -261,7 +262,7 @@ def main() -> None:
     """Runs what is not there yet, and prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--limit", type=float, default=0.75, help="share of the teacher's time")
@@ -269,8 +270,9 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    rows = Rows(given.out)
+    rows, missing = Rows(given.out), []
     if not given.table:
+        begun_with(given.out / "begun.json", {"minutes": given.minutes, "limit": given.limit})
         torch.set_num_threads(THREADS)
         seeds = [int(seed) for seed in given.seeds.split(",")]
         for data in given.only.split(","):
@@ -278,9 +280,15 @@ def main() -> None:
             for seed in seeds:
                 for way in WAYS:
                     more = way == "killed" and seed != seeds[0]  # one is enough
-                    if way in given.ways.split(",") and not more and not bench.waits(way, seed):
-                        rows.make(bench.place(way, seed).name, partial(bench.row, way, seed))
+                    if way not in given.ways.split(",") or more:
+                        continue
+                    name = bench.place(way, seed).name
+                    if name not in rows.by_name and bench.waits(way, seed):
+                        missing.append(name)
+                    else:
+                        rows.make(name, partial(bench.row, way, seed))
     table(list(rows.by_name.values()))
+    complete(missing)
 
 
 if __name__ == "__main__":

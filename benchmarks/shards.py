@@ -60,9 +60,13 @@ def generated(
     logs = [out / f"{name}.{number}.log" for number in range(workers)]
     jobs = [start(words, log) for log in logs]
     victims = list(zip(jobs, logs, KILLED_AFTER, strict=False)) if killed else []
-    interrupted = [interrupt(job, log, folder, after) for job, log, after in victims]
-    for job in jobs:
-        job.wait()
+    try:
+        interrupted = [interrupt(job, log, folder, after) for job, log, after in victims]
+        for job in jobs:
+            job.wait()
+    finally:  # none goes on where this ends
+        for job in jobs:
+            job.kill()
     there = (folder / "manifest.json").is_file()
     if shards and not there:
         start((*SYNTHKD, "generate", "--resume", name, "--quiet"), out / f"{name}.log").wait()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from curves import judges
 from jobs import CIFAR_20, distil, places_of
-from rows import spread
+from rows import begun_with, complete, spread
 
 import synthkd
 from synthkd.commands import export
@@ -66,24 +66,26 @@ def jobs_of(name: str, minutes: float | None) -> dict[str, str]:
     return found
 
 
-def run(folder: Path, words: str) -> None:
-    """One run from where it was left, and the scores of each of its widths in a file beside it."""
+def run(folder: Path, words: str) -> bool:
+    """One run from where it was left, and the scores of each of its widths in a file beside it;
+    whether there are any."""
     told = scores_of(folder)
     if told.is_file():
-        return
+        return True
     if not (folder / "summary.json").is_file():
         distil(folder, words.split(), str(Path(synthkd.__file__).resolve().parents[1]))
     try:
         summary = json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
         print(f"{folder.name}: no result; see its log", flush=True)
-        return
+        return False
     scores = {f"{share:g}": exported(folder, share) for share in SHARES} if summary["widths"] else {
         folder.name.split("-")[1]: {"accuracy": summary["student_accuracy"]}
     }  # fmt: skip
     write_json(told, {"widths": scores, "seconds": summary["wall_seconds"],
                       "images_seen": summary["images_seen"]})  # fmt: skip
     print(folder.name, json.dumps(scores), flush=True)
+    return True
 
 
 def scores_of(folder: Path) -> Path:
@@ -135,14 +137,15 @@ def table(out: Path) -> None:
             continue
         for width, alone in apart.items():
             own = {s: 100 * one["widths"][width]["accuracy"] for s, one in alone.items()}
-            cells, largest = [told(list(own.values()))], 0.0
+            cells, differences = [told(list(own.values()))], []
             for runs in slim.values():
                 at = {s: one["widths"][width] for s, one in runs.items()}
                 scores = {s: 100 * one["accuracy"] for s, one in at.items()}
                 cells.append(told(list(scores.values())))
                 cells.append(told([scores[s] - own[s] for s in scores if s in own]))
-                largest = max([largest, *(one["largest_difference"] for one in at.values())])
-            print(f"| {task} | {width} | {' | '.join(cells)} | within {largest:.1g} |")
+                differences += [one["largest_difference"] for one in at.values()]
+            largest = f"within {max(differences):.1g}" if differences else "-"
+            print(f"| {task} | {width} | {' | '.join(cells)} | {largest} |")
         for what, scale in (("seconds", 1.0), ("images_seen", 1e-3)):
             sums = [
                 scale * sum(one[s][what] for one in apart.values())
@@ -159,12 +162,11 @@ def main() -> None:
     """Runs what is not done yet, or prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--only", default="", help="names of runs (default: all)")
     parser.add_argument("--minutes", type=float, help="T of every task")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
     if given.table:
         table(given.out)
         return
@@ -172,9 +174,9 @@ def main() -> None:
     chosen = given.only.split(",") if given.only else list(every)
     if unknown := [name for name in chosen if name not in every]:
         parser.error(f"--only {unknown[0]}: known are {', '.join(every)}")
+    begun_with(given.out / "begun.json", {"minutes": given.minutes})
     places = places_of(given.data, "chest.pt")
-    for name in chosen:
-        run(given.out / name, every[name].format(**places))
+    complete([name for name in chosen if not run(given.out / name, every[name].format(**places))])
 
 
 if __name__ == "__main__":

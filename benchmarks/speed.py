@@ -12,15 +12,20 @@ are kept.
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torchvision import models
 
 import synthkd
+from synthkd.core.files import write_json
 from synthkd.engine.loop import Lab, rounds, synthesize
 from synthkd.engine.machine import peak_memory_mb
+from synthkd.networks import build_network
 
 STEPS = 8  # of 40
 LEARNED = {32: 20_000, 96: 3_000, 224: 1_200}  # images
@@ -38,27 +43,40 @@ LEVERS: dict[str, tuple[str, ...]] = {
 SMALL = ("as in 0.2.0", "batches by size")  # at 32 pixels the other levers change nothing
 
 
-def lab_of(size: int, classes: int, settings: dict[str, Any]) -> Lab:
-    """A lab with a teacher of random weights."""
-    teacher: dict[str, Any] = {"teacher.spec": "torchvision:resnet18", "teacher.classes": classes}
-    if size < 64:
-        teacher["teacher.spec"], settings = "resnet20", {**settings, "student.spec": "resnet8"}
-    recipe = synthkd.Recipe.of({
-        **teacher, "teacher.image_size": size, "teacher.channels": 3, "teacher.mean": (0.5,) * 3,
-        "teacher.std": (0.25,) * 3, "run.anyway": True, "run.threads": 2, **settings,
-    })  # fmt: skip
+def teacher_of(size: int, classes: int, folder: Path) -> dict[str, Any]:
+    """Settings of a teacher of random weights, which lie in a file of the folder."""
+    small = size < 64
+    path = folder / f"{'resnet20' if small else 'resnet18'}-{classes}.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        network = (
+            build_network("resnet20", channels=3, size=size, classes=classes) if small
+            else models.resnet18(num_classes=classes)
+        )  # fmt: skip
+        save_file(network.state_dict(), path)
+    return {
+        "teacher.spec": "resnet20" if small else "torchvision:resnet18",
+        "teacher.weights": str(path), "teacher.classes": classes, "teacher.image_size": size,
+        "teacher.channels": 3, "teacher.mean": (0.5,) * 3, "teacher.std": (0.25,) * 3,
+        **({"student.spec": "resnet8"} if small else {}),
+    }  # fmt: skip
+
+
+def lab_of(teacher: dict[str, Any], settings: dict[str, Any]) -> Lab:
+    """A lab with this teacher, whatever the checks say of its weights."""
+    recipe = synthkd.Recipe.of({**settings, **teacher, "run.anyway": True, "run.threads": 2})
     torch.manual_seed(0)
     return synthkd.build(recipe)
 
 
-def cost(size: int, classes: int, settings: dict[str, Any]) -> dict[str, float]:
+def cost(size: int, teacher: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
     """Seconds of a refined and a learned image, teacher passes of a learned one, peak memory."""
     teaching = {"run.stages": ("draw", "study"), "budget.images": LEARNED.get(size, 1_200)}
     refining = {
         "run.stages": ("draw", "refine", "study"), "budget.images": 4096,
         "stage.refine.synthesis_steps": STEPS,
     }  # fmt: skip
-    made = lab_of(size, classes, {**settings, **refining})
+    made = lab_of(teacher, {**settings, **refining})
     stage = next(s for s in made.stages if s.name == "refine")
     draw = next(s for s in made.stages if s.name == "draw")
     rng = torch.Generator().manual_seed(0)
@@ -69,7 +87,7 @@ def cost(size: int, classes: int, settings: dict[str, Any]) -> dict[str, float]:
     began = time.perf_counter()
     found = synthesize(made, stage, rng)
     refined = (time.perf_counter() - began) / len(found.batch.images) * 40 / STEPS
-    taught = lab_of(size, classes, {**settings, **teaching})
+    taught = lab_of(teacher, {**settings, **teaching})
     asked = 0
     for round_ in rounds(taught):
         if round_.stage == "draw":
@@ -82,13 +100,8 @@ def cost(size: int, classes: int, settings: dict[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def main() -> None:
-    """A table, a row for each lever and cell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--sizes", default="32,96,224")
-    parser.add_argument("--classes", default="10,100,1000")
-    given = parser.parse_args()
+def table(given: argparse.Namespace, folder: Path) -> None:
+    """Measures what is not there yet, with teachers in a folder, and prints it."""
     done = json.loads(given.out.read_text()) if given.out.exists() else {}
     print("| pixels | classes | lever | ms a refined image | ms a learned image | teacher passes |")
     print("|---|---|---|---|---|---|")
@@ -103,13 +116,25 @@ def main() -> None:
                     continue
                 name = f"{size} {classes} {lever}"
                 if name not in done:
-                    done[name] = cost(size, classes, settings)
-                    given.out.write_text(json.dumps(done, indent=1))
+                    done[name] = cost(size, teacher_of(size, classes, folder), settings)
+                    write_json(given.out, done)
                 row = done[name]
                 print(
                     f"| {size} | {classes} | {lever} | {1000 * row['refined']:.0f} "
                     f"| {1000 * row['learned']:.2f} | {row['passes']:.2f} |", flush=True,
                 )  # fmt: skip
+
+
+def main() -> None:
+    """A table, a row for each lever and cell."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sizes", default="32,96,224")
+    parser.add_argument("--classes", default="10,100,1000")
+    given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        table(given, Path(folder))
 
 
 if __name__ == "__main__":

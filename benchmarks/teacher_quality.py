@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jobs import distil
-from rows import spread
+from rows import begun_with, spread, table_of
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
@@ -52,7 +52,9 @@ def train_badly(path: Path, data: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    save_file(network.state_dict(), path)
+    part = path.with_suffix(".part")
+    save_file(network.state_dict(), part)
+    part.replace(path)
 
 
 def teachers(out: Path, data: str) -> dict[str, dict[str, object]]:
@@ -90,7 +92,7 @@ def ranked(out: Path, found: dict[str, dict[str, object]]) -> dict[str, dict[str
     path.write_text("\n".join(lines) + "\n")
     settings = {"teacher.spec": f"ensemble:{path}", "run.trust_code": True, "run.threads": 2}
     result = {}
-    for one in rank(trusted(from_settings(settings), trust_code=True)):
+    for one in rank(trusted(from_settings(settings), trust_code=True, anyway=True)):
         [name] = [
             name for name, table in found.items()
             if one.quality.described == f"{table['spec']} {table['weights']}"
@@ -110,18 +112,18 @@ def student(folder: Path, table: dict[str, object], data: str, minutes: float, s
             told = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [f"--teacher.{key.replace('_', '-')}", told]
         distil(folder, words, str(Path(__file__).resolve().parents[1]))
-    return float(json.loads((folder / "summary.json").read_text())["student_accuracy"])
+    return float(table_of(folder / "summary.json")["student_accuracy"])
 
 
 def main() -> None:
     """Ranks, distils, compares."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    begun_with(given.out / "begun.json", {"minutes": given.minutes})
     if not (given.out / "bad.safetensors").exists():
         train_badly(given.out / "bad.safetensors", given.data)
     found = teachers(given.out, given.data)

@@ -12,20 +12,24 @@ What follows `--` are flags of `synthkd distill`, for all variants. A run lasts 
 this process. TEST, a data path with labels, is asked about the student at twelve moments after the
 run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns at 0.5, 1
 and 2 times the recipe's with seed 0, and the rate whose student agrees most often with the teacher
-on held-out synthetic images is taken for the other seeds. Runs that are done are kept.
+on held-out synthetic images is taken for the other seeds. Runs that are done are kept, those that
+diverged too; OUT.json is for one group, with the same seconds, TEST and flags.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import begun_with, spread
 
 import synthkd
 from synthkd import recipe as recipes
+from synthkd.core.files import write_json
 from synthkd.engine.build import build, images_for
 from synthkd.engine.loop import Lab, rounds, select_final_weights
 from synthkd.evaluation.compare import compare, score_by_teacher
@@ -141,11 +145,36 @@ GROUPS: dict[str, dict[str, Settings]] = {
 RATED = ("terms",)  # groups whose variants try rates
 
 
+def parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and what after it.
+
+    >>> parted(["OUT", "mix", "--", "--teacher", "demo"]), parted(["OUT", "mix"])
+    ((['OUT', 'mix'], ['--teacher', 'demo']), (['OUT', 'mix'], []))
+    """
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
 def flags_of(words: list[str]) -> dict[str, Any]:
-    """`--teacher resnet20 --training.batch 64` as settings by dotted name."""
+    """Flags of `synthkd distill` as settings by dotted name; one without a value is a switch.
+
+    >>> flags_of(["--teacher", "resnet20", "--trust-code", "--training.learning-rate=0.1"])
+    {'teacher.spec': 'resnet20', 'run.trust_code': 'true', 'training.learning_rate': '0.1'}
+    """
     short = {setting.flag: setting.key for setting in recipes.settings() if setting.flag}
-    pairs = zip(words[::2], words[1::2], strict=True)
-    return {short.get(flag, flag.removeprefix("--")): value for flag, value in pairs}
+    found: dict[str, Any] = {}
+    waiting = ""  # the flag that the next word may be the value of
+    for word in words:
+        if not word.startswith("--"):
+            if not waiting:
+                raise SystemExit(f"{word}: flags of synthkd distill begin with --")
+            found[waiting], waiting = word, ""
+            continue
+        flag, given, value = word.partition("=")
+        key = short.get(flag, flag.removeprefix("--").replace("-", "_"))
+        found[key] = value if given else "true"
+        waiting = "" if given else key
+    return found
 
 
 def lab_of(settings: Settings, rate: float, seed: int, seconds: float) -> Lab:
@@ -169,13 +198,16 @@ def run(settings: Settings, test: str, seconds: float, rate: float, seed: int) -
         return {"refused": str(error)}
     lab.limit(seconds)
     began, kept = time.perf_counter(), []
-    for _ in rounds(lab):
-        assert lab.learner is not None
-        passed = time.perf_counter() - began
-        final = lab.chain is None or lab.chain.last
-        if final and lab.learner.steps and passed > seconds * (len(kept) + 1) / MOMENTS:
-            state = lab.learner.average or lab.learner.student.state_dict()
-            kept.append((passed, {k: v.clone() for k, v in state.items()}))
+    try:
+        for _ in rounds(lab):
+            assert lab.learner is not None
+            passed = time.perf_counter() - began
+            final = lab.chain is None or lab.chain.last
+            if final and lab.learner.steps and passed > seconds * (len(kept) + 1) / MOMENTS:
+                state = lab.learner.average or lab.learner.student.state_dict()
+                kept.append((passed, {k: v.clone() for k, v in state.items()}))
+    except synthkd.InputError as error:  # after the last round: there was not enough time
+        return {"refused" if lab.finished else "diverged": str(error)}
     chosen, _ = select_final_weights(lab)
     assert lab.learner is not None
     student, images = lab.learner.student, images_for(lab.recipe, test, lab.teacher, labelled=True)
@@ -223,19 +255,25 @@ def table(done: dict[str, Any], names: list[str]) -> None:
             continue
         if not runs:
             continue
+        lost = [value["diverged"] for value in runs.values() if "diverged" in value]
         best = best_rate(runs)
-        taken = [value for key, value in runs.items() if key.startswith(f"{best} ")]
+        if best is None:
+            print(f"| {name} | diverged: {lost[0] if lost else ''} | | | | | | | | |")
+            continue
+        taken = [
+            value for key, value in runs.items()
+            if key.startswith(f"{best} ") and "held_out" in value
+        ]  # fmt: skip
 
         def told(key: str, scale: float = 1.0, taken: list[Any] = taken) -> str:
-            values = [each[key] * scale for each in taken]
-            more = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            return f"{statistics.fmean(values):.2f}{more}"
+            return spread([each[key] * scale for each in taken if each[key] is not None], 2)
 
         scores = [each["accuracy"] for each in taken]
         stable = 1 - statistics.stdev(scores) / statistics.fmean(scores) if len(scores) > 1 else 1
         print(f"| {name} | {best} | {told('ms')}, {told('teacher_ms')} | {told('accuracy', 100)} "
               f"| {stable:.3f} | {told('agreement', 100)} | {told('transfer')} "
-              f"| {told('held_out', 100)} | {told('to_95')} | {len(taken)} |")  # fmt: skip
+              f"| {told('held_out', 100)} | {told('to_95')} | {len(taken)}"
+              f"{f', {len(lost)} diverged' if lost else ''} |")  # fmt: skip
 
 
 def table_of_images(done: dict[str, Any], names: list[str]) -> None:
@@ -258,10 +296,15 @@ def table_of_images(done: dict[str, Any], names: list[str]) -> None:
         print(f"| {name} | {' | '.join(cells)} | {len(made)} |")
 
 
-def best_rate(runs: dict[str, Any]) -> float:
-    """The rate whose student of seed 0 agreed most often on held-out images."""
-    tried = [rate for rate in RATES if f"{rate} 0" in runs]
-    return max(tried, key=lambda rate: float(runs[f"{rate} 0"]["held_out"]))
+def best_rate(runs: dict[str, Any]) -> float | None:
+    """The rate whose student of seed 0 agreed most often on held-out images; None where there is
+    no student.
+
+    >>> best_rate({"1.0 0": {"held_out": 0.8}, "2.0 0": {"diverged": "…"}})
+    1.0
+    """
+    tried = [rate for rate in RATES if "held_out" in runs.get(f"{rate} 0", {})]
+    return max(tried, key=lambda rate: float(runs[f"{rate} 0"]["held_out"]), default=None)
 
 
 def main() -> None:
@@ -274,8 +317,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("flags", nargs=argparse.REMAINDER)
-    given = parser.parse_args()
+    own, words = parted(sys.argv[1:])
+    given = parser.parse_args(own)
     done: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     names = [
         name for name in GROUPS[given.group] if not given.only or name in given.only.split(",")
@@ -284,8 +327,13 @@ def main() -> None:
         table(done, names)
         table_of_images(done, names)
         return
+    if not given.test:
+        parser.error("--test: a data path with labels")
     torch.set_num_threads(2)
-    flags = flags_of([word for word in given.flags if word != "--"])
+    flags = flags_of(words)
+    begun_with(given.out.with_suffix(".begun.json"), {
+        "group": given.group, "seconds": given.seconds, "test": given.test, "flags": flags,
+    })  # fmt: skip
     for name in names:
         runs = done.setdefault(name, {})
         settings = {**flags, **GROUPS[given.group][name]}
@@ -296,13 +344,13 @@ def main() -> None:
             key = f"{rate} {seed}"
             if key not in runs:
                 runs[key] = run(settings, given.test, given.seconds, rate, seed)
-                given.out.write_text(json.dumps(done, indent=1))
+                write_json(given.out, done)
                 brief = {k: v for k, v in runs[key].items() if k != "curve"}
                 print(f"{name}, rate {rate}, seed {seed}: {brief}", flush=True)
             if "refused" in runs[key]:
                 break
-            if not plan and seed == 0:
-                plan = [(best_rate(runs), more) for more in range(1, given.seeds)]
+            if not plan and seed == 0 and (best := best_rate(runs)) is not None:
+                plan = [(best, more) for more in range(1, given.seeds)]
     table(done, names)
     table_of_images(done, names)
 

@@ -102,4 +102,6 @@ def main(minutes: str, settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
     main(sys.argv[1], sys.argv[2:])

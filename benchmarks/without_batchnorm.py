@@ -6,20 +6,21 @@
 Trains a small vision transformer and a GroupNorm network (networks.py) on --train, --lesson minutes
 each, and distils both, and a LeNet-5 with WEIGHTS where they are given, without any data: as the
 plan says; with its drawings not evolving; with drawings of scenes instead of strokes; with gradient
-steps on pixels; by the teacher's logits alone; by its labels alone. Rows that are done are kept.
+steps on pixels; by the teacher's logits alone; by its labels alone. Rows that are done are kept;
+OUT is for one choice of images and minutes.
 """
 
 import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rows import begun_with, command
 from safetensors.torch import save_file
 
 from synthkd.core.images import ImageSpec, to_float
@@ -62,7 +63,9 @@ def taught(name: str, path: str, minutes: float, out: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, out)
+    part = out.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part)
+    part.replace(out)
 
 
 def main() -> None:
@@ -81,7 +84,8 @@ def main() -> None:
     only, ways = given.only.split(","), given.ways.split(",")
     if unknown := [way for way in ways if way not in WAYS]:
         parser.error(f"--ways: no {unknown[0]!r}: {', '.join(WAYS)}")
-    given.out.mkdir(parents=True, exist_ok=True)
+    keys = ("train", "test", "minutes", "lesson", "lenet")
+    begun_with(given.out / "begun.json", {key: getattr(given, key) for key in keys})
     contract = [f"--teacher-mean={MEAN}", f"--teacher-std={STD}", "--channels=1"]
     code = Path(__file__).with_name("networks.py")
     teachers: dict[str, list[str]] = {}
@@ -110,12 +114,9 @@ def main() -> None:
                 run = given.out / f"{name}-{way.replace(' ', '-')}-s{seed}"
                 if not (run / "summary.json").exists():
                     shutil.rmtree(run, ignore_errors=True)
-                    subprocess.run(
-                        [sys.executable, "-m", "synthkd", "distill", *flags, *WAYS[way],
-                         "--seed", seed,
-                         "--minutes", str(given.minutes), "--val-data", given.test,
-                         "--quiet", "--out", str(run)],
-                        check=True,
+                    command(
+                        "distill", *flags, *WAYS[way], "--seed", seed, "--minutes", given.minutes,
+                        "--val-data", given.test, "--quiet", "--out", run,
                     )  # fmt: skip
                 found.append(json.loads((run / "summary.json").read_text()))
             scores = [100 * r["student_accuracy"] for r in found]

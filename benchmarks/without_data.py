@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 from jobs import CHEST, CIFAR_20, CIFAR_56, CIFAR_100, FER, LUNGS, MOBILENET, VWW, distil, places_of
+from rows import complete
 from safetensors.torch import load_file
 
 import synthkd
+from synthkd.core.files import write_json
 from synthkd.core.images import to_float
 from synthkd.engine.build import images_for
 from synthkd.evaluation.compare import compare
 from synthkd.evaluation.probes import probe_panel, score_probes
-from synthkd.recipe import read_toml, trusted, validated
+from synthkd.recipe import Recipe, read_toml, trusted, validated
+from synthkd.runs.directory import Run
 from synthkd.specs import load_teacher
 
 SNAPSHOTS = 4
@@ -75,8 +78,7 @@ def measured(folder: Path, panel: list[Any], teacher: Any, images: Any) -> list[
     """A row for each student of a run: its snapshots and the one that it left."""
     student = synthkd.load_student(folder, trust_code=True)
     last = {k: v.clone() for k, v in student.state_dict().items()}
-    lines = (folder / "snapshots.jsonl").read_text().splitlines()
-    states = {json.loads(line)["share"]: json.loads(line)["file"] for line in lines}
+    states = {told["share"]: told["file"] for told in Run(folder).snapshots()}
     summary = json.loads((folder / "summary.json").read_text())
     rows = []
     for share, file in [*states.items(), (1.0, "")]:
@@ -98,37 +100,49 @@ def measured(folder: Path, panel: list[Any], teacher: Any, images: Any) -> list[
     return rows
 
 
-def collect(name: str, out: Path, places: dict[str, str]) -> None:
-    """All runs of a teacher, and what their students answer."""
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of a run."""
+    return trusted(validated(read_toml(folder / "recipe.toml")), trust_code=True, anyway=True)
+
+
+def collect(name: str, out: Path, places: dict[str, str]) -> list[str]:
+    """All runs of a teacher, and what their students answer to the panel, which is refined by the
+    recipe of the first of them; returns the runs that have no result."""
     path = out / f"{name}.json"
     rows = json.loads(path.read_text()) if path.is_file() else []
-    done = {row["run"] for row in rows}
+    runs, done = runs_of(name), {row["run"] for row in rows}
+    first = out / name / next(iter(runs))
     panel: list[Any] = []
-    for run, flags in runs_of(name).items():
+    missing = []
+    for run, flags in runs.items():
         folder = out / name / run
-        if run in done or not finished(name, flags, folder, places):
+        if run in done:
             continue
-        recipe = trusted(validated(read_toml(folder / "recipe.toml")), trust_code=True, anyway=True)
+        there = finished(name, flags, folder, places)
+        if not there or not (first / "recipe.toml").is_file():
+            missing.append(f"{name}/{run}")
+            continue
+        recipe = recipe_of(folder)
         teacher = load_teacher(recipe.teacher, trust_code=True)
         images = images_for(recipe, recipe.data.val, teacher, labelled=True)
-        panel = panel or list(probe_panel(recipe, teacher))
+        panel = panel or list(probe_panel(recipe_of(first), teacher))
         rows += measured(folder, panel, teacher, images)
-        path.write_text(json.dumps(rows))
+        write_json(path, rows)
         print(f"{name} {run}: {100 * rows[-1]['agreement']:.1f} % agreement", flush=True)
+    return missing
 
 
 def main() -> None:
     """Collects what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="../shared")
+    parser.add_argument("--data", default="third-party")
     parser.add_argument("--chest", default="chest.pt")
     parser.add_argument("--only", default=",".join(TEACHERS))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     places = places_of(given.data, given.chest)
-    for name in given.only.split(","):
-        collect(name, given.out, places)
+    complete([run for name in given.only.split(",") for run in collect(name, given.out, places)])
 
 
 if __name__ == "__main__":

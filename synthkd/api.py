@@ -17,15 +17,16 @@ from synthkd.commands.report import write as write_report
 from synthkd.core.errors import InputError
 from synthkd.core.findings import Finding
 from synthkd.engine.build import build as build_lab
-from synthkd.engine.build import images_for
+from synthkd.engine.build import images_for_both
 from synthkd.engine.loop import Lab
-from synthkd.engine.machine import choose_device
+from synthkd.engine.machine import choose_device, left_as_it_was
 from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.evaluation.compare import Comparison, compare
 from synthkd.jobs import inspection, sharding
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.generation import DataSet, Generation, begun, used
+from synthkd.labels.class_names import check_same_classes
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import Recipe, StudentTable, TeacherTable, from_settings, trusted
@@ -107,30 +108,31 @@ def distill(
     }
     given = {key: value for key, value in given.items() if value is not None}
     chosen = _chosen(given, settings, recipe, resume, lambda path: Run.resume(path)[1])
-    job = Distillation(
-        chosen,
-        teacher=_object(teacher),
-        student=_object(student),
-        real_data=_object(real_data),
-        val_data=_object(val_data),
-        report=report,
-        given=(*(settings or ()), *given),
-        started=started,
-        processes=processes,
-    )
-    leads = job.processes.leads
-    if leads:
-        _warn_of(job.idle)
-    try:
-        if resume is None and not isinstance(report, Silent):
-            job.expect()
-        result = job.start() if resume is None else job.resume(Path(resume))
-    except Unscored as problem:
+    with left_as_it_was():
+        job = Distillation(
+            chosen,
+            teacher=_object(teacher),
+            student=_object(student),
+            real_data=_object(real_data),
+            val_data=_object(val_data),
+            report=report,
+            given=(*(settings or ()), *given),
+            started=started,
+            processes=processes,
+        )
+        leads = job.processes.leads
         if leads:
-            warnings.warn(str(problem), UserWarning, stacklevel=2)
-        result = problem.result
-    except Stopped as stop:
-        raise KeyboardInterrupt(stop.said) from None
+            _warn_of(job.idle)
+        try:
+            if resume is None and not isinstance(report, Silent):
+                job.expect()
+            result = job.start() if resume is None else job.resume(Path(resume))
+        except Unscored as problem:
+            if leads:
+                warnings.warn(str(problem), UserWarning, stacklevel=2)
+            result = problem.result
+        except Stopped as stop:
+            raise KeyboardInterrupt(stop.said) from None
     if leads and result.summary["verdict"] == "useless":
         said = "; ".join(str(finding) for finding in result.findings if finding.serious)
         warnings.warn(said or "the student is of no use", UselessResult, stacklevel=2)
@@ -185,17 +187,18 @@ def generate(
     if resume is None:
         chosen = used(chosen, named)
     try:
-        if shards is not None:
-            made = _in_shards(chosen, shards, resume, real_data, _object(teacher), report)
-        else:
-            job = Generation(
-                chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
-                given=named,
-            )  # fmt: skip
-            _warn_of(job.idle)
-            if resume is None and not isinstance(report, Silent):
-                job.expect()
-            made = job.start() if resume is None else job.resume(Path(resume))
+        with left_as_it_was():
+            if shards is not None:
+                made = _in_shards(chosen, shards, resume, real_data, _object(teacher), report)
+            else:
+                job = Generation(
+                    chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
+                    given=named,
+                )  # fmt: skip
+                _warn_of(job.idle)
+                if resume is None and not isinstance(report, Silent):
+                    job.expect()
+                made = job.start() if resume is None else job.resume(Path(resume))
     except Stopped as stop:
         raise KeyboardInterrupt(stop.said) from None
     if made.manifest["verdict"] == "useless":
@@ -248,7 +251,8 @@ def build(
             print(round.share, round.measures)
         student = lab.learner.student
 
-    The objects are those of `distill`; `engine.build.build` says more.
+    The objects are those of `distill`; `engine.build.build` says more. The threads of the recipe
+    are set for the whole process, as the lab works on.
     """
     return build_lab(
         recipe, teacher=teacher, student=student, real_data=real_data, report=_reporter(progress)
@@ -278,13 +282,16 @@ def evaluate(
     known = _object(teacher)
     if not is_teacher(known):
         known = load_teacher(recipe.teacher, trust_code=trust, shared=True, network=known)
-    network = (
-        load_student(student, trust_code=trust) if isinstance(student, str | Path) else student
-    )
-    images = images_for(recipe, val_data, known, labelled=True)
+    network: nn.Module
+    if isinstance(student, str | Path):
+        network, names = _of_run(student, trust_code=trust)
+        check_same_classes(names, known.names)
+    else:
+        network = student
+    images, own = images_for_both(recipe, val_data, known, network)
     device = next((p.device for p in network.parameters()), known.device)
     with in_eval_mode(network):
-        return compare(network, known.to(device), images, batch=batch)
+        return compare(network, known.to(device), images, own=own, batch=batch)
 
 
 def inspect(
@@ -300,7 +307,8 @@ def inspect(
     data of `synthkd inspect --json`, by the same names. Needs no images. Arguments are those of
     `distill`. Raises InputError."""
     recipe = _described(teacher, settings, _contract(image_size, channels, mean, std))
-    return inspection.inspect(recipe, network=_object(teacher)).card
+    with left_as_it_was():
+        return inspection.inspect(recipe, network=_object(teacher)).card
 
 
 def _described(teacher: Any, settings: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Recipe:
@@ -320,9 +328,16 @@ def load_student(
     form, of which a copy takes the saved weights. One that is built by code in a file needs
     `trust_code`. Raises InputError.
     """
+    return _of_run(run, network=network, trust_code=trust_code)[0]
+
+
+def _of_run(
+    run: str | Path, *, network: nn.Module | None = None, trust_code: bool = False
+) -> tuple[Classifier, tuple[str, ...]]:
+    """`load_student`, and the names of its classes."""
     table, none = StudentTable(spec=str(run)), TeacherTable()
-    found, _ = load_classifier(table, none, trust_code=trust_code, network=network)
-    return found.eval().to(choose_device("cpu"))
+    found, names = load_classifier(table, none, trust_code=trust_code, network=network)
+    return found.eval().to(choose_device("cpu")), names
 
 
 def _chosen(

@@ -39,10 +39,11 @@ from synthkd.networks.answers import (
 )
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.weight_init import inherited
-from synthkd.recipe import StudentTable, TeacherTable, TrainingTable
+from synthkd.recipe import Recipe, StudentTable, TeacherTable, TrainingTable
 from synthkd.replay.memory import Memory
 from synthkd.specs import BlackBox, load_classifier, load_teacher, new_student, read_card
 from synthkd.students.learner import Learner
+from synthkd.synthesis.plan import plan
 from synthkd.teachers.frozen import FrozenTeacher
 
 FINDINGS = ((0, 2, 4, 6, 8), (5, 6, 7, 8, 9), (0, 6, 8, 9))  # even; above four; with a loop
@@ -711,6 +712,70 @@ def test_findings_are_distilled_scored_and_predicted_class_by_class(tmp_path, ca
     with torch.no_grad():
         right = (student(to_float(torch.from_numpy(x)[:, None])) > 0).numpy() == y
     assert scores["float_accuracy"] == pytest.approx(right.mean(), abs=1e-3)
+
+
+def findings(count: int) -> tuple[Tensor, Tensor]:
+    """Noise in which each of fourteen findings, a bright spot, is there in one image of ten:
+    images [N, 1, 16, 16], and 0 or 1 a finding, [N, 14]."""
+    rng = torch.Generator().manual_seed(3)
+    there = (torch.rand(count, 14, generator=rng) < 0.1).float()
+    images = 0.4 * torch.rand(count, 1, 16, 16, generator=rng)
+    for k in range(14):
+        y, x = 4 * (k // 4), 4 * (k % 4)
+        images[:, 0, y : y + 3, x : x + 3] += 0.6 * there[:, k, None, None]
+    return images, there
+
+
+def trained(loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> nn.Module:
+    """A small network that has learned labels."""
+    torch.manual_seed(2)
+    outputs = 10 if labels.dim() == 1 else labels.shape[1]
+    body = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16 * 64, outputs),
+    )  # fmt: skip
+    images = (images - SPEC.mean[0]) / SPEC.std[0]
+    optimizer = torch.optim.SGD(body.parameters(), lr=0.05, momentum=0.9)
+    for step in range(150):
+        part = torch.arange(64 * step, 64 * (step + 1)) % len(images)
+        optimizer.zero_grad()
+        loss(body(images[part]), labels[part]).backward()
+        optimizer.step()
+    return body.eval()
+
+
+def of_digits(*, one_of_ten: bool) -> tuple[Tensor, Tensor]:
+    pixels, labels, _ = demo_digits()
+    images = to_float(pixels)
+    return images, labels if one_of_ten else F.one_hot(labels, 10).float()
+
+
+@pytest.mark.parametrize(
+    ("loss", "lesson", "independent"),
+    [
+        (F.cross_entropy, lambda: of_digits(one_of_ten=True), False),
+        (F.binary_cross_entropy_with_logits, lambda: of_digits(one_of_ten=False), True),
+        (F.binary_cross_entropy_with_logits, lambda: findings(2000), True),
+    ],
+    ids=["one of ten", "one against the rest", "fourteen findings"],
+)
+def test_logits_of_independent_classes_are_doubted_and_those_of_a_softmax_are_not(
+    loss, lesson, independent
+):
+    images, labels = lesson()
+    body = trained(loss, images, labels)
+    classes, found = recognise(body, SPEC, None)
+    assert (classes, found.kind) == (labels.shape[1] if labels.dim() > 1 else 10, "logits")
+    assert [note.code for note in found.notes] == ["answers-assumed"] * independent
+    for kind in ("logits", "multilabel-logits"):
+        told = recognise(body, SPEC, None, kind=kind)[1]
+        assert (told.kind, told.notes) == (kind, ())  # who has said it need not be told
+    if independent:
+        assert "--teacher-answers multilabel-logits" in found.notes[0].remedy
+        teacher = FrozenTeacher(Classifier(body, SPEC, classes, found))
+        teacher.classifier.notes = found.notes
+        assert any("multilabel-logits" in reason for reason in plan(Recipe(), teacher).reasons)
 
 
 def test_inspect_names_what_was_understood(tmp_path, capsys):

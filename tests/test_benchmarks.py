@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from synthkd.core.errors import InputError
 from synthkd.engine.estimate import RoundCost
-from synthkd.recipe import Stage
+from synthkd.losses.distillation import TERMS
+from synthkd.networks import build_network
+from synthkd.recipe import Recipe, Stage
 
 FILES = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
 
@@ -26,7 +31,7 @@ def test_a_benchmark_can_be_imported(path, monkeypatch):
     assert runpy.run_path(str(path), run_name="imported")["__doc__"]
 
 
-@pytest.mark.parametrize("name", ["pruned_families", "search"])
+@pytest.mark.parametrize("name", ["pruned_families", "search", "variants"])
 def test_the_examples_of_a_benchmark_hold(name, monkeypatch):
     monkeypatch.syspath_prepend(str(FILES[0].parent))
     found = doctest.testmod(importlib.import_module(name))
@@ -105,3 +110,122 @@ def test_seconds_of_shards_by_several_workers(script):
     assert by_workers(100.0, 80.0, 8, 1) == 100.0
     assert by_workers(100.0, 80.0, 8, 2) == 20.0 + 40.0
     assert by_workers(100.0, 80.0, 8, 3) == 20.0 + 30.0  # two workers have three shards
+
+
+def test_rows_of_other_numbers_are_refused(script, tmp_path):
+    begun_with, path = script("rows").begun_with, tmp_path / "out" / "begun.json"
+    for _ in range(2):
+        begun_with(path, {"minutes": 20, "limit": 0.75})
+    with pytest.raises(SystemExit, match=r"minutes 20, now 1\): choose another OUT"):
+        begun_with(path, {"minutes": 1, "limit": 0.75})
+    assert json.loads(path.read_text()) == {"minutes": 20, "limit": 0.75}
+
+
+def test_a_benchmark_without_all_results_ends_with_an_error(script, monkeypatch, tmp_path):
+    complete = script("rows").complete
+    complete([])
+    with pytest.raises(SystemExit, match="a-1, a-2"):
+        complete(["a-1", "a-2"])
+    without_data = script("without_data")
+    monkeypatch.setattr(without_data, "finished", lambda *_: False)
+    missing = without_data.collect("digits", tmp_path, {})
+    assert missing == [f"digits/{run}" for run in without_data.runs_of("digits")]
+
+
+def test_a_run_that_was_killed_while_it_was_made_is_begun_anew(script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text("")
+    code = script("jobs").distil(
+        tmp_path / "run", ["--images-seen", "few"], str(FILES[0].parents[1])
+    )
+    said = (tmp_path / "run.log").read_text()
+    assert code == 2 and "few" in said and "resume" not in said
+
+
+def test_what_was_stopped_is_not_taken_for_a_refusal(script, tmp_path):
+    search, place = script("search"), tmp_path / "demo-auto-s0"
+    place.with_suffix(".log").write_text("error: too slow\n")
+    with pytest.raises(InputError, match="too slow"):
+        search.ended(2, place, place)
+    for code in (-9, 1, 130, 143):
+        with pytest.raises(SystemExit, match=f"{code}: error: too slow"):
+            search.ended(code, place, place)
+
+
+PIPELINES = {"ablation": "adaptive", "generation": "gan", "stages": "gan"}
+
+
+def test_every_variant_is_a_recipe(script):
+    for group, variants in script("variants").GROUPS.items():
+        for settings in variants.values():
+            recipe = Recipe.of({"pipeline": PIPELINES.get(group, "synthkd"), **settings})
+            assert set(recipe.training.terms) <= set(TERMS)
+            assert set(recipe.run.stages) <= {stage.name for stage in recipe.stage}
+
+
+SCORED = {
+    "held_out": 0.5, "ms": 1.0, "teacher_ms": 2.0, "accuracy": 0.25, "agreement": 0.5,
+    "transfer": None, "to_95": 3.0, "made": {},
+}  # fmt: skip
+
+
+def test_options_after_the_group_count_and_what_diverged_is_told(
+    script, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out.json"
+    lost = {"diverged": "the loss is no longer finite"}
+    out.write_text(json.dumps({
+        "even": {"1.0 0": SCORED, "1.0 1": SCORED, "1.0 2": lost}, "boundary": {"1.0 0": lost},
+        "prioritised": {"1.0 0": {"refused": "no"}},
+    }))  # fmt: skip
+    words = ["variants.py", str(out), "replay", "--table", "--seconds", "5", "--", "--teacher", "x"]
+    monkeypatch.setattr(sys, "argv", words)
+    script("variants").main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["even", "prioritised", "boundary"]
+    assert "25.00 ± 0.00 | 1.000" in lines[0] and "| - |" in lines[0]
+    assert lines[0].endswith("| 2, 1 diverged |")
+    assert "refused: no" in lines[1] and "diverged: the loss is no longer finite" in lines[2]
+
+
+def test_a_variant_that_diverges_is_a_result(script):
+    settings = {
+        "student.spec": "resnet8-w4", "run.threads": 1, "training.batch": 64,
+        "stage.refine.synthesis_steps": 2, "stage.refine.synthesis_batch": 64,
+        "stage.refine.fresh": 64,
+    }  # fmt: skip
+    found = script("variants").run(settings, "demo:unseen", 4.0, 1e30, 0)
+    assert list(found) == ["diverged"] and "finite" in found["diverged"]
+
+
+def test_widths_learned_apart_alone_have_no_export(script, tmp_path, capsys):
+    slim = script("slim")
+    for share in slim.SHARES:
+        told = {"widths": {f"{share:g}": {"accuracy": 0.5}}, "seconds": 1.0, "images_seen": 10}
+        slim.scores_of(tmp_path / f"digits-{share:g}-s0").write_text(json.dumps(told))
+    slim.table(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("| digits | 0.5 ")] == [
+        "| digits | 0.5 | 50.00 (1) | - | - | - | - | - | - | - |"
+    ]
+
+
+def test_teachers_of_random_weights_are_read_from_a_file(script, tmp_path):
+    speed = script("speed")
+    teacher = speed.teacher_of(32, 10, tmp_path)
+    settings = {**speed.OLD, "training.batch": 32, "budget.images": 64}
+    lab = speed.lab_of(teacher, {**settings, "run.stages": ("draw", "study")})
+    assert lab.teacher.classes == 10 and lab.learner is not None
+
+
+def test_teachers_are_ranked_without_data(script, tmp_path):
+    found = {}
+    for seed, name in enumerate(("one", "other")):
+        torch.manual_seed(seed)
+        network = build_network("resnet8-w4", channels=1, size=16, classes=10)
+        path = tmp_path / f"{name}.safetensors"
+        save_file(network.state_dict(), path)
+        found[name] = {"spec": "resnet8-w4", "weights": str(path), "image_size": 16,
+                       "channels": 1, "mean": (0.3,), "std": (0.3,)}  # fmt: skip
+    told = script("teacher_quality").ranked(tmp_path, found)
+    assert set(told) == {"one", "other"} and all("score" in scores for scores in told.values())

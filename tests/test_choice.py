@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
@@ -83,6 +84,19 @@ def test_for_small_images_a_network_of_ours_is_taken(demo: FrozenTeacher):
     assert best_student(StudentTable(spec="auto"), demo).name == "resnet8-w12"
     small = StudentTable(spec="auto", max_params=20_000)
     assert best_student(small, teacher("lenet5", size=32)).name == "lenet5-half"
+
+
+def test_why_a_teacher_is_not_cut_is_said():
+    body = nn.Sequential(
+        nn.Conv2d(1, 64, 3, 2), nn.GroupNorm(32, 64), nn.ReLU(), nn.Conv2d(64, 64, 3),
+        nn.GroupNorm(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
+    of = FrozenTeacher(Classifier(body, ImageSpec(1, 96, 96, (0.5,), (0.5,)), 3).eval())
+    found = best_student(StudentTable(spec="auto"), of)
+    (doubt,) = found.findings
+    assert doubt.code == "not-cut" and "GroupNorm layers would not come out even" in doubt.seen
+    limited = best_student(StudentTable(spec="auto", max_params=700_000), of)
+    assert limited.findings == ()  # who gives a limit has not asked for it
 
 
 @pytest.mark.parametrize("name", STRIDED[::3])

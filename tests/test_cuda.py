@@ -9,6 +9,8 @@ import torch
 
 from synthkd.cli import main
 from synthkd.core.seeds import generator_for, globally
+from synthkd.recipe import TeacherTable
+from synthkd.specs import load_teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,6 +47,29 @@ def test_a_run_on_a_gpu_ends_with_a_student_and_tells_its_seconds(
     parts = sum(summary["seconds"][part] for part in ("synthesis", "labelling", "student"))
     assert parts <= summary["wall_seconds"] + 0.1
     assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+def test_a_search_on_a_gpu_times_its_students_on_the_processor(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    finished([
+        "search", "--minutes", "0.3", "--run.device", "cuda", "--val-data", "none", "--quiet",
+        "--out", str(tmp_path / "found"),
+    ])  # fmt: skip
+    assert json.loads((tmp_path / "found" / "front.json").read_text())["milliseconds"] > 0
+
+
+def test_a_living_network_on_a_gpu_is_taken_and_stays_there(tmp_path: Path) -> None:
+    network = load_teacher(TeacherTable()).classifier.body.cuda()
+    flags = TeacherTable(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
+    teacher = load_teacher(flags, network=network).to("cuda")
+    images = torch.rand(4, 1, 16, 16, device="cuda")
+    torch.testing.assert_close(teacher(images), network((images - 0.5) / 0.5), atol=1e-3, rtol=1e-3)
+    assert all(p.is_cuda for p in network.parameters())
+    program = torch.export.export(network, (torch.zeros(2, 1, 16, 16, device="cuda"),))
+    torch.export.save(program, tmp_path / "gpu.pt2")
+    flags = flags.model_copy(update={"spec": str(tmp_path / "gpu.pt2")})
+    again = load_teacher(flags, trust_code=True).to("cuda")
+    torch.testing.assert_close(again(images[:2]), teacher(images[:2]), atol=1e-3, rtol=1e-3)
 
 
 def test_only_the_gpu_in_use_is_seeded_and_its_state_comes_back() -> None:

@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file
 from short_runs import DONE, main
 
-from synthkd.recipe import load_recipe
+from synthkd.core.errors import InputError
+from synthkd.jobs.distillation import Distillation
+from synthkd.recipe import Recipe, load_recipe
 from synthkd.specs import load_teacher, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -372,6 +374,15 @@ def test_no_round_begins_once_a_budget_in_minutes_is_spent(tmp_path: Path) -> No
     ends = [json.loads(line)["seconds"] for line in lines]
     assert all(end < 3 for end in ends[:-1])
     assert summary_of(tmp_path / "run")["images_seen"] > 0
+
+
+def test_minutes_that_are_over_before_the_first_round_are_refused(tmp_path: Path) -> None:
+    settings = {"training.batch": 32, "student.spec": "resnet8-w4", "run.threads": 1}
+    recipe = Recipe.of({**settings, "budget.minutes": 0.5, "run.out": str(tmp_path / "run")})
+    job = Distillation(recipe, started=time.perf_counter() - 90)
+    with pytest.raises(InputError, match=r"--minutes 0.5: they were over .* give --minutes 8"):
+        job.start()
+    assert not (tmp_path / "run").exists()
 
 
 def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

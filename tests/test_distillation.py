@@ -245,7 +245,7 @@ def test_the_stages_follow_each_other_and_the_share_rises_to_one(unbroken):
 
 def test_a_round_tells_the_measures_of_its_stage(unbroken):
     found = {round_.stage: set(round_.measures) for round_ in unbroken[0]}
-    made = {"balance", "confidence", "obeyed", "difficulty"}
+    made = {"balance", "confidence", "target_class_rate", "difficulty"}
     taught = {"loss", "agreement", "kl", "difficulty"}
     assert found["pregenerate"] == made | {"term.one_hot", "term.statistics", "term.prototype"}
     assert found["finetune"] == taught

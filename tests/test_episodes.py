@@ -275,10 +275,10 @@ def test_without_steps_or_terms_new_images_are_offered_and_nothing_is_learned(te
 def test_classes_are_asked_for_in_balance_or_not_at_all(teacher):
     asked = episodes(teacher).synthesize(context(teacher), seeded())
     assert asked.batch.labels.bincount().tolist() == [2] * 10
-    assert "obeyed" in asked.measures
+    assert "target_class_rate" in asked.measures
     votes = episodes(teacher, conditional=False).synthesize(context(teacher), seeded())
     assert votes.batch.labels.tolist() == [-1] * 20
-    assert "obeyed" not in votes.measures
+    assert "target_class_rate" not in votes.measures
 
 
 def test_noisy_layers_are_new_for_every_episode_and_learn_at_the_noises_rate(teacher):

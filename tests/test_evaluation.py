@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -349,12 +350,16 @@ class Evil:
 def test_files_that_are_not_plain_weights_never_reach_torch_fidelity(tmp_path, inception_file):
     evil, trace = tmp_path / "evil.pth", tmp_path / "trace"
     torch.save({"fc.weight": Evil(trace)}, evil)
-    refused("not a plain state dict", inception_extractor, evil)
+    refused("not plain weights.* get the file from", inception_extractor, evil)
     assert not trace.exists()
     torch.save([torch.zeros(2)], evil)
     refused("not a plain state dict", inception_extractor, evil)
     evil.write_bytes(inception_file.read_bytes()[:5000])
-    refused("not a plain state dict", inception_extractor, evil)
+    refused("not plain weights: it is damaged", inception_extractor, evil)
+    with zipfile.ZipFile(evil, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("a/data/0", bytes(100 << 20))
+    refused(r"unpacks to 105 MB out of 0\.1 MB: not read", inception_extractor, evil)
     torch.save({"fc.weight": torch.zeros(2)}, evil)
     refused("another architecture", inception_extractor, evil)
     refused("cannot be read", inception_extractor, tmp_path / "absent.pth")

@@ -22,7 +22,7 @@ from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.recipe import TeacherTable
 from synthkd.specs import load_teacher, read_weights
-from synthkd.specs.operators import OPERATORS, Node
+from synthkd.specs.onnx_operators import OPERATORS, Node
 from synthkd.teachers.frozen import FrozenTeacher
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

@@ -323,7 +323,9 @@ def test_wrong_labels_are_never_right_and_as_often_each_other_class():
 
 @pytest.fixture(scope="module")
 def study() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "benchmarks" / "leaks.py"), run_name="imported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return runpy.run_path(str(ROOT / "benchmarks" / "leaks.py"), run_name="imported")
 
 
 def test_every_image_of_the_study_is_in_half_of_the_teachers(study):

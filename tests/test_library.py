@@ -221,6 +221,60 @@ def test_what_is_missing_or_wrong_is_said_in_the_words_of_python(tmp_path):
         distil(tmp_path / "full", student=small())
 
 
+class Locked(nn.Module):
+    """A network that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.lock = small(), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.inner(x)
+
+
+def test_a_network_that_cannot_be_copied_is_refused_and_left_as_it_is(tmp_path):
+    theirs = Locked().train()
+    before = {name: value.clone() for name, value in theirs.state_dict().items()}
+    with pytest.raises(InputError, match=r"cannot be copied .*lock.*: give a function that calls"):
+        distil(tmp_path / "a", teacher=theirs, student=small())
+    with pytest.raises(InputError, match=r"--student '<Locked>'.*package\.module:callable"):
+        distil(tmp_path / "b", student=theirs)
+    assert theirs.training and all(p.requires_grad for p in theirs.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in theirs.state_dict().items())
+
+
+def test_a_network_without_weights_is_one_line():
+    with torch.device("meta"):
+        blank = build_network("resnet8-w4", channels=1, size=16, classes=10)
+    with pytest.raises(InputError, match="its tensors are on the device meta"):
+        load_teacher(synthkd.Recipe.of({"teacher.image_size": 16}).teacher, network=blank)
+
+
+def test_the_process_is_left_as_it_was(tmp_path):
+    """A job computes with its own threads and precision, and so does whoever called it."""
+    own = {"run.threads": 1, "run.precision": "bfloat16"}
+    jobs = (
+        lambda: synthkd.inspect(settings=own),
+        lambda: synthkd.distill(images=100, student="nosuch", settings=own, out=tmp_path / "a"),
+        lambda: synthkd.generate(
+            count=10, settings={**own, "generator.start": "nowhere"}, out=tmp_path / "b"
+        ),
+    )
+    torch.set_num_threads(2)
+    try:
+        for number, job in enumerate(jobs):
+            if number:
+                with pytest.raises(InputError):
+                    job()
+            else:
+                job()
+            assert torch.get_num_threads() == 2
+            assert torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_useless_student_is_warned_of(tmp_path):
     with pytest.warns(synthkd.UselessResult, match="constant classifier"):
         synthkd.distill(

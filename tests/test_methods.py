@@ -88,21 +88,6 @@ def test_every_short_name_of_a_setting_is_the_end_of_a_key():
     assert [name for name in named if name.rpartition(".")[2] not in known] == []
 
 
-def test_every_new_name_of_the_glossary_is_in_the_code():
-    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    renamed = glossary.partition("## Old names")[2]
-    new = re.findall(r"^\| `[^|]*\| `([\w./]+)`", renamed.partition("Gone, with")[0], flags=re.M)
-    assert len(new) > 60
-    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "synthkd").rglob("*.py"))
-    words = set(re.findall(r"\w+", code))
-    gone = [
-        name
-        for name in new
-        if not ((ROOT / name).is_file() if "/" in name else {*name.split(".")} <= words)
-    ]
-    assert gone == []
-
-
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_refers_to_a_catalogue_that_is_not_here(path):
     text = path.read_text(encoding="utf-8")

@@ -145,7 +145,7 @@ def test_a_class_that_was_not_asked_for_is_the_teachers_vote(teacher):
 def test_the_record_tells_the_share_that_obeys_only_where_any_was_asked(teacher):
     found = objective(teacher)(context(teacher, {"one_hot": 1.0}), images(), LABELS, seeded())
     share = (teacher(images()).argmax(1) == LABELS).float().mean().item()
-    assert found.measures(LABELS)["obeyed"] == pytest.approx(share)
+    assert found.measures(LABELS)["target_class_rate"] == pytest.approx(share)
     assert set(found.measures(torch.full((20,), -1))) == {"term.one_hot"}
 
 
@@ -164,9 +164,11 @@ def test_what_obeys_is_a_share_of_those_images_that_were_asked_for_a_class(indep
     taught = torch.tensor([[2.0, -1.0], [-1.0, 1.0], [3.0, -2.0], [-1.0, 2.0]])
     found = objectives.SynthesisLoss(torch.zeros(()), {}, taught, independent)
     assert found.measures(torch.full((4,), -1)) == {}
-    assert found.measures(torch.tensor([0, 0, -1, -1]))["obeyed"] == 0.5
+    assert found.measures(torch.tensor([0, 0, -1, -1]))["target_class_rate"] == 0.5
     if independent:  # 2 and 3 ask for images without the classes 0 and 1
-        assert found.measures(torch.tensor([-1, 2, 3, 3]))["obeyed"] == pytest.approx(2 / 3)
+        assert found.measures(torch.tensor([-1, 2, 3, 3]))["target_class_rate"] == pytest.approx(
+            2 / 3
+        )
 
 
 @pytest.mark.parametrize(

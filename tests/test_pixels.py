@@ -209,7 +209,7 @@ def test_a_batch_begins_small_and_ends_at_full_size(teacher):
         del teacher.observe
     assert seen == [(8, 8)] * 3 + [(16, 16)] * 3
     assert found.batch.images.shape[1:] == teacher.spec.shape
-    assert found.measures["obeyed"] > 0.25  # a tenth by chance
+    assert found.measures["target_class_rate"] > 0.25  # a tenth by chance
 
 
 def test_a_small_batch_is_rolled_by_the_share_of_its_own_side(teacher):
@@ -231,6 +231,6 @@ def test_without_classes_asked_for_the_votes_are_taken(teacher):
     made = Pixels(Recipe.model_validate({"generator": {"conditional": False}}), teacher)
     found = made.synthesize(context(teacher), rng())
     assert found.batch.labels.tolist() == [-1] * 20
-    assert "obeyed" not in found.measures
+    assert "target_class_rate" not in found.measures
     asked = pixels(teacher).synthesize(context(teacher), rng())
     assert sorted(set(asked.batch.labels.tolist())) == list(range(10))

@@ -72,6 +72,14 @@ def test_a_cell_is_no_formula_to_a_spreadsheet(
     assert capsys.readouterr().out.splitlines()[1].startswith("'=1+1.png,")
 
 
+@pytest.mark.parametrize("words", [["--data.range", "-1024,3071"], ["--data.range=-1024,3071"]])
+def test_black_may_be_a_negative_value(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    main(["predict", "demo", str(folder / "b.png"), *words, "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -51,6 +52,8 @@ SHORT = shlex.split(
 CONTRACT = shlex.split(
     "--image-size 16 --channels 1 --teacher-mean 0.5 --teacher-std 0.25 --anyway"
 )
+
+PAYLOAD = "cGl4ZWxz" * 1000  # eight thousand bytes of foreign text
 
 
 def synthkd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -398,6 +401,62 @@ def test_every_jump_of_the_filter_stays_within_it() -> None:
         assert steps[-1][0] == seccomp.RETURN
 
 
+@sealing
+def test_a_sealed_run_takes_no_directory_in_which_something_lies(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".nfs1").write_bytes(b"pixels")
+    done = synthkd(tmp_path, "distill", "--sealed", *SHORT)
+    assert done.returncode == 2 and "not empty" in done.stderr
+    (tmp_path / "run" / "recipe.toml").write_text('pipeline = "noise"\n')
+    done = synthkd(tmp_path, "distill", "--sealed", "--resume", "run")
+    assert done.returncode == 2 and "'.nfs1' is no file of a run" in done.stderr
+
+
+ECHO = """
+import os
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        try: got = os.read(1, 64)
+        except OSError as error: got = type(error).__name__.encode()
+        Path({report!r}).write_bytes(got)
+        self.conv, self.linear = nn.Conv2d(1, 8, 3, 2), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).relu().mean((2, 3)))
+"""
+
+
+@sealing
+def test_nothing_can_be_read_from_where_a_sealed_run_writes_to(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(ECHO.format(report=str(tmp_path / "run" / "got")))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    both = os.open(pipe, os.O_RDWR)
+    os.write(both, b"the pixels of a real image")
+    words = [*SHORT, *CONTRACT, "--teacher", "net.py:Net", "--trust-code", "--sealed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "synthkd", "distill", *words], cwd=tmp_path, env=environment,
+        stdout=both, stderr=subprocess.PIPE, timeout=110, check=False,
+    )  # fmt: skip
+    os.close(both)
+    assert (tmp_path / "run" / "got").read_bytes() == b"OSError"  # a bad file descriptor
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-m", "synthkd", "distill",
+             *(word if word != "run" else "other" for word in words)],
+            cwd=tmp_path, env=environment, stdout=theirs, stderr=subprocess.PIPE, text=True,
+            timeout=110,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 2 and "the standard output is a socket" in done.stderr
+
+
 # --- what was opened
 
 
@@ -428,6 +487,55 @@ def test_a_recording_tells_files_links_folders_and_children(tmp_path: Path) -> N
         "opened-network",
         "opened-children",
     }
+
+
+def test_whatever_can_be_read_counts_as_read(tmp_path: Path) -> None:
+    """Also where a file is opened for both, or from an open folder, or by a database."""
+    names = ("plus", "flags", "below", "base", "cut")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    recording = Recording()
+    (tmp_path / "plus").open("r+b").close()
+    os.close(os.open(tmp_path / "flags", os.O_RDWR))
+    folder = os.open(tmp_path, os.O_RDONLY)
+    os.close(os.open("below", os.O_RDONLY, dir_fd=folder))
+    os.close(folder)
+    sqlite3.connect(tmp_path / "base").close()
+    (tmp_path / "cut").write_bytes(b"x")
+    recording.stop()
+    found = judged(recording, [], [])
+    read = {Path(row["path"]).name for row in found.data["files"] if row["read"]}
+    assert read == {"plus", "flags", "below", "base"}
+
+
+def test_what_was_in_the_directory_of_a_run_before_is_not_the_runs(tmp_path: Path) -> None:
+    (tmp_path / ".nfs1").write_bytes(b"pixels")
+    (tmp_path / "recipe.toml").write_text("")
+    recording = Recording()
+    (tmp_path / ".nfs1").read_bytes()
+    (tmp_path / "recipe.toml").read_bytes()
+    (tmp_path / "cache").write_text("x")
+    (tmp_path / "cache").read_text()
+    recording.stop()
+    found = judged(recording, [], [tmp_path])
+    assert [Path(row["path"]).name for row in found.data["files"]] == [".nfs1"]
+    assert [f.code for f in found.findings] == ["opened-elsewhere"]
+    assert hashes.strange(tmp_path) == [".nfs1", "cache"]
+
+
+def test_the_files_of_a_teachers_package_are_listed_one_by_one(tmp_path: Path) -> None:
+    package = tmp_path / "mynets"
+    (package / "data").mkdir(parents=True)
+    (package / "net.py").write_text("x = 1")
+    (package / "data" / "scans.npz").write_bytes(b"pixels")
+    recording = Recording()
+    (package / "net.py").read_text()
+    (package / "data" / "scans.npz").read_bytes()
+    recording.stop()
+    found = judged(recording, [Place(package, "teacher", tree=True)], [])
+    rows = {Path(row["path"]).name: row for row in found.data["files"]}
+    assert set(rows) == {"net.py", "scans.npz"} and all(row["sha256"] for row in rows.values())
+    assert [f.code for f in found.findings] == ["opened-package-data"]
 
 
 def test_what_a_reader_of_validation_data_opens_is_listed_and_no_finding(tmp_path: Path) -> None:
@@ -550,6 +658,23 @@ def comment(network: nn.Module, path: Path) -> None:
         archive.comment = IMAGES
 
 
+def in_counters(network: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    more = {f"{PAYLOAD[:500]}{i}.num_batches_tracked": torch.tensor(1) for i in range(12)}
+    save_file({**network.state_dict(), **more}, path)
+
+
+def in_names(network: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({**network.state_dict(), PAYLOAD: torch.ones(0)}, path)
+
+
+def in_names_of_an_archive(network: nn.Module, path: Path) -> None:
+    torch.save({**network.state_dict(), PAYLOAD: torch.ones(0)}, path)
+
+
 def in_the_header(network: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -560,12 +685,15 @@ CHEATING_FILES = {
     extra_key: "weights-spare", wide_numbers: "weights-spare", large_storage: "weights-spare",
     beside_weights: "weights-text", list_of_numbers: "weights-text", extra_member: "weights-spare",
     between_members: "weights-spare", comment: "weights-spare", in_the_header: "weights-text",
+    in_counters: "weights-spare", in_names: "weights-spare",
+    in_names_of_an_archive: "weights-spare",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("make", CHEATING_FILES, ids=lambda make: make.__name__)
 def test_images_hidden_in_a_file_of_weights_are_found(make, network, tmp_path: Path) -> None:
-    path = tmp_path / ("a.safetensors" if make is in_the_header else "a.pt")
+    header = (in_the_header, in_counters, in_names)
+    path = tmp_path / ("a.safetensors" if make in header else "a.pt")
     make(network, path)
     found = account(path, network)
     assert [f.code for f in found.findings] == [CHEATING_FILES[make]]
@@ -637,6 +765,30 @@ def test_numbers_that_no_answer_depends_on_are_found_and_no_others() -> None:
     assert found == {"album": 20 * 16 * 4, "bytes": 100, "table": 49 * 8 * 4}
 
 
+class Decoy(nn.Module):
+    """A network with an image in a filter whose output nobody takes, and a filter that is merely
+    dead for all images but needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 5), nn.Conv2d(8, 4, 3)
+        self.linear = nn.Linear(4, 3)
+        with torch.no_grad():
+            self.second.weight[:, 3] = 0  # what filter 3 makes is not taken
+            self.first.weight[5] = -1.0  # filter 5 is dead where pixels are positive
+            self.first.bias[5] = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.second(self.first(x).relu()).mean((2, 3)))
+
+
+def test_a_row_that_no_answer_depends_on_is_found_beside_one_that_is_merely_dead() -> None:
+    torch.manual_seed(0)
+    found = unread(Decoy().eval(), torch.rand(4, 1, 16, 16))
+    assert found.pop("first.weight") == 25 * 4  # filter 3, and not filter 5
+    assert found.keys() <= {"second.weight"}  # what reads the dead filter is not read either
+
+
 def test_a_trained_network_reads_all_its_numbers(network: nn.Module) -> None:
     assert unread(network, torch.rand(4, 1, 16, 16)) == {}
 
@@ -660,7 +812,23 @@ def test_an_initializer_that_no_node_reads_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     onnx.save(graph(doc="hello"), path)
     (plain,) = graph_layouts(path).values()
-    assert plain.spare == [] and plain.told == {"doc of graph": "hello"}
+    assert plain.spare == []
+    assert plain.told == {"GraphProto.name": "g", "GraphProto.doc_string": "hello"}
+    for hide in (
+        lambda model: setattr(model, "producer_name", PAYLOAD),
+        lambda model: setattr(model.graph, "name", PAYLOAD),
+        lambda model: setattr(model.graph.node[0], "name", "n" * 200 + PAYLOAD),
+        lambda model: model.graph.value_info.add(name=PAYLOAD),
+        lambda model: setattr(
+            model.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", PAYLOAD
+        ),
+        lambda model: model.graph.node[0].attribute.add(name="a", doc_string=PAYLOAD),
+    ):
+        model = graph()
+        hide(model)
+        onnx.save(model, path)
+        (found,) = graph_layouts(path).values()
+        assert sum(map(len, found.told.values())) >= len(PAYLOAD)
     album = helper.make_tensor("album", kind, [64], bytes(256), raw=True)
     onnx.save(graph(album), path)
     (found,) = graph_layouts(path).values()
@@ -821,6 +989,49 @@ def test_a_teacher_that_changed_since_is_named(network: nn.Module, tmp_path: Pat
     assert "not at its place" in verify(tmp_path / "run").notes[0]
 
 
+def test_what_a_programs_own_objects_read_is_a_note_and_no_difference(copied: Path) -> None:
+    from synthkd.jobs.verification import verify
+
+    told = manifest_in(copied)
+    row = {"path": "/data/scan.png", "role": "unknown", "read": True, "when": "before"}
+    told["opened"][0]["files"].append(row)
+    told["opened"][0]["sockets"] = [{"what": "socket.connect", "when": "before"}]
+    for living, codes in ((False, {"opened-elsewhere", "opened-sockets"}), (True, set())):
+        told["opened"][0]["living"] = living
+        (copied / "manifest.json").write_text(json.dumps(told))
+        found = verify(copied)
+        assert {f.code for f in found.findings} == codes | {"file-changed"}
+        assert any("scan.png" in note for note in found.notes) == living
+
+
+@pytest.mark.parametrize("key", ["opened", "sealed"])
+@pytest.mark.parametrize("value", [3, {"a": 1}, [{"files": [3], "sockets": 4}]])
+def test_a_manifest_that_makes_no_sense_is_no_traceback(key: str, value, copied: Path) -> None:
+    from synthkd.jobs.verification import verify
+
+    told = manifest_in(copied)
+    (copied / "manifest.json").write_text(json.dumps(told | {key: value}))
+    try:
+        assert verify(copied).findings
+    except InputError as error:
+        assert "manifest.json is damaged" in str(error)
+
+
+def test_a_rerun_beside_a_student_of_another_form_is_a_difference(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from synthkd.jobs.verification import _compared
+
+    one, two, three = (tmp_path / f"{n}.safetensors" for n in (1, 2, 3))
+    save_file({"a": torch.zeros(3), "b": torch.ones(2)}, one)
+    save_file({"a": torch.zeros(4), "b": torch.full((2,), 1.5), "c": torch.ones(1)}, two)
+    three.write_bytes(b"x")
+    found = _compared(one, two)
+    assert found is not None and "3 of 3 tensors differ, by 0.5 at most" in found.seen
+    assert _compared(one, one) is None
+    assert "no student that can be read" in str(_compared(three, two))
+
+
 def test_a_run_by_the_clock_is_not_repeated(copied: Path) -> None:
     from synthkd.jobs.verification import rerun
 
@@ -840,5 +1051,6 @@ def test_a_level_needs_the_evidence_of_every_sitting() -> None:
     assert level_of(whole | {"sittings": 2, "opened": [{}, {}], "sealed": [seal, None]})[0] == 1
     assert level_of(whole | {"sittings": 2, "opened": [None, {}], "sealed": [seal, seal]})[0] == 3
     assert level_of(whole | {"sealed": [seal | {"confirmed": []}]})[0] == 1
+    assert level_of({"opened": [{"missed": 3}], "sealed": [None]})[0] == 0  # the list is not whole
     short = {"whole": True, "files": [file | {"bytes": 7}]}
     assert level_of(whole | {"accounting": short})[0] == 2

@@ -1,13 +1,16 @@
 """Students that are cut out of their teachers, and come back from their files."""
 
 import copy
+import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from short_runs import main
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,9 +20,10 @@ from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.networks.pruned import keep_outputs, narrow_to, pruned, pruning_ratio
 from synthkd.networks.reconstruction import reconstruct
-from synthkd.networks.selection import _Reader, layers_of
+from synthkd.networks.selection import Reader, layers_of
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.specs import load_classifier, load_teacher, new_student
+from synthkd.specs import card_of, load_classifier, load_teacher, new_student
+from synthkd.students.learner import save_student
 
 ZOO = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "mnasnet0_5", "googlenet")
 
@@ -97,7 +101,7 @@ def test_the_error_of_going_without_a_channel_is_that_of_least_squares() -> None
     x = (torch.randn(500, 5, generator=rng) @ torch.randn(5, 5, generator=rng)).double()
     weight = torch.randn(5, 3, generator=rng).double()
     gram = x.t() @ x / len(x)
-    reader = _Reader(torch.linalg.inv(gram), weight @ weight.t(), 2.0)
+    reader = Reader(torch.linalg.inv(gram), weight @ weight.t(), 2.0)
     left, before = [0, 1, 2, 3, 4], 0.0
     for gone in (3, 0):
         left.remove(gone)
@@ -105,7 +109,7 @@ def test_the_error_of_going_without_a_channel_is_that_of_least_squares() -> None
         missed = float((x[:, left] @ other - x @ weight).square().sum(1).mean() / 2)
         assert float(reader.errors()[gone]) == pytest.approx(missed - before, rel=1e-6)
         before = missed
-        reader.remove(gone)
+        reader.remove(torch.tensor([gone]))
 
 
 class Padded(nn.Module):
@@ -215,3 +219,74 @@ def test_a_run_leaves_a_pruned_student_that_loads_evaluates_and_exports(tmp_path
         assert torch.equal(student(images), again.eval()(images))
     main(["export", str(out), "--out", str(tmp_path / "shipped"), "--format", "pt2"])
     assert (tmp_path / "shipped" / "student.pt2").is_file()
+
+
+def of_hugging_face(folder: Path) -> str:
+    """A folder of a small network, as transformers saves it."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=5,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    transformers.ResNetForImageClassification(config).eval().save_pretrained(str(folder / "net"))
+    (folder / "net" / "preprocessor_config.json").write_text(json.dumps({
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25],
+        "size": {"height": 32, "width": 32},
+    }))  # fmt: skip
+    return f"hf:{folder / 'net'}"
+
+
+def of_onnx(folder: Path) -> str:
+    """A graph of a small network, which brings its mean and deviation within."""
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    torch.manual_seed(8)
+    body = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    torch.onnx.export(
+        body, (torch.zeros(2, 3, 32, 32),), str(folder / "net.onnx"), dynamo=False,
+        opset_version=16, input_names=["x"], dynamic_axes={"x": {0: "n"}},
+    )  # fmt: skip
+    return f"onnx:{folder / 'net.onnx'}"
+
+
+@pytest.mark.parametrize("form", [of_hugging_face, of_onnx])
+def test_what_is_cut_out_of_a_network_without_code_comes_back_without_trust(
+    form, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = form(tmp_path)
+    given = {"mean": (0.5,), "std": (0.25,)} if form is of_onnx else {}
+    teacher = load_teacher(TeacherTable(spec=spec, **given))
+    student = new_student(StudentTable(spec="prune:0.5"), teacher)
+    assert sum(p.numel() for p in student.parameters()) < 0.7 * teacher.parameters_count
+    card = card_of(student, "prune:0.5", (), of=spec)
+    save_student(student, card, tmp_path / "student.safetensors")
+
+    again, _ = load_classifier(StudentTable(spec=str(tmp_path)), TeacherTable())
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = student.eval()(image)
+        assert torch.equal(again.eval()(image), expected)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    capsys.readouterr()
+    main(["predict", str(tmp_path), str(tmp_path / "image.png"), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    (one,) = told if isinstance(told, list) else told["predictions"]
+    assert one["classes"][0]["class"] == int(expected.argmax())
+
+
+def test_a_folder_that_brings_code_is_refused_behind_a_student_too(tmp_path: Path) -> None:
+    spec = of_hugging_face(tmp_path)
+    student = new_student(StudentTable(spec="prune:0.5"), load_teacher(TeacherTable(spec=spec)))
+    card = card_of(student, "prune:0.5", (), of=spec)
+    save_student(student, card, tmp_path / "student.safetensors")
+    path = tmp_path / "net" / "config.json"
+    own = {"auto_map": {"AutoModelForImageClassification": "own.Net"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    (tmp_path / "net" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for trusted in (False, True):
+        with pytest.raises(InputError, match="code of its own, which is never run"):
+            load_classifier(StudentTable(spec=str(tmp_path)), TeacherTable(), trust_code=trusted)
+    assert not (tmp_path / "ran").exists()

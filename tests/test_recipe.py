@@ -120,6 +120,27 @@ def test_two_budgets_in_one_layer_are_refused(pipeline, toml):
         recipe.load_recipe(config, {"pipeline": pipeline})
 
 
+def test_settings_over_a_recipe_are_settings_over_its_pipeline():
+    """What nobody set is not taken for chosen: the default student, say, where images are large."""
+    low, high = {"pipeline": "gan", "training.batch": 32}, {"run.seed": 3, "budget.minutes": 2.0}
+    one = recipe.from_settings(low | high)
+    other = recipe.from_settings(high, recipe.from_settings(low))
+    assert one == other
+    for name in type(one).model_fields:
+        table, same = getattr(one, name), getattr(other, name)
+        if isinstance(table, recipe.Table):
+            assert table.model_fields_set == same.model_fields_set
+    assert "spec" not in other.student.model_fields_set
+    assert "seed" in other.run.model_fields_set
+
+
+def test_a_term_that_is_added_over_a_recipe_stands_beside_its_own():
+    for base in (None, recipe.Recipe(), recipe.from_settings({})):
+        for terms in ("attention=5", {"attention": 5.0}):
+            found = recipe.from_settings({"training.terms": terms}, base).training.terms
+            assert found == {"soft_targets": 1.0, "attention": 5.0}
+
+
 def test_merging_leaves_its_arguments_alone():
     low, high = {"run": {"seed": 1, "threads": 2}}, {"run": {"seed": 5}}
     assert recipe.merge(low, high) == {"run": {"seed": 5, "threads": 2}}

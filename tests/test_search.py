@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,17 +17,20 @@ from short_runs import main, status
 
 import synthkd
 from synthkd.core.errors import InputError
-from synthkd.jobs.search import Search
+from synthkd.jobs import search
+from synthkd.jobs.search import MAKING, Search, first_seconds, suggested
 from synthkd.recipe import read_toml, validated
 from synthkd.reports.search import best_of, read_search
+from synthkd.specs import load_teacher
 from synthkd.students.pareto import chosen, dominates, front, hypervolume
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = shlex.split(
     "search --minutes 0.35 --run.threads 1 --quiet --training.batch 64 "
     "--stage.refine.synthesis-steps 2 --stage.refine.synthesis-batch 64 --stage.refine.fresh 64"
 )
+PARAMETERS = {"family", "ratio", "multiple", "depth", "width"}
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=12)
 
 
@@ -69,6 +73,8 @@ def test_a_search_ends_with_a_front_and_a_trained_student(tmp_path: Path) -> Non
     assert summary["images_seen"] > 0 and summary["real_images_read"] == 0
     assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "student" / "report.html").is_file()
+    lines = map(json.loads, (out / "trials.jsonl").read_text().splitlines())
+    assert {frozenset(line["params"]) for line in lines} == {frozenset(PARAMETERS)}
     longest = max(t["seconds"] for t in told["trials"])
     assert all(t["seconds"] >= longest / 2 for t in told["front"])
     assert validated(read_toml(out / "student" / "recipe.toml")).student.max_latency_ms is None
@@ -128,6 +134,138 @@ def _killed_at(path: Path, out: Path) -> None:
         time.sleep(0.05)
     process.kill()
     assert process.wait() == -9
+
+
+def _point(student: str) -> list[float]:
+    """Two aims that follow from the name alone."""
+    told = zlib.crc32(student.encode())
+    return [told % 100 / 100, 1.0 + told // 100 % 10]
+
+
+def test_children_of_a_generation_inherit_whatever_their_family() -> None:
+    """All parameters but a few mutated ones are those of two parents at most."""
+    teacher = load_teacher(synthkd.Recipe().teacher)
+    sampler = optuna.samplers.NSGAIISampler(population_size=8, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
+    inherited, families = 0, set()
+    for number in range(32):
+        trial = study.ask()
+        student = suggested(trial, teacher)
+        assert set(trial.params) == PARAMETERS
+        generation = sampler.get_trial_generation(study, study.trials[number])
+        assert generation == number // 8
+        if generation:
+            parents = [t.params for t in sampler.get_parent_population(study, generation)]
+            families |= {parent["family"] for parent in parents}
+            told = trial.relative_params
+            assert told.items() <= trial.params.items()
+            assert any(
+                all(value in (a[name], b[name]) for name, value in told.items())
+                for a in parents for b in parents
+            )  # fmt: skip
+            inherited += len(told)
+        study.tell(trial, _point(student))
+    assert len(families) > 1
+    assert inherited > 0.6 * 24 * len(PARAMETERS)  # a fifth is mutated, on average
+
+
+def test_a_candidate_that_is_tried_again_may_be_a_parent() -> None:
+    teacher = load_teacher(synthkd.Recipe().teacher)
+    sampler = optuna.samplers.NSGAIISampler(population_size=8, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
+    names = []
+    for _ in range(2):
+        trial = study.ask()
+        names.append(suggested(trial, teacher))
+        study.tell(trial, _point(names[-1]))
+        study.enqueue_trial(trial.params)
+    assert names[0] == names[1]
+    assert [t.number for t in sampler.get_population(study, 0)] == [0, 1]
+
+
+@given(st.floats(0, 1e4), st.floats(0, 10), st.integers(1, 9), st.integers(1, 5))
+def test_what_all_candidates_take_is_the_time_that_they_share(seconds, beside, many, few) -> None:
+    first = first_seconds(seconds, beside, many, few)
+    whole = sum(many * (first * 2**generation + beside) for generation in range(few))
+    assert whole == pytest.approx(seconds, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set for the demo's teacher."""
+    out = tmp_path_factory.mktemp("made") / "set"
+    main(shlex.split(
+        "generate --count 300 --images-seen 300 --run.threads 1 --quiet --stage.refine.fresh 64 "
+        f"--stage.refine.synthesis-steps 2 --stage.refine.synthesis-batch 64 --out {out}"
+    ))  # fmt: skip
+    return out
+
+
+def _recipe(minutes: float, **more: object) -> synthkd.Recipe:
+    return synthkd.Recipe.of(
+        {"budget.minutes": minutes, "run.threads": 1, "training.batch": 64, **more}
+    )
+
+
+@pytest.mark.parametrize("priority", [0.0, 0.5])
+def test_the_teacher_labels_the_set_once_unless_candidates_change_priorities(
+    priority, images, tmp_path, monkeypatch
+) -> None:
+    opened = []
+
+    def counted(lab):
+        opened.append(lab)
+        return open_data(lab)
+
+    open_data = search.open_data
+    monkeypatch.setattr(search, "open_data", counted)
+    recipe = _recipe(0.25, **{"memory.priority": priority})
+    shape = {"population": 2, "generations": 1}
+    began = time.perf_counter()
+    job = Search(recipe, tmp_path / "found", sampler="random", **shape)
+    trials, _ = job.explore(images)
+    took = time.perf_counter() - began
+    assert len(trials) == 2 and len(opened) == (2 if priority else 1)
+    assert min(trial.agreement for trial in trials) > 0
+    told = tmp_path / "found" / "progress.json"
+    spent = json.loads(told.read_text())["seconds"]  # with the share of the images
+    assert took < spent <= took + MAKING * 15
+    Search(recipe, tmp_path / "found", sampler="random", **shape).explore(images)
+    assert json.loads(told.read_text())["seconds"] < spent + took + 1  # which counts once
+
+
+def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
+    images, tmp_path
+) -> None:
+    out, shape = tmp_path / "found", {"population": 2, "generations": 3}
+    Search(_recipe(0.1), out, sampler="random", **shape).explore(images)
+    given = {"ratio": 0.5, "multiple": "0.25", "depth": 8, "width": 4}
+    lines = [
+        ({"family": "resnet"}, "resnet8-w4", 0.5, 0), ({"family": "prune"}, "prune:0.5", 0.4, 0),
+        ({"family": "resnet"}, "resnet8-w4", 0.3, 1),
+        ({"family": "mobilenet"}, "mobilenet-0.25", 0.9, 1),
+    ]  # fmt: skip
+    (out / "trials.jsonl").write_text("".join(
+        json.dumps({
+            "student": student, "seconds": 0.05 * 2**generation, "agreement": agreement,
+            "milliseconds": 1.0, "parameters": 9, "generation": generation,
+            "params": given | family,
+        }) + "\n"
+        for family, student, agreement, generation in lines
+    ))  # fmt: skip
+    (out / "progress.json").unlink()
+    trials, _ = Search(_recipe(0.1), out, sampler="random", **shape).explore(images)
+    assert [trial.student for trial in trials[:4]] == [student for _, student, *_ in lines]
+    assert (trials[4].student, trials[4].generation) == ("mobilenet-0.25", 2)
+    assert trials[4].seconds == pytest.approx(0.2)
+
+
+def test_a_network_is_timed_as_a_copy_on_the_processor(tmp_path) -> None:
+    network = load_teacher(synthkd.Recipe().teacher).classifier
+    network.train()
+    job = Search(_recipe(1), tmp_path / "found")
+    assert job._time(network, 0.05) > 0
+    assert network.training
 
 
 def test_no_student_within_the_limit_is_one_line(tmp_path: Path, capsys) -> None:

@@ -288,6 +288,39 @@ def test_where_a_trial_does_not_pay_a_usual_rate_is_taken(monkeypatch: pytest.Mo
     assert tuned(*planned(given, large), large)[0].pixels.learning_rate == 0.3
 
 
+def test_trials_that_would_take_too_long_are_not_begun() -> None:
+    """Of 16 steps each the minutes have room for three trials, of a million for none."""
+    teacher = teacher_of(64)
+    asked: list[int] = []
+    teacher.classifier.body[0].register_forward_hook(lambda *_: asked.append(1))
+    few, many = (
+        {"budget.minutes": 60, "stage.refine.synthesis_steps": steps} for steps in (16, 10**6)
+    )
+    assert "the best of" in tuned(*planned(few, teacher), teacher)[2][0]
+    recipe, stages = planned(many, teacher)
+    asked.clear()
+    found, _, reasons = tuned(recipe, stages, teacher)
+    assert (found.pixels.learning_rate, reasons) == (USUAL_LARGE, ())
+    assert 0 < len(asked) < 20  # a probe of a few steps, not a trial
+    assert teacher.queries == 0
+
+
+def test_a_generator_step_has_as_many_images_as_the_memory_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = teacher_of(512)  # 6 x 256 x 256 thrice, 6 twice, 3
+    kept = 3 * 6 * 256**2 + 15
+    monkeypatch.setattr("synthkd.synthesis.plan.machine_memory", lambda: 4.0 * 4 * 5.5 * kept)
+    found, reasons = sized(Recipe.of({"run.precision": "float32"}), teacher)
+    refine = next(stage for stage in found.stage if stage.name == "refine")
+    assert refine.synthesis_batch == 5
+    assert "5 images in a generator step: more would not fit into the memory" in reasons
+    monkeypatch.setattr("synthkd.synthesis.plan.machine_memory", lambda: 1e15)
+    found, reasons = sized(Recipe.of({"run.precision": "float32"}), teacher)
+    refine = next(stage for stage in found.stage if stage.name == "refine")
+    assert refine.synthesis_batch == 32
+
+
 def test_scales_are_written_and_read_back() -> None:
     settings = {"pixels.scales": "0.375=0.5,1=0.5", "teacher.args": {"a.b": "c d", "ü": "1"}}
     recipe = Recipe.of(settings)

@@ -135,7 +135,7 @@ def test_a_round_offers_what_the_stage_says(teacher):
     assert synthesized.trained == 40
     assert synthesized.batch.images.min() >= 0
     assert synthesized.batch.images.max() <= 1
-    assert set(synthesized.measures) == {"term.one_hot", "obeyed"}
+    assert set(synthesized.measures) == {"term.one_hot", "target_class_rate"}
 
 
 def test_without_steps_it_offers_images_and_learns_nothing(teacher):
@@ -153,7 +153,7 @@ def test_the_teacher_comes_to_see_what_was_asked_for(teacher):
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "synthesis_batch": 40})
     laps = [one.synthesize(context(teacher, stage), seeded(i)).measures for i in range(45)]
     assert laps[-1]["term.one_hot"] < 0.7 * laps[0]["term.one_hot"]
-    assert laps[-1]["obeyed"] > laps[0]["obeyed"] + 0.2
+    assert laps[-1]["target_class_rate"] > laps[0]["target_class_rate"] + 0.2
 
 
 @pytest.mark.parametrize("term", sorted(set(TERMS) - {"realism", "contrast"}))
@@ -215,7 +215,7 @@ def test_the_critic_learns_from_the_reference_and_moves_the_decoder_towards_it(t
         )
         distances.append((synthesized.batch.images - 0.9).abs().mean().item())
     assert distances[-1] < 0.7 * distances[0]
-    assert set(synthesized.measures) == {"term.realism", "obeyed", "critic"}
+    assert set(synthesized.measures) == {"term.realism", "target_class_rate", "critic"}
     assert not torch.equal(before["head.bias"], one.critic.head.bias)
 
 
@@ -347,7 +347,7 @@ def test_an_unconditional_generator_asks_for_no_class_and_its_classes_are_votes(
     stage = STAGE.model_copy(update={"synthesis_steps": 1, "offer": "last"})
     synthesized = round_(one, context(teacher, stage))
     assert synthesized.batch.labels.tolist() == [-1] * 20
-    assert "obeyed" not in synthesized.measures
+    assert "target_class_rate" not in synthesized.measures
     taught = teacher(synthesized.batch.images)
     assert synthesized.measures["term.one_hot"] == pytest.approx(
         -taught.log_softmax(1).amax(1).mean().item(), rel=1e-4

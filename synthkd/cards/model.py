@@ -13,6 +13,7 @@ from synthkd.core.privacy import statement
 from synthkd.core.words import without_folders
 from synthkd.export.formats import Exported, Shipped, Truth
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.pruned import is_pruned
 from synthkd.recipe import is_installed_call
 from synthkd.students.latency import INPUT, Conditions
 
@@ -32,10 +33,10 @@ def run_card(
 ) -> str:  # fmt: skip
     """The card of a finished run: README.md of its directory."""
     shape = ", ".join(map(str, student.spec.shape))
-    more = ""
-    if _is_code(summary["student"]):
-        more = ", trust_code=True"  # it is built by code
-    elif str(summary["student"]).startswith("<"):
+    made_by, more, trusted = _builder(summary, manifest), "", ""
+    if _is_code(made_by):
+        more, trusted = ", trust_code=True", " --trust-code"
+    elif made_by.startswith("<"):
         more = ", network=network"
     lines = [
         *_beginning(summary, manifest, names, "summary.json"),
@@ -47,11 +48,11 @@ def run_card(
         f"images = torch.rand(1, {shape})  # [batch, channels, height, width], pixels in 0..1",
         f"print(student(images))  # logits [1, {student.classes}]; normalisation is inside",
         "```", "",
-        "`synthkd export .` writes it as ONNX and in other formats, `synthkd predict . IMAGE` "
-        "names the class of an image.", "",
+        f"`synthkd export .{trusted}` writes it as ONNX and in other formats, "
+        f"`synthkd predict . IMAGE{trusted}` names the class of an image.", "",
         *_end(summary, manifest),
         "## How to repeat it", "",
-        "```sh", "synthkd distill --config recipe.toml --out again", "```", "",
+        "```sh", f"synthkd distill --config recipe.toml{_trust(manifest)} --out again", "```", "",
         *_repeated(manifest),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -82,8 +83,10 @@ def export_card(
     ]
     lines += [line for f in files if f.truth for line in ("", *_quantised(f.name, f.truth))]
     lines += ["", *_end(summary, manifest), "## How to repeat it", "",
-              "From the run directory, by `synthkd distill --config recipe.toml --out again` and "
-              "`synthkd export again`.", "", *_repeated(manifest)]  # fmt: skip
+              "From the run directory, by `synthkd distill --config recipe.toml"
+              f"{_trust(manifest)} --out again` and `synthkd export again"
+              f"{' --trust-code' * _is_code(_builder(summary, manifest))}`.", "",
+              *_repeated(manifest)]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -255,6 +258,18 @@ def _repeated(manifest: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _builder(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The SPEC of what builds the student's network: of a pruned one, the teacher."""
+    student = str(summary["student"])
+    return str(manifest["teacher"]) if is_pruned(student) else student
+
+
+def _trust(manifest: Mapping[str, Any]) -> str:
+    """The flag that running the recipe again needs: a recipe never carries it."""
+    specs = (manifest.get("teacher"), manifest.get("student"))
+    return " --trust-code" if any(map(_is_code, specs)) else ""
+
+
 def _is_code(spec: object) -> bool:
     """Whether a SPEC names code that builds a network."""
     return ".py:" in str(spec) or is_installed_call(str(spec))
@@ -311,7 +326,8 @@ def _handling(network: Shipped, files: Sequence[Exported]) -> list[str]:
                   "batch of images.", ""]  # fmt: skip
     if "student.safetensors" in names:
         lines += ["`student.safetensors` is for `synthkd predict . IMAGE`, which takes pixels in "
-                  "0..1 and answers in probabilities.", ""]  # fmt: skip
+                  "0..1 and answers in probabilities; it takes the code that built it, if any, and "
+                  "then `--trust-code`.", ""]  # fmt: skip
     return lines
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from synthkd.core.errors import quoted
-from synthkd.core.findings import Finding
+from synthkd.core.findings import OF_NO_USE, Finding
 from synthkd.measures import ClassBalance, class_balance, missing_classes, relative_entropy
 
 USELESS = 0.25  # adjusted balanced agreement on held-out images below which a student is of no use
@@ -38,7 +38,7 @@ def verdict(findings: Iterable[Finding]) -> str:
     ('ok', 'useless')
     """
     found = list(findings)
-    return "useless" if any(f.serious for f in found) else "weak" if found else "ok"
+    return OF_NO_USE if any(f.serious for f in found) else "weak" if found else "ok"
 
 
 def balance_data(found: ClassBalance, names: Sequence[str]) -> dict[str, Any]:
@@ -163,6 +163,32 @@ def expect_budget(
             )
         )
     return found
+
+
+def expect_memory(
+    expected: float, available: float, *, batch: int, synthesis_batch: int
+) -> list[Finding]:
+    """Whether a run is expected to take more bytes than there are, with batches of so many images
+    (0: no generator takes steps).
+
+    >>> [str(one) for one in expect_memory(9e9, 8e9, batch=64, synthesis_batch=0)]
+    ['the run is expected to take 9.0 GB of memory, and there are 8.0 GB: give --training.batch 32']
+    >>> expect_memory(7e9, 8e9, batch=64, synthesis_batch=0)
+    []
+    """
+    if expected <= available:
+        return []
+    smaller = [f"--training.batch {max(2, batch // 2)}"]
+    if synthesis_batch:
+        smaller.append(f"--stage.refine.synthesis_batch {max(2, synthesis_batch // 2)}")
+    return [
+        Finding(
+            "memory-short",
+            f"the run is expected to take {expected / 1e9:.1f} GB of memory, and there are "
+            f"{available / 1e9:.1f} GB",
+            f"give {' and '.join(smaller)}",
+        )
+    ]
 
 
 def _rounded_up(minutes: float) -> int:

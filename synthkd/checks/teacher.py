@@ -70,10 +70,15 @@ def check_teacher(
 
 
 def check_student(student: Classifier, table: TeacherTable | None = None) -> list[Finding]:
-    """The same doubts about a network that is to be scored, and needs no gradients."""
+    """The same doubts about a network that is to be scored, and needs no gradients. One that cannot
+    be copied is frozen itself."""
     closed = not any(True for _ in student.parameters())
-    copied = FrozenTeacher(copy.deepcopy(student), access="logits" if closed else "full")
-    found = check_teacher(copied, table, trust_code=True)
+    try:
+        asked = copy.deepcopy(student)
+    except Exception:  # whatever a function of the user's holds: it is asked itself
+        asked = student
+    frozen = FrozenTeacher(asked, access="logits" if closed else "full")
+    found = check_teacher(frozen, table, trust_code=True)
     return [one for one in found if one.code not in ("no-gradients", "gradients-not-finite")]
 
 

@@ -22,6 +22,7 @@ class Switch:
     beside: bool = (
         False  # shares the line of the switch before it, and its words, in the short help
     )
+    hyphen: bool = False  # its value may begin with one
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,13 @@ COMMANDS: dict[str, Command] = {
                 "tensorboard", "--tensorboard", bool, False,
                 "write measures and contact sheets of every round into RUN/tensorboard, as "
                 "TensorBoard shows them",
-                brief="RUN/tensorboard too; no report.html",
+                brief="TensorBoard events too; no report.html",
             ),
             Switch(
                 "no_report", "--no-report", bool, False, "write no report.html at the end",
                 beside=True,
             ),
-            JSON, CONFIG, replace(DRY_RUN, brief="print the plan and stop; print errors alone"),
+            JSON, CONFIG, replace(DRY_RUN, brief="print the plan and stop; print errors only"),
             replace(QUIET, beside=True),
         ),
         context=("given", "started"),
@@ -261,6 +262,12 @@ COMMANDS: dict[str, Command] = {
                 "val_data", "--val-data", str, "", "labelled images to score the 8-bit file on"
             ),
             Switch(
+                "class_order", "--class-order", str, "",
+                "how the classes of --val-data match the student's, as for distill (default: as in "
+                "its run)",
+                brief="how the classes of --val-data match",
+            ),
+            Switch(
                 "out", "--out", Path | None, None,
                 "directory to write (default: RUN/export or SET-webdataset)",
                 brief="directory to write (default: RUN/export)",
@@ -299,7 +306,7 @@ COMMANDS: dict[str, Command] = {
                 "left_out", "--left-out-canaries", str, "",
                 "such images that a fair coin left out of its training (default: wrong labels are "
                 "drawn for the non-members)",
-                brief="such images that a coin left out",
+                brief="canaries that were not trained on",
             ),
             Switch(
                 "shadows", "--shadows", list[Path] | None, None,
@@ -333,7 +340,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "predict": Command(
-        "Name the classes of images by the student of a run.",
+        "Classify image files with the student of a run.",
         positionals=(
             Positional("path", Path, "run directory"),
             Positional("images", Path, "image files, or folders of them", several=True),
@@ -343,7 +350,7 @@ COMMANDS: dict[str, Command] = {
             Switch(
                 "data_range", "--data.range", str | None, None,
                 "BLACK,WHITE: values that are black and white in images of more than 8 bits",
-                brief="BLACK,WHITE, for more than 8 bits",
+                brief="BLACK,WHITE, for more than 8 bits", hyphen=True,
             ),
             Switch(
                 "data_background", "--data.background", str | None, None,
@@ -359,7 +366,7 @@ COMMANDS: dict[str, Command] = {
                 "csv_file", "--csv", str, "",
                 "file with a line per image: image, class, name, probability, those of the next "
                 "class, …; - is the standard output",
-                brief="file with a line per image; -: the screen",
+                brief="file with a line per image; -: the screen", hyphen=True,
             ),
             TRUST, JSON,
         ),

@@ -157,7 +157,7 @@ def _switch(switch: Switch) -> inspect.Parameter:
         help=switch.help,
         group=_DAILY,
         negative=(),
-        allow_leading_hyphen=switch.name == "csv_file",
+        allow_leading_hyphen=switch.hyphen,
     )
     return _keyword(switch.name, switch.kind, switch.default, parameter)
 

@@ -23,7 +23,15 @@ from synthkd.core.launch import started
 from synthkd.core.words import run_name
 from synthkd.proof import seccomp
 from synthkd.proof.declared import Place, declared, needs_network
-from synthkd.proof.sealing import check_possible, confine, prepared, unchanged, without_confirmation
+from synthkd.proof.hashes import strange
+from synthkd.proof.sealing import (
+    check_possible,
+    check_streams,
+    confine,
+    prepared,
+    unchanged,
+    without_confirmation,
+)
 from synthkd.recipe import Recipe
 
 RECIPE, MANIFEST = "recipe.toml", "manifest.json"
@@ -72,7 +80,13 @@ def launch(call: Call, recipe: Recipe) -> NoReturn:
     if out is None and not call.dry_run:
         out = Path(recipe.run.out) if recipe.run.out else usual_out(call.command, recipe)
         made = not files.exists(out)
-        files.claim(out, resumable=True)
+        files.claim(out, resumable=True, bare=True)
+    if call.resumed is not None and (foreign := strange(call.resumed)):
+        raise InputError(
+            f"--sealed --resume {quoted(call.resumed)}: {quoted(foreign[0])} is no file of a run: "
+            "a sealed run may read what lies there: take it away"
+        )
+    check_streams()
     places = declared(recipe, student=call.command == "distill")
     if call.config is not None:
         places.append(Place(call.config, "recipe"))

@@ -27,6 +27,7 @@ from synthkd.evaluation import leaks, nearest
 from synthkd.evaluation.compare import answers_of, settled
 from synthkd.evaluation.leaks import Attack, Group, Rate
 from synthkd.evaluation.membership import Estimate
+from synthkd.labels.class_names import check_same_classes
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, StudentTable, Table, TeacherTable
 from synthkd.runs.directory import CALIBRATION
@@ -83,10 +84,11 @@ def run(
     display = Display(quiet=quiet or as_json)
     loaded: Any = load_teachers(recipe.teacher, trust_code=recipe.run.trust_code)
     teacher: Teacher = loaded.to(device)
-    student, _ = load_classifier(
+    student, names = load_classifier(
         StudentTable(spec=str(path)), TeacherTable(), trust_code=recipe.run.trust_code
     )
     _check_networks(teacher, student.to(device))
+    check_same_classes(names, teacher.names)
     checked(teacher, recipe, display)
     examples = _asked(recipe, given, teacher, student)
     known = load_shadows(shadows, examples.labels, teacher.classes) if shadows else None
@@ -216,7 +218,8 @@ def _asked(
         answers["student"].append(answers_of(student, found.pixels, BATCH, "student"))
         if name in PARTS[:2]:
             before = found
-            found, check = settled(found, taught.argmax(1), teacher)
+            votes = taught.argmax(1)
+            found, check = settled(found, votes, teacher.classes, teacher.names)
             reordered |= found is not before
             findings += check.findings
         elif reordered and any(order.adopted for order in found.others):
@@ -348,7 +351,8 @@ def _row(one: Attack) -> tuple[str, ...]:
     cells = [f"{one.network}, {leaks.SCORES[one.score]}"]
     cells += [_interval(Estimate(one.auc, one.auc_low, one.auc_high)), f"{one.auc_by_chance:.3f}"]
     for rate in one.rates:
-        cells += [_rate(rate, one.non_members), f"{rate.false_positive_rate:.1%}"]
+        chance = "-" if rate.by_chance is None else f"{rate.by_chance:.2%}"
+        cells += [_rate(rate, one.non_members), chance]
     if one.epsilon_lower_bound is not None:
         cells += [f"{one.epsilon_lower_bound:.2f}", f"{one.epsilon_by_chance:.2f}"]
     return tuple(cells)

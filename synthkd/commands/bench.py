@@ -284,7 +284,8 @@ def _open(
         return images_for(recipe, path, teacher, labelled=True)
 
     def judged(path: str, images: Images) -> Images:
-        images, check = settled(images, votes_of(teacher, images), teacher)
+        votes = votes_of(teacher, images)
+        images, check = settled(images, votes, teacher.classes, teacher.names)
         if images.order:
             display.say(f"{quoted(path)}: {images.order}")
         display.findings(images.notes)

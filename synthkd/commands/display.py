@@ -18,7 +18,7 @@ from synthkd.engine.reporter import Schedule
 from synthkd.synthesis import plan as plans
 
 WINDOW, LINE = 60.0, 20.0  # seconds: speeds are of the last so many; a line every so many
-_SHOWN = ("agreement", "difficulty", "balance", "obeyed", "confidence", "loss")
+_SHOWN = ("agreement", "difficulty", "balance", "target_class_rate", "confidence", "loss")
 
 
 class Display:

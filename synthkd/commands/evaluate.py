@@ -128,18 +128,20 @@ def _compare(
 ) -> dict[str, Any]:
     from synthkd.checks.student import verdict
     from synthkd.checks.teacher import check_student
-    from synthkd.engine.build import images_for
+    from synthkd.engine.build import images_for_both
     from synthkd.evaluation.compare import compare
+    from synthkd.labels.class_names import check_same_classes
     from synthkd.specs import load_classifier
     from synthkd.teachers.frozen import digest_of
 
     table, trust = recipe.student, recipe.run.trust_code
-    student = load_classifier(recipe.student, recipe.teacher, trust_code=trust)[0].to(device)
-    images = images_for(recipe, val_of(recipe), teacher, labelled=True)
+    student, names = load_classifier(recipe.student, recipe.teacher, trust_code=trust)
+    check_same_classes(names, teacher.names)
+    images, own = images_for_both(recipe, val_of(recipe), teacher, student.to(device))
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}
     doubts = check_student(student, recipe.teacher.model_copy(update=told))
-    found = compare(student, teacher, images, batch=recipe.evaluation.batch)
+    found = compare(student, teacher, images, own=own, batch=recipe.evaluation.batch)
     digest = digest_of(student)
     text += [
         *sorted((*found.findings, *doubts, *images.notes), key=lambda one: not one.serious),

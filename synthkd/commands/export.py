@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthkd import recipe as recipes
 from synthkd.cards.model import export_card
 from synthkd.checks.inspection import drawings
 from synthkd.commands.display import Display
@@ -28,6 +29,8 @@ from synthkd.core.images import to_float, to_uint8
 from synthkd.core.seeds import generator_for
 from synthkd.data.sources import Images, load_images
 from synthkd.data.store import is_store
+from synthkd.engine.build import images_for
+from synthkd.evaluation.compare import answers_of, settled
 from synthkd.export import formats as writers
 from synthkd.export.formats import Exported, Shipped
 from synthkd.networks import SLIM
@@ -35,13 +38,14 @@ from synthkd.networks.classifier import Classifier
 from synthkd.networks.slimmable import Slimmable
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.runs.directory import CALIBRATION
-from synthkd.specs import Card, load_classifier, read_card
+from synthkd.specs import Card, load_classifier, load_teachers, read_card
 from synthkd.students import latency
 from synthkd.students.latency import Answer
 from synthkd.students.learner import save_student
 
 COMPARED, FEWEST = 1000, 128  # images; of large ones fewer, down to so many,
 PIXELS = 2**23  # as make up so many pixels
+BATCH = 256  # images asked at once
 CALIBRATED = 256  # others, for int8; at most half as many as are compared
 LEAST_OWN = 16  # images of the run; of fewer drawings take the place
 LATER = 1.1  # times the promised milliseconds, which is called slower
@@ -50,8 +54,8 @@ _ABSOLUTE = re.compile(r"(?:^|:)[/~]")
 
 def run(
     path: Path, *, formats: str = "", int8: bool = False, uint8_input: bool = False,
-    softmax: bool = False, width: float = 1.0, val_data: str = "", out: Path | None = None,
-    licence: str = "",
+    softmax: bool = False, width: float = 1.0, val_data: str = "", class_order: str = "",
+    out: Path | None = None, licence: str = "",
     trust_code: bool = False, as_json: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Exports the student of a run, in ONNX unless other `formats` are named, and writes its model
@@ -59,8 +63,9 @@ def run(
     tar shards. Returns what was written.
 
     A file whose answers differ from the student's is an error and is taken away; one of 8-bit
-    integers may differ, and is shown with what it brings and costs. `licence` goes into the card's
-    header."""
+    integers may differ, and is shown with what it brings and costs. `val_data` are read as the run
+    reads images; `class_order` says how their labels are to be understood, if otherwise. `licence`
+    goes into the card's header."""
     display = Display(quiet=quiet or as_json)
     if licence and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
         raise InputError(
@@ -70,7 +75,7 @@ def run(
     if is_store(path):
         given = {
             "--int8": int8, "--uint8-input": uint8_input, "--softmax": softmax,
-            "--width": width != 1, "--val-data": val_data,
+            "--width": width != 1, "--val-data": val_data, "--class-order": class_order,
         }  # fmt: skip
         for flag in (flag for flag, value in given.items() if value):
             raise InputError(f"{flag} is for a student, and {quoted(path)} is a data set")
@@ -92,6 +97,8 @@ def run(
         raise InputError("--int8 makes a second ONNX file: add onnx to --format")
     if val_data and not int8:
         raise InputError("--val-data scores the 8-bit file beside the float one: add --int8")
+    if class_order and not val_data:
+        raise InputError("--class-order is for the labels of --val-data: give that too")
     if (uint8_input or softmax) and set(wanted) == {"safetensors"}:
         flag = "--uint8-input" if uint8_input else "--softmax"
         raise InputError(f"{flag} is for graphs: add onnx, pt2 or executorch to --format")
@@ -120,19 +127,11 @@ def run(
             f"student that its summary.json describes ({quoted(summary['student_sha256'], 12)}): "
             "copy the run directory again, as a whole"
         )
-    label = load_images(
-        val_data, student.spec, classes=student.classes, labelled=True, trust_code=trust_code,
-        names=names,
-    ) if val_data else None  # fmt: skip
-    if label is not None:
-        if label.labels is not None and label.labels.dim() > 1 and not student.independent:
-            raise InputError(
-                f"{quoted(val_data)}: labels of several classes per image, but the student's "
-                "classes exclude each other: give one class per image"
-            )
-        if label.order:
-            display.say(f"{quoted(val_data)}: {label.order}")
-        display.findings(label.notes)
+    label = None
+    if val_data:
+        label = _labelled(
+            path, student, names, val_data, class_order, trust_code=trust_code, display=display
+        )
     folder = out or files.free_name(path / "export")
     files.claim(folder)
     with _threads(_promised_threads(manifest)):
@@ -171,6 +170,43 @@ def run(
     if as_json:
         print(json.dumps(result, indent=2))
     return result
+
+
+def _labelled(
+    path: Path, student: Classifier, names: Sequence[str], source: str, class_order: str, *,
+    trust_code: bool, display: Display,
+) -> Images:  # fmt: skip
+    """Labelled images as the run read them, in the order of classes that the student's votes say;
+    an InputError where another order than theirs fits far better."""
+    recipe = recipes.validated(recipes.read_toml(path / "recipe.toml"))
+    order = {"class_order": class_order} if class_order else {}
+    told = recipes.validated({"data": recipe.data.model_dump() | order}).data
+    if recipe.teacher.only:  # labels are of all the teacher's classes: it alone knows them
+        recipe = recipes.trusted(
+            recipe.model_copy(update={"data": told}), trust_code=trust_code, anyway=False
+        )
+        teacher: Any = load_teachers(recipe.teacher, trust_code=trust_code)
+        images = images_for(recipe, source, teacher, labelled=True)
+    else:
+        images = load_images(
+            source, student.spec, classes=student.classes, labelled=True, trust_code=trust_code,
+            names=tuple(names), table=told,
+        )  # fmt: skip
+    assert images.labels is not None
+    if images.labels.dim() > 1 and not student.independent:
+        raise InputError(
+            f"{quoted(source)}: labels of several classes per image, but the student's "
+            "classes exclude each other: give one class per image"
+        )
+    votes = answers_of(student, images.pixels, BATCH, "student").argmax(1)
+    images, check = settled(images, votes, student.classes, names, who="student")
+    for finding in check.findings:
+        if finding.serious and finding.code == "labels-permuted":
+            raise InputError(f"{quoted(source)}: {finding}")
+    if images.order:
+        display.say(f"{quoted(source)}: {images.order}")
+    display.findings((*images.notes, *check.findings))
+    return images
 
 
 def _at_width(path: Path, student: Classifier, width: float) -> tuple[Classifier, Card]:
@@ -344,7 +380,7 @@ class Export:
         works: dict[str, Callable[[Path], Answer]] = {
             "safetensors": partial(self._copied, trust_code=trust_code),
             "onnx": partial(writers.to_onnx, self.network, metadata=metadata),
-            "pt2": partial(writers.to_pt2, self.network),
+            "pt2": partial(writers.to_pt2, self.network, metadata=metadata),
             "executorch": partial(writers.to_executorch, self.network),
         }
         ends = {"executorch": "pte"}

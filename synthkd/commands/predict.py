@@ -1,4 +1,4 @@
-"""`synthkd predict`: classes and probabilities of images, by the student of a run."""
+"""`synthkd predict`: classes and probabilities of image files by the student of a run."""
 
 import csv
 import json

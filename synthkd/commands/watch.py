@@ -30,13 +30,14 @@ def run(path: Path, *, once: bool = False) -> None:
 
 def _panel(path: Path, seen: Glance) -> Group:
     width = 40
-    full = round(width * seen.share)
+    share = min(1.0, max(0.0, seen.share))
+    full = round(width * share)
     left = "" if seen.left is None else f", {clock(seen.left)} left"
     rows = [
         Text(plain(f"{quoted(path)}: {seen.state}"), style="bold"),
         Text(
             plain(
-                f"{'█' * full}{'░' * (width - full)} {seen.share:4.0%}  {seen.stage}, round "
+                f"{'█' * full}{'░' * (width - full)} {share:4.0%}  {seen.stage}, round "
                 f"{seen.round:,}  {clock(seen.seconds)} worked{left}"
             )
         ),

@@ -216,14 +216,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def claim(path: Path, *, resumable: bool = False) -> None:
+def claim(path: Path, *, resumable: bool = False, bare: bool = False) -> None:
     """Makes a directory, or takes an empty one; anything else is refused: one that is `resumable`
-    may be gone on with."""
+    may be gone on with. `bare` refuses the names too that a file system over the network shows."""
     if exists(path) and not path.is_dir():
         raise InputError(f"--out {quoted(path)}: this is a file, not a directory")
     # of an open file that has no name any more a file system over the network shows one
     ours = (".nfs", ".fuse_hidden")
-    if exists(path) and any(not p.name.startswith(ours) for p in path.iterdir()):
+    if exists(path) and any(bare or not p.name.startswith(ours) for p in path.iterdir()):
         raise InputError(
             f"--out {quoted(path)}: this directory is not empty; choose another"
             + (", or --resume it" if resumable else "")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+OF_NO_USE = "useless"  # the verdict on a student that is of no use
 EXIT_USELESS = 3  # exit code of a command that did its work, with a result that is of no use
 
 

@@ -12,7 +12,7 @@ STATEMENT = f"{_BEGAN} {_REST}"
 
 def statement(real_images_read: int, *, level: int = 0) -> str:
     """What is to be said beside a student or a set of images of a run that read so many real
-    images, and whose promise level is `level` (`core.provenance.PROMISES`): from 2 on, something
+    images, and whose promise level is `level` (`core.promise.PROMISES`): from 2 on, something
     that it began with had seen real images, whatever the run itself read.
 
     >>> statement(0) == STATEMENT

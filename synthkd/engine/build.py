@@ -20,7 +20,8 @@ from synthkd.checks.teacher import check_teacher, refuse
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import read_table
 from synthkd.core.findings import Finding
-from synthkd.core.provenance import PROMISES, inherited_level
+from synthkd.core.images import ImageSpec
+from synthkd.core.promise import PROMISES, inherited_level
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.words import counted
 from synthkd.data.sources import Images, images_of, load_images, restricted
@@ -29,6 +30,7 @@ from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
+from synthkd.labels.class_names import check_same_classes
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import Pruned, is_pruned, pruned_teacher
 from synthkd.recipe import Recipe, StudentTable, TeacherTable, check_sources, sources_of
@@ -45,14 +47,14 @@ from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 from synthkd.teachers.protocol import Teacher, is_teacher
 
-LOOKED_AT = 128  # drawings by which a student is cut out of its teacher
+LOOKED_AT, LOOKED_PIXELS = 128, 2**25  # drawings by which a student is cut out of its teacher
 
 
 @dataclass
 class Opened:
     """What a run has read of images that exist."""
 
-    level: int = 0  # of the promise, see core.provenance
+    level: int = 0  # of the promise, see core.promise
     data: dict[str, Any] = field(default_factory=dict)  # for the manifest
     real_images: int = 0
     notes: tuple[Finding, ...] = ()
@@ -101,9 +103,10 @@ def build(
         )
     known = _teacher(recipe, teacher).to(device)
     known.low_precision = bfloat16
+    found = examined(known, recipe)  # before anything is cut out of it
     choice: dict[str, Any] = {}
     doubts: list[Finding] = []
-    cut = cache(partial(_cut, known))
+    cut = cache(partial(_cut, known, report))
     if student is None and _is_open(recipe, known):
         if processes.leads:
             recipe, choice, doubts = _chosen_student(recipe, known, report, cut)
@@ -117,8 +120,7 @@ def build(
             cut=cut,
         ).to(device)
     if not choice:  # no time has been measured yet
-        doubts = list(against_teacher(learner, known))
-    found = examined(known, recipe)
+        doubts += against_teacher(learner, known)
     assistants, peer = _beside(recipe, known, cut)
     lab = assemble(
         recipe, known, learner, device=device, bfloat16=bfloat16, assistants=assistants, peer=peer,
@@ -322,9 +324,12 @@ def _beside(
         return assistants, made(table.peer, "peer") if table.peer else None
 
 
-def _cut(teacher: Teacher, ratio: float) -> Pruned:
+def _cut(teacher: Teacher, report: Reporter, ratio: float) -> Pruned:
     """The teacher's body that costs a share `ratio` less, by what it sees in drawings."""
-    images = partial(assorted, LOOKED_AT, teacher.spec.shape)
+    spec = teacher.spec
+    count = max(16, min(LOOKED_AT, LOOKED_PIXELS // (spec.height * spec.width)))
+    report.say(f"cutting a student of {1 - ratio:.0%} of the cost out of the teacher …")
+    images = partial(assorted, count, spec.shape)
     return pruned_teacher(teacher.network, ratio, images)
 
 
@@ -374,9 +379,12 @@ def _check(recipe: Recipe, plan: plans.Plan) -> None:
             )
 
 
-def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool) -> Images:
+def images_for(
+    recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool, spec: ImageSpec | None = None
+) -> Images:
     """The images of a data path or of a living object, as this recipe reads them, fitted to its
-    teacher."""
+    teacher, or to another `spec`."""
+    spec = spec or teacher.spec
     only: tuple[int, ...] = ()
     others, classes, names = False, teacher.classes, teacher.names
     if isinstance(teacher, FrozenTeacher) and (whole := teacher.classifier).only:
@@ -384,15 +392,35 @@ def images_for(recipe: Recipe, source: Any, teacher: Teacher, *, labelled: bool)
         classes, names = whole.all_classes, whole.all_names
     if not isinstance(source, str | Path):
         found = images_of(
-            source, teacher.spec, classes=classes, labelled=labelled, names=names,
+            source, spec, classes=classes, labelled=labelled, names=names,
             table=recipe.data,
         )  # fmt: skip
     else:
         found = load_images(
-            str(source), teacher.spec, classes=classes, labelled=labelled,
+            str(source), spec, classes=classes, labelled=labelled,
             trust_code=recipe.run.trust_code, names=names, table=recipe.data,
         )  # fmt: skip
     return restricted(found, only, others=others, names=teacher.names) if only else found
+
+
+def images_for_both(
+    recipe: Recipe, source: Any, teacher: Teacher, student: nn.Module
+) -> tuple[Images, Images | None]:
+    """Labelled images as a teacher takes them; and, where a student tells that it takes others
+    (`spec`), the same as it takes them: read anew, as pixels that were left out for the teacher do
+    not come back."""
+    images = images_for(recipe, source, teacher, labelled=True)
+    spec = getattr(student, "spec", None)
+    if not isinstance(spec, ImageSpec) or spec.shape == teacher.spec.shape:
+        return images, None
+    own = images_for(recipe, source, teacher, labelled=True, spec=spec)
+    assert images.labels is not None and own.labels is not None
+    if not torch.equal(images.labels, own.labels):
+        raise InputError(
+            f"{quoted(images.source)}: it is read twice, for a student and a teacher of different "
+            "images, and gave other labels the second time: let it give the same each time"
+        )
+    return images, own
 
 
 def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
@@ -425,6 +453,7 @@ def open_data(lab: Lab, *, real_data: Any = None) -> Opened:
                 f"--synthetic {quoted(table.synthetic)} has {store.classes} classes, "
                 f"the teacher {teacher.classes}"
             )
+        check_same_classes(store.names, teacher.names, f"--synthetic {quoted(table.synthetic)}")
         made = load_images(table.synthetic, teacher.spec, classes=store.classes, labelled=True)
         assert made.labels is not None
         # a set that does not tell its level is of the lowest

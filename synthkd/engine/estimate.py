@@ -8,18 +8,20 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synthkd.core.images import to_float
 from synthkd.core.states import PART
-from synthkd.engine.loop import HELD_OUT, LOOKED_AT, Lab, synthesize
+from synthkd.engine.loop import HELD_OUT, LOOKED_AT, REFITTING, Lab, synthesize
 from synthkd.engine.progress import Budget
 from synthkd.images.augment import augmented
+from synthkd.networks.activations import activations
+from synthkd.networks.classifier import Classifier
+from synthkd.networks.refitting import looked_at, timed
 from synthkd.recipe import Recipe, Stage
 from synthkd.replay.memory import images_held
 from synthkd.synthesis import GENERATORS
@@ -65,8 +67,9 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, from its first round to its last; `after` are the seconds for choosing
-    weights, and `memory` the most bytes at once."""
+    """What a run will take, from its first round to its last; `after` are the seconds for what is
+    done once, refitting a student that was cut out of its teacher and choosing weights, and
+    `memory` the most bytes at once."""
 
     stages: tuple[StageEstimate, ...]
     after: float
@@ -167,7 +170,8 @@ def estimate(lab: Lab) -> Estimate:
             name: shared(cost, count, steps=steps[name], exchange=exchange)
             for name, cost in costs.items()
         }
-    stages = predict(lab.stages, lab.budget, costs)
+    refitting = _refitting(lab)
+    stages = predict(lab.stages, _without(lab, refitting), costs)
     synthesized = sum(stage.synthesized for stage in stages)
     kept = min(float(lab.recipe.memory.capacity), synthesized)
     saving = 0.0
@@ -176,7 +180,30 @@ def estimate(lab: Lab) -> Estimate:
         saving = sum(s.seconds for s in stages) / every * kept / 2 * row_bytes(lab.teacher) / SAVED
     held = min(HELD_OUT, synthesized / HELD_BACK)
     weights = 2 if lab.learner is not None and lab.learner.average is not None else 1
-    return Estimate(stages, weights * held * answer + saving, _memory(lab, kept))
+    after = weights * held * answer + saving + refitting
+    return Estimate(stages, after, _memory(lab, kept))
+
+
+def _refitting(lab: Lab) -> float:
+    """Seconds of refitting a student that was cut out of its teacher, and its peer."""
+    seconds, whole = 0.0, lab.teacher.network
+    for learner in filter(None, (lab.shipped, lab.peer)):
+        if learner.student.kept and isinstance(whole, Classifier):
+            some = torch.zeros(8, *lab.teacher.spec.shape, device=lab.device)
+            with whole.guard():
+                found = timed(learner.student.body, whole.body, learner.student.kept, some)
+            most = REFITTING * sum(lab.budget.quotas) if lab.budget.timed else inf
+            seconds += found.seconds(count) if (count := found.count(most)) else 0.0
+    return seconds
+
+
+def _without(lab: Lab, seconds: float) -> Budget:
+    """The budget without so many seconds of the first stage that teaches."""
+    budget, quotas = lab.budget, list(lab.budget.quotas)
+    teaching = [k for k, stage in enumerate(lab.stages) if stage.student_steps]
+    if budget.timed and teaching:
+        quotas[teaching[0]] = max(0.0, quotas[teaching[0]] - seconds)
+    return replace(budget, quotas=tuple(quotas))
 
 
 def _memory(lab: Lab, remembered: float) -> float:
@@ -204,16 +231,17 @@ def memory_of(
     remembered: float, bfloat16: bool, shown: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     repeats: int = 1,
 ) -> float:  # fmt: skip
-    """Bytes: what this process holds now, what a batch keeps for its gradients, and the images
-    `remembered`: themselves, unless they lie in a file, and three times those of one file of
-    a checkpoint, which is written from a copy and read back. A student also holds what the teacher
-    has `shown` of a batch, features of these shapes by layer; with `repeats` above 1 also those of
-    all batches of a round, and their views: twice while they are put together, before it learns."""
+    """Bytes: what this process holds now, what a batch keeps for its gradients, or the refit of a
+    student that was cut out of its teacher takes, and the images `remembered`: themselves, unless
+    they lie in a file, and three times those of one file of a checkpoint, which is written from a
+    copy and read back. A student also holds what the teacher has `shown` of a batch, features of
+    these shapes by layer; with `repeats` above 1 also those of all batches of a round, and their
+    views: twice while they are put together, before it learns."""
     width = 2 if bfloat16 else 4
     whole = remembered * row_bytes(teacher)
     filed = remembered > images_held(teacher.spec.shape)
     held = 2.0 * remembered * teacher.classes if filed else whole
-    learned = refined = 0.0
+    learned = refined = refitted = 0.0
     if student is not None:
         learned = width * batch * activations(student, teacher.spec.shape)
         features = width * sum(prod(shape) for shape in shown.values())
@@ -223,10 +251,14 @@ def memory_of(
             views = prod(teacher.spec.shape)
             learned += count * (features + views)
             learned = max(learned, count * (2 * features + (4 + 1 + 1) * views))
+        if isinstance(student, Classifier) and student.kept:
+            blank = torch.zeros(1, *teacher.spec.shape, device=student.mean.device)
+            found = looked_at(student.body, student.kept, blank)
+            refitted = found.memory(found.count())
     if teacher.access == "full" and any(s.terms for s in stages):
         count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
         refined = width * count * activations(teacher.network, teacher.spec.shape)
-    return resident() + max(learned, refined) + held + 3 * min(whole, PART)
+    return resident() + max(learned, refined, refitted) + held + 3 * min(whole, PART)
 
 
 def row_bytes(teacher: Teacher) -> float:
@@ -244,44 +276,6 @@ def resident() -> float:
     import resource
 
     return float(pages * resource.getpagesize())
-
-
-@torch.no_grad()
-def activations(network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Numbers that the layers of a network return for one image [C, H, W].
-
-    >>> activations(torch.nn.Conv2d(1, 2, 3), (1, 8, 8))
-    72.0
-    """
-    seen: list[int] = []
-
-    def note(_: nn.Module, __: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            seen.append(output.numel())
-
-    leaves = [m for m in network.modules() if not list(m.children())]
-    handles = []
-    for module in leaves:
-        try:
-            handles.append(module.register_forward_hook(note))
-        except RuntimeError:  # a module of TorchScript
-            continue
-    mode = network.training
-    network.eval()
-    try:
-        network(torch.zeros(1, *shape, device=next(_tensors(network)).device))
-    except StopIteration:  # nothing to tell a device by: nothing that keeps activations
-        return 0.0
-    finally:
-        network.train(mode)
-        for handle in handles:
-            handle.remove()
-    return float(sum(seen))
-
-
-def _tensors(network: nn.Module) -> Any:
-    yield from network.parameters()
-    yield from network.buffers()
 
 
 def measure(lab: Lab, stages: Sequence[Stage] | None = None) -> tuple[dict[str, RoundCost], float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from synthkd import schedules
 from synthkd.core.errors import InputError, quoted, suggest
-from synthkd.core.findings import Finding
+from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import Batch, in_cache, portions, resized, sent, to_float, to_uint8
 from synthkd.core.logits import blended, paired
 from synthkd.core.seeds import generator_for, globally
@@ -44,6 +44,7 @@ from synthkd.measures import decided, kl, relative_entropy
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.modes import in_eval_mode
 from synthkd.networks.reconstruction import reconstruct
+from synthkd.networks.refitting import looked_at, timed
 from synthkd.networks.slimmable import SHARES
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.replay import Memory, Replay, ReplayBatch, replay_for
@@ -58,8 +59,7 @@ from synthkd.teachers.protocol import Seen, Teacher
 
 HELD_OUT = 1024  # synthetic images that nobody learns from
 LOOKED_AT = 128  # held-out images that agreement is measured on after a round
-REFITTED, REFITTED_LEAST = 256, 64  # images that a pruned student's layers are refitted on
-REFITTING = 0.1  # the most of the time left that it takes
+REFITTING = 0.1  # of the time left, that refitting a pruned student's layers may take
 RECALIBRATED = 20  # batches on which BatchNorm statistics are estimated anew
 LEAST_PRIORITY = 1e-6  # of an image that is known by heart, so that it may come again
 PARTS = ("synthesis", "labelling", "student")
@@ -153,6 +153,7 @@ class Lab:
         self.teacher_findings: list[Finding] = []
         self.student_findings: list[Finding] = []
         self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured
+        self.doubts: list[Finding] = []  # that came up in its rounds
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
         self.asked = 0  # images that the teachers of all processes answered, when a round ended
         for learner in self.learners:  # they begin alike, whatever machine each process is on
@@ -332,6 +333,7 @@ class Lab:
             "queries": self.teacher.queries if self.processes.count == 1 else self.asked,
             "chain": self.chain.state_dict() if self.chain else None,
             "peer": self.peer.state_dict() if self.peer else None,
+            "doubts": as_data(self.doubts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -351,6 +353,7 @@ class Lab:
             controller.load_state_dict(state["controllers"][name])
         self.progress = Progress(**state["progress"])
         self.seconds = dict(state["seconds"])
+        self.doubts = [Finding(**one) for one in state.get("doubts", ())]
         self.asked = int(state["queries"])
         self.teacher.queries = self.asked if self.processes.leads else 0
 
@@ -644,21 +647,26 @@ def _teach(
 
 def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Generator) -> None:
     """Refits a student that was cut out of its teacher, before its first step, on what it will
-    learn from; in a timed run on so few images that there is time for it, or not at all."""
+    learn from; in a timed run on so few images that there is time for it, or not at all, which is
+    said."""
     whole = lab.teacher.network
     if not isinstance(whole, Classifier):
         return
-    count = REFITTED
-    if lab.budget.timed:
-        some = to_float(lab.moved(torch.zeros(8, *lab.teacher.spec.shape, dtype=torch.uint8)))
-        began = time.perf_counter()
-        with torch.no_grad(), in_eval_mode(student), in_eval_mode(whole):
-            student(some)
-            whole(some)
-        each = (time.perf_counter() - began) / len(some)
-        left = REFITTING * (lab.deadline - time.perf_counter())
-        count = min(count, int(left / (each * max(1, len(student.kept) / 2))))
-    if count < REFITTED_LEAST:
+    some = torch.zeros(8, *lab.teacher.spec.shape, device=lab.device)
+    left, until = REFITTING * (lab.deadline - time.perf_counter()), inf
+    with whole.guard():
+        if lab.budget.timed:
+            count = timed(student.body, whole.body, student.kept, some).count(left)
+            until = time.perf_counter() + 2 * left  # it was estimated
+        else:
+            count = looked_at(student.body, student.kept, some[:1]).count()
+    if not count:
+        lab.doubts.append(Finding(
+            "not-refitted",
+            "the layers of the student that was cut out of its teacher were not refitted: there "
+            "was no time for it",
+            "give more time (--minutes)",
+        ))  # fmt: skip
         return
     if len(lab.memory):
         pixels = lab.memory.draw(count, rng, shares=lab.shares).images
@@ -671,7 +679,7 @@ def _reconstruct(lab: Lab, student: Classifier, fresh: Tensor, rng: torch.Genera
         images = augmented(images, lab.recipe.augment, lab.difficulty, rng)
         normalised = (images - student.mean) / student.std
         with whole.guard():
-            reconstruct(student.body, whole.body, student.kept, normalised)
+            reconstruct(student.body, whole.body, student.kept, normalised, until=until)
 
 
 class _Turn:

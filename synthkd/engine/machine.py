@@ -3,6 +3,8 @@
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,18 +12,23 @@ import torch
 from synthkd.core.errors import InputError
 from synthkd.engine.processes import Processes, cores
 from synthkd.recipe import Recipe, RunTable
+from synthkd.specs.code import load_plugins
 
 
 def prepare(
     recipe: Recipe, processes: Processes | None = None
 ) -> tuple[Recipe, torch.device, bool]:
-    """Replaces `auto` in the machine part of a recipe by what it stands for here, and applies it.
+    """Replaces `auto` in the machine part of a recipe by what it stands for here, and applies it to
+    this process, for good (but see `left_as_it_was`).
+
+    The files of `run.plugins` are run.
 
     Returns the recipe with `auto` and 0 replaced by what they stand for, the device, and whether to
     compute in bfloat16. A resumed run finds the settled values and so computes alike. Of several
     processes all have as many threads as the first; `cuda` then stands for the GPU of each.
     """
     table, processes = recipe.run, processes or Processes()
+    load_plugins(table.plugins, trust_code=table.trust_code)
     if processes.gpu is None:
         device = choose_device(table.device)
         name = str(device)
@@ -40,6 +47,18 @@ def prepare(
         update={"threads": threads, "precision": precision, "device": name}
     )
     return recipe.model_copy(update={"run": settled}), device, precision == "bfloat16"
+
+
+@contextmanager
+def left_as_it_was() -> Iterator[None]:
+    """While the `with` lasts `prepare` may set what holds for the whole process; then it is as it
+    was before."""
+    threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def choose_device(name: str) -> torch.device:

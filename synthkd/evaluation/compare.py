@@ -27,6 +27,7 @@ from synthkd.core.images import ImageSpec, fitted, in_cache, to_float
 from synthkd.core.logits import paired
 from synthkd.data.sources import Images
 from synthkd.labels.check import LabelCheck, check_labels
+from synthkd.specs.pickles import check_room, read_pickled
 from synthkd.teachers.protocol import Observation, Teacher
 
 STANDARD_INCEPTION = "6726825d"  # how the SHA-256 of torch-fidelity's published file begins
@@ -116,16 +117,19 @@ class Comparison:
 
 
 def compare(
-    student: nn.Module, teacher: Teacher, images: Images, *, batch: int = 256
-) -> Comparison:
+    student: nn.Module, teacher: Teacher, images: Images, *, own: Images | None = None,
+    batch: int = 256,
+) -> Comparison:  # fmt: skip
     """Asks both about every image, in float32 and without gradients, and leaves both in eval mode.
 
-    `images` may have any size if both networks tell theirs (`spec`); labels may be missing. A set
-    without images, another number of classes, or an answer that is not finite is an InputError.
+    `images` may have any size if both networks tell theirs (`spec`); labels may be missing. `own`
+    are the same images as the student takes them, where it takes others. A set without images,
+    another number of classes, or an answer that is not finite is an InputError.
     """
     if not len(images.pixels):
         raise InputError(f"{quoted(images.source)}: there are no images to compare on")
-    learned = answers_of(student, images.pixels, batch, "student")
+    pixels = images.pixels if own is None else own.pixels
+    learned = answers_of(student, pixels, batch, "student")
     with teacher.exact():
         taught = answers_of(teacher, images.pixels, batch, "teacher")
     if learned.shape != taught.shape:
@@ -139,7 +143,7 @@ def compare(
             "classes exclude each other: give one class per image, or --teacher-answers "
             "multilabel-…"
         )
-    images, check = settled(images, taught.argmax(1), teacher)
+    images, check = settled(images, taught.argmax(1), teacher.classes, teacher.names)
     labels = images.labels
     alone = teacher.independent
     rows = () if labels is None else _binary_rows(learned, taught, labels, teacher)
@@ -151,11 +155,11 @@ def compare(
     pairs = (paired(learned), paired(taught)) if alone else (learned, taught)
     votes, asked = ours.argmax(1), theirs.argmax(1)
     agreed = measures.class_balance(votes, asked, len(names))
-    own = other = always = None
+    mine = other = always = None
     if truth is None:
         findings = check_agreement(votes, asked, len(names), names)
     else:
-        own, other = (measures.class_balance(v, truth, len(names)) for v in (votes, asked))
+        mine, other = (measures.class_balance(v, truth, len(names)) for v in (votes, asked))
         always = float(truth.bincount().max()) / len(truth)
         findings = check_accuracy(votes, asked, truth, len(names), names)
     transfer = _transfer(ours, theirs)
@@ -170,10 +174,10 @@ def compare(
         teacher_ece=None if truth is None else measures.ece(theirs, truth),
         classes=_decision_rows(learned, taught, labels, teacher.names) if each
         else _class_rows(learned, taught, labels, teacher.names, transfer[1]),
-        student_balanced_accuracy=None if own is None else _number(own.balanced),
+        student_balanced_accuracy=None if mine is None else _number(mine.balanced),
         teacher_balanced_accuracy=None if other is None else _number(other.balanced),
         balanced_agreement=_number(agreed.balanced),
-        constant_balanced_accuracy=_number((own or agreed).constant),
+        constant_balanced_accuracy=_number((mine or agreed).constant),
         constant_accuracy=always,
         findings=(*check.findings, *findings),
         order=images.order,
@@ -256,21 +260,24 @@ def votes_of(teacher: Teacher, images: Images, *, batch: int = 256) -> Tensor:
         return answers_of(teacher, images.pixels, batch, "teacher").argmax(1)
 
 
-def settled(images: Images, votes: Tensor, teacher: Teacher) -> tuple[Images, LabelCheck]:
-    """What the teacher's votes [N] say of the labels. Where the data allow two orders of classes
-    (numbered folders, whose teacher may have counted them as texts), its votes decide, and `order`
-    of the images that are returned says so; all else is a finding."""
+def settled(
+    images: Images, votes: Tensor, classes: int, names: Sequence[str], *, who: str = "teacher"
+) -> tuple[Images, LabelCheck]:
+    """What the votes [N] of `who` say of the labels, for `classes` that have `names`. Where the
+    data allow two orders of classes (numbered folders, whose teacher may have counted them as
+    texts), the votes decide, and `order` of the images that are returned says so; all else is a
+    finding."""
     if images.labels is None or images.labels.dim() > 1:
         return images, LabelCheck(math.nan)
     check = check_labels(
-        votes, images.labels, teacher.classes, names=teacher.names, given=images.given,
-        taken=images.taken, others=images.others,
+        votes, images.labels, classes, names=names, given=images.given, taken=images.taken,
+        others=images.others, who=who,
     )  # fmt: skip
     order = check.order
     if order is None or not order.adopted:
         return images, check
     how = (
-        f"class folders taken {order.how}, as the teacher's answers say: so it is right on "
+        f"class folders taken {order.how}, as the {who}'s answers say: so it is right on "
         f"{check.better:.1%}, and {images.order.removeprefix('class folders taken ')} on "
         f"{check.accuracy:.1%}"
     )
@@ -381,9 +388,9 @@ def inception_extractor(
     """torch-fidelity's Inception-v3: 2048 features of the last pool, 1008 logits without bias.
 
     `weights` is a local copy of its file; without one it is downloaded once into torch's cache. The
-    file must be a plain state dict: torch-fidelity would unpickle anything, so it only ever gets
-    bytes that passed the weights-only reader. Only the published file, known by its SHA-256, is
-    called standard.
+    file must be a plain state dict, and no larger than this machine bears (`specs.pickles`):
+    torch-fidelity would unpickle anything, so it gets the tensors alone. Only the published file,
+    known by its SHA-256, is called standard.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import (
         URL_INCEPTION_V3,
@@ -393,23 +400,24 @@ def inception_extractor(
     path = weights or downloaded(URL_INCEPTION_V3)
     where = quoted(path)
     try:
-        data = path.read_bytes()
+        check_room(path.stat().st_size, where)
+        path.open("rb").close()
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {quoted(error.strerror)}") from None
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # whatever a damaged or hostile file raises
-        state = None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(
-            f"{where} is not a plain state dict (damaged, or a pickle that would run code); "
-            f"get the file from {URL_INCEPTION_V3}"
-        )
+        state = read_pickled(path, where)
+    except InputError as error:
+        said = str(error).partition("; save the state_dict")[0]
+        raise InputError(f"{said}; get the file from {URL_INCEPTION_V3}") from None
+    named = state.items() if isinstance(state, dict) else [("", None)]
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in named):
+        raise InputError(f"{where} is not a plain state dict; get the file from {URL_INCEPTION_V3}")
+    plain = io.BytesIO()  # written by us: nothing else of the file reaches torch-fidelity
+    torch.save(dict(state), plain)
+    plain.seek(0)
     try:
         network = FeatureExtractorInceptionV3(
-            "inception",
-            ["2048", "logits_unbiased"],
-            feature_extractor_weights_path=io.BytesIO(data),
+            "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=plain
         )
     except RuntimeError:
         raise InputError(
@@ -610,7 +618,8 @@ def _label_warnings(
     """What the judge's votes say of labels that sets of images bring."""
     for images, shown in sets:
         if images is not None and shown is not None:
-            found = settled(images, shown.logits.argmax(1), teacher)[1].findings
+            votes = shown.logits.argmax(1)
+            found = settled(images, votes, teacher.classes, teacher.names)[1].findings
             yield from (f"{quoted(images.source)}: {finding}" for finding in found)
 
 

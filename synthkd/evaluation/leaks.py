@@ -44,12 +44,13 @@ class Rate:
     """Members found at a false positive rate, with an exact 95 % interval; None: the non-members
     are too few for it."""
 
-    false_positive_rate: float  # at most; a random score finds as large a share of the members
+    false_positive_rate: float  # at most
     non_members_needed: int
     value: float | None = None
     low: float | None = None
     high: float | None = None
     false_positives: int | None = None
+    by_chance: float | None = None  # the share of the members that a random score would find
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _rate(rate: float, found: TruePositives | None) -> Rate:
     needed = membership.least_non_members(rate)
     if found is None:
         return Rate(rate, needed)
-    return Rate(rate, needed, *found.rate, found.false_positives)
+    return Rate(rate, needed, *found.rate, found.false_positives, found.by_chance)
 
 
 def _by_shadows(

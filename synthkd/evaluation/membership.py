@@ -38,6 +38,7 @@ class TruePositives(NamedTuple):
     false_positives: int  # non-members above the threshold
     members: int
     non_members: int
+    by_chance: float  # the share of members that a random score would find
 
 
 def loss_scores(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
@@ -187,8 +188,8 @@ def tpr_at_fpr(members: Floats, non_members: Floats, rate: float) -> TruePositiv
 
     The non-members alone fix the threshold; among equal scores none counts as found. The exact 95 %
     interval (Clopper & Pearson 1934) is that of the members for this threshold, and knows nothing
-    of how the non-members happened to fall. A random score finds `rate` of the members, a constant
-    one none.
+    of how the non-members happened to fall. A constant score finds none of the members, a random
+    one (⌊rate · n⌋ + 1) / (n + 1) of them: with n = 1 / rate twice the rate.
     Carlini et al. 2022, section III: https://arxiv.org/abs/2112.03570
     None where there are fewer than 1 / `rate` non-members: such a rate cannot be measured with
     them. `members` [M] and `non_members` [N] are scores, M at least 1.
@@ -196,6 +197,8 @@ def tpr_at_fpr(members: Floats, non_members: Floats, rate: float) -> TruePositiv
     >>> found = tpr_at_fpr(np.array([9.0, 98.5, 200.0]), np.arange(100.0), 0.01)
     >>> round(found.rate.value, 3), found.threshold, found.false_positives
     (0.667, 98.0, 1)
+    >>> round(found.by_chance, 4)
+    0.0198
     """
     count = len(non_members)
     if count < least_non_members(rate):
@@ -204,7 +207,10 @@ def tpr_at_fpr(members: Floats, non_members: Floats, rate: float) -> TruePositiv
     threshold = float(np.sort(non_members)[count - 1 - allowed])
     hits = int((members > threshold).sum())
     above = int((non_members > threshold).sum())
-    return TruePositives(proportion(hits, len(members)), threshold, above, len(members), count)
+    return TruePositives(
+        proportion(hits, len(members)), threshold, above, len(members), count,
+        by_chance=(allowed + 1) / (count + 1),
+    )  # fmt: skip
 
 
 def proportion(hits: int, count: int) -> Estimate:

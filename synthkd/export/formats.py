@@ -25,7 +25,7 @@ from synthkd.core.images import to_float
 from synthkd.core.words import without_folders
 from synthkd.measures import class_balance, decided
 from synthkd.networks.classifier import Classifier
-from synthkd.specs.graphs import telemetry_off
+from synthkd.specs.graphs import TOLD, telemetry_off
 from synthkd.students import latency
 from synthkd.students.latency import INPUT, Answer, onnx_answer, write_onnx
 
@@ -162,7 +162,7 @@ def metadata(
     network: Shipped, names: Sequence[str], summary: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> dict[str, str]:  # fmt: skip
-    """What an ONNX file tells of itself; lists are JSON."""
+    """What an ONNX file, or a .pt2, tells of itself; lists are JSON."""
     spec = network.student.spec
     wanted = "uint8 0..255" if network.bytes_in else "float32 0..1"
     output = "logits, of which softmax makes probabilities"
@@ -229,8 +229,9 @@ def _unlogged() -> Iterator[None]:
         logging.disable(before)
 
 
-def to_pt2(network: Shipped, path: Path) -> Answer:
-    """Writes a torch.export program with a free batch; returns how it answers."""
+def to_pt2(network: Shipped, path: Path, metadata: Mapping[str, str] | None = None) -> Answer:
+    """Writes a torch.export program with a free batch, and its `metadata` in a file inside, as
+    JSON; returns how it answers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(
@@ -239,7 +240,7 @@ def to_pt2(network: Shipped, path: Path) -> Answer:
         )  # fmt: skip
         for node in program.graph.nodes:  # where the code lies on this machine
             node.meta.pop("stack_trace", None)
-        torch.export.save(program, str(path))
+        torch.export.save(program, str(path), extra_files={TOLD: json.dumps(metadata or {})})
         loaded = torch.export.load(str(path)).module()  # ours, just written
 
     def answer(images: Tensor) -> Tensor:

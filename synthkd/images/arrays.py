@@ -27,7 +27,7 @@ from synthkd.images.decode import (
     shaped,
     told_aspect,
 )
-from synthkd.images.levels import Extent, Levels, Values, levels_of, to_bytes
+from synthkd.images.value_range import Extent, Levels, Values, levels_of, to_bytes
 from synthkd.recipe import DataTable
 
 PIECE = 32 << 20  # bytes that are read at once

@@ -23,7 +23,7 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec, fitted
 from synthkd.images import dicom
-from synthkd.images.levels import SMALL, Extent, Levels, Values, levels_of, to_bytes
+from synthkd.images.value_range import SMALL, Extent, Levels, Values, levels_of, to_bytes
 from synthkd.recipe import DataTable
 
 SUFFIXES = (

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synthkd.core.errors import InputError, quoted
-from synthkd.images.levels import Levels, Values, to_bytes
+from synthkd.images.value_range import Levels, Values, to_bytes
 
 MAGIC = b"DICM"  # after 128 bytes of anything
 MOST_PIXELS = 64_000_000

@@ -25,11 +25,13 @@ from synthkd.checks.student import (
     check_budget,
     check_memory,
     expect_budget,
+    expect_memory,
     verdict,
 )
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import claim, finite, free_name, sha256_of, sweep
 from synthkd.core.findings import Finding, as_data
+from synthkd.core.memory import machine_memory
 from synthkd.core.seeds import generator_for
 from synthkd.core.words import run_name
 from synthkd.data.sources import Images, count_images, place_of
@@ -73,6 +75,7 @@ RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and sa
 KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
 LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
 MOST_SCORING = 0.25  # share of it that the final score may take
+LATE = 30.0  # seconds by which a run may end late that begins when its minutes are over
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Distillation:
             "device": str(self.lab.device),
             "precision": self.recipe.run.precision,
             "teacher_findings": as_data(self.lab.teacher_findings),
+            "plugins": {path: sha256_of(Path(path)) for path in self.recipe.run.plugins},
             "processes": self.processes.count,
         }
         alike = [self.manifest["recipe_sha256"], self.teacher.digest]
@@ -185,6 +189,12 @@ class Distillation:
             self.recipe.budget.minutes or ahead / 60,
         )  # fmt: skip
         self.report.findings([] if begun else findings)
+        if lab.device.type == "cpu":
+            refining = [s.synthesis_batch for s in lab.stages if s.synthesis_steps]
+            self.report.findings(expect_memory(
+                expected.memory, machine_memory(), batch=self.recipe.training.batch,
+                synthesis_batch=max(refining, default=0),
+            ))  # fmt: skip
         self.manifest["estimate"] = asdict(expected)
         return expected
 
@@ -194,6 +204,7 @@ class Distillation:
         if not self.processes.leads:
             return self._join()
         recipe = self.recipe
+        self._check_time()
         name = run_name(recipe.teacher.spec, recipe.student.spec, recipe.run.seed)
         out = self.evidence.out or Path(recipe.run.out or free_name(Path("runs") / name))
         claim(out, resumable=True)
@@ -203,6 +214,25 @@ class Distillation:
             the_run = Run.create(out, recipe, self.manifest | self.evidence.begun())
             self.processes.first(str(out.resolve()))
             return self._walk(the_run)
+
+    def _check_time(self) -> None:
+        """Refuses a run whose minutes are over before it begins, where its first rounds would end
+        LATE seconds after them or more."""
+        minutes = self.recipe.budget.minutes
+        if not minutes:
+            return
+        whole, spent = 60 * minutes, time.perf_counter() - self.started
+        left = whole - reserved(whole, 0.0) - spent
+        rounds_take = sum(
+            min(stage.seconds, stage.round_seconds)
+            for stage in (self.expected.stages if self.expected else ())
+        )
+        if left <= 0 and rounds_take - left > LATE:
+            raise InputError(
+                f"--minutes {minutes:g}: they were over before the first round: loading and "
+                f"checking the teacher, the student and the estimate took {spent:.0f} s: give "
+                f"--minutes {math.ceil(spent / 12)} or more"
+            )
 
     def _join(self) -> Result:
         """Runs it in the directory that the first process has made."""
@@ -241,6 +271,8 @@ class Distillation:
             raise InputError(f"{where}: the teacher is not the one that the run was started with")
         if before.get("recipe_sha256") != sha256_of(the_run.path / "recipe.toml"):
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
+        if before.get("plugins", {}) != self.manifest["plugins"]:
+            raise InputError(f"{where}: its run.plugins were changed after the run was started")
         kept = ("command", "student_chosen", "recipe_sha256", "estimate", "findings")
         self.manifest |= {key: before[key] for key in kept if key in before}
         sittings = _count(before.get("sittings"))
@@ -292,7 +324,11 @@ class Distillation:
         if recipe.budget.minutes:
             whole = recipe.budget.minutes * 60
             scoring = self._scoring(MOST_SCORING * whole) if self.processes.leads else 0.0
-            left = whole - reserved(whole, scoring) - (time.perf_counter() - self.started)
+            spent = time.perf_counter() - self.started
+            without = whole - reserved(whole, 0.0) - spent
+            left = max(
+                whole - reserved(whole, scoring) - spent, without / 2
+            )  # to learn comes first
             lab.limit(self.processes.first(left))
         parts = recipe.run.snapshots + 1  # the last part ends with the student itself
         part = int(whole_share(lab.progress, lab.budget) * parts)
@@ -440,7 +476,7 @@ class Distillation:
         balance = class_balance(judged.learned, judged.taught, len(names))
         details = run_details(lab, judged, sample, found)
         self.manifest |= self.evidence.finished(self.teacher, [the_run.path])
-        doubts = self.evidence.findings
+        doubts = [*lab.doubts, *self.evidence.findings]
         summary = {
             # labels that are wrong make the score useless, not the student
             "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),

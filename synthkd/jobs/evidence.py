@@ -63,8 +63,8 @@ class Evidence:
         recipe = self.recipe
         temporary = [Path(tempfile.gettempdir())] if self.sealed else []
         found = judged(
-            self.recording, self._places(), [*own, *temporary], sealed=bool(self.sealed),
-            living=living(recipe), online=bool(needs_network(recipe)), loaded=mapped(),
+            self.recording, self._places(), own, sealed=bool(self.sealed), living=living(recipe),
+            online=bool(needs_network(recipe)), loaded=mapped(), scratch=temporary,
         )  # fmt: skip
         self.findings = found.findings
         row = found.data | {"findings": as_data(found.findings)}

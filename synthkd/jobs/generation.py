@@ -23,7 +23,7 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import Batch, to_uint8
 from synthkd.core.logits import applies
-from synthkd.core.provenance import PROMISES
+from synthkd.core.promise import PROMISES
 from synthkd.core.seeds import generator_for
 from synthkd.core.words import clock
 from synthkd.data.store import MANIFEST, Writer
@@ -211,6 +211,8 @@ class Generation:
         if state is not None:
             if state.get("teacher_sha256") != self.teacher.digest:
                 raise InputError(f"{where}: the teacher is another one")
+            if state.get("plugins", {}) != self._plugins():
+                raise InputError(f"{where}: its run.plugins were changed after it was begun")
             if state.get("recipe_sha256") != files.sha256_of(path / RECIPE):
                 raise InputError(f"{where}: its {RECIPE} was changed after it was begun")
             try:
@@ -247,6 +249,7 @@ class Generation:
         opened = {
             "teacher_sha256": self.teacher.digest,
             "recipe_sha256": files.sha256_of(out / RECIPE),
+            "plugins": self._plugins(),
             "real": self._open_real(out, state),
         }
 
@@ -312,6 +315,10 @@ class Generation:
             checkpoints.folder.rmdir()
         return DataSet(out, manifest, (*findings, *doubts), count, hashes.write(out))
 
+    def _plugins(self) -> dict[str, str]:
+        """The SHA-256 of each file of `run.plugins`."""
+        return {path: files.sha256_of(Path(path)) for path in self.recipe.run.plugins}
+
     def _against(self) -> list[Finding]:
         """What can be said against the data set by its classes."""
         written = [first - still for first, still in zip(self._shares(), self.quota, strict=True)]
@@ -331,6 +338,7 @@ class Generation:
             "real_images_read": self.real,
             "plan": list(self.lab.plan.reasons),
             "teacher_findings": as_data(self.lab.teacher_findings),
+            "plugins": self._plugins(),
             "recipe": recipes.to_toml(recipe),
             "training": self.training,
             "drawn": self.drawn,

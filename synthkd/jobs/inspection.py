@@ -11,7 +11,7 @@ from synthkd.core.findings import Finding, as_data
 from synthkd.engine.estimate import memory_of
 from synthkd.engine.machine import peak_memory_mb, prepare
 from synthkd.engine.reporter import Reporter, Silent
-from synthkd.evaluation.quality import DRAWN, TeacherQuality, scores, teacher_quality
+from synthkd.evaluation.teacher_quality import DRAWN, TeacherQuality, scores, teacher_quality
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.specs import load_teacher
 from synthkd.specs.ensembles import ensemble_tables, is_ensemble
@@ -27,7 +27,7 @@ class Ranked(NamedTuple):
     """A teacher with its score among others."""
 
     quality: TeacherQuality
-    score: float  # see evaluation.quality.scores
+    score: float  # see evaluation.teacher_quality.scores
 
 
 def rank(

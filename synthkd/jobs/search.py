@@ -16,6 +16,7 @@ candidates (Deb et al. 2002; optuna's sampler); the better half of a generation 
 twice as long in the next (successive halving), so that seconds go to those that are worth them.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -31,12 +32,13 @@ from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Writer
-from synthkd.engine.build import build, build_synthesis
-from synthkd.engine.loop import rounds, select_final_weights
+from synthkd.engine.build import build, build_synthesis, open_data
+from synthkd.engine.loop import Lab, rounds, select_final_weights
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, trusted
+from synthkd.replay import Memory, Replay
 from synthkd.reports.record import number
 from synthkd.reports.search import (
     FRONT,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 MAKING, TRYING = 0.3, 0.35  # shares of the time for the images and for the candidates
 POPULATION, GENERATIONS = 8, 3  # candidates of a generation, whose seconds double
+LEAST = 0.25  # of the seconds that a candidate would learn, if nothing else took time
 PROGRESS = "progress.json"
 LOOK = 0.15  # seconds for the time of a candidate, and for the one that is chosen
 SURE = 1.0
@@ -109,6 +112,9 @@ class Search:
         self.by_force, self.images = by_force, out / "set"
         needed()
         self.threads = recipe.run.threads or torch.get_num_threads()
+        self._first: float | None = None  # seconds that a candidate of the first generation learns
+        self._until = math.inf  # by time.perf_counter: no candidate begins after it
+        self._filled: tuple[Replay, Memory] | None = None  # the set, as the teacher labels it
 
     def run(self) -> Found:
         """Makes the images, tries candidates, trains the one that is chosen; goes on with what an
@@ -132,10 +138,12 @@ class Search:
 
     def explore(self, images: Path | None = None) -> tuple[list[Trial], list[Trial]]:
         """Makes the images and tries candidates, and no more: these, and their front. With
-        `images`, the set of another search by the same teacher, they learn from that. Raises
-        InputError."""
+        `images`, the set of another search by the same teacher, they learn from that, and no longer
+        than if it had been made here. Raises InputError."""
         self.images = images or self.images
         self._begin()
+        if images is not None and not files.is_plain(self.out / PROGRESS):
+            self.started -= MAKING * self.seconds
         with held(self.out, "--out"):
             return self._explore()
 
@@ -147,6 +155,7 @@ class Search:
             teacher = self._images()
             self._keep_clock()
             trials = self._try(teacher)
+            self._filled = None  # the chosen one has its own
         best = best_of(trials)
         if not best:
             raise self._none(trials)
@@ -267,24 +276,28 @@ class Search:
             storage=JournalStorage(JournalFileBackend(str(journal))),
             directions=["maximize", "minimize"],
         )  # fmt: skip
-        whole = TRYING * self.seconds
+        _clear(study)
+        self._prepare(teacher)
         left = self._left() - (1 - MAKING - TRYING) * self.seconds
-        until = time.perf_counter() + min(whole, left)
-        first = whole / (self.population * (2**self.generations - 1))
+        self._until = time.perf_counter() + min(TRYING * self.seconds, left)
+        learned = (t.seconds / 2**t.generation for t in trials if t.seconds)
+        self._first = next(learned, None)
         for generation in range(self.generations):
+            there = {t.student for t in trials if t.generation == generation}
+            if len(there) >= self.population:
+                continue
             for student in self._better_half(trials, generation) if generation else ():
-                study.enqueue_trial(params[student])
+                if student not in there:
+                    study.enqueue_trial(params[student])
             for _ in range(2 * self.population):
                 if sum(t.generation == generation for t in trials) >= self.population:
                     break
-                if time.perf_counter() > until and trials:
+                if time.perf_counter() > self._until and trials:
                     return trials
                 trial = study.ask()
                 student = suggested(trial, teacher)
                 alike = [t for t in trials if (t.student, t.generation) == (student, generation)]
-                found = (
-                    alike[0] if alike else self._trial(student, first * 2**generation, generation)
-                )
+                found = alike[0] if alike else self._trial(student, generation, teacher)
                 if found is None:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     continue
@@ -312,17 +325,27 @@ class Search:
             rest = {name: t for name, t in rest.items() if name not in kept}
         return kept[: self.population // 2]
 
-    def _trial(self, student: str, seconds: float, generation: int) -> Trial | None:
+    def _trial(self, student: str, generation: int, teacher: Teacher) -> Trial | None:
         """A candidate's short training; None for one that cannot be made."""
-        recipe = self._with(stages=self._study(), minutes=seconds / 60, student=student, learn=True)
+        schedule = self.population, self.generations
+        most = first_seconds(TRYING * self.seconds, 0.0, *schedule)
+        minutes = (self._first or most) * 2**generation / 60
+        recipe = self._with(stages=self._study(), minutes=minutes, student=student, learn=True)
+        began = time.perf_counter()
         try:
-            lab = build(recipe)
+            lab = build(recipe, teacher=teacher, data=False)
             assert lab.learner is not None
             network = lab.learner.student
             size = sum(p.numel() for p in network.parameters())
             milliseconds = self._time(network, LOOK)
             if self.limit is not None and milliseconds > self.limit:
                 return Trial(student, 0.0, 0.0, milliseconds, size, generation)
+            self._fill(lab)
+            if self._first is None:
+                beside = time.perf_counter() - began
+                left = self._until - began
+                self._first = max(first_seconds(left, beside, *schedule), LEAST * most)
+            seconds = self._first * 2**generation
             lab.limit(seconds)
             for _ in rounds(lab):
                 pass
@@ -332,11 +355,35 @@ class Search:
             return None
         return Trial(student, seconds, held_out.agreement, milliseconds, size, generation)
 
+    def _prepare(self, teacher: Teacher) -> None:
+        """Lets the teacher label the set, and makes a student that is not tried: what is done for
+        the first time takes longer, and would count against one candidate."""
+        recipe = self._with(
+            stages=self._study(), minutes=TRYING * self.seconds / 60, learn=True,
+            student=f"resnet{DEPTHS[0]}-w{WIDTHS[0]}{_stem(teacher)}",
+        )  # fmt: skip
+        lab = build(recipe, teacher=teacher, data=False)
+        assert lab.learner is not None
+        self._time(lab.learner.student, LOOK)
+        if not recipe.memory.priority:
+            self._fill(lab)
+
+    def _fill(self, lab: Lab) -> None:
+        """Puts the set into a lab, as the teacher labelled it once for all candidates, unless they
+        give its images priorities."""
+        if self._filled is None:
+            open_data(lab)
+            if not lab.recipe.memory.priority:
+                self._filled = lab.memory, lab.held_out
+        else:
+            lab.memory, lab.held_out = self._filled
+
     def _time(self, network: Classifier, seconds: float) -> float:
-        """Milliseconds of one image, by its ONNX file, or else by torch."""
+        """Milliseconds of one image on the CPU, by the network's ONNX file, or else by torch."""
+        network = copy.deepcopy(network).cpu().eval()
         if latency.has_onnx():
             return latency.network_ms(network, seconds=seconds, threads=self.threads)
-        work = latency.alone(network.eval(), network.spec.shape)
+        work = latency.alone(network, network.spec.shape)
         return latency.milliseconds({"": work}, seconds=seconds, threads=self.threads)[""]
 
     def _train(self, taken: Trial) -> Result:
@@ -378,18 +425,53 @@ def needed() -> Any:
     return optuna
 
 
-def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
-    """The SPEC of the student that a trial stands for: family, depth, width or pruning ratio."""
+def first_seconds(seconds: float, beside: float, population: int, generations: int) -> float:
+    """How long a candidate of the first generation learns, if all candidates share so many seconds,
+    each takes `beside` seconds for other things than learning, and those of a generation learn
+    twice as long as those of the one before.
+
+    >>> first_seconds(420.0, 0.0, 8, 3), first_seconds(420.0, 3.5, 8, 3)
+    (7.5, 6.0)
+    """
+    learning = seconds - beside * population * generations
+    return learning / float(population * (2**generations - 1))
+
+
+def _clear(study: "optuna.study.Study") -> None:
+    """Gives up what a search that was interrupted had begun, or still had to try."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.tell(study.ask(), state=TrialState.FAIL)
+
+
+def _stem(teacher: Teacher) -> str:
+    """What the names of networks of ours end with, by the size of images."""
     side = min(teacher.spec.shape[1:])
-    stem = "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
+    return "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
+
+
+def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
+    """The SPEC of the student that a trial stands for: family, depth, width or pruning ratio.
+
+    Each trial has the parameters of every family: NSGA-II inherits those alone that all have. One
+    whose parameters are given (it is tried again) gets its generation when it is asked for what it
+    would inherit: without, it would be nobody's parent.
+    """
+    trial.relative_params  # noqa: B018
+    stem = _stem(teacher)
     families = ["resnet", "mobilenet"]
     if teacher.access == "full":
         families.append("prune")
     family = trial.suggest_categorical("family", families)
-    if family == "prune":
-        return f"prune:{trial.suggest_categorical('ratio', RATIOS):g}"
-    if family == "mobilenet":
-        multiple = trial.suggest_categorical("multiple", MULTIPLES)
-        return f"mobilenet{'' if multiple == '1' else f'-{multiple}'}{stem}"
+    ratio = trial.suggest_categorical("ratio", RATIOS)
+    multiple = trial.suggest_categorical("multiple", MULTIPLES)
     depth = trial.suggest_categorical("depth", DEPTHS)
-    return f"resnet{depth}-w{trial.suggest_categorical('width', WIDTHS)}{stem}"
+    width = trial.suggest_categorical("width", WIDTHS)
+    if family == "prune":
+        return f"prune:{ratio:g}"
+    if family == "mobilenet":
+        return f"mobilenet{'' if multiple == '1' else f'-{multiple}'}{stem}"
+    return f"resnet{depth}-w{width}{stem}"

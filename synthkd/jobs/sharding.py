@@ -28,7 +28,7 @@ from synthkd.checks.student import check_dataset, verdict
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import as_data
-from synthkd.core.provenance import PROMISES
+from synthkd.core.promise import PROMISES
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Store, link_shards, open_store
 from synthkd.engine.reporter import Reporter

@@ -1,5 +1,6 @@
 """Whether a finished run, or a data set, is as it was left, and what it shows of what it read."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
@@ -60,11 +63,19 @@ def verify(path: Path, *, digest: str = "") -> Verified:
             f"{where}: it was made by a synthkd that kept no hashes: nothing can be verified"
         )
     checked = hashes.check(path, digest)
-    level, reasons = level_of(manifest)
-    findings = [*checked.findings, *_against_summary(path, manifest), *_against(manifest, level)]
-    if (path / RECIPE).is_file():
-        findings += _opened_against_seal(manifest)
-    elsewhere, notes = _teachers(manifest)
+    try:
+        level, reasons = level_of(manifest)
+        findings = [
+            *checked.findings, *_against_summary(path, manifest), *_against(manifest, level)
+        ]  # fmt: skip
+        if (path / RECIPE).is_file():
+            findings += _opened_against_seal(manifest)
+        elsewhere, notes = _teachers(manifest)
+        notes += _around(manifest)
+    except (TypeError, AttributeError, KeyError, ValueError):
+        raise InputError(
+            f"{where}: its {MANIFEST} is damaged, or somebody has changed it"
+        ) from None
     if checked.later:
         some = ", ".join(quoted(name) for name in checked.later[:3])
         more = f" and {len(checked.later) - 3:,} more" if len(checked.later) > 3 else ""
@@ -105,11 +116,11 @@ def _against(manifest: Mapping[str, Any], level: int) -> Iterator[Finding]:
             "level-differs", f"level {quoted(claimed, 20)} is claimed, the evidence is of {level}"
         )
     promise = manifest.get("promise_level")
-    for entry in _opened(manifest):
+    for sitting, entry in _opened(manifest):
         role, early = str(entry.get("role")), "before" in str(entry.get("when"))
         if role == "real data" and promise in (0, 1):
             yield _different("real-data-opened", f"{_path(entry)}: real data, and none is told of")
-        if role == "unknown" and entry.get("read"):
+        if role == "unknown" and entry.get("read") and not sitting.get("living"):
             yield _different("opened-elsewhere", f"{_path(entry)} was read, and no recipe names it")
         if role == "validation data" and early:
             yield _different(
@@ -117,20 +128,41 @@ def _against(manifest: Mapping[str, Any], level: int) -> Iterator[Finding]:
             )
     sealed = manifest.get("sealed") or ()
     for number, sitting in enumerate(manifest.get("opened") or ()):
+        if not isinstance(sitting, Mapping):
+            continue
         held = number < len(sealed) and sealed[number]  # its children are sealed as well
-        for key in ("sockets",) if held else ("sockets", "children"):
-            found = sitting.get(key) if isinstance(sitting, Mapping) else None
-            if found:
+        living, online = sitting.get("living"), sitting.get("online")
+        for key, allowed in (("sockets", living or online), ("children", living or held)):
+            if not allowed and (found := sitting.get(key)):
                 yield _different(f"opened-{key}", f"code of the run used {key}: {quoted(found[0])}")
+        if missed := sitting.get("missed"):
+            yield _different("opened-missed", f"{quoted(missed, 20)} events could not be kept")
 
 
-def _opened(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All files and folders that were opened, of every sitting."""
+def _around(manifest: Mapping[str, Any]) -> list[str]:
+    """Notes on what the program around a run opened, whose objects took part in it."""
+    found = [
+        _path(entry) for sitting, entry in _opened(manifest)
+        if entry.get("role") == "unknown" and entry.get("read") and sitting.get("living")
+    ]  # fmt: skip
+    if not found:
+        return []
+    more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+    return [
+        f"the program that called synthkd, or the run, read {found[0]}{more}: with objects of a "
+        "program's own it cannot be told which"
+    ]
+
+
+def _opened(
+    manifest: Mapping[str, Any],
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """All files and folders that were opened, each with the sitting's record."""
     sittings = manifest.get("opened")
     for sitting in sittings if isinstance(sittings, list) else ():
         for key in ("files", "folders"):
             entries = sitting.get(key) if isinstance(sitting, Mapping) else None
-            yield from (e for e in entries or () if isinstance(e, Mapping))
+            yield from ((sitting, e) for e in entries or () if isinstance(e, Mapping))
 
 
 def _path(entry: Mapping[str, Any]) -> str:
@@ -158,7 +190,7 @@ def _opened_against_seal(manifest: Mapping[str, Any]) -> Iterator[Finding]:
 def _teachers(manifest: Mapping[str, Any]) -> tuple[list[Finding], list[str]]:
     """Whether the teacher's files are still what they were, where they are at their place."""
     findings, notes, seen = [], [], set()
-    for entry in _opened(manifest):
+    for _, entry in _opened(manifest):
         path, known = str(entry.get("path")), entry.get("sha256")
         if entry.get("role") != "teacher" or not known or path in seen:
             continue
@@ -207,11 +239,23 @@ def _with(recipe: Recipe, **tables: Any) -> Recipe:
 def _compared(first: Path, second: Path) -> Finding | None:
     if files.sha256_of(first) == files.sha256_of(second):
         return None
-    ours, theirs = load_file(str(first)), load_file(str(second))
-    names = [n for n in ours if n not in theirs or not torch.equal(ours[n], theirs[n])]
-    off = max((float((ours[n] - theirs[n]).abs().max()) for n in names if n in theirs), default=0.0)
+    try:
+        ours, theirs = load_file(str(first)), load_file(str(second))
+    except (SafetensorError, OSError, ValueError):
+        return _different("rerun-differs", f"{quoted(first)} is no student that can be read")
+    names = sorted(
+        n for n in ours.keys() | theirs.keys()
+        if n not in ours or n not in theirs or not torch.equal(ours[n], theirs[n])
+    )  # fmt: skip
+    alike = [n for n in names if n in ours and n in theirs and ours[n].shape == theirs[n].shape]
+    off = max((_apart(ours[n], theirs[n]) for n in alike), default=math.inf)
+    by = f", by {off:.3g} at most" if math.isfinite(off) else ""
     return _different(
         "rerun-differs",
-        f"the student of the same recipe is another one: {len(names)} of {len(ours)} tensors "
-        f"differ, by {off:.3g} at most (another machine, other versions or threads?)",
+        f"the student of the same recipe is another one: {len(names)} of {len(theirs)} tensors "
+        f"differ{by} (another machine, other versions or threads?)",
     )
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0

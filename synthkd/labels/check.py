@@ -69,8 +69,10 @@ def check_labels(
     given: Sequence[str] = (),
     taken: Sequence[int] = (),
     others: Sequence[Order] = (),
+    who: str = "teacher",
 ) -> LabelCheck:
-    """Compares the teacher's votes [N] with labels [N] that are meant to be its classes.
+    """Compares the teacher's votes [N], or those of its student (`who`), with labels [N] that are
+    meant to be its classes.
 
     `names` are the teacher's; `given` are the names of the classes on the user's side and `taken`
     what class each was taken for; `others` are further orders that the data allow. An order fits
@@ -103,12 +105,12 @@ def check_labels(
     if free is not None and (best is None or _beats(free.hits, best.hits)):
         best = free
     if best is None:
-        return LabelCheck(accuracy, tuple(_near_chance(seen, told, accuracy)))
+        return LabelCheck(accuracy, tuple(_near_chance(seen, told, accuracy, who)))
     better = float(best.hits.mean())
     if not given:
         taken = np.unique(told).tolist()
         given = [str(k) for k in taken]
-    finding = _finding(best, accuracy, better, names, given, taken)
+    finding = _finding(best, accuracy, better, names, given, taken, who)
     return LabelCheck(accuracy, (finding,), best.order, better)
 
 
@@ -321,7 +323,7 @@ def _cycles(whole: Numbers, own: Numbers) -> Iterator[tuple[list[int], bool]]:
 
 def _finding(
     best: _Trial, accuracy: float, better: float, names: Sequence[str], given: Sequence[str],
-    taken: Sequence[int],
+    taken: Sequence[int], who: str,
 ) -> Finding:  # fmt: skip
     order = best.order
     side = {k: name for name, k in zip(given, taken, strict=True) if k >= 0}
@@ -345,7 +347,7 @@ def _finding(
     change = better - accuracy
     return Finding(
         "labels-permuted",
-        f"the teacher is right on {accuracy:.1%} of these {len(best.hits):,} images, but on "
+        f"the {who} is right on {accuracy:.1%} of these {len(best.hits):,} images, but on "
         f"{better:.1%} {how}",
         _remedy(order, given, taken),
         serious=change >= SERIOUS,
@@ -378,7 +380,7 @@ def _does(order: Order, given: Sequence[str], told: Sequence[int]) -> bool:
         return False
 
 
-def _near_chance(seen: Numbers, told: Numbers, accuracy: float) -> list[Finding]:
+def _near_chance(seen: Numbers, told: Numbers, accuracy: float, who: str) -> list[Finding]:
     """Balanced accuracy beside that of votes as often for each class, that know no label."""
     size = int(max(seen.max(), told.max())) + 1
     n = np.bincount(told, minlength=size)
@@ -395,7 +397,7 @@ def _near_chance(seen: Numbers, told: Numbers, accuracy: float) -> list[Finding]
         return []
     return [Finding(
         "teacher-near-chance",
-        f"the teacher itself is right on {accuracy:.1%} of these {len(seen):,} images (balanced "
+        f"the {who} itself is right on {accuracy:.1%} of these {len(seen):,} images (balanced "
         f"over the classes {balanced:.1%}, by chance {chance:.1%}), and no other order of its "
         "classes fits",
         "check that these are images of its classes and that it is fed as it was trained "

@@ -63,6 +63,29 @@ def known_names(names: Sequence[str]) -> tuple[str, ...]:
     return () if plainly else tuple(names)
 
 
+def check_same_classes(
+    ours: Sequence[str], theirs: Sequence[str], whose: str = "the student"
+) -> None:
+    """Refuses what has the classes `ours`, a student or a data set, where they are surely not
+    `theirs`, its teacher's, one by one: a name that both have stands at another place, or all are
+    numbers that say something (`known_names`), and they differ. Lists without names tell nothing.
+    """
+    if len(ours) != len(theirs) or not ours:
+        return  # another number of classes is refused where their answers are compared
+    place = {name: k for k, name in enumerate(theirs)}
+    moved = [k for k, name in enumerate(ours) if place.get(name, k) != k]
+    if not moved and all(known_names(names) and all(map(str.isdecimal, names))
+                         for names in (ours, theirs)):  # fmt: skip
+        moved = [k for k, name in enumerate(ours) if name != theirs[k]]
+    if moved:
+        k = moved[0]
+        raise InputError(
+            f"class {k} of {whose} is {quoted(ours[k], 40)}, and of the teacher "
+            f"{quoted(theirs[k], 40)}: give the teacher's classes in the same order (--only, "
+            "--class-names)"
+        )
+
+
 def names_in(holder: object, classes: int) -> tuple[str, ...]:
     """Class names that a network, a function or a module of code carries: the first attribute
     among the usual ones (`id2label`, `classes`, `class_names`, `names`, `CLASSES`, …) that holds as

@@ -38,6 +38,9 @@ KINDS: Mapping[str, str] = {
 BINARY = ("binary-logit", "binary-probability", "binary-percentage")
 ONE_OF = ("probabilities", "percentages", "top-k")  # rows that sum to a constant, or below it
 LEFT = 3e-3  # of a row's sum: what probabilities in single precision may be off by, and more
+# the mean of an image's logits by their deviation, where one class in seven applies and all are
+# equally sure: nothing pulls those of a softmax below 0, though Adam may push them there
+BELOW = -1.0
 PROBES, LARGE = 32, 128**2  # images asked; half as many from so many pixels on
 ROWS = "rows"  # a list with an entry for every image
 
@@ -560,8 +563,10 @@ def _of_rows(
         if kind == "auto":
             raise
         seen = found
-    if kind in ("auto", seen.kind):
+    if kind == "auto":
         return wide, seen
+    if kind == seen.kind:  # nothing was assumed
+        return wide, replace(seen, notes=found.notes)
     if kind == "labels":
         if seen.kind != "probabilities" or seen.step < 1:
             raise InputError(
@@ -593,7 +598,7 @@ def _floor(values: Tensor, kind: str) -> float:
 def _guessed(values: Tensor, found: Answers) -> Answers:
     """What rows of numbers look like."""
     unit, error = rounding(values), precision(values)
-    low, high = float(values.min()), float(values.max())
+    low, high, wide = float(values.min()), float(values.max()), values.shape[1]
     if found.listed:  # (label, score) lists
         total = 100.0 if high > 1.01 else 1.0
         return replace(found, kind="top-k", total=total, step=unit / total)
@@ -633,6 +638,14 @@ def _guessed(values: Tensor, found: Answers) -> Answers:
         note = Finding(
             "answers-assumed", "its answers are never negative: taken for logits",
             "if they are something else, say what with --teacher-answers",
+        )  # fmt: skip
+        notes = (*notes, note)
+    offset = values.mean(1) / values.std(1).clamp_min(1e-12)
+    if wide > 2 and float(offset.median()) < BELOW:
+        note = Finding(
+            "answers-assumed", "its logits are mostly below 0, as where few of several classes "
+            "apply: taken for classes of which one applies",
+            "if several may apply to an image, give --teacher-answers multilabel-logits",
         )  # fmt: skip
         notes = (*notes, note)
     return replace(found, kind="logits", notes=notes)

@@ -11,8 +11,9 @@ from synthkd.core.errors import InputError
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec
 from synthkd.core.logits import chosen
+from synthkd.core.seeds import globally
 from synthkd.networks.answers import Answers, reading, taken, to_logits
-from synthkd.networks.modes import in_eval_mode
+from synthkd.networks.modes import holders, in_eval_mode
 
 
 class Classifier(nn.Module):
@@ -34,6 +35,7 @@ class Classifier(nn.Module):
     inherited = (0, 0)  # tensors of the body that began as its teacher's, and all that it has
     kept: Mapping[str, Tensor] = {}  # outputs left of a pruned body's layers, see networks.pruned
     channels_last = False
+    resting: tuple[nn.Module, ...] = ()  # stay in eval mode while the others learn: see `steadied`
     # in which it is called: a body that is code of the user's wants one
     guard: Callable[[], AbstractContextManager[None]] = nullcontext
     notes: tuple[Finding, ...] = ()  # what was understood of the files that it came from
@@ -93,6 +95,44 @@ class Classifier(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B, K] as probabilities [B, K]: of one class of all, or of each class alone."""
         return logits.sigmoid() if self.independent else logits.softmax(1)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's; what is `resting` stays in eval mode."""
+        super().train(mode)
+        for module in self.resting:
+            module.training = False
+        return self
+
+    @torch.no_grad()
+    def steadied(self) -> Self:
+        """Itself, so that in training mode it answers in the form that was recognised in eval mode.
+
+        Some networks answer otherwise there: with auxiliary heads beside the logits, or without the
+        softmax that they end with. The modules of such a body that hold others then stay in eval
+        mode, so that its layers alone (BatchNorm, Dropout, attention) know that it learns. Where
+        the form is the same, nothing rests.
+        """
+        rng = torch.Generator().manual_seed(0)
+        images = torch.rand(3, *self.spec.shape, generator=rng).to(self.mean.device)
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        held = holders(self.body)
+        logits = bool(self.reading.layer) or self.answers.endswith(("logit", "logits"))
+        try:
+            with in_eval_mode(self), globally(rng):
+                usual = self(images)
+                for module in held:
+                    module.training = True
+                answer = self(images)
+            alike = answer.shape == usual.shape and (
+                logits or torch.allclose(answer, usual, rtol=1e-3, atol=1e-3)
+            )
+        except Exception:  # whatever the user's network raises
+            alike = False
+        for buffer, value in before:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+        self.resting = () if alike else held
+        return self
 
     @torch.no_grad()
     def arranged(self) -> Self:

@@ -32,6 +32,17 @@ def in_eval_mode(network: nn.Module, *, frozen: bool = False) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def holders(network: nn.Module) -> tuple[nn.Module, ...]:
+    """A network and those of its modules that hold others. Left out are torch's own, of which an
+    attention drops by its own mode, and norms, which may hold an activation."""
+    return tuple(
+        module for module in network.modules()
+        if (module is network or list(module.children()))
+        and not isinstance(module, nn.modules.batchnorm._NormBase)
+        and not type(module).__module__.startswith("torch.nn.")
+    )  # fmt: skip
+
+
 @contextmanager
 def plain_means(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
     """Begins the running statistics of BatchNorm layers anew; while the `with` lasts they are plain

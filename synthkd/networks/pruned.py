@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.marks import misread
 from synthkd.networks.modes import in_eval_mode
 from synthkd.networks.resnet import Block, ResNet
-from synthkd.networks.selection import Group, Member, multiple_of, selected
+from synthkd.networks.selection import Group, Member, multiple_of, selected, step_of
 from synthkd.networks.weight_init import inherited
 
 _Norm = nn.modules.batchnorm._BatchNorm
@@ -62,9 +63,11 @@ def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float, images: T
     Channels that are added to each other go together (Fang et al. 2023, DepGraph,
     https://arxiv.org/abs/2301.12900, by the library torch-pruning). Which go is chosen by
     `selection.selected`, by what the layers receive of `images` [N, C, H, W], as the network takes
-    them; layers differ in how much they lose. The last layer keeps its outputs. Where channels are
-    convolved in groups each layer loses an equal share, those of the smallest weights. ResNets of
-    ours, whose shortcuts pad channels, are cut by `weight_init.inherited`.
+    them; layers differ in how much they lose. The last layer keeps its outputs, and so do layers
+    whose channels are normalised in groups that would not come out even, or are read in another
+    order than the library says (`marks.misread`). Where channels are convolved in groups each layer
+    loses an equal share, those of the smallest weights. ResNets of ours, whose shortcuts pad
+    channels, are cut by `weight_init.inherited`.
 
     `shape` is that of one image, (C, H, W). Raises InputError where the network cannot be cut: its
     layers cannot be followed, or it does not run afterwards.
@@ -90,6 +93,8 @@ def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float, images: T
             answer = found(blank)
         if not isinstance(answer, Tensor) or not bool(answer.isfinite().all()):
             raise ValueError("it does not answer with finite numbers")
+    except InputError:
+        raise
     except Exception as error:  # whatever the library, or the user's network, raises
         raise InputError(
             f"this network cannot be pruned ({type(error).__name__}: {quoted(error, 80)}): name a "
@@ -136,13 +141,16 @@ def _chosen(
 
     graph = tp.DependencyGraph().build_dependency(found, example_inputs=blank)
     layers = {m: name for name, m in found.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    roots, groups = [], []
+    roots, groups, uneven = [], list[Group](), set[int]()
     for group in graph.get_all_groups(
         ignored_layers=heads, root_module_types=[nn.Conv2d, nn.Linear]
     ):
         members, count = [], len(group[0].idxs)
         for item in group:
-            if (name := layers.get(item.dep.target.module)) is None:
+            module = item.dep.target.module
+            if isinstance(module, nn.GroupNorm) and _uneven(module, count, len(item.idxs)):
+                uneven.add(len(groups))
+            if (name := layers.get(module)) is None:
                 continue
             where: list[list[int]] = [[] for _ in range(count)]
             for own, root in zip(item.idxs, item.root_idxs, strict=True):
@@ -151,7 +159,19 @@ def _chosen(
             members.append(Member(name, tuple(map(tuple, where)), out))
         roots.append(group[0])
         groups.append(Group(count, tuple(members)))
-    gone = selected(found, groups, images, ratio)
+    misled = misread(found, groups, blank)
+    whole = uneven | misled
+    free = [k for k in range(len(groups)) if k not in whole]
+    if whole and not free:
+        why = (
+            "its GroupNorm layers would not come out even" if uneven
+            else "its channels are shuffled or flattened in an order that is not known here"
+        )  # fmt: skip
+        raise InputError(f"this network cannot be pruned: {why}: name a --student")
+    gone: list[list[int]] = [[] for _ in groups]
+    chosen = selected(found, [groups[k] for k in free], images, ratio)
+    for k, channels in zip(free, chosen, strict=True):
+        gone[k] = channels
     kept = {name: torch.ones(len(m.weight), dtype=torch.bool) for m, name in layers.items()}
     for root, group, channels in zip(roots, groups, gone, strict=True):
         if not channels:
@@ -161,6 +181,16 @@ def _chosen(
             if member.out:
                 kept[member.name][[own for c in channels for own in member.where[c]]] = False
     return {name: mask.nonzero().flatten() for name, mask in kept.items()}
+
+
+def _uneven(norm: nn.GroupNorm, size: int, channels: int) -> bool:
+    """Whether a norm of which so many `channels` belong to a group of this size cannot be divided
+    as before after some have gone."""
+    if norm.num_groups == 1:
+        return False
+    first = step_of(size, size)
+    steps = (first, step_of(size, size - first))
+    return any(channels // size * step % norm.num_groups for step in steps)
 
 
 def _narrower(body: ResNet, ratio: float) -> ResNet:

@@ -7,55 +7,88 @@ the channels that are left, y:
 
 (He et al. 2017, https://arxiv.org/abs/1707.06168, by ridge regression towards the weights that were
 left). Layers are taken from the first to the last, so each makes good what those before it still
-lack. y is what BatchNorm receives: its statistics stay those of the whole network, measured on the
-data that the network was trained with.
+lack: all images pass through the pruned network once, and a layer is refitted when they reach it.
+y is what BatchNorm receives: its statistics stay those of the whole network, measured on the data
+that the network was trained with.
 """
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.networks.modes import in_eval_mode
-from synthkd.networks.selection import PLACES, RIDGE, Call, Calls, Layer, layers_of
+from synthkd.networks.selection import AT_ONCE, PLACES, RIDGE, Call, Calls, Layer, layers_of
 
-BATCH = 64  # images at once
-
-
-class _Enough(Exception):
-    """Ends a network's answer after the layer that is looked at."""
+HELD = 2**27  # numbers of what the whole network makes that are held at one time
+BATCH = 64  # images whose patches are cut at once
 
 
 @torch.no_grad()
 def reconstruct(
-    narrow: nn.Module, whole: nn.Module, kept: Mapping[str, Tensor], images: Tensor
-) -> int:
+    narrow: nn.Module, whole: nn.Module, kept: Mapping[str, Tensor], images: Tensor, *,
+    until: float = math.inf,
+) -> int:  # fmt: skip
     """Refits the layers of a pruned network in place; returns how many.
 
     `kept` are the outputs left of each layer, as `pruned.pruned` tells, and `images` [N, C, H, W]
     are what the networks take. The modes of both, and their buffers, stay as they are. Layers that
     are called more than once for an image, whose outputs are others than `kept` says, or that
-    convolve in groups of several channels are left as they were.
+    convolve in groups of several channels are left as they were, and so are those that the images
+    reach after `until`, a time of `time.perf_counter`.
     """
     layers, wholes = layers_of(narrow), layers_of(whole)
     rng = torch.Generator().manual_seed(0)
     with in_eval_mode(narrow), in_eval_mode(whole):
-        chosen = _places(whole, wholes, images, rng)
-        wanted = _wanted(whole, wholes, images, chosen)
-        refitted = 0
-        for name, places in chosen.items():
-            layer, numbers = layers.get(name), kept.get(name)
-            if layer is None or numbers is None or len(numbers) != len(layer.weight):
-                continue
-            groups = getattr(layer, "groups", 1)
-            if groups > 1 and not groups == len(layer.weight) == layer.in_channels:
-                continue
-            read = _read(narrow, name, layer, images, places)
-            if read is not None and len(read) == len(wanted[name]):
-                _refit(layer, read, wanted[name][:, numbers.to(read.device)])
-                refitted += 1
+        chosen = {
+            name: places for name, places in _places(whole, wholes, images, rng).items()
+            if name in layers and _able(layers[name], kept.get(name))
+        }  # fmt: skip
+        counts = {name: places.numel() * len(kept[name]) for name, places in chosen.items()}
+        parts, wanted, refitted = _parts(counts), dict[str, Tensor](), 0
+
+        def see(name: str, call: Call) -> Tensor | None:
+            nonlocal refitted
+            if name not in chosen or time.perf_counter() > until:
+                return None
+            if name not in wanted and (part := next((p for p in parts if name in p), ())):
+                wanted.clear()
+                wanted.update(_wanted(whole, wholes, images, {n: chosen[n] for n in part}, kept))
+            layer, y = layers[name], wanted.pop(name, None)
+            read = _read(layer, call, chosen.pop(name))
+            if y is None or len(read) != len(y):
+                return None
+            _refit(layer, read, y)
+            refitted += 1
+            return call.again()
+
+        with Calls(layers, see):
+            narrow(images)
     return refitted
+
+
+def _able(layer: Layer, numbers: Tensor | None) -> bool:
+    """Whether a layer can be refitted, of whose outputs these are left."""
+    if numbers is None or len(numbers) != len(layer.weight):
+        return False
+    groups = getattr(layer, "groups", 1)
+    return groups == 1 or groups == len(layer.weight) == getattr(layer, "in_channels", 0)
+
+
+def _parts(counts: Mapping[str, int]) -> Sequence[Sequence[str]]:
+    """Names in parts whose counts are HELD at most together, if there is more than one in it."""
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name, count in counts.items():
+        if parts[-1] and held + count > HELD:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += count
+    return parts
 
 
 def _places(
@@ -79,11 +112,12 @@ def _places(
 
 
 def _wanted(
-    whole: nn.Module, layers: dict[str, Layer], images: Tensor, chosen: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """What each layer makes at the places that are looked at, [M, O]."""
+    whole: nn.Module, layers: dict[str, Layer], images: Tensor, chosen: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+) -> dict[str, Tensor]:  # fmt: skip
+    """What each layer makes at the places that are looked at, in the outputs kept: [M, O']."""
     parts: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    for first in range(0, len(images), BATCH):
+    for first, part in _in_parts(images):
 
         def see(name: str, call: Call, first: int = first) -> None:
             if name in parts:
@@ -93,38 +127,33 @@ def _wanted(
                 at = chosen[name][first : first + len(y)].to(y.device)
                 y = y.flatten(2)
                 picked = torch.gather(y, 2, at[:, None].expand(-1, y.shape[1], -1))
-                parts[name].append(picked.transpose(1, 2).flatten(0, 1))
+                rows = picked[:, kept[name].to(y.device)].transpose(1, 2).flatten(0, 1)
+                parts[name].append(rows)
 
         with Calls(layers, see):
-            whole(images[first : first + BATCH])
-    return {name: torch.cat(some) for name, some in parts.items()}
+            whole(part)
+    return {name: torch.cat(parts.pop(name)) for name in list(parts)}
 
 
-def _read(
-    narrow: nn.Module, name: str, layer: Layer, images: Tensor, places: Tensor
-) -> Tensor | None:
-    """What a layer of the pruned network receives at these places: [M, C] or [M, C, taps]; None
-    where it is not called."""
+def _in_parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Images [N, C, H, W] a few at a time, and the number of the first of them."""
+    size = max(1, min(BATCH, 2 * AT_ONCE // (images.shape[2] * images.shape[3])))
+    for first in range(0, len(images), size):
+        yield first, images[first : first + size]
+
+
+def _read(layer: Layer, call: Call, places: Tensor) -> Tensor:
+    """What a layer of the pruned network receives at these places: [M, C] or [M, C, taps]."""
     parts: list[Tensor] = []
-    for first in range(0, len(images), BATCH):
-
-        def see(_: str, call: Call, first: int = first) -> None:
-            x = call.inputs.float()
-            at = places[first : first + len(x)].to(x.device)
-            if isinstance(layer, nn.Conv2d):
-                parts.append(_patches(x, layer, call, at))
-            else:
-                x = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
-                picked = torch.gather(x, 1, at[:, :, None].expand(-1, -1, x.shape[2]))
-                parts.append(picked.flatten(0, 1))
-            raise _Enough
-
-        try:
-            with Calls({name: layer}, see):
-                narrow(images[first : first + BATCH])
-        except _Enough:
-            continue
-        return None
+    for first in range(0, len(call.inputs), BATCH):
+        x = call.inputs[first : first + BATCH].float()
+        at = places[first : first + len(x)].to(x.device)
+        if isinstance(layer, nn.Conv2d):
+            parts.append(_patches(x, layer, call, at))
+        else:
+            x = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
+            picked = torch.gather(x, 1, at[:, :, None].expand(-1, -1, x.shape[2]))
+            parts.append(picked.flatten(0, 1))
     return torch.cat(parts)
 
 
@@ -152,13 +181,24 @@ def _refit(layer: Layer, read: Tensor, wanted: Tensor) -> None:
     if bias is not None:
         middle, target = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
         x, y = x - middle, y - target
-    gram = x.transpose(1, 2) @ x
-    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None] + 1e-12
-    gram.diagonal(dim1=1, dim2=2).add_(ridge)
-    change = torch.linalg.solve(gram.double(), (x.transpose(1, 2) @ (y - x @ before)).double())
-    after = before + change.float()
+    missing, turned = y - x @ before, x.transpose(1, 2)
+    ridge = RIDGE * x.square().sum((1, 2)) / x.shape[2] + 1e-12
+    if x.shape[1] < x.shape[2]:  # fewer rows than weights: Xᵀ (X Xᵀ + λ)⁻¹ is the same, and smaller
+        gram = _with_ridge(x @ turned, ridge)
+        change = turned @ torch.linalg.solve(gram, missing.double()).float()
+    else:
+        gram = _with_ridge(turned @ x, ridge)
+        change = torch.linalg.solve(gram, (turned @ missing).double()).float()
+    after = before + change
     if not bool(after.isfinite().all()):
         return
     weight.copy_((after[:, :, 0] if alone else after[0].t()).reshape(weight.shape))
     if bias is not None:
         bias.copy_((target - middle @ after).flatten())
+
+
+def _with_ridge(gram: Tensor, ridge: Tensor) -> Tensor:
+    """A copy of Gram matrices [G, I, I] in float64 with a ridge [G] on the diagonals."""
+    gram = gram.double()
+    gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    return gram

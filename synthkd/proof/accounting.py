@@ -27,7 +27,7 @@ from synthkd.proof.unread import COUNTERS, FEW, IMAGES, unread
 from synthkd.recipe import TeacherTable, is_installed_call
 from synthkd.specs import DEMO_TEACHER, STUDENT, BlackBox
 from synthkd.specs.graphs import Sealed, Session
-from synthkd.specs.networks import Network
+from synthkd.specs.onnx_network import Network
 from synthkd.specs.pickles import MOST_PICKLED, ZIP
 from synthkd.specs.weights import Checkpoint, read_checkpoint
 
@@ -143,14 +143,23 @@ def _counted(
     numbers = {}
     for name, size in sizes.items():
         own = used.get(name)
-        if own is None and name.endswith(COUNTERS) and size <= 8:
+        if own is None and size <= 8 and _is_counter(name, used):
             numbers[name] = size  # a counter of BatchNorm, which is not loaded
         elif own is None:
-            layout.beside(f"the tensor {quoted(name)}, which the network does not have", size)
+            layout.beside(
+                f"the tensor {quoted(name)}, which the network does not have",
+                size + len(name.encode()),
+            )
         else:
             numbers[name] = min(size, _bytes(own))
             layout.beside(f"wider numbers of {quoted(name)}", size - numbers[name])
     return numbers
+
+
+def _is_counter(name: str, used: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor counts the batches of a normalising layer that the network has."""
+    layer, _, kind = name.rpartition(".")
+    return kind in COUNTERS and f"{layer}.running_mean".lstrip(".") in used
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -188,7 +197,7 @@ def _of_archive(path: Path, used: Mapping[str, Tensor], network: nn.Module) -> A
         _, stored = layout.parts.pop(f"data/{key}", (0, 0))
         mine = {name: piece for name, piece in held.tensors.items() if piece.key == key}
         known = {
-            n: p for n, p in mine.items() if n in used or (n.endswith(COUNTERS) and stored <= 8)
+            n: p for n, p in mine.items() if n in used or (stored <= 8 and _is_counter(n, used))
         }
         if known:
             first = next(iter(known))
@@ -200,6 +209,10 @@ def _of_archive(path: Path, used: Mapping[str, Tensor], network: nn.Module) -> A
         else:
             name = next(iter(mine))
             layout.beside(f"the tensor {quoted(name)}, which the network does not have", stored)
+    unknown = [n for n in held.tensors if n not in used and not _is_counter(n, used)]
+    layout.beside(
+        "names of tensors that the network does not have", sum(len(n.encode()) for n in unknown)
+    )
     for name, (_, stored) in layout.parts.items():
         layout.beside(f"the member {quoted(name)}", stored)
     found = _summed(path, layout, numbers, texts, MOST_VALUES)
@@ -263,19 +276,21 @@ def account_teacher(
     for place in places:
         path = place.path
         if place.role == "teacher" and path.is_file() and path.name not in known:
-            found.files.append(_beside(path, found))
+            found.files.append(_beside(path))
+    text = sum(each.text for each in found.files)
+    if text > MOST_TEXT and not any(f.code == "weights-text" for f in found.findings):
+        found.findings.append(Finding(
+            "weights-text",
+            f"the teacher's {len(found.files):,} files hold {text:,} bytes of text beside the "
+            "weights", "read it",
+        ))  # fmt: skip
     found.findings += _silent(classifier)
     return found
 
 
-def _beside(path: Path, found: Account) -> Accounting:
+def _beside(path: Path) -> Accounting:
     """A file that is read beside the weights: settings, names of classes, a card."""
     size = path.stat().st_size
-    if size > MOST_TEXT:
-        found.findings.append(Finding(
-            "weights-text", f"{quoted(path.name)} holds {size:,} bytes beside the weights",
-            "read it",
-        ))  # fmt: skip
     return Accounting(path.name, sha256_of(path), size, 0, 0, 0, size, 0, {path.name: size})
 
 

@@ -61,6 +61,7 @@ def declared(recipe: Recipe, *, student: bool = True) -> list[Place]:
     found = [Place(path, "recipe") for path in (pipeline_path(recipe.pipeline),) if exists(path)]
     found += _network(teacher.spec, teacher.weights, "teacher")
     found += _named_file(teacher.class_names, "teacher")
+    found += [Place(Path(path), "plugin") for path in recipe.run.plugins]
     if student:
         found += _network(learner.spec, learner.weights, "student")
         for spec in (*recipe.teaching.assistants, *filter(None, (recipe.teaching.peer,))):

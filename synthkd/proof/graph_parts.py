@@ -7,7 +7,7 @@ from typing import Any
 
 from synthkd.core.errors import InputError, quoted
 from synthkd.proof.containers import Layout
-from synthkd.specs.networks import names_outside
+from synthkd.specs.onnx_network import names_outside
 
 LONG = 200  # characters from which a name is counted as text
 BLOCK = 1 << 20
@@ -125,24 +125,55 @@ def _reached(graph: Any, wanted: set[str]) -> tuple[set[str], set[int]]:
     return names, nodes
 
 
+# strings that the structure needs, up to LONG characters each; any other string is text
+_NEEDED = {
+    "NodeProto": ("input", "output", "name", "op_type", "domain"), "TensorProto": ("name",),
+    "AttributeProto": ("name", "s", "strings"), "OperatorSetIdProto": ("domain",),
+    "ValueInfoProto": ("name",), "StringStringEntryProto": ("key", "value"),
+}  # fmt: skip
+_NUMBERS = ("raw_data", "string_data")  # of a tensor
+
+
 def _texts(model: Any, found: Layout) -> None:
-    """Text that the format lets anybody add."""
+    """Text that the format lets anybody add: every string that neither a node nor a tensor needs,
+    and what is longer than a name has to be."""
+    names = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for kind, field, value in _strings(model):
+        if (kind, field) in (("NodeProto", "input"), ("NodeProto", "output")):
+            names.add(value)
+    added: dict[str, list[str]] = {}
+    for kind, field, value in _strings(model):
+        needed = field in _NEEDED.get(kind, ())
+        if (kind, field) == ("ValueInfoProto", "name"):
+            needed = value in names
+        if left := value[LONG:] if needed else value:
+            added.setdefault(f"{kind}.{field}", []).append(left)
     for entry in model.metadata_props:
         found.told[f"metadata {entry.key}"] = entry.value
-    documented = [("model", model), ("graph", model.graph)]
-    documented += [(f"node {i}", node) for i, node in enumerate(model.graph.node)]
-    documented += [(f"tensor {t.name}", t) for t in _initializers(model.graph)]
-    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    documented += [(f"value {value.name}", value) for value in values]
-    for name, holder in documented:
-        if holder.doc_string:
-            found.told[f"doc of {name[:LONG]}"] = holder.doc_string
-        for entry in getattr(holder, "metadata_props", ()) if holder is not model else ():
-            found.told[f"metadata {entry.key} of {name[:LONG]}"] = entry.value
-    for node in model.graph.node:
-        for name in (node.name, *node.input, *node.output):
-            if len(name) > LONG:
-                found.told[f"a long name {name[:LONG]}"] = name[LONG:]
+    for where, texts in added.items():
+        found.told[where] = "".join(texts)
+
+
+def _strings(message: Any) -> Iterator[tuple[str, str, str]]:
+    """Every string in a message and those in it: the kind of the message, the field, the string.
+    Without the numbers of tensors and the metadata of the model."""
+    kind = message.DESCRIPTOR.name
+    for field, value in message.ListFields():
+        if (kind, field.name) == ("ModelProto", "metadata_props"):
+            continue
+        one = isinstance(value, str | bytes | int | float) or hasattr(value, "ListFields")
+        every = (value,) if one else value
+        if field.type == field.TYPE_MESSAGE:
+            external = (kind, field.name) == ("TensorProto", "external_data")
+            for each in every:
+                if kind != "TensorProto" or external:
+                    where = "" if external or field.name != "metadata_props" else "metadata"
+                    for inner, name, text in _strings(each):
+                        yield (where or inner), name, text
+        elif field.type == field.TYPE_STRING:
+            yield from ((kind, field.name, text) for text in every)
+        elif field.type == field.TYPE_BYTES and field.name not in _NUMBERS:
+            yield from ((kind, field.name, text.decode("utf-8", "replace")) for text in every)
 
 
 def _external(path: Path, ranges: list[tuple[str, int, int]]) -> Layout:

@@ -27,6 +27,18 @@ MOST_BYTES = 256 << 20  # of hashes.json: of a data set with a picture a file
 LATER = re.compile(r"export(-\d+)?/.+|report\.html|evaluation/evaluation\.json")
 # what a run or a data set removes when it is finished, or leaves if it is killed there
 GOING = re.compile(r"checkpoints/(rank-\d+/)?(rows-\d+-)?\d+\.safetensors|shards\.json")
+# every name that a run or a data set, finished or not, gives a file; what has another is not its
+_NUMBERED = r"(rows-\d+-)?\d+\.safetensors"
+OURS = re.compile(
+    rf"({LATER.pattern}|{GOING.pattern}"
+    r"|(recipe\.toml|(manifest|details|hashes|summary|shards)\.json|(metrics|snapshots)\.jsonl"
+    r"|calibration\.npz|(student|generator|checkpoint)\.safetensors|README\.md"
+    r"|contact_sheet\.png|samples/[^/]+\.png|snapshots/\d+\.safetensors|tensorboard/[^/]+"
+    r"|shard-\d+\.(images|labels|logits)\.npy|[^/]+/\d+\.png)"
+    rf"|shards/\d+(\.lock|/checkpoints/{_NUMBERED}"
+    r"|/(recipe\.toml|manifest\.json|README\.md|contact_sheet\.png)"
+    r"|/shard-\d+\.(images|labels|logits)\.npy|/[^/]+/\d+\.png))"
+)
 NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 Entries = dict[str, tuple[int, str]]  # bytes and SHA-256 by the path inside the folder
@@ -55,6 +67,11 @@ def write(folder: Path, coming: Mapping[str, bytes] = NOTHING) -> str:
     for name, data in coming.items():
         found[name] = (len(data), hashlib.sha256(data).hexdigest())
     return _save(folder, found)
+
+
+def strange(folder: Path) -> list[str]:
+    """The files in the folder of a run or data set that have no name of ours, sorted."""
+    return sorted(name for name, _, _ in _inside(folder) if not OURS.fullmatch(name))
 
 
 def forget(folder: Path) -> None:

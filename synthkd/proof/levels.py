@@ -14,9 +14,9 @@ LEVELS = {
 def level_of(manifest: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
     """The level of proof by what a manifest holds, and why it is no higher.
 
-    Level 1 wants the list of what was opened of every sitting, 2 the record of the seal of every
-    sitting, which stands there from its beginning, 3 an account of the teacher's files besides, in
-    which no byte is left over.
+    Level 1 wants the whole list of what was opened of every sitting, 2 the record of the seal of
+    every sitting, which stands there from its beginning, 3 an account of the teacher's files
+    besides, in which no byte is left over.
 
     >>> level_of({"opened": [{}], "sealed": [None]})
     (1, ('sitting 1 was not sealed',))
@@ -25,9 +25,9 @@ def level_of(manifest: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
     opened, sealed = _of_each(manifest, "opened"), _of_each(manifest, "sealed")
     open_ones = [n for n, each in enumerate(sealed, start=1) if not _is_seal(each)]
     if len(sealed) != sittings or open_ones:
-        kept = sum(isinstance(each, Mapping) for each in opened)
+        kept = sum(isinstance(each, Mapping) and not each.get("missed") for each in opened)
         if not kept == len(opened) == sittings:  # the list of one that was killed is lost
-            return 0, (f"what was opened is told of {kept} of {sittings} sittings",)
+            return 0, (f"all that was opened is told of {kept} of {sittings} sittings",)
         which = ", ".join(map(str, open_ones)) or "none is told of"
         return 1, (f"sitting {which} was not sealed",)
     accounting = manifest.get("accounting")

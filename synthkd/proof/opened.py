@@ -23,14 +23,24 @@ from synthkd.core.errors import quoted
 from synthkd.core.files import sha256_of
 from synthkd.core.findings import Finding
 from synthkd.proof.declared import VALIDATION, Place, holder
-from synthkd.proof.places import DATA, DEVICES, KERNEL, LIBRARIES, TABLES, inside, package_places
+from synthkd.proof.hashes import OURS
+from synthkd.proof.places import (
+    DATA,
+    DEVICES,
+    KERNEL,
+    LIBRARIES,
+    TABLES,
+    TERMINAL,
+    inside,
+    package_places,
+)
 
 BEFORE, AFTER = "before the student was chosen", "after the student was chosen"
 BESIDE = "with the validation data"  # what code that reads these opened: it changes no student
 MOST = 200_000  # paths that are kept
 LISTED = 1_000  # files of one role that are named one by one
 HASHED = 1 << 30  # bytes: larger files are told without a hash
-WRITING = os.O_WRONLY | os.O_RDWR
+CODE = ("teacher", "student", "generator")  # roles of a package, whose files are told one by one
 
 CHILDREN = {
     "subprocess.Popen": 0, "os.system": 0, "os.exec": 0, "os.posix_spawn": 0, "os.spawn": 1,
@@ -69,7 +79,8 @@ class Recording:
         self.children: dict[str, str] = {}
         self.libraries: dict[str, str] = {}
         self.missed = 0  # events that were not understood, or found no room
-        self._known: set[tuple[str, int]] = set()
+        self.unlisted = 0  # folders whose names were read, and that found no room
+        self._known: set[tuple[str, bool, bool]] = set()
         _install()
         _ACTIVE.add(self)
 
@@ -84,22 +95,24 @@ class Recording:
     def note(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Keeps one event; whatever is wrong with it must not disturb what is watched."""
         try:
-            if len(self.files) >= MOST:
-                self.missed += 1
-            elif event == "open":
-                self._open(arguments[0], _writes(arguments[1], arguments[2]))
+            if event == "open":
+                reads, writes = _use(arguments[1], arguments[2])
+                self._open(arguments[0], reads, writes)
+                if arguments[1] is None:  # os.open, which may begin at an open folder
+                    for path in _below_open_folders(arguments[0]):
+                        self._open(path, reads, writes)
             elif event == "mmap.__new__":
                 if arguments[0] != -1:
-                    self._open(arguments[0], False)
+                    self._open(arguments[0], True, False)
             elif event == "import":
                 if arguments[1]:
-                    self._open(arguments[1], False)
+                    self._open(arguments[1], True, False)
             elif event == "sqlite3.connect":
-                self._open(arguments[0], True)
+                self._open(arguments[0], True, True)
             elif event in FOLDERS:
-                self._keep(self.folders, _real(arguments[0] if arguments[0] is not None else "."))
+                self._folder(_real(arguments[0] if arguments[0] is not None else "."))
             elif event in MOVES:
-                self._open(arguments[0], False)
+                self._open(arguments[0], True, False)
             elif event in SOCKETS:
                 self._keep(self.sockets, f"{event} {_shown(arguments[-1])}")
             elif event == "ctypes.dlopen":
@@ -118,21 +131,30 @@ class Recording:
         elif what not in table:
             self.missed += 1
 
-    def _open(self, path: Any, written: bool) -> None:
+    def _folder(self, path: str) -> None:
+        if path in self.folders or len(self.folders) < LISTED:
+            self.folders.setdefault(path, self.when)
+        else:
+            self.unlisted += 1
+
+    def _open(self, path: Any, read: bool, written: bool) -> None:
         text = f"/proc/self/fd/{path}" if isinstance(path, int) else _text(path)
-        if (text, written) in self._known:
+        if (text, read, written) in self._known:
             return
         if text.startswith("/") and not isinstance(path, int):
-            self._known.add((text, written))
+            self._known.add((text, read, written))
         real = _real(text)
         there = os.path.exists(real)  # noqa: PTH110
         if not real.startswith("/") or not (there or written):
             return
         if os.path.isdir(real):  # noqa: PTH112
-            self._keep(self.folders, real)
+            self._folder(real)
+            return
+        if real not in self.files and len(self.files) >= MOST:
+            self.missed += 1
             return
         found = self.files.setdefault(real, Touched(self.when, made=not there))
-        found.read |= not written
+        found.read |= read and there
         found.written |= written
 
 
@@ -167,10 +189,28 @@ def _is_pythons(event: str, arguments: tuple[Any, ...]) -> bool:
     return tuple(arguments[1]) in (("uname", "-p"), ("/sbin/ldconfig", "-p"))
 
 
-def _writes(mode: Any, flags: Any) -> bool:
-    if isinstance(flags, int) and flags & WRITING:
-        return True
-    return isinstance(mode, str) and not {"w", "a", "x", "+"}.isdisjoint(mode)
+def _use(mode: Any, flags: Any) -> tuple[bool, bool]:
+    """Whether a file is opened so that what is in it can be read, and so that it can be written."""
+    if isinstance(flags, int):
+        way = flags & os.O_ACCMODE
+        return way != os.O_WRONLY and not flags & os.O_TRUNC, way != os.O_RDONLY
+    letters = set(mode) if isinstance(mode, str) else {"r"}
+    written = not {"w", "a", "x", "+"}.isdisjoint(letters)
+    return "r" in letters or ("a" in letters and "+" in letters), written
+
+
+def _below_open_folders(path: Any) -> list[str]:
+    """The files that a relative path may mean where it begins at an open folder (`dir_fd`), which
+    no event tells of."""
+    if isinstance(path, int) or (text := _text(path)).startswith("/"):
+        return []
+    found = []
+    with suppress(OSError):
+        for handle in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            folder = os.path.realpath(f"/proc/self/fd/{handle}")
+            if folder.startswith("/") and os.path.exists(place := f"{folder}/{text}"):  # noqa: PTH110
+                found.append(place)
+    return found
 
 
 def _text(path: Any) -> str:
@@ -211,11 +251,15 @@ class Opened:
 def judged(
     recording: Recording, places: Sequence[Place], own: Iterable[Path], *, sealed: bool = False,
     living: bool = False, online: bool = False, loaded: Iterable[str] = (),
+    scratch: Iterable[Path] = (),
 ) -> Opened:  # fmt: skip
     """What was opened outside Python, its packages and the `own` folders of the run, with what it
     was for by the `places` that the recipe declares. With `living` objects, what the program that
     brought them opened cannot be told from the rest; where a run may be `online`, sockets are no
-    finding; `loaded` are the files that are mapped at the end."""
+    finding; `loaded` are the files that are mapped at the end; in the `scratch` folders, which were
+    empty when it began, everything is the run's, in its `own` ones what it made or has a name of
+    ours."""
+    empty = [os.path.realpath(path) for path in scratch]
     private = [os.path.realpath(path) for path in own]
     temporary = os.path.realpath(tempfile.gettempdir())
     code_reads = any(p.role == VALIDATION and p.path.suffix == ".py" for p in places)
@@ -223,8 +267,12 @@ def judged(
     def role_of(path: str, touched: Touched) -> str:
         if place := holder(places, path):
             return place.role
-        if any(inside(path, place) for place in private):
+        if any(inside(path, place) for place in empty):
             return "run"
+        for folder in private:
+            if inside(path, folder):
+                ours = touched.made or OURS.fullmatch(path[len(folder) :].lstrip("/"))
+                return "run" if ours else "unknown"
         if is_known(path):
             return "data of a package" if path.lower().endswith(DATA) else "python"
         if inside(path, temporary) and touched.made:
@@ -251,6 +299,8 @@ def judged(
         named += _rows(sorted(loose), role, recording.files)
         for tree in trees:
             below = [p for p in by_role[role] if holder([tree], p)]
+            if role in CODE:
+                named += _rows(sorted(below), role, recording.files)
             when = Counter(recording.files[p].when for p in below)
             groups.append(
                 {"path": str(tree.path), "role": role, "files": len(below), "when": dict(when)}
@@ -263,15 +313,19 @@ def judged(
         }
         - {str(place.path) for place in places}
     )
-    libraries = [p for p in libraries if not any(inside(p, place) for place in private)]
+    libraries = [p for p in libraries if not any(inside(p, place) for place in (*private, *empty))]
     data = {
         "files": named,
         "folders": groups,
-        "listed": sorted(_strange(recording.folders, places, private))[:LISTED],
+        "listed": sorted(_strange(recording.folders, places, [*private, *empty]))[:LISTED],
         "sockets": [{"what": what, "when": when} for what, when in recording.sockets.items()],
         "children": [{"what": what, "when": when} for what, when in recording.children.items()],
         "libraries": libraries[:LISTED],
         "missed": recording.missed,
+        "unlisted": recording.unlisted,
+        # what a program around the run opened, and sockets of a run that may be online: no finding
+        "living": living,
+        "online": online,
     }
     return Opened(
         data, _findings(data, unknown, denied, recording, by_role, living, online, sealed)
@@ -314,7 +368,15 @@ def _findings(
         found.append(Finding(
             "validation-early", f"validation data were read {BEFORE}: {_some(early)}", "",
         ))  # fmt: skip
-    hidden = [p for p in by_role.get("data of a package", ()) if recording.files[p].when == BEFORE]
+    trees = {place["path"] for place in data["folders"] if place["role"] in CODE}
+    inside_code = [
+        p for role in CODE for p in by_role.get(role, ())
+        if p.lower().endswith(DATA) and any(inside(p, os.path.realpath(tree)) for tree in trees)
+    ]  # fmt: skip
+    hidden = [
+        p for p in (*by_role.get("data of a package", ()), *inside_code)
+        if recording.files[p].when == BEFORE
+    ]  # fmt: skip
     if hidden and not living:
         found.append(Finding(
             "opened-package-data",
@@ -328,7 +390,9 @@ def _findings(
 
 def is_known(path: str) -> bool:
     """Whether a path, links followed, belongs to Python, its packages, or the system itself."""
-    if path in DEVICES or any(inside(path, place) for place in (*KERNEL, *LIBRARIES, *TABLES)):
+    if path in (*DEVICES, TERMINAL) or any(
+        inside(path, place) for place in (*KERNEL, *LIBRARIES, *TABLES)
+    ):
         return True
     return any(inside(path, place) for place in package_places())
 

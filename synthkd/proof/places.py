@@ -13,7 +13,8 @@ import synthkd
 from synthkd.core.resources import shipped
 
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/System/Library")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+TERMINAL = "/dev/tty"
 GPU = "/dev/nvidia"
 # tables of the system: of libraries, of time zones, of settings of the C library and of OpenSSL
 TABLES = (

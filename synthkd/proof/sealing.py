@@ -9,6 +9,7 @@ the manifest; when the process has ended, the launcher looks whether it still st
 import ctypes
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from synthkd.proof.places import (
     GPU,
     LIBRARIES,
     TABLES,
+    TERMINAL,
     distributions,
     inside,
     interpreter_places,
@@ -46,6 +48,7 @@ PREFIXES = ("LC_", "LANG", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "TORCH_
 MOST_VALUE = 1024  # characters of a variable
 MOST_RECORD = 64 << 20
 PARENT_DIES, TERMINATE = 1, signal.SIGTERM
+CODE = ("teacher", "student", "generator")  # roles of a package
 
 Record = dict[str, Any]  # plain data: what was allowed
 
@@ -99,7 +102,10 @@ def prepared(
         "run": rules.add_all((*interpreter_places(), *LIBRARIES), landlock.RUNNING),
         "package": rules.add_all(own, landlock.READING),
         "system": rules.add_all((*TABLES, *KERNEL), landlock.READING),
-        "devices": rules.add_all((*DEVICES, *sorted(glob.glob(f"{GPU}*"))), landlock.USING),  # noqa: PTH207
+        "devices": [
+            *rules.add_all((*DEVICES, *sorted(glob.glob(f"{GPU}*"))), landlock.USING),  # noqa: PTH207
+            *rules.add_all((TERMINAL,), landlock.TELLING),
+        ],
         "read": [_fingerprint(place) for place in named],
         "names": [*([root] if own else []), *(str(place.path) for place in listed)],
         "write": written,
@@ -113,7 +119,15 @@ def _fingerprint(place: Place) -> dict[str, Any]:
     """A place with the size and hash of its file; of a folder, with the number of its files."""
     found: dict[str, Any] = {"path": str(place.path), "real": place.real, "role": place.role}
     if place.tree and place.path.is_dir():
-        return found | {"files": sum(len(names) for _, _, names in os.walk(place.path))}
+        below = [Path(folder, name) for folder, _, names in os.walk(place.path) for name in names]
+        found["files"] = len(below)
+        if place.role not in CODE:
+            return found
+        digest = hashlib.sha256()  # over the files of a package, in the order of their names
+        for path in sorted(below):
+            known = files.sha256_of(path) if path.is_file() else os.path.realpath(path)
+            digest.update(f"{path.relative_to(place.path)}\0{known}\n".encode())
+        return found | {"sha256_of_files": digest.hexdigest()}
     return found | {"bytes": place.path.stat().st_size, "sha256": files.sha256_of(place.path)}
 
 
@@ -161,12 +175,24 @@ def confine(rules: landlock.Rules, filter_: bytes) -> None:
     seccomp.enforce(filter_)
 
 
+def check_streams() -> None:
+    """Raises InputError where a standard stream is a socket, which can always be read."""
+    for number, name in ((1, "output"), (2, "error output")):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                raise InputError(
+                    f"--sealed: the standard {name} is a socket, from which a run could read: "
+                    "write into a pipe or a file (| cat)"
+                )
+
+
 def _write_only(number: int) -> None:
-    """Takes away that a standard stream which goes into a file could be read."""
+    """Takes away that a standard stream which goes into a file, a terminal or a pipe could be
+    read."""
     with suppress(OSError):
         readable = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
-        if readable and stat.S_ISREG(os.fstat(number).st_mode):
-            again = os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_APPEND)
+        if readable and not stat.S_ISSOCK(os.fstat(number).st_mode):
+            again = os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
             os.dup2(again, number)
             os.close(again)
 

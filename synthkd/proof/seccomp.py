@@ -32,7 +32,8 @@ CALLS: Mapping[str, tuple[int, int]] = {
     "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
     "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268),
     "shmget": (29, 194), "shmat": (30, 196), "msgget": (68, 186), "msgrcv": (70, 188),
-    "mq_open": (240, 180),  # memory and messages that others left
+    "semget": (64, 190), "semctl": (66, 191), "semop": (65, 193), "semtimedop": (220, 192),
+    "mq_open": (240, 180),  # memory, messages and semaphores that others left
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105),

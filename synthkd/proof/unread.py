@@ -22,7 +22,9 @@ def unread(network: nn.Module, images: Tensor, *, seconds: float = SECONDS) -> d
     place of those that do not, as of whole numbers, which have no gradient, others are put, all of
     one tensor's at once: where every answer stays the same to the last bit, none of them is read.
     Numbers behind a layer that is dead for these images are read by this test, since they are
-    changed by much. Where `seconds` do not suffice, what is left counts as unread.
+    changed by much. Rows (along the first dimension) of a tensor that is read, in which no number
+    has a gradient, are tried again one by one. Where `seconds` do not suffice, a tensor that is
+    left counts as unread, and a row as read.
     """
     held = {
         name: tensor.detach()
@@ -48,7 +50,28 @@ def unread(network: nn.Module, images: Tensor, *, seconds: float = SECONDS) -> d
             late = time.monotonic() > deadline
             if late or all(same({name: other}) for other in _others(tensor, places, rng)):
                 found[name] = size
+            elif rows := _unread_rows(name, tensor, places, same, rng, deadline):
+                found[name] = rows * tensor[0].numel() * tensor.element_size()
     return found
+
+
+def _unread_rows(
+    name: str, tensor: Tensor, places: Tensor, same: Callable[[Mapping[str, Tensor]], bool],
+    rng: torch.Generator, deadline: float,
+) -> int:  # fmt: skip
+    """How many rows of a tensor, all of whose numbers have no gradient, change no answer when that
+    row alone is another."""
+    if tensor.dim() < 2 or tensor[0].numel() * tensor.element_size() <= SMALL:
+        return 0
+    whole = places.flatten(1).all(1)
+    count = 0
+    for row in whole.nonzero().flatten().tolist():
+        if time.monotonic() > deadline:
+            break
+        alone = torch.zeros_like(places)
+        alone[row] = True
+        count += all(same({name: other}) for other in _others(tensor, alone, rng))
+    return count
 
 
 def _statistics(network: nn.Module) -> dict[str, str]:

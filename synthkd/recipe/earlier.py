@@ -14,13 +14,14 @@ RENAMED: dict[str, str] = {
 
 RENAMED_VALUES: dict[str, dict[object, object]] = {"training.optimizer": {"adam": "adamw"}}
 
-# Weights of the student's terms that were settings of their own, and its loss.
+# Weights of the student's terms that were settings of their own, and its loss. What they switched
+# off has a weight of 0, so that a file laid over a pipeline switches it off there.
 AS_TERMS: dict[str, str] = {
     "training.attention": "attention",
     "training.features": "feature_match",
 }
 LOSSES: dict[object, dict[str, float]] = {
-    "kl": {"soft_targets": 1.0},
+    "kl": {"soft_targets": 1.0, "logit_l1": 0.0},
     "l1": {"soft_targets": 0.0, "logit_l1": 1.0},
 }
 
@@ -76,7 +77,7 @@ def _table(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{key} is now called {RENAMED[key]}, and both are given: omit it")
             result[new] = value
         elif key in AS_TERMS:
-            terms |= {AS_TERMS[key]: value} if value else {}
+            terms[AS_TERMS[key]] = value
         elif key == "training.loss" and isinstance(value, str) and value in LOSSES:
             terms |= LOSSES[value]
         else:

@@ -238,10 +238,11 @@ class StudentTable(Table):
     spec: Annotated[
         str,
         Field(
-            description="student: a named network, any other SPEC of --teacher, or auto: the "
-            "largest network within --max-params, --max-flops and --max-latency-ms, "
-            "of the built-in ones and, for images of 64 pixels or more, of small "
-            "ones of timm and torchvision"
+            description="student: a built-in network, slim:NAME, prune:RATIO (the teacher pruned), "
+            "any other SPEC of --teacher, or auto: within --max-params, --max-flops and "
+            "--max-latency-ms the largest network, of the built-in ones and, for images of 64 "
+            "pixels or more, of small ones of timm and torchvision; without limits the default "
+            "below 64 pixels, else the teacher pruned. Not given: the same"
         ),
         Flag("--student", "a SPEC, or auto: the largest within limits"),
     ] = "resnet8-w12"
@@ -422,13 +423,20 @@ class RunTable(Table):
             le=MOST,
         ),
     ] = 0
+    plugins: Annotated[
+        Words,
+        Field(
+            description="Python files that add losses, generators, synthesis terms or controllers "
+            "of your own before a run begins, e.g. mine.py; they are run, so trust_code is needed"
+        ),
+    ] = ()
     trust_code: Annotated[
         bool,
         Field(
-            description="allow what runs code: file.py: specs, .pt2 and TorchScript files, and "
-            "installed callables that a file names"
+            description="allow inputs that run code: file.py: specs, plugins, .pt2 and "
+            "TorchScript files, and installed callables that a file names"
         ),
-        Flag("--trust-code", "allow what runs code (file.py:, .pt2, …)"),
+        Flag("--trust-code", "allow inputs that run code (file.py:, .pt2, …)"),
     ] = False
     anyway: Annotated[
         bool,
@@ -447,7 +455,7 @@ class GeneratorTable(Table):
             '"auto"), by name; auto: chosen by looking at the teacher',
             pattern=r"^[a-z][a-z0-9_]*$",
         ),
-        Flag("--generator", "what makes images in auto stages; a trained one"),
+        Flag("--generator", "generator of auto stages; a trained one to load"),
     ] = "auto"
     start: Annotated[
         str,
@@ -891,11 +899,11 @@ class TrainingTable(Table):
         float,
         Field(
             description="factor of the learning rate for a student that is cut out of its teacher "
-            "(prune:RATIO)",
+            "(prune:RATIO) and so begins trained",
             gt=0,
             le=1,
         ),
-    ] = 1.0
+    ] = 0.07
     batchnorm: Annotated[
         Literal["auto", "batch", "frozen"],
         Field(

@@ -156,13 +156,18 @@ def load_recipe(
     flags = dict(flags or {})
     name = str(flags.get("pipeline", high.get("pipeline", Recipe.model_fields["pipeline"].default)))
     low = read_toml(pipeline_path(name))
-    # a term that is added stands beside those that are there
     low.setdefault("training", {}).setdefault("terms", {"soft_targets": 1.0})
-    if isinstance(terms := flags.get("training", {}).get("terms"), str):
-        flags["training"] = flags["training"] | {"terms": parted(terms)}
-    data = over(merge(low, high), flags)
+    data = over(merge(low, high), _beside(flags))
     data["pipeline"] = name
     return _with_stages(data, stage_flags or {})
+
+
+def _beside(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of which a term that is added stands beside those that are there."""
+    training = flags.get("training", {})
+    if not isinstance(terms := training.get("terms"), str):
+        return dict(flags)
+    return {**flags, "training": {**training, "terms": parted(terms)}}
 
 
 def _with_stages(data: dict[str, Any], changed: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -206,7 +211,10 @@ def from_settings(settings: Mapping[str, Any], base: Recipe | None = None) -> Re
         return load_recipe(None, flags, stages)
     if "pipeline" in flags:
         raise InputError("a recipe has its pipeline already: give a pipeline or a recipe")
-    data = over(base.model_dump(), flags, trust_code=base.run.trust_code)
+    # what nobody set is left to whoever decides it, as with a pipeline
+    low = base.model_dump(exclude_unset=True)
+    low.setdefault("training", {}).setdefault("terms", dict(base.training.terms))
+    data = over(low, _beside(flags), trust_code=base.run.trust_code)
     return _with_stages(data, stages)
 
 

@@ -1,4 +1,4 @@
-"""The arena: what a bench measured -> statistics, tables, a plot.
+"""What a bench measured -> statistics, tables, a plot.
 
 `bench.json` in the bench's folder says what all its runs share. `runs/P-sS.json` is the record of
 one run of pipeline P with seed S; `report` makes everything else from these and writes it again.
@@ -20,10 +20,12 @@ import numpy as np
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, plain, quoted
+from synthkd.core.findings import OF_NO_USE
 from synthkd.reports.charts import new_figure
 
 SETTINGS = ("teacher", "student", "val", "minutes", "threads", "device", "precision")
 REAL = "real"  # the pipeline that learns from real images: the ceiling
+LATER = ("constant_accuracy", "verdict")  # which records of 0.1.0 lack
 WIDTH, HEIGHT, DPI = 9.0, 6.0, 160  # of the plot, in inches and pixels per inch
 CROWDED_TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)
 COLOURS = (
@@ -74,6 +76,8 @@ class PipelineResult:
     rival: str | None  # the best other pipeline that reads no real image
     rival_minutes: float | None  # when the curve reached the rival's final accuracy, if it did
     over_real: float | None  # error minus the error of `real`
+    constant: float | None = None  # accuracy of a constant classifier, where it is told
+    useless: int = 0  # runs whose student is of no use
 
 
 def mean_sd(values: Iterable[float]) -> Spread:
@@ -168,6 +172,8 @@ def pipeline_results(records: Sequence[Mapping[str, Any]]) -> list[PipelineResul
                 rival=rival,
                 rival_minutes=time_to(curve, accuracy[rival].mean) if rival else None,
                 over_real=accuracy[REAL].mean - accuracy[name].mean if REAL in accuracy else None,
+                constant=_constant(group),
+                useless=sum(r["summary"].get("verdict") == OF_NO_USE for r in group),
             )
         )
     return sorted(found, key=lambda s: -s.accuracy.mean)
@@ -175,6 +181,12 @@ def pipeline_results(records: Sequence[Mapping[str, Any]]) -> list[PipelineResul
 
 def _of(group: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
     return [record["summary"][key] for record in group]
+
+
+def _constant(group: Iterable[Mapping[str, Any]]) -> float | None:
+    told = [r["summary"].get("constant_accuracy") for r in group]
+    known = [float(value) for value in told if _is_number(value, 1)]
+    return statistics.fmean(known) if known else None
 
 
 def curve_of(record: Mapping[str, Any]) -> list[Point]:
@@ -190,7 +202,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     summary = record.get("summary") or {}
     kept = (
         "agreement", "teacher_accuracy", "images_seen", "images_synthesized", "promise_level",
-        "real_images_read",
+        "real_images_read", "constant_accuracy", "verdict",
     )  # fmt: skip
     return {
         "pipeline": record["pipeline"],
@@ -200,7 +212,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
         "process_seconds": record.get("process_seconds"),
         "accuracy": summary.get("student_accuracy"),
         **{f"accuracy_{name}": value for name, value in record.get("others", {}).items()},
-        **{key: summary.get(key) for key in kept},
+        **{key: summary.get(key) for key in kept if key in summary or key not in LATER},
         **{f"seconds_{part}": value for part, value in summary.get("seconds", {}).items()},
         **{f"gflops_{kind}": value for kind, value in record["probe"].items()},
         "load": record["load"],
@@ -231,8 +243,10 @@ def to_markdown(
 ) -> str:
     """The table of results, the most accurate pipeline first, and how it was measured."""
     others = list(dict.fromkeys(name for s in table for name in s.others))
+    told = any(s.constant is not None for s in table)
     header = (
-        "pipeline", "accuracy, %", "n", *(f"on {_text(name)}, %" for name in others),
+        "pipeline", "accuracy, %", *(("a constant, %",) if told else ()), "n",
+        *(f"on {_text(name)}, %" for name in others),
         "agreement, %", "minutes", "reached the best other's accuracy",
         "error over `real`'s, points",
         "images seen", "synthesized", "real images",
@@ -247,7 +261,8 @@ def to_markdown(
             reached = f"{s.rival_minutes:.1f} min, {share:.0%} of the time ({goal})"
         over = s.over_real if s.pipeline != REAL else None
         rows.append((
-            _code(s.pipeline), _percent(s.accuracy), str(s.n),
+            _code(s.pipeline), _percent(s.accuracy),
+            *((_share(s.constant),) if told else ()), str(s.n),
             *(_percent(s.others.get(name)) for name in others), _percent(s.agreement),
             f"{s.minutes:.1f}", reached, "–" if over is None else f"{100 * over:+.2f}",
             f"{s.images_seen:,.0f}", f"{s.images_synthesized:,.0f}", f"{s.real_images_read:,}",
@@ -257,10 +272,18 @@ def to_markdown(
     return "\n".join([
         *lines, "", _measured(settings, records),
         *(
+            f"\nOf no use: {s.useless} of {s.n} students of {_code(s.pipeline)}."
+            for s in table if s.useless
+        ),
+        *(
             f"\nFailed: {_code(r['pipeline'])}, seed {r['seed']}: {_text(r.get('error'))}"
             for r in failed
         ), "",
     ])  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _text(foreign: object) -> str:
@@ -374,6 +397,7 @@ def draw(table: Sequence[PipelineResult], settings: Mapping[str, Any]) -> bytes:
         return math.log(inside / (1 - inside)) if crowded else 100 * share
 
     edges = [height(x.accuracy + d * x.sd) for s in table for x in s.curve for d in (-1, 1)]
+    edges += [height(s.constant) for s in table if s.constant is not None]
     margin = 0.04 * (max(edges) - min(edges)) or 1.0
     low, high = min(edges) - margin, max(edges) + margin
     end = max(s.curve[-1].minutes for s in table)
@@ -384,6 +408,13 @@ def draw(table: Sequence[PipelineResult], settings: Mapping[str, Any]) -> bytes:
     axes.set_xlabel("wall clock, minutes")
     axes.set_ylabel(f"accuracy on {settings['val']}, %", parse_math=False)
     axes.grid(color="0.92", linewidth=0.8)
+    constant = next((s.constant for s in table if s.constant is not None), None)
+    if constant is not None:
+        axes.axhline(height(constant), color="0.5", linewidth=1, linestyle=":")
+        axes.text(
+            0.01 * end, height(constant), "a constant classifier", color="0.4", fontsize=8,
+            va="bottom",
+        )  # fmt: skip
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.text(0.075, 0.955, title(settings), fontsize=12, parse_math=False)

@@ -124,19 +124,22 @@ def bench_report(folder: Path) -> str:
     results = bench.pipeline_results(records)
     done = [r for r in records if r["state"] == "finished"]
     rows = [
-        (s.pipeline, _spread(s.accuracy), s.n, _spread(s.agreement), f"{s.minutes:.1f}",
+        (s.pipeline, _spread(s.accuracy), _percent(s.constant), s.n, _spread(s.agreement),
+         f"{s.minutes:.1f}",
          f"{s.images_seen:,.0f}", f"{s.images_synthesized:,.0f}", f"{s.real_images_read:,}")
         for s in results
     ]  # fmt: skip
     runs = [
         (r["pipeline"], r["seed"], r["state"],
-         *(_percent((r.get("summary") or {}).get(k)) for k in ("student_accuracy", "agreement")),
-         r.get("error", ""))
+         *(_percent((r.get("summary") or {}).get(k))
+           for k in ("student_accuracy", "constant_accuracy", "agreement")),
+         plain(str((r.get("summary") or {}).get("verdict", ""))), r.get("error", ""))
         for r in records[:MOST_ROWS]
     ]  # fmt: skip
     blocks: list[dict[str, Any]] = [{
         "title": "Results", "tables": [_table(
-            ("pipeline", "accuracy, %", "seeds", "agreement, %", "minutes", "images seen",
+            ("pipeline", "accuracy, %", "a constant classifier", "seeds", "agreement, %", "minutes",
+             "images seen",
              "synthesized", "real images"), rows)],
         "lines": ["± is the sample standard deviation over seeds. Accuracy was only reported: it "
                   "chose nothing in any run."],
@@ -150,13 +153,19 @@ def bench_report(folder: Path) -> str:
             })  # fmt: skip
     blocks.append({
         "title": "Runs",
-        "tables": [_table(("pipeline", "seed", "state", "accuracy", "agreement", "error"), runs)],
+        "tables": [_table(("pipeline", "seed", "state", "accuracy", "a constant classifier",
+                           "agreement", "verdict", "error"), runs)],
     })  # fmt: skip
     return _page(
         title=bench.title(settings), state="", badge="",
         lead=f"{len(results)} pipelines, {len(done)} finished runs of {len(records)}, scored on "
         f"{plain(str(settings['val']))}.",
-        findings=[], figures=[], asked=[], promise="", statement="", blocks=blocks,
+        findings=[
+            {"serious": True, "text": plain(
+                f"{s.useless} of {s.n} students of {s.pipeline} are of no use: see their runs")}
+            for s in results if s.useless
+        ],
+        figures=[], asked=[], promise="", statement="", blocks=blocks,
     )  # fmt: skip
 
 
@@ -315,17 +324,23 @@ def _lead(record: RunRecord) -> str:
         against = "" if constant is None else f"; a constant classifier has {_percent(constant)}"
         return (
             f"The student is right on {_percent(own)} of {_count(summary.get('val_images'))} "
-            f"labelled images that nobody learned from, the teacher on {_percent(theirs)}{against}."
+            f"labelled images, the teacher on {_percent(theirs)}{against}."
         )
     balance = _mapping(summary.get("held_out_balance"))
     if number(summary.get("agreement")) is not None:
         return f"The student agrees with the teacher on {_percent(summary['agreement'])}."
     return (
         "No labelled images were given: how good the student is on real images is not known. On "
-        f"synthetic images that nobody learned from it agrees with the teacher on "
+        f"{_held_out(summary)} images that nobody learned from it agrees with the teacher on "
         f"{_percent(balance.get('balanced_agreement'))} (a constant classifier: "
-        f"{_percent(balance.get('constant_classifier'))}), which says little about real ones."
+        f"{_percent(balance.get('constant_classifier'))})"
+        + (", which says little about real ones." if _held_out(summary) == "synthetic" else ".")
     )
+
+
+def _held_out(summary: Mapping[str, Any]) -> str:
+    """What images agreement was measured on: synthetic, or real where a run has no others."""
+    return plain(str(summary.get("held_out", "synthetic")))[:20]
 
 
 def _findings(record: RunRecord) -> list[dict[str, Any]]:
@@ -363,7 +378,7 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
                  f"{_count(summary.get('val_images'))} images")  # fmt: skip
         balance = _mapping(summary.get("held_out_balance"))
         card(
-            "balanced agreement, held-out synthetic",
+            f"balanced agreement, held-out {_held_out(summary)}",
             _percent(balance.get("balanced_agreement")),
             f"constant {_percent(balance.get('constant_classifier'))}; no estimate for real images",
         )
@@ -449,14 +464,14 @@ def _curves(record: RunRecord) -> dict[str, Any] | None:
         ("agreement with the teacher, held-out", chosen("agreement"), {"share": True}),
         ("loss of the student", chosen("loss", "kl"), {"log": True}),
         ("synthetic images: balance, confidence",
-         chosen("balance", "confidence", "obeyed"), {"share": True}),
+         chosen("balance", "confidence", "target_class_rate"), {"share": True}),
         ("losses of the synthesis", chosen(start="term."), {"log": True}),
         ("controllers",
          chosen("difficulty", "temperature", "turn", "assistant", start="factor."), {}),
         ("images per second", speeds, {}),
     ]  # fmt: skip
     known = {"images_seen", "synthesized", "agreement", "loss", "kl", "balance", "confidence",
-             "obeyed", "difficulty", "temperature", "turn", "assistant"}  # fmt: skip
+             "target_class_rate", "difficulty", "temperature", "turn", "assistant"}  # fmt: skip
     others = {
         key: curve
         for key, curve in found.items()
@@ -480,10 +495,15 @@ def _pictures(record: RunRecord) -> dict[str, Any] | None:
         images.append(_image(picture, title, text))
     if not images:
         return None
+    told = record.summary or record.manifest
+    alone = told.get("promise_level") == 0 and not told.get("real_images_read")
     lines = [
         "These images were made from the teacher alone, for it and not for our eyes: that they "
         "look like noise is usual, and that one looks real shows nothing. A row is a class."
-    ]
+        if alone else
+        "More than the teacher took part in making these images: what a generator has seen "
+        "elsewhere, and real images where they were allowed, may show in them. A row is a class."
+    ]  # fmt: skip
     return {"title": "The images", "lines": lines, "images": images}
 
 

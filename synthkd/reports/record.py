@@ -30,7 +30,13 @@ PICTURE_BYTES = 32 << 20
 PICTURE_PIXELS = 40_000_000
 MOST_PICTURES = 40
 LARGEST = 1e30  # of a number; with larger ones nothing can be drawn
-SHARES = ("agreement", "balance", "confidence", "obeyed", "difficulty")  # which lie in 0..1
+SHARES = (
+    "agreement",
+    "balance",
+    "confidence",
+    "target_class_rate",
+    "difficulty",
+)  # which lie in 0..1
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,7 @@ def _curves(
     count, latest, before = 0, dict[str, Any](), 0.0
     for line in lines(path, problems):
         seconds = number(line.get("seconds"))
-        if seconds is None:
+        if seconds is None or seconds < 0:
             continue
         count, latest, now = count + 1, line, seconds / 60
         stage = plain(str(line.get("stage", "")))[:60]

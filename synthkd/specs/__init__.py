@@ -34,7 +34,7 @@ from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.files import sha256_of
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec
-from synthkd.labels.class_names import names_in, told_list
+from synthkd.labels.class_names import check_same_classes, names_in, told_list
 from synthkd.networks import NAMES, build_network, is_known, is_named
 from synthkd.networks.answers import KINDS, Answers, recognise
 from synthkd.networks.classifier import Classifier
@@ -50,7 +50,6 @@ from synthkd.networks.slimmable import Slimmable
 from synthkd.networks.weight_init import inherited
 from synthkd.recipe import MOST_CLASSES, StudentTable, TeacherTable, is_installed_call
 from synthkd.specs import graphs, limits, zoo
-from synthkd.specs.cards import Card, card_of, read_card
 from synthkd.specs.code import (
     call_from_file,
     call_installed,
@@ -59,8 +58,9 @@ from synthkd.specs.code import (
     literal,
     module_of,
 )
-from synthkd.specs.contract import Known, Source, contract
+from synthkd.specs.contract import Known, Source, contract, own_first
 from synthkd.specs.ensembles import is_ensemble, load_ensemble
+from synthkd.specs.header import Card, card_of, read_card
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
 from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
@@ -252,11 +252,12 @@ def load_classifier(
     network: nn.Module | None = None,
 ) -> tuple[Classifier, tuple[str, ...]]:
     """A trained student for evaluation, and its class names. `contract` says what its source does
-    not: how images are to be fed. `network` is a living one of the same form, of which a copy takes
-    the saved weights, where the student was given as a Python object."""
+    not: how images are to be fed, and of how many classes (all of its teacher's). `network` is a
+    living one of the same form, of which a copy takes the saved weights, where the student was
+    given as a Python object."""
     told = contract.model_copy(update={
         "args": table.args, "weights_key": "", "output": "", "features": "", "access": "full",
-        "answers": "auto",
+        "answers": "auto", "classes": None if contract.only else contract.classes,
     })  # fmt: skip
     return _classifier(
         table.spec, table.weights, told, trust_code=trust_code, role="student", network=network
@@ -272,7 +273,7 @@ def new_student(
     cut: Callable[[float], Pruned] | None = None,
 ) -> Classifier:
     """A student for the teacher's images and classes. Its first layer is the teacher's
-    normalisation.
+    normalisation, or that of the weights that it begins with, where their source tells it.
 
     Its weights are fresh, from torch's global random state; or those of `table.weights`; or with
     `table.start` "teacher" the teacher's own as far as they fit: `inherited` of the result says how
@@ -285,7 +286,8 @@ def new_student(
         table = table.model_copy(update={"spec": living(network)})
     if is_saved(table.spec):
         told = _told(spec, teacher.classes)
-        found = load_classifier(table, told, trust_code=trust_code)[0]
+        found, names = load_classifier(table, told, trust_code=trust_code)
+        check_same_classes(names, teacher.names)
         if found.spec.shape != spec.shape:
             raise InputError(
                 f"--student {quoted(table.spec)} takes images of {_size(found.spec)}, "
@@ -298,8 +300,11 @@ def new_student(
     source = _source(
         table.spec, table.weights, table_of, trust_code=trust_code, role="student", network=network
     )
+    if _tells_its_input(table.spec, table.weights):
+        known_of = replace(source.known, size=spec.shape[1:], channels=spec.channels)
+        spec = contract(table.spec, own_first(table_of, known_of), source.known)
     # fresh networks of ours and of zoos return logits, whatever their first answers look like
-    known = {} if _is_code(table.spec) else {"kind": "logits", "saved": True}
+    known = {"kind": "logits", "saved": True} if _is_fresh(table.spec) else {}
     count, answers = _asked("student", table.spec, source.body, spec, teacher.classes, **known)
     if teacher.independent and answers.kind == "logits":
         answers = replace(answers, kind="multilabel-logits")
@@ -386,7 +391,8 @@ def _classifier(
     source = _source(spec, weights, table, trust_code=trust_code, role=role, network=network)
     if not source.complete:
         raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
-    image_spec = contract(spec, table, source.known)
+    brings = role == "student" and _tells_its_input(spec, weights)
+    image_spec = contract(spec, own_first(table, source.known) if brings else table, source.known)
     names = source.known.names
     if role == "teacher":
         names = told_list(table.class_names, "--class-names") or names
@@ -401,6 +407,13 @@ def _classifier(
     _guard(found, spec, role)
     found.notes = (*source.notes, *answers.notes)
     return found, names
+
+
+def _tells_its_input(spec: str, weights: str) -> bool:
+    """Whether what a source says of its input is said of the very weights that it brings: a network
+    of a zoo tells only what is usual for its kind."""
+    graph = spec.startswith("onnx:") or Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec))
+    return graph or spec.startswith("hf:") or weights == zoo.HUB
 
 
 def _told_names(table: TeacherTable, classes: int) -> tuple[str, ...]:
@@ -510,9 +523,15 @@ def is_saved(spec: str) -> bool:
     return spec == "demo" or Path(spec).is_dir()
 
 
+def _is_fresh(spec: str) -> bool:
+    """Whether a SPEC makes a network with random weights, or stands for a Python object."""
+    return is_named(spec) or spec.startswith(("torchvision:", "timm:", "<"))
+
+
 def _is_code(spec: str) -> bool:
-    """Whether building a network runs somebody's code."""
-    return not is_named(spec) and not spec.startswith(("torchvision:", "timm:", "<"))
+    """Whether building a network runs somebody's code. Folders of Hugging Face and graphs of ONNX
+    that bring some are refused."""
+    return not _is_fresh(spec) and not spec.startswith(("hf:", "onnx:"))
 
 
 def _source(
@@ -521,7 +540,7 @@ def _source(
 ) -> Source:  # fmt: skip
     """The network behind a SPEC, with weights if there are any."""
     if network is not None:
-        return _made(_copied(network), spec, weights, table, role)
+        return _made(_copied(network, spec, role), spec, weights, table, role)
     if spec.startswith("<"):
         raise InputError(
             f"--{role} {quoted(spec)} was given as a Python object, which no file can bring back: "
@@ -567,15 +586,19 @@ def _source(
     return _made(body, spec, weights, table, role)
 
 
-def _copied(network: Any) -> Any:
-    """A copy of a living network, so that the user's own is left as it is; where there can be none,
-    itself."""
+def _copied(network: Any, spec: str, role: str) -> Any:
+    """A copy of a living network, so that the user's own is left as it is."""
     if not isinstance(network, nn.Module):
         return network
     try:
         return copy.deepcopy(network)
-    except Exception:  # whatever the user's network holds that cannot be copied
-        return network
+    except Exception as error:  # whatever the user's network holds that cannot be copied
+        said = quoted(" ".join(str(error).split()) or type(error).__name__, 120)
+        function = "a function that calls it, or " if role == "teacher" else ""
+        raise InputError(
+            f"--{role} {quoted(spec)}: a copy of this network would be used, and it cannot be "
+            f"copied ({said}): give {function}'package.module:callable', which makes one"
+        ) from None
 
 
 def _made(body: Any, spec: str, weights: str, table: TeacherTable, role: str) -> Source:
@@ -593,6 +616,13 @@ def _made(body: Any, spec: str, weights: str, table: TeacherTable, role: str) ->
         raise InputError(
             f"--{role} {quoted(spec)} must return a torch.nn.Module; got {type(body).__name__}"
         )
+    try:
+        body = body.cpu()  # it is moved to where it shall compute once it is known
+    except NotImplementedError:
+        raise InputError(
+            f"--{role} {quoted(spec)} has no weights (its tensors are on the device meta): make it "
+            "on the CPU, or call its to_empty and load its weights"
+        ) from None
     held = zoo.held_in(weights, table, role)
     notes = fill(body, held) if held is not None else ()
     body, notes = _in_float32(body, notes)

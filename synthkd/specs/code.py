@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
@@ -215,6 +215,32 @@ def call_from_file(
     with foreign_code(f"{what} {quoted(spec)}"):
         module = executed(path)
     return _called(_attribute(module, name, spec), arguments, named, spec)
+
+
+def load_plugins(paths: Sequence[str], *, trust_code: bool) -> dict[str, str]:
+    """Runs Python files that add parts of the user's own to the package's tables of losses,
+    generators, synthesis terms and controllers; each once in a process as long as it stays the
+    same. Gives the SHA-256 of each by its path. Raises InputError where one is not there, fails, or
+    is not trusted."""
+    found = {}
+    for text in paths:
+        path = Path(text)
+        if not path.is_file():
+            raise InputError(f"run.plugins {quoted(text)}: there is no such file")
+        found[text] = digest = sha256_of(path)
+        if not trust_code:
+            raise InputError(
+                f"run.plugins: this would run the code in {quoted(text)} (sha256 {digest[:16]}…): "
+                "read it, then give --trust-code"
+            )
+        with foreign_code(f"run.plugins {quoted(text)}"):
+            _added(path.resolve(), digest)
+    return found
+
+
+@cache
+def _added(path: Path, _: str) -> None:
+    executed(path)
 
 
 def literal(text: str) -> Any:

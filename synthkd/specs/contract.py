@@ -39,6 +39,15 @@ def sides(table: TeacherTable) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
+def own_first(flags: TeacherTable, known: Known) -> TeacherTable:
+    """Flags that were said of another network, a student's teacher: what a source says of its own
+    input stands in their place."""
+    own = {
+        "image_size": known.size, "channels": known.channels, "mean": known.mean, "std": known.std,
+    }  # fmt: skip
+    return flags.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
 def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     """The input contract: flags first, then what the source says. What neither tells is one
     InputError."""

@@ -23,12 +23,13 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import sha256_of
 from synthkd.core.findings import Finding
 from synthkd.recipe import MOST_SIDE, TeacherTable
-from synthkd.specs.contract import Known, Source, sides
-from synthkd.specs.networks import Network, Unknown, names_outside
-from synthkd.specs.operators import MOST_NUMBERS
+from synthkd.specs.contract import Known, Source, own_first, sides
+from synthkd.specs.onnx_network import Network, Unknown, names_outside
+from synthkd.specs.onnx_operators import MOST_NUMBERS
 from synthkd.specs.pickles import check_room
 
 BATCH = 256  # images asked at once where a graph has no batch size of its own
+TOLD = "synthkd.json"  # in a .pt2 of ours: what it tells of itself, `export.formats.metadata`
 ENDLESS = ("Loop", "Scan")  # no classifier has them, and one of 2^62 turns is valid ONNX
 
 
@@ -151,13 +152,20 @@ class Wanted:
 def from_onnx(path: Path, role: str, table: TeacherTable) -> Source:
     """`onnx:FILE`. With full access the graph becomes a torch network, whose answers are compared
     with ONNX Runtime's; an operator that is not known is named, and the way without gradients
-    offered."""
+    offered. What `table` says of the input is said of the teacher: of a student it holds only where
+    its graph is silent."""
     where = f"--{role} onnx:{quoted(path)}"
     onnx = _onnx(where)
     model = _read(path, where, onnx)
     output, names, notes = _output(model, table, where, onnx)
     wanted = _input(model, table, where, notes)
-    known = _own(model, replace(wanted.known, names=names))
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    own = _of_export(told) if model.producer_name == "synthkd" else Known()
+    known = replace(
+        wanted.known, mean=own.mean or wanted.known.mean, std=own.std or wanted.known.std,
+        names=own.names or names,
+    )  # fmt: skip
+    table = _heard(table, known, role, where)
     rough = wanted.kind in ("float16", "bfloat16") or any(
         node.op_type == "QuantizeLinear" for node in model.graph.node
     )
@@ -310,16 +318,37 @@ LOGITS = ("logit", "prob", "softmax", "score", "pred", "class", "output")  # the
 OTHERS = ("embed", "feat", "hidden", "pool", "mask", "attn", "attention", "repr", "aux", "label")
 
 
-def _own(model: Any, known: Known) -> Known:
-    """What a graph that `synthkd export` wrote tells of itself besides."""
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    if model.producer_name != "synthkd" or told.get("range") != "float32 0..1":
-        return known
+def _of_export(told: Mapping[str, Any]) -> Known:
+    """What a graph that `synthkd export` wrote tells of itself: it normalises inside."""
+    std = {"float32 0..1": (1.0,), "uint8 0..255": (1 / 255,)}.get(str(told.get("range")))
+    if std is None:
+        return Known()
     try:
-        names = tuple(str(name) for name in json.loads(told.get("classes", "[]")))
-    except (ValueError, TypeError, RecursionError):
+        names = tuple(str(name) for name in json.loads(told["classes"]))
+    except (KeyError, ValueError, TypeError, RecursionError):
         names = ()
-    return replace(known, mean=(0.0,), std=(1.0,), names=names)
+    try:
+        channels, *size = (int(told[key]) for key in ("channels", "height", "width"))
+    except (KeyError, ValueError, TypeError):
+        channels, size = 0, [0, 0]
+    if not 1 <= channels <= 4 or not all(1 <= side <= MOST_SIDE for side in size):
+        return Known(mean=(0.0,), std=std, names=names)
+    return Known(channels, (size[0], size[1]), (0.0,), std, names=names)
+
+
+def _heard(table: TeacherTable, known: Known, role: str, where: str) -> TeacherTable:
+    """The flags that are for a graph. What it does itself is not to be done to its images before:
+    of a teacher such flags are refused; a student's are not its own, but its teacher's."""
+    if role == "student":
+        return own_first(table, known)
+    for given, own in ((table.mean, known.mean), (table.std, known.std)):
+        if given and own and any(abs(value - own[0]) > 1e-4 for value in given):
+            wanted = "pixels 0..255" if known.std == (1 / 255,) else "pixels in 0..1"
+            raise InputError(
+                f"{where}: it takes {wanted} and normalises by itself: omit --teacher-mean and "
+                "--teacher-std"
+            )
+    return table
 
 
 def _sort(graph: Any) -> None:
@@ -450,13 +479,6 @@ def _input(model: Any, table: TeacherTable, where: str, notes: list[Finding]) ->
     named = (REAL | WHOLE)[kind.elem_type]
     mean, std = ((0.0,), (1 / 255,)) if pixels else (None, None)
     if pixels:
-        own = (table.mean, table.std)
-        if any(v is not None and any(abs(x - w[0]) > 1e-4 for x in v)
-               for v, w in zip(own, ((0.0,), (1 / 255,)), strict=True)):  # fmt: skip
-            raise InputError(
-                f"{where}: it takes pixels 0..255 as {named} and normalises by itself: omit "
-                "--teacher-mean and --teacher-std"
-            )
         notes.append(Finding("graph-pixels", f"graph: it is fed pixels 0..255 as {named}", ""))
     elif named != "float":
         notes.append(Finding(
@@ -606,15 +628,31 @@ def from_code(path: Path, role: str, table: TeacherTable, *, trust_code: bool) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            told = {TOLD: "{}"}
             if path.suffix == ".pt2":
-                graph: Any = torch.export.load(str(path)).module()
+                graph: Any = _on_cpu(torch.export.load(str(path), extra_files=told)).module()
             else:
                 read: Any = torch.jit.load
                 graph = read(str(path), map_location="cpu").eval()
     except Exception as error:
         raise InputError(f"{where}: cannot be read: {quoted(error, 160)}") from None
-    body, known, notes = _typed(graph, table)
+    try:
+        own = _of_export(json.loads(told[TOLD]))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        own = Known()
+    body, fed, notes = _typed(graph, own_first(table, own))
+    known = replace(own, mean=own.mean or fed.mean, std=own.std or fed.std)
+    _heard(table, known, role, where)
     return Source(Sealed(body, sha256_of(path)), known, True, notes)
+
+
+def _on_cpu(program: Any) -> Any:
+    """A program of torch.export that was made on a GPU, for the CPU; it is moved later."""
+    from torch.export.passes import move_to_device_pass
+
+    tensors = [t for t in program.state_dict.values() if isinstance(t, Tensor)]
+    apart = any(tensor.device.type != "cpu" for tensor in tensors)
+    return move_to_device_pass(program, "cpu") if apart else program
 
 
 def _typed(graph: nn.Module, table: TeacherTable) -> tuple[nn.Module, Known, tuple[Finding, ...]]:

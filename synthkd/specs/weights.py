@@ -1,5 +1,6 @@
 """Files of weights: read without running anything, compared before they are loaded."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow", "momentum", "t
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # without meaning in eval mode
 WRAPPERS = ("module", "_orig_mod")  # names that torch's wrappers put between others
 MOST_PARTS, MOST_DEPTH = 1_000_000, 64
+# torchvision's DenseNets had `norm.1` and `conv.2` before names of modules lost their dots, and
+# files of that time, the published ones among them, still do
+_OF_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))([12]\.)")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Checkpoint:
                 if seen:
                     return
                 keys = {_short(k, short).removeprefix(lacking): k for k in needed}
+                keys = {_OF_DENSENET.sub(r"\1.\2", name): k for name, k in keys.items()} | keys
                 found: dict[str, dict[str, str]] = {}
                 for name in names:
                     brief = _short(name, short)
@@ -178,10 +183,11 @@ class Checkpoint:
     ) -> NoReturn:
         self._check_plain(keys.values())
         short = bool(prefix) and not any(name.startswith(prefix) for name in self.tensors)
-        there = {
-            _short(name, short)[len(prefix):]: tensor for name, tensor in self.tensors.items()
-            if _short(name, short).startswith(prefix)
-        }  # fmt: skip
+        used = set(keys.values())
+        there = [
+            _short(name, short)[len(prefix):] for name in self.tensors
+            if name not in used and _short(name, short).startswith(prefix)
+        ]  # fmt: skip
         missing = [k for k in own if k not in keys and not k.endswith(COUNTERS)]
         extra = [k for k in there if k not in own and not k.endswith(COUNTERS)]
         wrong = [k for k, found in keys.items() if self.tensors[found].shape != own[k].shape]

@@ -5,6 +5,7 @@ Nothing is fetched unless the user says so with `--teacher-weights hub` or `--st
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -20,7 +21,10 @@ from synthkd.specs.contract import Known, Source
 from synthkd.specs.weights import Checkpoint, fill, read_checkpoint
 
 REACHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained"}  # outside the folder
-TRANSFORMING = ("inception_v3", "googlenet")  # their published weights want another range
+# of torchvision: with auxiliary heads for training, and published weights for pixels in -1..1,
+# which torchvision's networks make out of ImageNet's normalisation themselves
+INCEPTIONS = ("inception_v3", "googlenet")
+HALF = (0.5,) * 3
 HUB = "hub"  # in place of a file of weights: those that the zoo offers
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,20 +46,32 @@ def from_torchvision(name: str, weights: str, table: TeacherTable, role: str) ->
         if default is None:
             raise InputError(f"--{role} torchvision:{name}: torchvision offers no weights for it")
         body = _fetched(lambda: models.get_model(name, weights=default), role, name)
+        if name in INCEPTIONS:
+            _simplify(body)
+            told = replace(told, mean=HALF, std=HALF)
         return Source(body, told, True)
     held = held_in(weights, table, role)
+    more = {"aux_logits": False} if name in INCEPTIONS else {}
 
     def build(classes: int) -> nn.Module:
-        # as torchvision itself builds these two around its published weights
-        published = held is not None and classes == 1000 and not (table.mean or table.std)
-        more = {"transform_input": True} if published and name in TRANSFORMING else {}
         made: nn.Module = models.get_model(name, weights=None, num_classes=classes, **more)
         return made
 
     classes = table.classes or _classes_of(build, held, role, name)
     body = _built(lambda: build(classes), role, name)
     notes = fill(body, held) if held is not None else ()
+    if name in INCEPTIONS and held is not None and classes == 1000:  # the published weights
+        told = replace(told, mean=HALF, std=HALF)
     return Source(body, Known(3, told.size, told.mean, told.std), held is not None, notes)
+
+
+def _simplify(body: Any) -> None:
+    """Leaves out of one of the INCEPTIONS its auxiliary heads, and its change of the input's range,
+    which no file of weights tells: the input contract has it."""
+    body.transform_input = body.aux_logits = False
+    for head in ("AuxLogits", "aux1", "aux2"):
+        if hasattr(body, head):
+            setattr(body, head, None)
 
 
 def _of_torchvision(default: Any) -> Known:

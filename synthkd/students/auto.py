@@ -79,7 +79,7 @@ def best_student(
     """The candidate with the most weights within the limits. Without a limit it has at most a
     quarter of the teacher's weights; of images of 64 pixels and more it is then cut out of the
     teacher itself, where that can be done (`networks.pruned`; `cut` does it for a ratio), which
-    leaves a small teacher more.
+    leaves a small teacher more; where it cannot, a finding says why.
 
     Of images below 96 pixels, networks of ours of the teacher's own family come first, since they
     can start from its layers; of larger ones those whose first layers have a stride. One with
@@ -88,10 +88,15 @@ def best_student(
 
     Raises InputError, with what the smallest or the fastest costs, where none is within the limits.
     """
-    limit = table.max_params
+    limit, doubts = table.max_params, tuple[Finding, ...]()
     if limit is None and table.max_flops is None and table.max_latency_ms is None:
-        if (own := _own(teacher, cut)) is not None:
+        own = _own(teacher, cut)
+        if isinstance(own, Candidate):
             return own
+        if own is not None:
+            why = str(own).removesuffix(": name a --student")
+            said = f"the student is not cut out of its teacher, as for other large images: {why}"
+            doubts = (Finding("not-cut", said, "name a --student"),)
         # of a black box nobody knows the weights: then a student as large as our demo's
         limit = int(SHARE * teacher.parameters_count) or UNKNOWN
     groups = [_sketches(names, teacher) for names in _groups(teacher)]
@@ -109,13 +114,14 @@ def best_student(
     large, work = teacher.parameters_count or math.inf, operations(teacher) or math.inf
     group = next(group for group in fitting if group)  # the largest first
     light = (one for one in group if one.params < large and one.flops <= work)
-    return next(light, group[0]).candidate()
+    return replace(next(light, group[0]).candidate(), findings=doubts)
 
 
-def _own(teacher: Teacher, cut: Callable[[float], Pruned] | None) -> Candidate | None:
+def _own(teacher: Teacher, cut: Callable[[float], Pruned] | None) -> Candidate | InputError | None:
     """The teacher's own network cut to a quarter of its cost, or of a small teacher to 0.6 of it,
     where its images are large enough for first weights to be worth more than a network made for
-    few operations; None where they are small, or it cannot be cut."""
+    few operations; why it cannot be cut; None where images are small or it cannot be looked
+    into."""
     spec, network = teacher.spec, teacher.network
     small = min(spec.height, spec.width) < STRIDED_FROM
     if small or teacher.access != "full" or not isinstance(network, Classifier):
@@ -123,8 +129,8 @@ def _own(teacher: Teacher, cut: Callable[[float], Pruned] | None) -> Candidate |
     try:
         ratio = CUT if teacher.parameters_count >= SMALL_TEACHER else CUT_SMALL
         body = (cut or partial(pruned_teacher, network))(ratio).body.eval()
-    except InputError:
-        return None
+    except InputError as error:
+        return error
     params = sum(p.numel() for p in body.parameters())
     return Candidate(f"prune:{ratio}", params, _counted(body, torch.zeros(1, *spec.shape)))
 

@@ -27,7 +27,7 @@ from synthkd.teachers.features import features_of
 from synthkd.teachers.protocol import Seen
 
 if TYPE_CHECKING:
-    from synthkd.specs.cards import Card
+    from synthkd.specs.header import Card
 
 
 class Step(NamedTuple):
@@ -86,7 +86,7 @@ class Learner:
     ) -> None:
         self.exchange = exchange
         self.parts = 1  # in which a step is learned, for want of memory
-        self.student: Classifier = student.arranged()
+        self.student: Classifier = student.arranged().steadied()
         rate = table.learning_rate
         if not any("Norm" in type(module).__name__ for module in student.modules()):
             rate *= table.lr_factor_without_norm

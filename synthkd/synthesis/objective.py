@@ -45,7 +45,7 @@ class SynthesisLoss(NamedTuple):
         else:
             right = self.taught.argmax(1) == labels
         if (chosen := labels >= 0).any():
-            found["obeyed"] = float(right[chosen].float().mean())
+            found["target_class_rate"] = float(right[chosen].float().mean())
         return found
 
 

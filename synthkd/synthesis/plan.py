@@ -6,8 +6,10 @@ from typing import Any
 
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.images import ImageSpec
+from synthkd.core.memory import machine_memory
 from synthkd.losses.synthesis import NEEDS, TERMS
 from synthkd.losses.term import check_needs
+from synthkd.networks.activations import activations
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.synthesis import GENERATORS, Abilities, Generator, resolution
 from synthkd.teachers.protocol import Teacher
@@ -171,6 +173,7 @@ REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are ke
 LEARNED_AT_ONCE = 2**22  # and in a student step
 OFFERED_AT_ONCE = 2**26  # numbers in the fresh images of a round
 FEWEST, MANY = 32, 256  # images in a step whose size is left open
+ROOM_FOR_GRADIENTS = 0.25  # of the memory, that a generator step may keep; else it has fewer images
 AMPLE = 1_000_000  # images remembered, of which fewer will do; who asks for more shall have them
 ROOM = 10_000_000_000  # bytes of images that are remembered, in memory or in a file,
 ANSWERS = 1_000_000_000  # and of the teacher's answers to them, in memory
@@ -231,6 +234,11 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         reasons.append(f"pixels: of the steps {sides}")
     if any(not stage.synthesis_batch for stage in recipe.stage):
         batch = chosen(REFINED_AT_ONCE, "in a generator step")
+        if (fitting := _fitting(recipe, teacher) if large else batch) < batch:
+            batch = fitting
+            reasons.append(
+                f"{batch} images in a generator step: more would not fit into the memory"
+            )
         stages = tuple(
             stage.model_copy(update={"synthesis_batch": stage.synthesis_batch or batch})
             for stage in recipe.stage
@@ -244,6 +252,21 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         )
         recipe = recipe.model_copy(update={"stage": stages})
     return recipe, tuple(reasons)
+
+
+def _fitting(recipe: Recipe, teacher: Teacher) -> int:
+    """How many images a generator step may have on a CPU, by what the teacher keeps of each for
+    its gradients."""
+    if teacher.access != "full" or teacher.device.type != "cpu":
+        return MANY
+    try:
+        numbers = activations(teacher.network, teacher.spec.shape)
+    except Exception:  # whatever a user's network raises
+        return MANY
+    width = 2 if recipe.run.precision == "bfloat16" else 4
+    return max(
+        2, int(min(MANY, ROOM_FOR_GRADIENTS * machine_memory() / (width * max(1.0, numbers))))
+    )
 
 
 DRAWING = 0.1  # the most of a budget that a stage gets in which drawings replace gradients

@@ -27,6 +27,7 @@ RATES = (0.05, 0.02, 0.01)  # of Adam, in the Fourier basis
 USUAL, USUAL_LARGE = 0.05, 0.02  # without a trial
 LEAST_MINUTES = 5  # of a run in which a trial pays
 MOST = 0.02  # of the minutes, after which no further trial begins
+PROBE = 2  # steps at full size by which it is told what a trial takes, after one that prepares
 
 
 Choice = tuple[float, list[tuple[float, float]], dict[str, int]]
@@ -51,8 +52,8 @@ def tuned(
     Where `pixels` are refined in large images, TRIED drawings are refined with each of RATES, and,
     where the sizes are `free` to choose, with the best of them once more at full size alone, in as
     many steps as cost the same. What has the least loss is taken; no student and no data have a
-    part in it. Where images are small, in a run of a few minutes, and where one trial takes more
-    than a fiftieth of the minutes, the rate is the usual one.
+    part in it. Where images are small, in a run of a few minutes, and where two trials would take
+    more than a fiftieth of the minutes, by the time of a few steps, the rate is the usual one.
     """
     if recipe.pixels.learning_rate:
         return recipe, tuple(stages), ()
@@ -64,6 +65,11 @@ def tuned(
     if not refining or not large or short or recipe.pixels.basis != "fourier":
         return usual
     before, stage = teacher.queries, refining[0]
+    if minutes is not None:
+        each = _seconds(recipe, stage, teacher)
+        teacher.queries = before
+        if (len(RATES) - 1) * each > MOST * 60 * minutes:  # the last would not begin
+            return usual
     began, trials = time.perf_counter(), []
     for rate in RATES:
         trials.append(tried(recipe, stage, teacher, rate, scales, stage.synthesis_steps))
@@ -90,6 +96,16 @@ def tuned(
         (f"pixels: learning rate {best.learning_rate:g}{where}, the best of {len(trials)} that "
          f"were tried on {TRIED} drawings",),
     )  # fmt: skip
+
+
+def _seconds(recipe: Recipe, stage: Stage, teacher: Teacher) -> float:
+    """What a trial takes, about, by a few steps."""
+    taken = 0.0
+    for steps in (1, PROBE):
+        began = time.perf_counter()
+        tried(recipe, stage, teacher, RATES[-1], {1.0: 1.0}, steps)
+        taken = time.perf_counter() - began
+    return taken / PROBE * stage.synthesis_steps * mean_area(recipe.pixels.scales)
 
 
 def retuned(

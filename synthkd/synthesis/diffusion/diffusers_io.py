@@ -22,7 +22,7 @@ from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.files import read_table
 from synthkd.core.images import ImageSpec, recoloured, resized
-from synthkd.core.provenance import inherited_level
+from synthkd.core.promise import inherited_level
 from synthkd.specs import limits
 from synthkd.synthesis.diffusion.maths import classifier_free
 from synthkd.teachers.protocol import Teacher

@@ -13,7 +13,7 @@ from synthkd import measures
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.engine.loop import rounds, select_final_weights
-from synthkd.evaluation.quality import TeacherQuality, fisher_trace, scores, teacher_quality
+from synthkd.evaluation.teacher_quality import TeacherQuality, fisher_trace, scores, teacher_quality
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable, TrainingTable

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthkd.specs.operators import OPERATORS, Node, padded, pairs, whole
+from synthkd.specs.onnx_operators import OPERATORS, Node, padded, pairs, whole
 
 MOST_FOLDED = 1 << 24  # numbers of a constant that is computed beforehand
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from synthkd.core.errors import InputError
-from synthkd.images.levels import Extent, Levels, levels_of, to_bytes
+from synthkd.images.value_range import Extent, Levels, levels_of, to_bytes
 
 INTEGERS = {
     1: 1, 3: 3, 7: 7, 15: 15, 16: 16, 2: 255, 100: 255, 255: 255, 256: 1023, 1023: 1023,
