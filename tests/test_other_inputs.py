@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from synthkd.cli import main
 from synthkd.commands.display import Display
 from synthkd.commands.evaluate import run as evaluate
 from synthkd.commands.export import _labelled
+from synthkd.commands.predict import run as predict
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec, to_float, to_uint8
 from synthkd.data.sources import demo_digits
@@ -263,6 +265,21 @@ def test_export_reads_labelled_images_as_the_run_does(tmp_path: Path) -> None:
     recipe_in(tmp_path)  # and as is said now
     again = labelled(tmp_path, DEMO.classifier, DEMO.names, "9,8,7,6,5,4,3,2,1,0")
     assert torch.equal(again.labels, labels[:300])
+
+
+def test_predict_reads_images_as_the_run_does(tmp_path: Path) -> None:
+    pixels, _, _ = demo_digits()
+    wide = np.concatenate([pixels[0, 0].numpy(), pixels[1, 0].numpy()], 1)  # a nought, and a one
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    saved(tmp_path, DEMO.names)
+    answers = {}
+    for way in ("stretch", "crop", "pad"):
+        told = predict(tmp_path, [tmp_path / "wide.png"], as_json=True, data_resize=way)
+        recipe_in(tmp_path, data__resize=way)
+        assert predict(tmp_path, [tmp_path / "wide.png"], as_json=True) == told
+        answers[way] = told[0]["classes"][0]["probability"]
+        (tmp_path / "recipe.toml").unlink()
+    assert len(set(answers.values())) == 3
 
 
 def test_export_refuses_labels_in_another_order_of_the_classes(tmp_path: Path) -> None:
