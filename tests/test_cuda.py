@@ -63,13 +63,15 @@ def test_a_living_network_on_a_gpu_is_taken_and_stays_there(tmp_path: Path) -> N
     flags = TeacherTable(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
     teacher = load_teacher(flags, network=network).to("cuda")
     images = torch.rand(4, 1, 16, 16, device="cuda")
-    torch.testing.assert_close(teacher(images), network((images - 0.5) / 0.5), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(teacher(images), network((images - 0.5) / 0.5), atol=1e-2, rtol=1e-2)
     assert all(p.is_cuda for p in network.parameters())
-    program = torch.export.export(network, (torch.zeros(2, 1, 16, 16, device="cuda"),))
+    blank = torch.zeros(2, 1, 16, 16, device="cuda")
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(network, (blank,), dynamic_shapes=batch)
     torch.export.save(program, tmp_path / "gpu.pt2")
     flags = flags.model_copy(update={"spec": str(tmp_path / "gpu.pt2")})
     again = load_teacher(flags, trust_code=True).to("cuda")
-    torch.testing.assert_close(again(images[:2]), teacher(images[:2]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(again(images), teacher(images), atol=1e-2, rtol=1e-2)
 
 
 def test_only_the_gpu_in_use_is_seeded_and_its_state_comes_back() -> None:

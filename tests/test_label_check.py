@@ -326,7 +326,7 @@ def test_the_teachers_answers_tell_how_its_numbered_folders_were_sorted(
     assert found.teacher_accuracy is not None and found.teacher_accuracy > 0.97
     assert found.findings == ()
     assert ("text order" in found.order) == text and "by number" in found.order
-    told, _ = settled(images, votes_of(teacher, images), teacher)
+    told, _ = settled(images, votes_of(teacher, images), teacher.classes, teacher.names)
     assert found.teacher_accuracy == compare(teacher, teacher, told).teacher_accuracy
     assert told.digest != images.digest or not text
 

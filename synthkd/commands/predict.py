@@ -21,7 +21,7 @@ from synthkd.core.findings import Finding
 from synthkd.core.images import in_cache, to_float
 from synthkd.images.decode import is_picture, read_pictures
 from synthkd.networks.classifier import Classifier
-from synthkd.recipe import DataTable, StudentTable, TeacherTable, validated
+from synthkd.recipe import DataTable, StudentTable, TeacherTable, read_toml, validated
 from synthkd.specs import load_classifier
 
 MOST_IMAGES, MOST_BYTES = 20_000, 512 << 20  # in memory at once
@@ -35,6 +35,7 @@ def run(
     data_background: str | None = None, data_resize: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The `top` most probable classes of every image; of a folder, of all images in it and below.
+    They are read as the run reads images, unless `data_range` and its like say otherwise.
 
     Files that cannot be read are named at the end, the others are answered all the same; an
     InputError only where none can be read. `csv_file` writes a line an image (`-`: to the
@@ -52,7 +53,10 @@ def run(
     )
     student.eval()
     told = {"range": data_range, "background": data_background, "resize": data_resize}
-    table = validated({"data": {k: v for k, v in told.items() if v is not None}}).data
+    recipe = path / "recipe.toml"  # of a run, that says how it reads images
+    kept = validated(read_toml(recipe)).data if recipe.is_file() else DataTable()
+    said = {key: value for key, value in told.items() if value is not None}
+    table = validated({"data": kept.model_dump() | said}).data
     paths = [found for given in images for found in _listed(given)]
     display = Display(quiet=bool(as_json or csv_file == "-"))
     asking = _Asking(student, names or tuple(str(k) for k in range(student.classes)), table, top)
