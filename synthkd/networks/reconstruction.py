@@ -37,8 +37,8 @@ def reconstruct(
     `kept` are the outputs left of each layer, as `pruned.pruned` tells, and `images` [N, C, H, W]
     are what the networks take. The modes of both, and their buffers, stay as they are. Layers that
     are called more than once for an image, whose outputs are others than `kept` says, or that
-    convolve in groups of several channels are left as they were, and so are those that the images
-    reach after `until`, a time of `time.perf_counter`.
+    convolve in groups of several channels are left as they were, and so are those that see images
+    in pieces, or that the images reach after `until`, a time of `time.perf_counter`.
     """
     layers, wholes = layers_of(narrow), layers_of(whole)
     rng = torch.Generator().manual_seed(0)
@@ -52,11 +52,13 @@ def reconstruct(
 
         def see(name: str, call: Call) -> Tensor | None:
             nonlocal refitted
-            if name not in chosen or time.perf_counter() > until:
+            late = time.perf_counter() > until
+            if late or name not in chosen or len(call.inputs) != len(images):
                 return None
             if name not in wanted and (part := next((p for p in parts if name in p), ())):
+                left = {n: chosen[n] for n in part if n in chosen}
                 wanted.clear()
-                wanted.update(_wanted(whole, wholes, images, {n: chosen[n] for n in part}, kept))
+                wanted.update(_wanted(whole, wholes, images, left, kept))
             layer, y = layers[name], wanted.pop(name, None)
             read = _read(layer, call, chosen.pop(name))
             if y is None or len(read) != len(y):
