@@ -261,7 +261,9 @@ def test_the_process_is_left_as_it_was(tmp_path):
             count=10, settings={**own, "generator.start": "nowhere"}, out=tmp_path / "b"
         ),
     )
+    before = torch.backends.mha.get_fastpath_enabled()
     torch.set_num_threads(2)
+    torch.backends.mha.set_fastpath_enabled(True)
     try:
         for number, job in enumerate(jobs):
             if number:
@@ -273,6 +275,7 @@ def test_the_process_is_left_as_it_was(tmp_path):
             assert torch.backends.mha.get_fastpath_enabled()
     finally:
         torch.set_num_threads(1)
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def test_a_useless_student_is_warned_of(tmp_path):

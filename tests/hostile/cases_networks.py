@@ -194,7 +194,7 @@ def cards() -> Iterator[Case]:
     for network, words in (
         ("timm:vit_giant_patch14_224", ("run",)), ("torchvision:vit_h_14", ("run",)), ("os:system", ("run", "code")),
         ("subprocess:run", ("run", "code")), ("evil.py:make", ("run", "code")), ("resnet8-w512", ("run",)),
-        ("../../outside/x.pt2", ("run",)), ("hf:../outside", ("run", "code")), ("onnx:/etc/passwd", ("run", "code")),
+        ("../../outside/x.pt2", ("run",)), ("hf:../outside", ("config.json", "missing")), ("onnx:/etc/passwd", ("run", "code")),
         ("\x1b[31m", ("run", "code")), ("demo", ("run",)), ("run", ("run",)), ("nosuch", ("nosuch",)), ("", ("run",)),
     ):  # fmt: skip
 
