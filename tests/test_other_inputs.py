@@ -71,6 +71,12 @@ def test_an_exported_student_is_fed_as_it_says_and_not_as_its_teacher(
     learner = new_student(table, DEMO, trust_code=True)  # begins with what it knows
     with torch.no_grad():
         torch.testing.assert_close(learner.eval()(images()), wanted, atol=1e-3, rtol=1e-3)
+    # a run whose student began so under its teacher's mean, as before, is a teacher all the same
+    old = Classifier(learner.body, replace(DEMO.spec, mean=(0.3,), std=(0.2,)), 10).eval()
+    save_student(old, card_of(old, table.spec, DEMO.names), tmp_path / "student.safetensors")
+    again = load_teacher(TeacherTable(spec=str(tmp_path)), trust_code=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images()), old(images()), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "pt2-bytes"])

@@ -58,7 +58,7 @@ from synthkd.specs.code import (
     literal,
     module_of,
 )
-from synthkd.specs.contract import Known, Source, contract, own_first
+from synthkd.specs.contract import Known, Source, check_inside, contract, own_first
 from synthkd.specs.ensembles import is_ensemble, load_ensemble
 from synthkd.specs.header import Card, card_of, read_card
 from synthkd.specs.weights import classes_in, fill, is_checkpoint, read_checkpoint, read_weights
@@ -391,6 +391,8 @@ def _classifier(
     source = _source(spec, weights, table, trust_code=trust_code, role=role, network=network)
     if not source.complete:
         raise InputError(f"--{role} {spec} has random weights: give --{role}-weights FILE")
+    if role == "teacher" and _is_graph(spec):
+        check_inside(spec, table, source.known)
     brings = role == "student" and _tells_its_input(spec, weights)
     image_spec = contract(spec, own_first(table, source.known) if brings else table, source.known)
     names = source.known.names
@@ -412,8 +414,11 @@ def _classifier(
 def _tells_its_input(spec: str, weights: str) -> bool:
     """Whether what a source says of its input is said of the very weights that it brings: a network
     of a zoo tells only what is usual for its kind."""
-    graph = spec.startswith("onnx:") or Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec))
-    return graph or spec.startswith("hf:") or weights == zoo.HUB
+    return _is_graph(spec) or spec.startswith("hf:") or weights == zoo.HUB
+
+
+def _is_graph(spec: str) -> bool:
+    return spec.startswith("onnx:") or Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec))
 
 
 def _told_names(table: TeacherTable, classes: int) -> tuple[str, ...]:
@@ -562,7 +567,7 @@ def _source(
         found = zoo.from_hugging_face(Path(rest), role)
     elif kind == "onnx":
         found = graphs.from_onnx(Path(rest), role, table)
-    elif Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec)):
+    elif _is_graph(spec):
         found = graphs.from_code(Path(spec), role, table, trust_code=trust_code)
     if found is not None:
         if weights:

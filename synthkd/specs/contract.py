@@ -48,6 +48,18 @@ def own_first(flags: TeacherTable, known: Known) -> TeacherTable:
     return flags.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
+def check_inside(spec: str, flags: TeacherTable, known: Known) -> None:
+    """Refuses flags that would normalise images before a graph that does so itself, which is all
+    that a graph tells of its mean and deviation."""
+    for given, own in ((flags.mean, known.mean), (flags.std, known.std)):
+        if given and own and any(abs(value - own[0]) > 1e-4 for value in given):
+            wanted = "pixels 0..255" if known.std == (1 / 255,) else "pixels in 0..1"
+            raise InputError(
+                f"--teacher {quoted(spec)}: it takes {wanted} and normalises by itself: omit "
+                "--teacher-mean and --teacher-std"
+            )
+
+
 def contract(spec: str, flags: TeacherTable, known: Known) -> ImageSpec:
     """The input contract: flags first, then what the source says. What neither tells is one
     InputError."""

@@ -165,7 +165,7 @@ def from_onnx(path: Path, role: str, table: TeacherTable) -> Source:
         wanted.known, mean=own.mean or wanted.known.mean, std=own.std or wanted.known.std,
         names=own.names or names,
     )  # fmt: skip
-    table = _heard(table, known, role, where)
+    table = own_first(table, known) if role == "student" else table
     rough = wanted.kind in ("float16", "bfloat16") or any(
         node.op_type == "QuantizeLinear" for node in model.graph.node
     )
@@ -334,21 +334,6 @@ def _of_export(told: Mapping[str, Any]) -> Known:
     if not 1 <= channels <= 4 or not all(1 <= side <= MOST_SIDE for side in size):
         return Known(mean=(0.0,), std=std, names=names)
     return Known(channels, (size[0], size[1]), (0.0,), std, names=names)
-
-
-def _heard(table: TeacherTable, known: Known, role: str, where: str) -> TeacherTable:
-    """The flags that are for a graph. What it does itself is not to be done to its images before:
-    of a teacher such flags are refused; a student's are not its own, but its teacher's."""
-    if role == "student":
-        return own_first(table, known)
-    for given, own in ((table.mean, known.mean), (table.std, known.std)):
-        if given and own and any(abs(value - own[0]) > 1e-4 for value in given):
-            wanted = "pixels 0..255" if known.std == (1 / 255,) else "pixels in 0..1"
-            raise InputError(
-                f"{where}: it takes {wanted} and normalises by itself: omit --teacher-mean and "
-                "--teacher-std"
-            )
-    return table
 
 
 def _sort(graph: Any) -> None:
@@ -642,7 +627,6 @@ def from_code(path: Path, role: str, table: TeacherTable, *, trust_code: bool) -
         own = Known()
     body, fed, notes = _typed(graph, own_first(table, own))
     known = replace(own, mean=own.mean or fed.mean, std=own.std or fed.std)
-    _heard(table, known, role, where)
     return Source(Sealed(body, sha256_of(path)), known, True, notes)
 
 
