@@ -39,6 +39,8 @@ from synthkd.proof.containers import safetensors_layout, zip_layout
 from synthkd.proof.declared import VALIDATION, Place, declared, external_files
 from synthkd.proof.levels import level_of
 from synthkd.proof.opened import Recording, judged
+from synthkd.proof.sealing import _fingerprint as sealing_of
+from synthkd.proof.sealing import unchanged
 from synthkd.proof.unread import unread
 from synthkd.recipe import load_recipe
 
@@ -1054,3 +1056,13 @@ def test_a_level_needs_the_evidence_of_every_sitting() -> None:
     assert level_of({"opened": [{"missed": 3}], "sealed": [None]})[0] == 0  # the list is not whole
     short = {"whole": True, "files": [file | {"bytes": 7}]}
     assert level_of(whole | {"accounting": short})[0] == 2
+
+
+def test_a_package_that_changes_while_a_sealed_run_goes_on_is_named(tmp_path: Path) -> None:
+    package = tmp_path / "nets"
+    package.mkdir()
+    (package / "net.py").write_text("x = 1")
+    entry = sealing_of(Place(package, "teacher", tree=True))
+    assert unchanged({"read": [entry]}) == []
+    (package / "net.py").write_text("x = 2")
+    assert unchanged({"read": [entry]}) == [str(package)]

@@ -25,6 +25,7 @@ from synthkd.core.findings import Finding
 from synthkd.proof.declared import VALIDATION, Place, holder
 from synthkd.proof.hashes import OURS
 from synthkd.proof.places import (
+    CODE,
     DATA,
     DEVICES,
     KERNEL,
@@ -40,7 +41,6 @@ BESIDE = "with the validation data"  # what code that reads these opened: it cha
 MOST = 200_000  # paths that are kept
 LISTED = 1_000  # files of one role that are named one by one
 HASHED = 1 << 30  # bytes: larger files are told without a hash
-CODE = ("teacher", "student", "generator")  # roles of a package, whose files are told one by one
 
 CHILDREN = {
     "subprocess.Popen": 0, "os.system": 0, "os.exec": 0, "os.posix_spawn": 0, "os.spawn": 1,

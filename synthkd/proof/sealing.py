@@ -26,6 +26,7 @@ from synthkd.core.errors import InputError
 from synthkd.proof import landlock, seccomp
 from synthkd.proof.declared import Place
 from synthkd.proof.places import (
+    CODE,
     DEVICES,
     GPU,
     LIBRARIES,
@@ -48,7 +49,6 @@ PREFIXES = ("LC_", "LANG", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "TORCH_
 MOST_VALUE = 1024  # characters of a variable
 MOST_RECORD = 64 << 20
 PARENT_DIES, TERMINATE = 1, signal.SIGTERM
-CODE = ("teacher", "student", "generator")  # roles of a package
 
 Record = dict[str, Any]  # plain data: what was allowed
 
@@ -119,26 +119,30 @@ def _fingerprint(place: Place) -> dict[str, Any]:
     """A place with the size and hash of its file; of a folder, with the number of its files."""
     found: dict[str, Any] = {"path": str(place.path), "real": place.real, "role": place.role}
     if place.tree and place.path.is_dir():
-        below = [Path(folder, name) for folder, _, names in os.walk(place.path) for name in names]
-        found["files"] = len(below)
-        if place.role not in CODE:
-            return found
-        digest = hashlib.sha256()  # over the files of a package, in the order of their names
-        for path in sorted(below):
-            known = files.sha256_of(path) if path.is_file() else os.path.realpath(path)
-            digest.update(f"{path.relative_to(place.path)}\0{known}\n".encode())
-        return found | {"sha256_of_files": digest.hexdigest()}
+        found["files"] = sum(len(names) for _, _, names in os.walk(place.path))
+        return found | ({"sha256_of_files": _of_tree(place.path)} if place.role in CODE else {})
     return found | {"bytes": place.path.stat().st_size, "sha256": files.sha256_of(place.path)}
+
+
+def _of_tree(folder: Path) -> str:
+    """The SHA-256 of the names and contents of all files below a folder, in the order of names."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(at, name) for at, _, names in os.walk(folder) for name in names):
+        known = files.sha256_of(path) if path.is_file() else os.path.realpath(path)
+        digest.update(f"{path.relative_to(folder)}\0{known}\n".encode())
+    return digest.hexdigest()
 
 
 def unchanged(record: Record) -> list[str]:
     """The paths of those files that are no longer what a record says of them."""
     changed = []
     for entry in record["read"]:
-        if "sha256" not in entry:
+        key = next((k for k in ("sha256", "sha256_of_files") if k in entry), "")
+        if not key:
             continue
+        taken = files.sha256_of if key == "sha256" else _of_tree
         try:
-            same = files.sha256_of(Path(entry["path"])) == entry["sha256"]
+            same = taken(Path(entry["path"])) == entry[key]
         except OSError:
             same = False
         if not same:

@@ -776,7 +776,7 @@ class DifficultyTable(Table):
         bool,
         Field(
             description="an image's augmentation is as hard as the teacher is sure of it: times "
-            "its margin p1 - p2 (false: all alike)"
+            "its margin (false: all alike)"
         ),
     ] = False
 

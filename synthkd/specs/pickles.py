@@ -7,7 +7,6 @@ nothing: no module of theirs is imported, no function of theirs can be called.
 """
 
 import io
-import os
 import pickletools
 import sys
 import warnings
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from synthkd.core.errors import InputError, quoted
+from synthkd.core.memory import machine_memory
 
 MOST_GROWTH = 4  # times its size on the disk a file may take unpacked
 ALLOWANCE = 64 << 20  # bytes that it may take in any case
@@ -234,8 +234,8 @@ def check_archive(archive: zipfile.ZipFile, path: Path, where: str) -> None:
 
 def check_room(size: int, where: str) -> None:
     """Refuses what would take more than half of the machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory // 2:
+    memory = machine_memory()
+    if size > memory / 2:
         raise InputError(
             f"{where} holds {size / 1e9:,.1f} GB, this machine {memory / 1e9:,.1f} GB of memory: "
             "not read"
