@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from synthkd.core.allocator import keep_freed_memory
 from synthkd.core.errors import InputError
 from synthkd.engine.processes import Processes, cores
 from synthkd.recipe import Recipe, RunTable
@@ -37,6 +38,8 @@ def prepare(
     usual = torch.get_num_threads() if processes.count == 1 else cores(processes)
     threads = processes.first(table.threads or usual)
     torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     precision = table.precision
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(device) else "float32"
@@ -59,6 +62,7 @@ def left_as_it_was() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.backends.mha.set_fastpath_enabled(fast)
+        keep_freed_memory(False)
 
 
 def choose_device(name: str) -> torch.device:

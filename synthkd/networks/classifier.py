@@ -12,6 +12,7 @@ from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec
 from synthkd.core.logits import chosen
 from synthkd.core.seeds import globally
+from synthkd.networks import depthwise
 from synthkd.networks.answers import Answers, reading, taken, to_logits
 from synthkd.networks.modes import holders, in_eval_mode
 
@@ -68,7 +69,8 @@ class Classifier(nn.Module):
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         if not images.is_contiguous(memory_format=form):
             images = images.contiguous(memory_format=form)
-        return self.read(self.body, (images - self.mean) / self.std)
+        with depthwise.gradients(self.body):
+            return self.read(self.body, (images - self.mean) / self.std)
 
     def read(self, body: nn.Module, normalised: Tensor) -> Tensor:
         """What `body`, its own or a copy of it, answers to normalised images, as logits [B, K]."""
