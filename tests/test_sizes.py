@@ -42,14 +42,14 @@ def teacher_of(size: int, *, flat: bool = False) -> FrozenTeacher:
 
 def test_small_images_are_left_as_they_were() -> None:
     found, reasons = sized(Recipe.of({}), load_teacher(TeacherTable()))
-    assert (found.training.batch, found.training.repeats, found.training.scales) == (256, 1, {})
+    assert (found.training.batch, found.training.scales) == (256, {})
     assert {stage.synthesis_batch for stage in found.stage if stage.generator == "auto"} == {256}
     assert found.pixels.scales == {} and reasons == ()
 
 
 def test_large_images_have_smaller_batches_and_sizes() -> None:
     found, reasons = sized(Recipe.of({}), teacher_of(224))
-    assert (found.training.batch, found.training.repeats) == (64, 4)
+    assert found.training.batch == 64
     assert found.training.learning_rate == Recipe.of({}).training.learning_rate * 64 / 256
     assert found.training.scales == {}  # see the log: the student needs the full size
     refine = next(stage for stage in found.stage if stage.name == "refine")
@@ -69,11 +69,11 @@ def test_fresh_images_of_a_round_fit_into_memory(size: int, fresh: int) -> None:
 
 def test_what_is_given_stays() -> None:
     given = {
-        "training.batch": 100, "training.repeats": 2, "stage.refine.synthesis_batch": 50,
+        "training.batch": 100, "stage.refine.synthesis_batch": 50,
         "training.scales": {1.0: 1.0}, "pixels.scales": {0.5: 1.0},
     }  # fmt: skip
     found, _ = sized(Recipe.of(given), teacher_of(224))
-    assert (found.training.batch, found.training.repeats) == (100, 2)
+    assert found.training.batch == 100
     assert (found.training.scales, found.pixels.scales) == ({1.0: 1.0}, {0.5: 1.0})
 
 

@@ -868,8 +868,8 @@ class TrainingTable(Table):
         int,
         Field(
             description="student steps for each answer of the teacher: its answers to so many "
-            "batches are mixed and used again (0: 4 for images of 64 pixels and more, else 1)",
-            ge=0,
+            "batches are mixed and used again",
+            ge=1,
             le=64,
         ),
     ] = 1

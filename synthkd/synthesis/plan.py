@@ -178,7 +178,6 @@ AMPLE = 1_000_000  # images remembered, of which fewer will do; who asks for mor
 ROOM = 10_000_000_000  # bytes of images that are remembered, in memory or in a file,
 ANSWERS = 1_000_000_000  # and of the teacher's answers to them, in memory
 LARGE = 64  # pixels of a side from which images are large
-REPEATS = 4  # of an answer of the teacher to large images
 HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
 
 
@@ -213,10 +212,6 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
             rate = recipe.training.learning_rate
             update["learning_rate"] = rate * count / MANY
             reasons.append(f"learning rate {rate:g} x {count} / {MANY}, for so many images a step")
-    if not recipe.training.repeats:
-        update["repeats"] = REPEATS if large else 1
-        if large:
-            reasons.append(f"each answer of the teacher is learned {REPEATS} times")
     if recipe.training.progressive and not recipe.training.scales and large:
         update["scales"] = HALF_FIRST
         reasons.append(f"the student begins at half the size ({HALF_FIRST[0.5]:.0%} of its time)")
