@@ -1,10 +1,11 @@
 """What a refined and a learned image cost, lever by lever, by the size of images and the classes.
 
-    python benchmarks/speed.py OUT.json [--sizes 32,96,224] [--classes 10,100,1000]
+    python benchmarks/speed.py OUT.json [--sizes 32,96,224] [--classes 10,100,1000] [--teacher NAME]
 
-Teachers have random weights: `resnet20` at 32 pixels, ResNet-18 of torchvision above. Levers are
-switched on one after the other, from what version 0.2.0 did, its default student included; with
-other classes than ten the first and the last row alone. All rows are of one process, one after the
+Teachers have random weights: `resnet20` at 32 pixels, ResNet-18 of torchvision above, or a network
+of torchvision that is named (`mobilenet_v2`, for its depthwise convolutions). Levers are switched
+on one after the other, from what version 0.2.0 did, its default student included; with other
+classes than ten the first and the last row alone. All rows are of one process, one after the
 other, so that their ratios mean something. A refined image is timed over a few of its 40 steps, at
 all of their sizes; a learned one over a whole short training, drawings alone. Rows that are done
 are kept.
@@ -14,6 +15,8 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,18 @@ from safetensors.torch import save_file
 from torchvision import models
 
 import synthkd
+from synthkd.core.allocator import keep_freed_memory
 from synthkd.core.files import write_json
 from synthkd.engine.loop import Lab, rounds, synthesize
 from synthkd.engine.machine import peak_memory_mb
-from synthkd.networks import build_network
+from synthkd.networks import build_network, depthwise
 
 STEPS = 8  # of 40
 LEARNED = {32: 20_000, 96: 3_000, 224: 1_200}  # images
-OLD = {
+DEPTHWISE, KEPT = "depthwise in float32", "freed memory kept"  # levers that are no settings
+OLD: dict[str, Any] = {
     "stage.refine.synthesis_batch": 256, "training.batch": 256, "pixels.progressive": False,
-    "training.repeats": 1, "student.spec": "mobilenet-0.5",
+    "training.repeats": 1, "student.spec": "mobilenet-0.5", DEPTHWISE: False, KEPT: False,
 }  # fmt: skip
 LEVERS: dict[str, tuple[str, ...]] = {
     "as in 0.2.0": (),
@@ -39,23 +44,26 @@ LEVERS: dict[str, tuple[str, ...]] = {
     "refined small first": ("pixels.progressive",),
     "a student cut out of its teacher": ("student.spec",),
     "each answer four times": ("training.repeats",),
+    "depthwise gradients in float32": (DEPTHWISE,),
+    "freed memory kept": (KEPT,),
 }
-SMALL = ("as in 0.2.0", "batches by size")  # at 32 pixels the other levers change nothing
+SMALL = ("as in 0.2.0", "each answer four times", "freed memory kept")  # what changes at 32 pixels
 
 
-def teacher_of(size: int, classes: int, folder: Path) -> dict[str, Any]:
+def teacher_of(size: int, classes: int, folder: Path, named: str = "") -> dict[str, Any]:
     """Settings of a teacher of random weights, which lie in a file of the folder."""
-    small = size < 64
-    path = folder / f"{'resnet20' if small else 'resnet18'}-{classes}.safetensors"
+    small = size < 64 and not named
+    name = named or ("resnet20" if small else "resnet18")
+    path = folder / f"{name}-{classes}.safetensors"
     if not path.exists():
         torch.manual_seed(0)
         network = (
             build_network("resnet20", channels=3, size=size, classes=classes) if small
-            else models.resnet18(num_classes=classes)
+            else models.get_model(name, weights=None, num_classes=classes)
         )  # fmt: skip
         save_file(network.state_dict(), path)
     return {
-        "teacher.spec": "resnet20" if small else "torchvision:resnet18",
+        "teacher.spec": name if small else f"torchvision:{name}",
         "teacher.weights": str(path), "teacher.classes": classes, "teacher.image_size": size,
         "teacher.channels": 3, "teacher.mean": (0.5,) * 3, "teacher.std": (0.25,) * 3,
         **({"student.spec": "resnet8"} if small else {}),
@@ -64,9 +72,24 @@ def teacher_of(size: int, classes: int, folder: Path) -> dict[str, Any]:
 
 def lab_of(teacher: dict[str, Any], settings: dict[str, Any]) -> Lab:
     """A lab with this teacher, whatever the checks say of its weights."""
-    recipe = synthkd.Recipe.of({**settings, **teacher, "run.anyway": True, "run.threads": 2})
+    given = {key: value for key, value in settings.items() if key not in (DEPTHWISE, KEPT)}
+    recipe = synthkd.Recipe.of({**given, **teacher, "run.anyway": True, "run.threads": 2})
     torch.manual_seed(0)
-    return synthkd.build(recipe)
+    lab = synthkd.build(recipe)
+    keep_freed_memory(settings.get(KEPT, True))
+    return lab
+
+
+@contextmanager
+def depthwise_as_before(settings: dict[str, Any]) -> Iterator[None]:
+    """In which depthwise convolutions are computed as autocast has it, where that is asked for."""
+    usual = depthwise.gradients
+    if not settings.get(DEPTHWISE, True):
+        depthwise.gradients = lambda network: nullcontext()
+    try:
+        yield
+    finally:
+        depthwise.gradients = usual
 
 
 def cost(size: int, teacher: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
@@ -114,9 +137,11 @@ def table(given: argparse.Namespace, folder: Path) -> None:
                     settings.pop(key)
                 if classes != 10 and lever not in (levers[0], levers[-1]):
                     continue
-                name = f"{size} {classes} {lever}"
+                name = f"{given.teacher} {size} {classes} {lever}".lstrip()
                 if name not in done:
-                    done[name] = cost(size, teacher_of(size, classes, folder), settings)
+                    teacher = teacher_of(size, classes, folder, given.teacher)
+                    with depthwise_as_before(settings):
+                        done[name] = cost(size, teacher, settings)
                     write_json(given.out, done)
                 row = done[name]
                 print(
@@ -131,6 +156,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sizes", default="32,96,224")
     parser.add_argument("--classes", default="10,100,1000")
+    parser.add_argument("--teacher", default="", help="a network of torchvision")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -118,7 +118,12 @@ def test_every_network_of_a_chain_sees_small_images_first_and_large_ones_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An assistant too: it teaches, and is judged, at full size."""
-    given = {**SMALL, "budget.images": 640, "training.scales": "0.5=0.6,1=0.4"}
+    given = {
+        **SMALL,
+        "budget.images": 640,
+        "training.repeats": 1,
+        "training.scales": "0.5=0.6,1=0.4",
+    }
     lab = synthkd.build(Recipe.of({**given, "teaching.assistants": ("resnet8-w8",)}))
     assert lab.chain is not None
     seen: dict[int, list[tuple[int, ...]]] = {}
