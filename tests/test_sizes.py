@@ -13,6 +13,7 @@ from synthkd.core.images import ImageSpec
 from synthkd.engine.batches import TaughtBatch, pooled
 from synthkd.engine.build import assemble
 from synthkd.engine.loop import rounds
+from synthkd.losses.distillation.answers import soft_targets
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable, to_toml, validated
 from synthkd.schedules import scale
@@ -330,3 +331,54 @@ def test_scales_are_written_and_read_back() -> None:
     settings = {"pixels.scales": "0.375=0.5,1=0.5", "teacher.args": {"a.b": "c d", "ü": "1"}}
     recipe = Recipe.of(settings)
     assert validated(tomllib.loads(to_toml(recipe))) == recipe
+
+
+def many_classes(classes: int) -> FrozenTeacher:
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(1, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(6, classes),
+    )  # fmt: skip
+    return FrozenTeacher(Classifier(body, ImageSpec(1, 16, 16, (0.5,), (0.25,)), classes))
+
+
+def test_gradient_of_softened_answers_is_divided_by_the_classes() -> None:
+    """At a high temperature that of T² · KL is (learned − taught) / (B · K) for centred logits, so
+    with K / 10 times the weight a logit of any number of classes is moved as one of ten."""
+    torch.manual_seed(0)
+    for classes in (10, 40):
+        taught = torch.randn(8, classes, dtype=torch.float64)
+        learned = torch.randn(8, classes, dtype=torch.float64)
+        taught -= taught.mean(1, keepdim=True)
+        learned = (learned - learned.mean(1, keepdim=True)).requires_grad_()
+        loss = classes / 10 * soft_targets(learned, taught, temperature=1e4)
+        (found,) = torch.autograd.grad(loss, learned)
+        expected = (learned.detach() - taught) / (8 * 10)
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+
+
+def test_soft_targets_weigh_more_for_many_classes() -> None:
+    """Ten times for a hundred classes, once; as given for ten, at temperature 1, for a student
+    that is cut out of its teacher, and where it was not asked for."""
+    recipe = Recipe.of({"student.spec": "resnet8-w4", "training.terms": {"soft_targets": 2.0}})
+    assert recipe.training.scale_by_classes
+
+    def weight(given: Recipe, classes: int, **shown: Any) -> float:
+        teacher = many_classes(classes)
+        student = new_student(given.student, teacher)
+        for name, value in shown.items():
+            setattr(student, name, value)
+        found, reasons = suited(given, teacher, student)
+        assert not found.training.scale_by_classes
+        told = [line for line in reasons if "soft_targets" in line]
+        assert bool(told) == (found.training.terms != given.training.terms)
+        assert suited(found, teacher, student) == (found, ())
+        return found.training.terms["soft_targets"]
+
+    assert weight(recipe, 100) == 20
+    assert weight(recipe, 10) == weight(recipe, 4) == 2
+    assert weight(recipe, 100, kept={"0": torch.zeros(1)}) == 2
+    hard = recipe.training.model_copy(update={"temperature": 1.0})
+    assert weight(recipe.model_copy(update={"training": hard}), 100) == 2
+    off = recipe.training.model_copy(update={"scale_by_classes": False})
+    assert weight(recipe.model_copy(update={"training": off}), 100) == 2

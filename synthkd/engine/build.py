@@ -176,7 +176,7 @@ def assemble(
     """
     teacher.queries = 0  # those of this run are counted
     sources, free = sources_of(recipe, student=student is not None), not recipe.pixels.scales
-    recipe, reasons = plans.suited(recipe, teacher)
+    recipe, reasons = plans.suited(recipe, teacher, student)
     plan = plans.plan(recipe, teacher, sources)
     stages = plan.stages if student is not None else plans.alone(plan.stages)
     processes, more = processes or Processes(), tuple[str, ...]()

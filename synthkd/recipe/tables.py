@@ -833,6 +833,14 @@ class TrainingTable(Table):
     terms: Annotated[
         Shares, Field(description="weights of the distillation terms, e.g. soft_targets=1")
     ] = {"soft_targets": 1.0}
+    scale_by_classes: Annotated[
+        bool,
+        Field(
+            description="with K classes, more than ten, soft_targets weighs K / 10 times as much: "
+            "at a high temperature the gradient of a logit is divided by K (not for a student that "
+            "is cut out of its teacher)"
+        ),
+    ] = False
     weighting: Annotated[
         Literal["fixed", "capacity", "uncertainty", "gradnorm", "agreement"],
         Field(

@@ -10,6 +10,7 @@ from synthkd.core.memory import machine_memory
 from synthkd.losses.synthesis import NEEDS, TERMS
 from synthkd.losses.term import check_needs
 from synthkd.networks.activations import activations
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.synthesis import GENERATORS, Abilities, Generator, resolution
 from synthkd.teachers.protocol import Teacher
@@ -154,7 +155,9 @@ def without_a_guide(stage: Stage) -> bool:
     return bool(able.uses_terms and stage.synthesis_steps and not stage.terms)
 
 
-def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
+def suited(
+    recipe: Recipe, teacher: Teacher, student: Classifier | None = None
+) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with what this teacher forbids changed, and what was left open chosen, and why;
     InputError where nothing would be left of what was asked for."""
     recipe, reasons = sized(recipe, teacher)
@@ -166,7 +169,8 @@ def suited(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         training = table.model_copy(update=hard)
         recipe = recipe.model_copy(update={"training": training})
         reasons = (*reasons, "labels cannot be softened: temperature 1")
-    return recipe, reasons
+    recipe, more = _scaled(recipe, teacher, student)
+    return recipe, (*reasons, *more)
 
 
 REFINED_AT_ONCE = 2**21  # pixels in a generator step, of which gradients are kept,
@@ -178,6 +182,7 @@ AMPLE = 1_000_000  # images remembered, of which fewer will do; who asks for mor
 ROOM = 10_000_000_000  # bytes of images that are remembered, in memory or in a file,
 ANSWERS = 1_000_000_000  # and of the teacher's answers to them, in memory
 LARGE = 64  # pixels of a side from which images are large
+FEW_CLASSES = 10  # for which the weight of soft_targets was found
 HALF_FIRST = {0.5: 0.7, 1.0: 0.3}  # sizes at which a student sees them, with shares of its time
 
 
@@ -247,6 +252,29 @@ def sized(recipe: Recipe, teacher: Teacher) -> tuple[Recipe, tuple[str, ...]]:
         )
         recipe = recipe.model_copy(update={"stage": stages})
     return recipe, tuple(reasons)
+
+
+def _scaled(
+    recipe: Recipe, teacher: Teacher, student: Classifier | None
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with `training.scale_by_classes` applied, which is then off.
+
+    At a temperature T above the logits' differences the gradient of T² · KL for a logit is
+    (learned − taught) / K (Hinton, Vinyals & Dean 2015, section 2.1): the step that was found for
+    ten classes would be a tenth of it for a hundred.
+    """
+    table, classes = recipe.training, teacher.classes
+    if not table.scale_by_classes or student is None:
+        return recipe, ()
+    update: dict[str, Any] = {"scale_by_classes": False}
+    weight, reasons = table.terms.get("soft_targets", 0.0), tuple[str, ...]()
+    soft = table.temperature > 1 and not teacher.independent
+    if weight and soft and classes > FEW_CLASSES and not student.kept:
+        factor = classes / FEW_CLASSES
+        update["terms"] = {**table.terms, "soft_targets": weight * factor}
+        reasons = (f"soft_targets weighs {factor:g} times as much, for {classes} classes",)
+    training = table.model_copy(update=update)
+    return recipe.model_copy(update={"training": training}), reasons
 
 
 def _fitting(recipe: Recipe, teacher: Teacher) -> int:
