@@ -836,9 +836,9 @@ class TrainingTable(Table):
     scale_by_classes: Annotated[
         bool,
         Field(
-            description="with K classes, more than ten, soft_targets weighs K / 10 times as much: "
-            "at a high temperature the gradient of a logit is divided by K (not for a student that "
-            "is cut out of its teacher)"
+            description="with K classes, more than ten, soft_targets weighs (K / 10)^1.5 times as "
+            "much: the gradient falls so with the classes (not for a student that is cut out of "
+            "its teacher)"
         ),
     ] = False
     weighting: Annotated[
