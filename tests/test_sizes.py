@@ -350,9 +350,9 @@ def test_gradient_of_softened_answers_is_divided_by_the_classes() -> None:
         learned = torch.randn(8, classes, dtype=torch.float64)
         taught -= taught.mean(1, keepdim=True)
         learned = (learned - learned.mean(1, keepdim=True)).requires_grad_()
-        (found,) = torch.autograd.grad(soft_targets(learned, taught, temperature=1e4), learned)
+        (found,) = torch.autograd.grad(soft_targets(learned, taught, temperature=1e3), learned)
         expected = (learned.detach() - taught) / (8 * classes)
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-4)
 
 
 def test_soft_targets_weigh_more_for_many_classes() -> None:
