@@ -26,6 +26,7 @@ from synthkd.teachers.ensemble import EnsembleTeacher
 SMALL = {
     "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
     "student.spec": "resnet8-w4", "budget.images": 6400, "run.precision": "float32",
+    "training.repeats": 1,
 }  # fmt: skip
 
 
@@ -320,7 +321,10 @@ def test_a_chain_in_one_command_ships_the_student_alone(tmp_path):
     out = tmp_path / "run"
     found = synthkd.distill(
         images=6400, out=out,
-        settings={"teaching.assistants": "resnet8-w16", "run.threads": 1, "run.snapshots": 4},
+        settings={
+            "teaching.assistants": "resnet8-w16", "run.threads": 1, "run.snapshots": 4,
+            "training.repeats": 1,
+        },
     )  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     assert summary["student_parameters"] == sum(p.numel() for p in found.student.parameters())

@@ -113,7 +113,7 @@ def test_a_teacher_is_not_blamed_for_a_network_that_begins_anew():
     settings = {
         "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
         "student.spec": "resnet8-w4", "student.start": "new", "budget.images": 3200,
-        "teaching.assistants": ("resnet8-w8",),
+        "teaching.assistants": ("resnet8-w8",), "training.repeats": 1,
     }  # fmt: skip
     both = EnsembleTeacher([load_teachers(TeacherTable()) for _ in range(2)], "selected")
     lab = synthkd.build(synthkd.Recipe.of(settings), teacher=both)

@@ -30,7 +30,7 @@ CONTRACT: dict[str, Any] = {
 }  # fmt: skip
 TINY = {
     "training.batch": 32, "memory.capacity": 300, "run.threads": 1, "stage.draw.fresh": 64,
-    "stage.refine.synthesis_batch": 20, "stage.refine.synthesis_steps": 2,
+    "stage.refine.synthesis_batch": 20, "stage.refine.synthesis_steps": 2, "training.repeats": 1,
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ SMALL = shlex.split(
     f"distill --images-seen {IMAGES} --training.batch 33 --student resnet8-w4 --run.threads 1 "
     "--val-data none --stage.draw.fresh 128 --stage.refine.synthesis_batch 32 "
     "--stage.refine.fresh 32 --stage.refine.synthesis_steps 4 --memory.capacity 600 "
-    "--stage.study.student_steps 2 --run.device cpu --run.precision float32"
+    "--stage.study.student_steps 2 --run.device cpu --run.precision float32 --training.repeats 1"
 )
 EVERY_ROUND = ("--run.checkpoint_seconds", "0.001")
 

@@ -162,7 +162,7 @@ def lab_of(how: str) -> Lab:
     recipe = Recipe.of({
         "run.stages": ("draw", "study"), "training.batch": 16, "run.threads": 1,
         "student.spec": "slim:resnet8-w8", "student.start": "new", "budget.images": 1280,
-        "stage.draw.fresh": 64, "training.widths": how,
+        "stage.draw.fresh": 64, "training.widths": how, "training.repeats": 1,
     })  # fmt: skip
     teacher = load_teacher(TeacherTable())
     torch.manual_seed(0)

@@ -587,7 +587,7 @@ def test_a_black_box_is_distilled_by_its_answers(tmp_path: Path) -> None:
         out = tmp_path / access
         main([*shlex.split(
             "distill --student resnet8-w4 --images-seen 512 --training.batch 64 --run.threads 1 "
-            "--quiet --stage.draw.fresh 256 --memory.capacity 500"
+            "--quiet --stage.draw.fresh 256 --memory.capacity 500 --training.repeats 1"
         ), "--teacher-access", access, "--out", str(out)])  # fmt: skip
         summary = json.loads((out / "summary.json").read_text())
         assert summary["teacher_access"] == access

@@ -25,6 +25,7 @@ from synthkd.students.weighting import GradNorm, TwoKinds, Uncertainty, Weightin
 SMALL = {
     "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
     "student.spec": "resnet8-w4", "student.start": "new", "budget.images": 960,
+    "training.repeats": 1,
 }  # fmt: skip
 
 
