@@ -87,8 +87,7 @@ def test_entered_where_it_is_of_use_alone() -> None:
 
 
 def test_classifier_computes_so() -> None:
-    """A whole classifier's gradient for its images comes nearer to float32's than plain autocast's
-    does, and its convolution with a stride ran in float32."""
+    """Of a classifier under autocast the depthwise convolution with a stride alone is float32."""
     torch.manual_seed(0)
     body = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.ReLU(),
@@ -99,12 +98,9 @@ def test_classifier_computes_so() -> None:
     images = torch.rand(4, 1, 12, 12, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         out = classifier.eval()(images)
-    node, todo = None, [out.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None:
-            continue
+    todo = [out.grad_fn]
+    for node in todo:  # grows: a walk backwards through the graph
         if type(node).__name__ == "ConvolutionBackward0":
             seen.append(node._saved_input.dtype)
-        todo += [following for following, _ in node.next_functions]
+        todo += [following for following, _ in node.next_functions if following is not None]
     assert seen == [torch.float32, torch.bfloat16]
