@@ -10,9 +10,9 @@ images apart: --pipeline gan) and `stages` (each left out), both of which also t
 made, `mix` (shares of synthetic images, with --real-data).
 What follows `--` are flags of `synthkd distill`, for all variants. A run lasts so many seconds, in
 this process. TEST, a data path with labels, is asked about the student at twelve moments after the
-run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns at 0.5, 1
-and 2 times the recipe's with seed 0, and the rate whose student agrees most often with the teacher
-on held-out synthetic images is taken for the other seeds. Runs that are done are kept, those that
+run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns with seed
+0 at 0.5, 1 and 2 times the recipe's, or at --rates, and the rate whose student agrees most often
+with the teacher on held-out synthetic images is taken for the other seeds. Runs that are done are kept, those that
 diverged too; OUT.json is for one group, with the same seconds, TEST and flags.
 """
 
@@ -34,7 +34,6 @@ from synthkd.engine.build import build, images_for
 from synthkd.engine.loop import Lab, rounds, select_final_weights
 from synthkd.evaluation.compare import compare, score_by_teacher
 
-RATES = (0.5, 1.0, 2.0)
 MOMENTS = 12
 SAMPLED = 2000  # images of the memory that are looked at
 Settings = dict[str, Any]
@@ -53,8 +52,13 @@ SEEKING = {"disagreement": 1.0, "realism": 0.1}
 GROUPS: dict[str, dict[str, Settings]] = {
     "terms": {
         "soft_targets": {},
-        "standardized_targets": terms(**KL, standardized_targets=1.0),
+        "standardized_targets": {
+            **terms(**KL, standardized_targets=9.0), "training.temperature": 2.0,  # as published
+        },
         "decoupled": terms(**KL, decoupled_target=1.0, decoupled_others=2.0),
+        "decoupled, as published": {
+            **terms(**KL, decoupled_target=1.0, decoupled_others=8.0), "training.temperature": 4.0,
+        },
         "correlations": terms(**KL, class_correlation=2.0, image_correlation=2.0),
         "logit_l1": terms(**KL, logit_l1=1.0),
         "votes": terms(**KL, votes=1.0),
@@ -62,10 +66,12 @@ GROUPS: dict[str, dict[str, Settings]] = {
         "+ smoothed_votes": terms(smoothed_votes=0.5),
         "+ attention": terms(attention=250.0),
         "+ hint": terms(hint=1.0),
+        "+ 10 hint": terms(hint=10.0),
         "+ cross_attention": terms(cross_attention=1.0),
         "+ transport": terms(transport=1.0),
         "+ sliced_transport": terms(sliced_transport=1.0),
         "+ projection": terms(projection=1.0),
+        "+ 10 projection": terms(projection=10.0),
         "+ relational": terms(relational_distance=25.0, relational_angle=50.0),
         "+ similarity": terms(similarity=3000.0),
         "+ neighbours": terms(neighbours=100.0),
@@ -303,7 +309,10 @@ def best_rate(runs: dict[str, Any]) -> float | None:
     >>> best_rate({"1.0 0": {"held_out": 0.8}, "2.0 0": {"diverged": "…"}})
     1.0
     """
-    tried = [rate for rate in RATES if "held_out" in runs.get(f"{rate} 0", {})]
+    tried = [
+        float(key.removesuffix(" 0")) for key, found in runs.items()
+        if key.endswith(" 0") and "held_out" in found
+    ]  # fmt: skip
     return max(tried, key=lambda rate: float(runs[f"{rate} 0"]["held_out"]), default=None)
 
 
@@ -315,6 +324,7 @@ def main() -> None:
     parser.add_argument("--test", default="")
     parser.add_argument("--seconds", type=float, default=45)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", default="0.5,1,2", help="of groups that try rates")
     parser.add_argument("--only", default="")
     parser.add_argument("--table", action="store_true")
     own, words = parted(sys.argv[1:])
@@ -337,7 +347,8 @@ def main() -> None:
     for name in names:
         runs = done.setdefault(name, {})
         settings = {**flags, **GROUPS[given.group][name]}
-        rates = RATES if given.group in RATED else (1.0,)
+        rates = [float(rate) for rate in given.rates.split(",")]
+        rates = rates if given.group in RATED else [1.0]
         plan = [(rate, 0) for rate in rates]
         while plan:
             rate, seed = plan.pop(0)

@@ -358,7 +358,8 @@ def test_gradient_of_softened_answers_is_divided_by_the_classes() -> None:
 def test_soft_targets_weigh_more_for_many_classes() -> None:
     """8 times for forty classes (4^1.5), once; as given for ten, at temperature 1, for a student
     that is cut out of its teacher, and where it was not asked for."""
-    recipe = Recipe.of({"student.spec": "resnet8-w4", "training.terms": {"soft_targets": 2.0}})
+    terms = {"soft_targets": 2.0, "decoupled_others": 1.0, "votes": 1.0}
+    recipe = Recipe.of({"student.spec": "resnet8-w4", "training.terms": terms})
     assert recipe.training.scale_by_classes
 
     def weight(given: Recipe, classes: int, **shown: Any) -> float:
@@ -371,6 +372,8 @@ def test_soft_targets_weigh_more_for_many_classes() -> None:
         told = [line for line in reasons if "soft_targets" in line]
         assert bool(told) == (found.training.terms != given.training.terms)
         assert suited(found, teacher, student) == (found, ())
+        assert found.training.terms["votes"] == 1
+        assert found.training.terms["decoupled_others"] * 2 == found.training.terms["soft_targets"]
         return found.training.terms["soft_targets"]
 
     assert weight(recipe, 40) == 16

@@ -836,9 +836,9 @@ class TrainingTable(Table):
     scale_by_classes: Annotated[
         bool,
         Field(
-            description="with K classes, more than ten, soft_targets weighs (K / 10)^1.5 times as "
-            "much: the gradient falls so with the classes (not for a student that is cut out of "
-            "its teacher)"
+            description="with K classes, more than ten, terms of softened answers (soft_targets) "
+            "weigh (K / 10)^1.5 times as much: their gradient falls so with the classes (not for "
+            "a student that is cut out of its teacher)"
         ),
     ] = False
     weighting: Annotated[

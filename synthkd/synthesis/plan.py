@@ -7,6 +7,7 @@ from typing import Any
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.images import ImageSpec
 from synthkd.core.memory import machine_memory
+from synthkd.losses.distillation import SOFTENED
 from synthkd.losses.synthesis import NEEDS, TERMS
 from synthkd.losses.term import check_needs
 from synthkd.networks.activations import activations
@@ -269,12 +270,15 @@ def _scaled(
     if not table.scale_by_classes or student is None:
         return recipe, ()
     update: dict[str, Any] = {"scale_by_classes": False}
-    weight, reasons = table.terms.get("soft_targets", 0.0), tuple[str, ...]()
+    softened, reasons = sorted(SOFTENED.intersection(table.terms)), tuple[str, ...]()
     soft = table.temperature > 1 and not teacher.independent
-    if weight and soft and classes > FEW_CLASSES and not student.kept:
+    if softened and soft and classes > FEW_CLASSES and not student.kept:
         factor = round((classes / FEW_CLASSES) ** 1.5, 2)
-        update["terms"] = {**table.terms, "soft_targets": weight * factor}
-        reasons = (f"soft_targets weighs {factor:g} times as much, for {classes} classes",)
+        more = {name: table.terms[name] * factor for name in softened}
+        update["terms"] = {**table.terms, **more}
+        many = "s" if len(softened) == 1 else ""
+        names = " and ".join(softened)
+        reasons = (f"{names} weigh{many} {factor:g} times as much, for {classes} classes",)
     training = table.model_copy(update=update)
     return recipe.model_copy(update={"training": training}), reasons
 
