@@ -12,8 +12,8 @@ What follows `--` are flags of `synthkd distill`, for all variants. A run lasts 
 this process. TEST, a data path with labels, is asked about the student at twelve moments after the
 run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns with seed
 0 at 0.5, 1 and 2 times the recipe's, or at --rates, and the rate whose student agrees most often
-with the teacher on held-out synthetic images is taken for the other seeds. Runs that are done are kept, those that
-diverged too; OUT.json is for one group, with the same seconds, TEST and flags.
+with the teacher on held-out synthetic images is taken for the other seeds. Runs that are done are
+kept, those that diverged too; OUT.json is for one group, with the same seconds, TEST and flags.
 """
 
 import argparse
