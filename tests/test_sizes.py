@@ -342,6 +342,39 @@ def many_classes(classes: int) -> FrozenTeacher:
     return FrozenTeacher(Classifier(body, ImageSpec(1, 16, 16, (0.5,), (0.25,)), classes))
 
 
+def names_of(settings: dict[str, Any], classes: int, **shown: Any) -> tuple[list[str], str]:
+    """The stages that are left for so many classes, and what is said of those left out."""
+    recipe = Recipe.of({"student.spec": "resnet8-w4", **settings})
+    teacher = many_classes(classes)
+    student = new_student(recipe.student, teacher)
+    for name, value in shown.items():
+        setattr(student, name, value)
+    lab = assemble(recipe, teacher, student)
+    assert lab.recipe.pixels.least_per_class == 0  # decided, also for a run that goes on
+    assert [s.name for s in lab.recipe.stages] == [s.name for s in lab.stages]
+    assert ("pixels" in lab.recipe.memory.shares) == ("refine" in [s.name for s in lab.stages])
+    again = assemble(lab.recipe, teacher, student)
+    assert again.stages == lab.stages
+    said = [line for line in lab.plan.reasons if "left out" in line]
+    return [stage.name for stage in lab.stages], "".join(said)
+
+
+def test_refining_is_left_out_where_it_would_give_too_few_of_each_class() -> None:
+    """By images exactly: 0.35 / 0.6 of the budget, 40 steps an image; by minutes as measured."""
+    enough = int(200 * 40 * 20 * 0.6 / 0.35) + 1
+    every, drawn = ["draw", "refine", "study"], ["draw", "study"]
+    assert names_of({"budget.images": enough}, 20) == (every, "")
+    left, said = names_of({"budget.images": enough * 9 // 10}, 20)
+    assert left == drawn and "180 images of each of 20 classes, and fewer than 200" in said
+    few = {"budget.images": 1000}
+    assert names_of(few, 20)[0] == drawn
+    assert names_of(few, 10)[0] == names_of(few | {"pixels.least_per_class": 0}, 20)[0] == every
+    assert names_of(few, 20, kept={"0": torch.zeros(1)})[0] == every
+    assert names_of(few | {"run.stages": ("refine", "study")}, 20)[0] == ["refine", "study"]
+    assert names_of({"budget.minutes": 0.01}, 20)[0] == drawn
+    assert names_of({"budget.minutes": 100_000}, 20)[0] == every
+
+
 def test_gradient_of_softened_answers_is_divided_by_the_classes() -> None:
     """At a high temperature that of T² · KL is (learned − taught) / (B · K) for centred logits."""
     torch.manual_seed(0)

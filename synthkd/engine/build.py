@@ -29,6 +29,7 @@ from synthkd.data.store import open_store
 from synthkd.engine.loop import Lab
 from synthkd.engine.machine import prepare
 from synthkd.engine.processes import Processes
+from synthkd.engine.refining import kept, without_too_few
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.labels.class_names import check_same_classes
 from synthkd.networks.classifier import Classifier
@@ -179,12 +180,15 @@ def assemble(
     recipe, reasons = plans.suited(recipe, teacher, student)
     plan = plans.plan(recipe, teacher, sources)
     stages = plan.stages if student is not None else plans.alone(plan.stages)
-    processes, more = processes or Processes(), tuple[str, ...]()
+    processes, more, fewer = processes or Processes(), tuple[str, ...](), tuple[str, ...]()
     if processes.leads:
+        if student is not None:
+            recipe, stages, fewer = without_too_few(recipe, stages, teacher, student)
         recipe, stages, more = tuned(recipe, stages, teacher, free=free)
     if processes.count > 1:
+        recipe, stages = kept(recipe, stages, processes.first([s.name for s in stages]))
         recipe, stages = retuned(recipe, stages, processes.first(choice_of(recipe, stages)))
-    plan = plans.Plan(stages, (*plan.reasons, *reasons, *more))
+    plan = plans.Plan(stages, (*plan.reasons, *reasons, *fewer, *more))
     if student is not None:
         _check(recipe, plan)
     elif not stages:

@@ -606,6 +606,16 @@ class PixelsTable(Table):
             "BatchNorm statistics still fit"
         ),
     ] = False
+    least_per_class: Annotated[
+        int,
+        Field(
+            description="with more than ten classes, a stage that would refine fewer images of "
+            "each in its part of the budget is left out, and drawings do alone (not for a student "
+            "that is cut out of its teacher, nor where run.stages names the stages)",
+            ge=0,
+            le=MOST,
+        ),
+    ] = 0
 
 
 class DiffusionTable(Table):

@@ -66,8 +66,7 @@ def tuned(
         return usual
     before, stage = teacher.queries, refining[0]
     if minutes is not None:
-        each = _seconds(recipe, stage, teacher)
-        teacher.queries = before
+        each = seconds_of(recipe, stage, teacher, TRIED)
         if (len(RATES) - 1) * each > MOST * 60 * minutes:  # the last would not begin
             return usual
     began, trials = time.perf_counter(), []
@@ -98,13 +97,14 @@ def tuned(
     )  # fmt: skip
 
 
-def _seconds(recipe: Recipe, stage: Stage, teacher: Teacher) -> float:
-    """What a trial takes, about, by a few steps."""
-    taken = 0.0
+def seconds_of(recipe: Recipe, stage: Stage, teacher: Teacher, count: int) -> float:
+    """What refining so many images takes, about, by a few steps; they are not counted as asked."""
+    before, taken = teacher.queries, 0.0
     for steps in (1, PROBE):
         began = time.perf_counter()
-        tried(recipe, stage, teacher, RATES[-1], {1.0: 1.0}, steps)
+        tried(recipe, stage, teacher, RATES[-1], {1.0: 1.0}, steps, count=count)
         taken = time.perf_counter() - began
+    teacher.queries = before
     return taken / PROBE * stage.synthesis_steps * mean_area(recipe.pixels.scales)
 
 
@@ -140,14 +140,14 @@ def _loss(trial: Trial) -> float:
 
 def tried(
     recipe: Recipe, stage: Stage, teacher: Teacher, rate: float, scales: Mapping[float, float],
-    steps: int,
+    steps: int, count: int = TRIED,
 ) -> Trial:  # fmt: skip
-    """The loss of images that begin as drawings and are refined so."""
+    """The loss of `count` images that begin as drawings and are refined so."""
     terms = {
         name: weight for name, weight in stage.terms.items()
         if not TERMS[name].needs & {"student", "critic"}
     }  # fmt: skip
-    update = {"synthesis_steps": steps, "synthesis_batch": TRIED, "terms": terms}
+    update = {"synthesis_steps": steps, "synthesis_batch": count, "terms": terms}
     generator = Pixels(_with(recipe, rate, scales), teacher)
 
     def context(stage: Stage) -> SynthesisContext:
