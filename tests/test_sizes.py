@@ -361,11 +361,11 @@ def names_of(settings: dict[str, Any], classes: int, **shown: Any) -> tuple[list
 
 def test_refining_is_left_out_where_it_would_give_too_few_of_each_class() -> None:
     """By images exactly: 0.35 / 0.6 of the budget, 40 steps an image; by minutes as measured."""
-    enough = int(200 * 40 * 20 * 0.6 / 0.35) + 1
+    enough = int(40 * 40 * 20 * 0.6 / 0.35) + 1
     every, drawn = ["draw", "refine", "study"], ["draw", "study"]
     assert names_of({"budget.images": enough}, 20) == (every, "")
     left, said = names_of({"budget.images": enough * 9 // 10}, 20)
-    assert left == drawn and "180 images of each of 20 classes, and fewer than 200" in said
+    assert left == drawn and "36 images of each of 20 classes, and fewer than 40" in said
     few = {"budget.images": 1000}
     assert names_of(few, 20)[0] == drawn
     assert names_of(few, 10)[0] == names_of(few | {"pixels.least_per_class": 0}, 20)[0] == every
