@@ -412,6 +412,10 @@ def test_soft_targets_weigh_more_for_many_classes() -> None:
     assert weight(recipe, 40) == 16
     assert weight(recipe, 10) == weight(recipe, 4) == 2
     assert weight(recipe, 40, kept={"0": torch.zeros(1)}) == 2
+    none = recipe.training.model_copy(update={"terms": {"soft_targets": 0.0, "votes": 1.0}})
+    assert suited(recipe.model_copy(update={"training": none}), many_classes(40), new_student(
+        recipe.student, many_classes(40)
+    ))[1] == ()  # fmt: skip
     hard = recipe.training.model_copy(update={"temperature": 1.0})
     assert weight(recipe.model_copy(update={"training": hard}), 40) == 2
     off = recipe.training.model_copy(update={"scale_by_classes": False})

@@ -270,7 +270,8 @@ def _scaled(
     if not table.scale_by_classes or student is None:
         return recipe, ()
     update: dict[str, Any] = {"scale_by_classes": False}
-    softened, reasons = sorted(SOFTENED.intersection(table.terms)), tuple[str, ...]()
+    softened = [name for name in sorted(SOFTENED) if table.terms.get(name)]
+    reasons = tuple[str, ...]()
     soft = table.temperature > 1 and not teacher.independent
     if softened and soft and classes > FEW_CLASSES and not student.kept:
         factor = round((classes / FEW_CLASSES) ** 1.5, 2)
