@@ -24,8 +24,7 @@ def without_too_few(
     for a student that is cut out of its teacher, which has learned already.
     """
     least, chosen = recipe.pixels.least_per_class, tuple(stages)
-    decided = recipe.pixels.model_copy(update={"least_per_class": 0})
-    recipe = recipe.model_copy(update={"pixels": decided})
+    recipe, chosen = kept(recipe, chosen, [stage.name for stage in chosen])
     refining = [s for s in chosen if s.generator == "pixels" and s.synthesis_steps]
     others = [s for s in chosen if s.synthesizes and s not in refining]
     asked = bool(recipe.run.stages) or student.kept or teacher.classes <= FEW_CLASSES
@@ -52,11 +51,17 @@ def without_too_few(
 def kept(
     recipe: Recipe, stages: Sequence[Stage], names: Sequence[str]
 ) -> tuple[Recipe, tuple[Stage, ...]]:
-    """The recipe and the plan's stages without those that are not named."""
-    table = tuple(stage for stage in recipe.stage if stage.name in names)
+    """The recipe and the plan's stages without those that are not named, as it was decided: then
+    `pixels.least_per_class` is 0."""
+    if list(names) != [stage.name for stage in stages]:
+        table = tuple(stage for stage in recipe.stage if stage.name in names)
+        recipe = recipe.model_copy(update={"stage": table})
     chosen = tuple(stage for stage in stages if stage.name in names)
     made = {stage.generator for stage in chosen}
     gone = {stage.generator for stage in stages} - made
     shares = {name: share for name, share in recipe.memory.shares.items() if name not in gone}
-    memory = recipe.memory.model_copy(update={"shares": shares})
-    return recipe.model_copy(update={"stage": table, "memory": memory}), chosen
+    decided = {
+        "memory": recipe.memory.model_copy(update={"shares": shares}),
+        "pixels": recipe.pixels.model_copy(update={"least_per_class": 0}),
+    }
+    return recipe.model_copy(update=decided), chosen
