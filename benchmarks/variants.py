@@ -347,8 +347,7 @@ def main() -> None:
     for name in names:
         runs = done.setdefault(name, {})
         settings = {**flags, **GROUPS[given.group][name]}
-        rates = [float(rate) for rate in given.rates.split(",")]
-        rates = rates if given.group in RATED else [1.0]
+        rates = map(float, given.rates.split(",")) if given.group in RATED else (1.0,)
         plan = [(rate, 0) for rate in rates]
         while plan:
             rate, seed = plan.pop(0)
