@@ -60,6 +60,7 @@ def test_an_example_is_short_and_says_what_it_is_for(name):
     assert 30 <= len(text.splitlines()) <= 85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -70,6 +71,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch):
         main(**{key: value for key, value in given.items() if key in wanted})
 
 
+@pytest.mark.slow
 def test_an_example_runs_as_a_file_of_its_own(tmp_path):
     code = f"import runpy; runpy.run_path({str(EXAMPLES / 'relational_loss.py')!r})['main'](2000)"
     done = subprocess.run(
@@ -101,6 +103,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_a_run_with_a_part_of_ones_own_resumes_bit_for_bit(name, tmp_path):
     added = example(name)
@@ -196,6 +199,7 @@ def test_the_contrastive_bank_holds_the_teachers_last_embeddings_in_a_ring():
     assert torch.allclose(term.bank[176:], every[176:1024], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_temperature_falls_with_the_loss_and_is_told_every_round():
     temperatures = example("temperature_controller")["main"](images=6000)
     assert temperatures[0] == 8.0
@@ -215,6 +219,7 @@ def test_a_generator_of_ones_own_makes_a_data_set_too(tmp_path):
         synthkd.build(recipe.model_copy(update={"stage": (stage,)}))
 
 
+@pytest.mark.slow
 def test_a_synthesis_term_of_ones_own_moves_the_images(tmp_path):
     added = example("your_synthesis_term")
     without, with_it = added["main"](images=600)
@@ -318,6 +323,7 @@ def test_terms_that_need_layers_see_those_of_the_first_who_shows_them(teachers):
         synthkd.build(recipe, teacher=EnsembleTeacher([closed, closed]))
 
 
+@pytest.mark.slow
 def test_two_teachers_alike_teach_what_one_teaches(teachers):
     """The mean of equal answers is the answer itself, so the student is nearly the same."""
     plain = {**TINY, "run.precision": "float32", "pipeline": "leaves"}

@@ -663,6 +663,7 @@ def test_logits_of_any_head_fit_the_memory():
     assert memory.everything().logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_findings_are_distilled_scored_and_predicted_class_by_class(tmp_path, capsys):
     path, out = tmp_path / "net.py", tmp_path / "run"
     path.write_text(CODE)

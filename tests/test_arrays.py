@@ -177,6 +177,7 @@ def test_a_bomb_is_refused_by_the_directory_of_the_archive(tmp_path: Path) -> No
                 read_("x", path, info)
 
 
+@pytest.mark.slow
 def test_a_large_array_is_never_whole_in_memory(tmp_path: Path) -> None:
     """200 MB, as a file holds it without compression: the peak of another process."""
     row = np.random.default_rng(0).integers(0, 256, (1, 1000, 1000), dtype=np.uint8)

@@ -137,6 +137,7 @@ def test_a_run_from_the_demo_reads_nothing_but_package_and_run_directory(
     assert not [what for what in seen if what[0] == "network"]
 
 
+@pytest.mark.slow
 def test_a_run_from_a_teacher_file_reads_that_file_besides(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "teacher" / "weights.pth"
@@ -177,6 +178,7 @@ def test_a_teacher_that_opens_an_image_is_caught(tmp_path: Path, real: Path) -> 
     assert all(path.is_relative_to(real) for _, path in beside)
 
 
+@pytest.mark.slow
 def test_real_images_of_a_mixed_run_are_seen_by_the_hook_and_counted(
     tmp_path: Path, real: Path
 ) -> None:
@@ -187,6 +189,7 @@ def test_real_images_of_a_mixed_run_are_seen_by_the_hook_and_counted(
     assert summary["real_images_read"] == len(opened) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_the_kernel_saw_no_real_image_opened(tmp_path: Path, real: Path) -> None:
     log = tmp_path / "strace.log"

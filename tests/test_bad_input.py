@@ -448,6 +448,7 @@ def test_a_corrupt_validation_image_does_not_cost_the_run(place: Place) -> None:
 # Run directories
 
 
+@pytest.mark.slow
 def test_a_full_run_directory_is_refused_and_left_alone(place: Place) -> None:
     place.file("run/thesis.txt", "precious")
     for word in ("distill", "generate"):
@@ -591,6 +592,7 @@ def test_a_damaged_generator_is_refused(place: Place, started: Path, cut: int) -
         place.refused(word, "--generator-from", "run", words=("generator.safetensors", "damaged"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("out", "kept"), [("made", "made"), ("made/set", "made")])
 def test_a_model_is_not_kept_where_the_data_set_goes(place: Place, out: str, kept: str) -> None:
     place.refused(
@@ -600,6 +602,7 @@ def test_a_model_is_not_kept_where_the_data_set_goes(place: Place, out: str, kep
     assert not (place.folder / "made").exists()
 
 
+@pytest.mark.slow
 def test_a_diffusion_model_wants_something_to_learn_from(place: Place) -> None:
     place.refused(
         "generate", "--pipeline", "diffusion", "--run.stages", "learn,imagine", "--count", "20",

@@ -218,6 +218,7 @@ def test_teachers_of_random_weights_are_read_from_a_file(script, tmp_path):
     assert lab.teacher.classes == 10 and lab.learner is not None
 
 
+@pytest.mark.slow
 def test_teachers_are_ranked_without_data(script, tmp_path):
     found = {}
     for seed, name in enumerate(("one", "other")):

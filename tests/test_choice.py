@@ -40,6 +40,7 @@ def codes(student: Classifier, of: FrozenTeacher) -> set[str]:
     return {finding.code for finding in against_teacher(student, of)}
 
 
+@pytest.mark.slow
 @onnx
 def test_the_time_that_is_promised_is_that_of_the_exported_file(
     demo: FrozenTeacher, tmp_path: Path
@@ -73,6 +74,7 @@ def test_without_the_extra_torch_itself_is_measured_and_said(
     assert "torch" in found.conditions.runtime and "eager" in found.conditions.runtime
 
 
+@pytest.mark.slow
 def test_for_large_images_a_network_that_begins_with_a_stride_is_taken():
     of = teacher("resnet20", size=96, classes=2)
     found = best_student(StudentTable(spec="auto", max_params=700_000), of)
@@ -80,12 +82,14 @@ def test_for_large_images_a_network_that_begins_with_a_stride_is_taken():
     assert not codes(new_student(StudentTable(spec=found.name), of), of) & {"student-slower"}
 
 
+@pytest.mark.slow
 def test_for_small_images_a_network_of_ours_is_taken(demo: FrozenTeacher):
     assert best_student(StudentTable(spec="auto"), demo).name == "resnet8-w12"
     small = StudentTable(spec="auto", max_params=20_000)
     assert best_student(small, teacher("lenet5", size=32)).name == "lenet5-half"
 
 
+@pytest.mark.slow
 def test_why_a_teacher_is_not_cut_is_said():
     body = nn.Sequential(
         nn.Conv2d(1, 64, 3, 2), nn.GroupNorm(32, 64), nn.ReLU(), nn.Conv2d(64, 64, 3),

@@ -91,6 +91,7 @@ def test_a_step_minimises_the_weighted_error_of_the_prediction(teacher: FrozenTe
     assert (found.trained, len(found.batch.images)) == (8, 0)
 
 
+@pytest.mark.slow
 def test_it_learns_what_images_look_like(teacher: FrozenTeacher) -> None:
     made = diffusion(teacher, width=16, learning_rate=3e-3)
     set_up = context(teacher, fresh=0, synthesis_batch=32)

@@ -24,6 +24,7 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(DATA / "finished", tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_exported(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "shipped"
     main(["export", str(run), "--format", "safetensors,onnx", "--int8", "--out", str(out),

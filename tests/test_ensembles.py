@@ -131,6 +131,7 @@ def test_a_teacher_is_not_blamed_for_a_network_that_begins_anew():
     assert before is not None
 
 
+@pytest.mark.slow
 def test_a_run_chooses_among_its_teachers_and_goes_on_exactly(tmp_path):
     settings = {
         "run.stages": ("draw", "study"), "training.batch": 32, "run.threads": 1,
@@ -263,6 +264,7 @@ def two(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_of_teachers_teaches_and_the_run_goes_on(two, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["distill", "--teacher", f"ensemble:{two}", "--images-seen", "12000", "--out", str(out),
@@ -279,6 +281,7 @@ def test_a_file_of_teachers_teaches_and_the_run_goes_on(two, tmp_path, capsys):
     assert "agreement" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_student_is_cut_out_of_the_first_who_can_be_looked_into(two, tmp_path):
     out = tmp_path / "run"
     settings = {"run.threads": 1}

@@ -144,6 +144,7 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["synthkd", "gan"])
 def test_what_is_expected_of_every_stage_is_what_comes(pipeline: str):
     lab = lab_of(recipe_of(pipeline, 1024))

@@ -181,6 +181,7 @@ def test_rows_come_in_parts_of_a_size():
     assert [len(places) for places, _ in state.parts(1)] == [1] * 10  # never nothing
 
 
+@pytest.mark.slow
 def test_a_student_is_the_same_wherever_its_memory_lies(tmp_path):
     def digest(out: Path) -> str:
         settings = {"training.batch": 50}

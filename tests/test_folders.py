@@ -397,6 +397,7 @@ def test_a_generator_has_the_promise_of_the_run_that_left_it(tmp_path: Path) -> 
     assert promise_of("", "abc") == 0
 
 
+@pytest.mark.slow
 def test_code_in_a_folder_fires_with_the_librarys_loader_and_never_with_ours(
     teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
@@ -435,6 +436,7 @@ def test_what_is_a_folder(tmp_path: Path) -> None:
         opened(tmp_path / "nothing", None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_plain_diffusers_in_another_process_samples_our_folder_alike(
     teacher: FrozenTeacher, tmp_path: Path
 ) -> None:
@@ -459,6 +461,7 @@ def test_plain_diffusers_in_another_process_samples_our_folder_alike(
     torch.testing.assert_close(found, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_fetched_by_name_or_said_to_be_out_of_reach(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "synthkd", "generate", "--pipeline", "diffusion", "--run.stages",
@@ -470,6 +473,7 @@ def test_a_model_of_the_hub_is_fetched_by_name_or_said_to_be_out_of_reach(tmp_pa
     assert done.stderr.startswith("error: --generator-from 'hub:nobody/nothing': it cannot be")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["distill", "generate"])
 def test_a_dry_run_does_not_touch_the_network(tmp_path: Path, word: str) -> None:
     program = (

@@ -372,6 +372,7 @@ def test_torchscript_is_not_even_opened_without_trust(
     assert fires(tmp_path, "import torch; torch.jit.load('net.pt')")
 
 
+@pytest.mark.slow
 def test_pt2_is_not_even_opened_without_trust(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

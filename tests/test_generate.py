@@ -259,6 +259,7 @@ def imagined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_set_that_was_stopped_thrice_is_that_of_an_unbroken_call(imagined: Path) -> None:
     whole, stopped = shards(imagined / "whole"), shards(imagined / "stopped")
     assert len(whole) >= 3 * 2 and whole == stopped
@@ -362,6 +363,7 @@ def test_only_a_diffusion_model_is_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert "only a diffusion model that is trained here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_diffusion_takes_its_share_of_a_run_and_leaves_a_folder(tmp_path: Path) -> None:
     flags = shlex.split(
         "distill --pipeline diffusion --student resnet8-w4 --images-seen 256 --training.batch 64 "

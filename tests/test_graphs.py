@@ -142,6 +142,7 @@ def said(teacher: FrozenTeacher) -> str:
 # What exporters write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("opset", "fixed"), [(18, False), (20, False), (20, True)])
 def test_torchs_own_export_of_the_demo_comes_through(
     tmp_path: Path, opset: int, fixed: bool

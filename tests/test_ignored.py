@@ -107,6 +107,7 @@ def test_what_a_term_of_ones_own_reads_is_not_known(monkeypatch):
     assert found(**given, training__student_layers=("a",), training__teacher_layers=("b",)) == []
 
 
+@pytest.mark.slow
 def test_the_narrow_widths_of_a_student_are_taught_by_softened_answers(capsys):
     words = "distill --dry-run --run.threads 1 --training.terms votes=1,soft_targets=0"
     words += " --training.temperature 3"

@@ -381,6 +381,7 @@ def theirs(name: str) -> tuple[int, Tensor, Tensor]:
     return teacher.classes, votes_of(teacher, images), images.labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THEIRS)
 def test_labels_of_other_peoples_sets_are_right_and_wrong_ones_are_caught(name: str) -> None:
     classes, votes, truth = theirs(name)

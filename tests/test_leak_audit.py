@@ -238,6 +238,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_in_one_line(run, tmp_path, capsys):
     assert "--members is missing" in refused(capsys, run)
     assert "--non-members is missing" in refused(capsys, run, "--members", "demo:seen")

@@ -296,6 +296,7 @@ def test_it_works_in_a_thread(tmp_path):
     assert found and (tmp_path / "run" / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_with_the_objects_given_again(tmp_path):
     unbroken = distil(tmp_path / "whole", student=small())
 
@@ -452,6 +453,7 @@ def test_a_data_set_is_made_and_learned_from(tmp_path):
         synthkd.generate(net(), resume=made.path)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_of_a_data_set_is_what_was_used(tmp_path):
     settings = {**TINY, "memory.capacity": 5000, "diffusion.accept": "agreed"}
     made = synthkd.generate(count=40, out=tmp_path / "a", settings=settings)

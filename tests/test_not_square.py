@@ -146,6 +146,7 @@ def test_the_teacher_given_the_wrong_way_round_is_worse_not_silently_the_same(pl
     assert share("8x24") > 0.9 > 0.75 > share("24x8")
 
 
+@pytest.mark.slow
 def test_evaluate_predict_inspect_and_export_take_the_student(student, place, capsys, tmp_path):
     run("evaluate", "--student", student, "--val-data", place / "val.npz", "--json",
         *teacher_flags(place))  # fmt: skip
@@ -211,6 +212,7 @@ def test_a_student_is_chosen_for_that_size(wide: FrozenTeacher):
     assert best_student(StudentTable(spec="auto", max_params=20_000), wide).params <= 20_000
 
 
+@pytest.mark.slow
 def test_bench_compares_pipelines_at_that_size(place: Path, tmp_path: Path):
     run("bench", *teacher_flags(place), "--student", "resnet8-w4", "--pipelines", "shaders",
         "--minutes", 0.04, "--val-data", place / "val.npz", "--quiet", "--run.threads", 1,

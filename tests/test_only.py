@@ -89,6 +89,7 @@ def test_a_pruned_student_of_some_classes_has_outputs_for_them_alone() -> None:
     assert student.classes == 3 and student.body(images(2)).shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["resnet8-w4", "prune:0.5"])
 def test_a_run_for_some_classes_is_scored_on_them(tmp_path: Path, student: str) -> None:
     words = (

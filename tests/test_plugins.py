@@ -48,6 +48,7 @@ def synthkd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_is_there_on_the_command_line(place: Path) -> None:
     words = ["distill", *SHORT, "--pipeline", "noise", "--images-seen", "64", "--out", "run",
              "--training.terms", "soft_targets=1,margin_gap=0.05"]  # fmt: skip
@@ -65,6 +66,7 @@ def test_a_loss_of_ones_own_is_there_on_the_command_line(place: Path) -> None:
     assert missing.returncode == 2 and "there is no such file" in missing.stderr
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_plugin(place: Path) -> None:
     done = synthkd(
         place, "generate", "--count", "20", "--run.threads", "1", "--out", "set", *USED,
@@ -87,6 +89,7 @@ def test_a_run_does_not_go_on_with_another_plugin(place: Path) -> None:
     assert again.returncode == 2 and "run.plugins were changed" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_benchmark_compares_a_loss_of_ones_own_with_the_others(place: Path) -> None:
     text = (ROOT / "pipelines/noise.toml").read_text()
     assert "[training]" in text and "[training.terms]" not in text

@@ -236,6 +236,7 @@ class TestTwoProcesses:
         assert summary["wall_seconds"] < 60, (out, err)
 
 
+@pytest.mark.slow
 def test_what_two_processes_tell_one_another(tmp_path: Path) -> None:
     done = subprocess.run(
         [*TORCHRUN, str(TESTS / "launched.py"), str(tmp_path)], env=ENVIRONMENT, text=True,

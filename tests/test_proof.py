@@ -177,6 +177,7 @@ def test_a_sealed_teacher_gets_at_no_image_in_any_way(cheating: Path) -> None:
     assert not (cheating.parent / "written").exists()
 
 
+@pytest.mark.slow
 def test_without_the_seal_the_same_ways_lead_to_the_image(cheating: Path) -> None:
     """So that the test above cannot pass for another reason."""
     _, got = cheat(cheating)
@@ -201,6 +202,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_teacher_that_reads_an_image_is_listed_and_verify_says_so(tmp_path: Path) -> None:
     hidden = tmp_path / "image.png"
     hidden.write_bytes(b"pixels")
@@ -247,6 +249,7 @@ def test_a_sealed_run_says_the_same_student_and_tells_of_its_seal(tmp_path: Path
     assert "the student is equal" in checked.stdout
 
 
+@pytest.mark.slow
 @sealing
 def test_a_sealed_run_reads_the_data_that_its_recipe_names_and_no_other(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -273,6 +276,7 @@ def test_a_sealed_run_reads_the_data_that_its_recipe_names_and_no_other(tmp_path
     assert "other.npz" not in rows
 
 
+@pytest.mark.slow
 @sealing
 def test_a_sealed_run_that_was_stopped_goes_on_sealed(tmp_path: Path) -> None:
     words = [word if word != "64" else "6400000" for word in SHORT]
@@ -306,6 +310,7 @@ def test_a_sealed_run_that_was_stopped_goes_on_sealed(tmp_path: Path) -> None:
     assert level_of(told)[0] == 2
 
 
+@pytest.mark.slow
 @sealing
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -342,6 +347,7 @@ def test_the_marks_of_a_seal_do_not_make_one(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @sealing
 def test_a_set_of_images_is_made_sealed(tmp_path: Path) -> None:
     done = synthkd(
@@ -432,6 +438,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 @sealing
 def test_nothing_can_be_read_from_where_a_sealed_run_writes_to(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(ECHO.format(report=str(tmp_path / "run" / "got")))
@@ -880,7 +887,7 @@ def test_images_in_the_weights_themselves_are_not_found(network: nn.Module, tmp_
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("finished")
-    done = synthkd(folder, "distill", "--no-report", *[w for w in SHORT if w != "--quiet"])
+    done = synthkd(folder, "distill", *[w for w in SHORT if w != "--quiet"])
     assert done.returncode in DONE, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "digest of the run" in line]
     return folder / "run", line.split()[-1]
@@ -896,6 +903,33 @@ def test_a_run_that_nobody_touched_is_as_it_was(finished: tuple[Path, str]) -> N
     found = hashes.check(*finished)
     assert found.findings == () and found.digest == finished[1]
     assert found.files == sum(p.is_file() for p in finished[0].rglob("*")) - 1
+
+
+def test_a_report_made_anew_is_a_note_and_one_that_was_changed_a_difference(copied: Path) -> None:
+    from synthkd.commands.report import write
+    from synthkd.jobs.verification import verify
+
+    report, before = copied / "report.html", (copied / "report.html").read_bytes()
+    write((copied,))  # the copy's files have other times
+    assert report.read_bytes() == before and verify(copied).notes == ()
+    write((copied,), images=False)
+    assert report.read_bytes() != before
+    found = verify(copied)
+    assert found.findings == () and "was made anew" in found.notes[0]
+    report.write_bytes(before.replace(b"teacher", b"student", 1))
+    (changed,) = verify(copied).findings
+    assert changed.code == "file-changed" and "report.html" in changed.seen
+    report.unlink()
+    (gone,) = verify(copied).findings
+    assert gone.code == "file-missing" and "report.html" in gone.seen
+
+
+def test_a_run_without_its_summary_is_told_what_is_missing(copied: Path) -> None:
+    from synthkd.jobs.verification import verify
+
+    (copied / "summary.json").unlink()
+    (gone,) = verify(copied).findings
+    assert gone.code == "file-missing" and "summary.json" in gone.seen
 
 
 def test_one_flipped_bit_in_any_file_is_found_and_named(copied: Path) -> None:
@@ -973,6 +1007,7 @@ def test_a_level_that_is_only_claimed_is_found(copied: Path) -> None:
         verify(copied)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_changed_since_is_named(network: nn.Module, tmp_path: Path) -> None:
     from synthkd.jobs.verification import verify
 

@@ -205,6 +205,7 @@ def test_a_pruned_student_begins_with_what_its_teacher_knows() -> None:
     assert sum(p.numel() for p in student.parameters()) < 0.7 * teacher.parameters_count
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_pruned_student_that_loads_evaluates_and_exports(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = "distill --student prune:0.5 --images-seen 600 --training.batch 32 --run.threads 1 "

@@ -169,6 +169,7 @@ def lab_of(how: str) -> Lab:
     return assemble(recipe, teacher, new_student(recipe.student, teacher))
 
 
+@pytest.mark.slow
 def test_needs_are_recorded_every_round_and_a_run_goes_on_exactly(tmp_path):
     whole, first, second = (lab_of("needed") for _ in range(3))
     unbroken = [round_.measures for round_ in rounds(whole)]

@@ -234,6 +234,7 @@ def test_the_teacher_labels_the_set_once_unless_candidates_change_priorities(
     assert json.loads(told.read_text())["seconds"] < spent + took + 1  # which counts once
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
     images, tmp_path
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_network_is_timed_as_a_copy_on_the_processor(tmp_path) -> None:
     assert network.training
 
 
+@pytest.mark.slow
 def test_no_student_within_the_limit_is_one_line(tmp_path: Path, capsys) -> None:
     words = [*FLAGS, "--minutes", "0.1", "--max-latency-ms", "0.000001"]
     words.remove("0.35")

@@ -477,6 +477,7 @@ def test_a_real_black_box_is_distilled_and_its_weights_are_said_to_be_unknown(
     assert 'spec = "resnet8-w12"' in plan
 
 
+@pytest.mark.slow
 def test_a_student_of_a_run_keeps_its_images_and_its_promise(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -535,6 +536,7 @@ def test_the_card_of_a_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     assert "172,218 parameters" in text and "refine" in text
 
 
+@pytest.mark.slow
 def test_suspicious_teachers_are_told_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -565,6 +567,7 @@ def test_suspicious_teachers_are_told_of(
     assert any("fits" in line and "check --teacher-mean" in line for line in card["warnings"])
 
 
+@pytest.mark.slow
 def test_auto_is_the_largest_within_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     from synthkd.specs import load_teacher
     from synthkd.students.auto import best_student

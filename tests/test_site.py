@@ -32,6 +32,7 @@ def test_every_block_says_whether_it_is_python_a_terminal_or_a_file(page):
     assert kinds <= {"python", "sh", "toml", "text"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [p for p in [*PAGES, ROOT / "README.md"] if blocks(p, "python")], ids=ids
 )

@@ -55,6 +55,7 @@ def test_names_of_slimmable_networks() -> None:
             build_network(name, channels=3, size=32, classes=10)
 
 
+@pytest.mark.slow
 def test_a_run_scores_every_width_and_exports_each(tmp_path: Path) -> None:
     main([*FLAGS, "--out", str(tmp_path / "run")])
     told = json.loads((tmp_path / "run" / "summary.json").read_text())["widths"]
@@ -74,6 +75,7 @@ def test_a_run_scores_every_width_and_exports_each(tmp_path: Path) -> None:
             assert torch.allclose(narrow(images), whole(images), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_width_that_is_none_is_one_line(tmp_path: Path, capsys) -> None:
     main([*FLAGS, "--out", str(tmp_path / "run")])
     assert status("export", str(tmp_path / "run"), "--width", "0.3") == 2

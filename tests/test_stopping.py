@@ -34,6 +34,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "turn", "number"),
     [("pixels", 7, signal.SIGINT), ("student", 5, signal.SIGTERM), ("student", 23, signal.SIGINT)],

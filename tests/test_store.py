@@ -443,6 +443,7 @@ print(peak() - start)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="where /proc tells")
 def test_the_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -94,6 +94,7 @@ def test_a_black_box_and_a_network_without_features_are_refused():
         teacher_quality(FrozenTeacher(Classifier(pooled, SPEC, 3)))
 
 
+@pytest.mark.slow
 def test_inspect_ranks_teachers_of_a_run_a_file_and_by_name(tmp_path, capsys):
     run = tmp_path / "run"
     synthkd.distill(images=2000, out=run, settings={"run.threads": 1})

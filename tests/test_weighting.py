@@ -113,6 +113,7 @@ def test_a_weighting_wants_terms_to_weigh(kind):
         weighting_of(kind, {"soft_targets": 1.0}, frozenset(), nn.Linear(2, 2), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["capacity", "uncertainty", "gradnorm", "agreement"])
 def test_factors_are_recorded_every_round_and_a_run_goes_on_exactly(kind, tmp_path):
     given_ = {
@@ -156,6 +157,7 @@ def test_the_adaptive_temperature_stays_between_its_ends(divergences):
     assert state.kl is not None
 
 
+@pytest.mark.slow
 def test_the_adaptive_temperature_follows_the_gap_of_a_run_and_is_told():
     found = [
         round_.measures

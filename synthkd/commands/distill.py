@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from synthkd.commands.report import write as write_report
 from synthkd.engine.processes import Processes, from_environment
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.evidence import Sealed
+from synthkd.proof import hashes
 from synthkd.recipe import Recipe
 from synthkd.runs.directory import Run
 from synthkd.synthesis.diffusion.diffusers_io import offline
@@ -91,8 +93,10 @@ def _finished(
     except Unscored as error:
         problem, result = error, error.result
     if processes.leads:
+        result, said = _reported(result) if report else (result, "")
         _show(result, display)
-        _report(result, display, wanted=report)
+        if said:
+            display.say(said)
         if as_json and not problem:
             print(json.dumps(result.summary, indent=2, ensure_ascii=False))
     processes.wait()  # who ends first, and not with 0, has the launcher end the others
@@ -102,14 +106,14 @@ def _finished(
     return result.summary
 
 
-def _report(result: Result, display: Display, *, wanted: bool) -> None:
-    """Writes report.html; the run is finished, and stays so where that fails."""
-    if not wanted:
-        return
+def _reported(result: Result) -> tuple[Result, str]:
+    """Writes report.html, which the run's hashes then cover, and what is said of it; the run is
+    finished, and stays so where that fails."""
     try:
-        display.say(f"report: {write_report((result.run,))}")
+        path = write_report((result.run,))
+        return replace(result, digest=hashes.cover(result.run, path.name)), f"report: {path}"
     except OSError as error:
-        display.say(f"no report: {error.strerror or error}; see synthkd report")
+        return result, f"no report: {error.strerror or error}; see synthkd report"
 
 
 def _binary(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from synthkd.proof import hashes
 from synthkd.proof.levels import LEVELS, level_of
 from synthkd.proof.places import inside
 from synthkd.recipe import Recipe, read_toml, trusted, validated
+from synthkd.reports.page import run_report
+from synthkd.reports.record import read_run
 
-MANIFEST, SUMMARY, STUDENT, RECIPE = (
-    "manifest.json", "summary.json", "student.safetensors", "recipe.toml",
+MANIFEST, SUMMARY, STUDENT, RECIPE, REPORT = (
+    "manifest.json", "summary.json", "student.safetensors", "recipe.toml", "report.html",
 )  # fmt: skip
 
 
@@ -56,22 +58,23 @@ def verify(path: Path, *, digest: str = "") -> Verified:
     if not path.is_dir():
         raise InputError(f"{where}: there is no such directory")
     manifest = files.read_table(path / MANIFEST, where)
-    if not (path / SUMMARY).is_file() and "format" in manifest and "shards" not in manifest:
+    hashed = files.exists(path / hashes.NAME)
+    ended = hashed or (path / SUMMARY).is_file() or "shards" in manifest
+    if not ended and "format" in manifest:
         raise InputError(f"{where}: this run is not finished: there is nothing to verify yet")
-    if not files.exists(path / hashes.NAME) and "proof_level" not in manifest:
+    if not hashed and "proof_level" not in manifest:
         raise InputError(
             f"{where}: it was made by a synthkd that kept no hashes: nothing can be verified"
         )
     checked = hashes.check(path, digest)
     try:
         level, reasons = level_of(manifest)
-        findings = [
-            *checked.findings, *_against_summary(path, manifest), *_against(manifest, level)
-        ]  # fmt: skip
+        changed, anew = _report_made_anew(path, checked.findings)
+        findings = [*changed, *_against_summary(path, manifest), *_against(manifest, level)]
         if (path / RECIPE).is_file():
             findings += _opened_against_seal(manifest)
         elsewhere, notes = _teachers(manifest)
-        notes += _around(manifest)
+        notes += [*_around(manifest), *anew]
     except (TypeError, AttributeError, KeyError, ValueError):
         raise InputError(
             f"{where}: its {MANIFEST} is damaged, or somebody has changed it"
@@ -81,6 +84,20 @@ def verify(path: Path, *, digest: str = "") -> Verified:
         more = f" and {len(checked.later) - 3:,} more" if len(checked.later) > 3 else ""
         notes.append(f"added later and not covered: {some}{more}")
     return Verified((*findings, *elsewhere), checked, level, reasons, tuple(notes))
+
+
+def _report_made_anew(path: Path, findings: Sequence[Finding]) -> tuple[list[Finding], list[str]]:
+    """What is left of the findings where report.html is another one, and is just what `synthkd
+    report` makes of the directory as it is now: that is a note."""
+    own = [f for f in findings if f.seen.startswith(f"{quoted(REPORT)}: ")]
+    others = [f for f in findings if f not in own]
+    if not [f for f in own if f.code == "file-changed"] or not files.is_plain(path / REPORT):
+        return list(findings), []
+    there = (path / REPORT).read_text("utf-8", "replace")
+    for images in (True, False):
+        if there == run_report(read_run(path, pictures=images), images=images):
+            return others, [f"{REPORT} was made anew after the run, from what lies here now"]
+    return list(findings), []
 
 
 def _different(code: str, seen: str) -> Finding:

@@ -81,6 +81,11 @@ def forget(folder: Path) -> None:
         _save(folder, {name: entry for name, entry in found.items() if (folder / name).exists()})
 
 
+def cover(folder: Path, name: str) -> str:
+    """Adds a file that was written after the others to hashes.json. Returns the new digest."""
+    return _save(folder, {**read(folder), name: _hashed(folder / name)})
+
+
 def _save(folder: Path, found: Entries) -> str:
     table = {name: {"bytes": size, "sha256": known} for name, (size, known) in found.items()}
     text = files.json_text({"format": FORMAT, "files": dict(sorted(table.items()))})

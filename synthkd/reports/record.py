@@ -29,6 +29,8 @@ RECIPE_BYTES = 1 << 20
 PICTURE_BYTES = 32 << 20
 PICTURE_PIXELS = 40_000_000
 MOST_PICTURES = 40
+MOMENTS = ("first", "middle", "latest")  # of a stage, of which a sheet is drawn
+CHOSEN = ("memory", "disagreed", "hardest")  # sheets of a whole run
 LARGEST = 1e30  # of a number; with larger ones nothing can be drawn
 SHARES = (
     "agreement",
@@ -171,7 +173,8 @@ def read_run(path: Path, *, pictures: bool = True) -> RunRecord:
     return RunRecord(
         path, state, manifest, summary, details, evaluation, recipe, settings, rounds, latest,
         curves, spans,
-        tuple(_pictures(path / "samples", problems)) if pictures else (), tuple(problems),
+        tuple(_pictures(path / "samples", [span.stage for span in spans], problems))
+        if pictures else (), tuple(problems),
     )  # fmt: skip
 
 
@@ -269,12 +272,16 @@ def _curves(
     return count, latest, curves, tuple(spans)
 
 
-def _pictures(folder: Path, problems: list[str]) -> Iterator[Picture]:
-    """The contact sheets, in the order in which they were drawn."""
+def _pictures(folder: Path, stages: Sequence[str], problems: list[str]) -> Iterator[Picture]:
+    """The contact sheets: of the stages in their order, then those of the whole run, whatever the
+    clock says of the files: a copy gives the same report."""
     if folder.is_symlink() or not folder.is_dir():
         return
+    order = [f"{stage}-{moment}" for stage in dict.fromkeys(stages) for moment in MOMENTS]
+    places = {name: place for place, name in enumerate([*order, *CHOSEN])}
     found = [path for path in folder.glob("*.png") if files.is_plain(path)]
-    for path in sorted(found, key=lambda one: (one.stat().st_mtime, one.name))[:MOST_PICTURES]:
+    found.sort(key=lambda one: (places.get(one.stem, len(places)), one.name))
+    for path in found[:MOST_PICTURES]:
         try:
             content = files.read_bytes(path, PICTURE_BYTES)
             with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
