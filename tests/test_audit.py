@@ -230,6 +230,8 @@ EVERY_WORD = {
 WRITES = ("O_WRONLY", "O_RDWR", "O_CREAT", " creat(", " mkdir", " rename")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_no_word_opens_a_socket_or_writes_elsewhere(tmp_path: Path) -> None:
     """Every subcommand, seen by the kernel. ONNX Runtime's wheel would do both if it was let."""
@@ -246,7 +248,7 @@ def test_no_word_opens_a_socket_or_writes_elsewhere(tmp_path: Path) -> None:
              "trace=open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,connect",
              "-o", str(log),
              sys.executable, "-m", "synthkd", *shlex.split(line)],
-            cwd=work, env=outside, capture_output=True, text=True, timeout=110,
+            cwd=work, env=outside, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         if "ptrace" in done.stderr.lower():
             pytest.skip("this machine does not let processes be traced")

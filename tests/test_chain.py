@@ -30,7 +30,7 @@ SMALL = {
 }  # fmt: skip
 
 
-LEFT = (2, 9, 14)  # rounds, where runs are stopped
+LEFT = (2, 6, 10)  # rounds, where runs are stopped
 
 
 def lab_of(*, rule: str = "", **settings: Any) -> Lab:
@@ -251,18 +251,22 @@ def test_an_average_teaches_its_share(monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"teaching__assistants": ("resnet8-w8", "resnet8-w4"), "teaching__assistant_weight": 0.5},
-        {"teaching__peer": "resnet8-w8"},
-        {"teaching__average_weight": 0.3},
-        {"student__spec": "prune:0.5", "teaching__assistants": ("prune:0.5",)},
         {"teaching__assistants": ("resnet8-w8",), "teaching__promote_at": 0.3,
          "teaching__rollback": 0.02, "memory__priority": 0.6, "training__weighting": "uncertainty",
          "training__terms": {"soft_targets": 1.0, "hint": 0.3}},
-        {"rule": "selected", "teaching__assistants": ("resnet8-w8",), **ADAPTING,
-         "training__batch": 16, "budget__images": 3200},
+        *(pytest.param(settings, marks=pytest.mark.slow) for settings in (
+            {"teaching__assistants": ("resnet8-w8", "resnet8-w4"),
+             "teaching__assistant_weight": 0.5},
+            {"teaching__peer": "resnet8-w8"},
+            {"teaching__average_weight": 0.3},
+            {"student__spec": "prune:0.5", "teaching__assistants": ("prune:0.5",)},
+            {"rule": "selected", "teaching__assistants": ("resnet8-w8",), **ADAPTING,
+             "training__batch": 16, "budget__images": 2240},
+        )),
     ],
 )  # fmt: skip
 def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes(settings, tmp_path):
+    settings = {"budget__images": 4480, **settings}
     whole, first = lab_of(**settings), lab_of(**settings)
     unbroken = [round_.measures for round_ in rounds(whole)]
     assert whole.learner is not None and len(unbroken) > max(LEFT)

@@ -1,6 +1,8 @@
 """What CONTRIBUTING says of additions is true: its rows name what is there, and are carried out."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,18 @@ ROWS = re.findall(
 
 def test_the_table_has_its_ten_rows():
     assert len(ROWS) == 10
+
+
+@pytest.mark.slow
+def test_after_so_many_minutes_only_the_slow_tests_are_skipped():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-q",
+         "--minutes", "0", "tests/test_store.py"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    text = (ROOT / "tests/test_store.py").read_text(encoding="utf-8")
+    slow = text.count("@pytest.mark.slow")
+    assert slow and re.search(rf"\d+ passed, {slow} skipped in", done.stdout), done.stdout
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])

@@ -1,7 +1,6 @@
 """The documents say what the program does, and the command line answers at once."""
 
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -75,9 +74,15 @@ def test_importing_the_command_line_does_not_import_torch():
     assert done.stdout.strip() == "[]"
 
 
+LARGE = {  # each takes a part of the second in which help is there
+    "PIL", "accelerate", "diffusers", "huggingface_hub", "jinja2", "kornia", "matplotlib", "numpy",
+    "onnx", "onnxruntime", "optuna", "rich", "safetensors", "scipy", "timm", "torch",
+    "torch_fidelity", "torchvision", "transformers",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("words", [(), *((word,) for word in cli.COMMANDS)], ids=" ".join)
-def test_help_comes_without_torch_and_within_a_second_of_cpu_time(words):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_comes_without_any_large_library(words):
     # `-X importtime` lists every import on stderr
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "synthkd", *words, "--help"],
@@ -85,10 +90,8 @@ def test_help_comes_without_torch_and_within_a_second_of_cpu_time(words):
         capture_output=True,
         text=True,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert "synthkd" in done.stdout
     imports = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "synthkd.cli" in imports
-    assert "torch" not in imports
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert not imports & LARGE

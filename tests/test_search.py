@@ -219,7 +219,8 @@ def test_the_teacher_labels_the_set_once_unless_candidates_change_priorities(
 
     open_data = search.open_data
     monkeypatch.setattr(search, "open_data", counted)
-    recipe = _recipe(0.25, **{"memory.priority": priority})
+    minutes = 0.4  # of which 0.14 are for two candidates, on a slow machine too
+    recipe = _recipe(minutes, **{"memory.priority": priority})
     shape = {"population": 2, "generations": 1}
     began = time.perf_counter()
     job = Search(recipe, tmp_path / "found", sampler="random", **shape)
@@ -229,7 +230,7 @@ def test_the_teacher_labels_the_set_once_unless_candidates_change_priorities(
     assert min(trial.agreement for trial in trials) > 0
     told = tmp_path / "found" / "progress.json"
     spent = json.loads(told.read_text())["seconds"]  # with the share of the images
-    assert took < spent <= took + MAKING * 15
+    assert took < spent <= took + MAKING * 60 * minutes
     Search(recipe, tmp_path / "found", sampler="random", **shape).explore(images)
     assert json.loads(told.read_text())["seconds"] < spent + took + 1  # which counts once
 
