@@ -180,6 +180,7 @@ def test_a_wrong_setting_is_refused_at_once(
     assert sorted(tmp_path.iterdir()) == [tmp_path / "wrong.toml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -429,6 +430,7 @@ def test_labels_that_the_teacher_does_not_have(place: Place) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_corrupt_validation_image_does_not_cost_the_run(place: Place) -> None:
     folder = pictures(place)
     (folder / "3" / "1.png").write_bytes(b"damaged")
@@ -576,6 +578,7 @@ def test_a_run_whose_recipe_was_changed_is_not_resumed(place: Place, broken_off:
     place.refused("distill", "--resume", str(broken_off), words="recipe.toml")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(place: Place, broken_off: Path) -> None:
     wider = ["resnet8-w6" if word == "resnet8-w4" else word for word in SHORT]
     other = with_checkpoints(place, wider, "other")

@@ -281,6 +281,7 @@ def summary_of(run: Path) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.slow
 def test_snapshots_change_nothing(kept: Path, tmp_path: Path) -> None:
     pipeline = str(kept.with_name("tiny.toml"))
     main([*SHORT, "--pipeline", pipeline, "--out", str(tmp_path / "plain")])

@@ -38,6 +38,7 @@ def test_the_examples_of_a_benchmark_hold(name, monkeypatch):
     assert found.attempted and not found.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scaling", "diffusion", "slim", "search"])
 def test_a_benchmark_tells_how_it_is_used(name):
     path = next(path for path in FILES if path.stem == name)

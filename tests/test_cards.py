@@ -247,6 +247,7 @@ def test_an_export_names_no_folder_of_this_machine(
     assert str(tmp_path) in (tmp_path / "run" / "manifest.json").read_text()  # so it was given
 
 
+@pytest.mark.slow
 def test_a_student_of_code_by_an_absolute_path_is_told_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

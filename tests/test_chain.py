@@ -84,6 +84,7 @@ def test_each_learns_from_the_one_before_it_and_the_last_is_the_student():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_assistant_that_has_been_promoted_learns_no_more():
     lab = lab_of(teaching__assistants=("resnet8-w8",))
     kept: dict[str, Tensor] | None = None

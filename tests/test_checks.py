@@ -316,6 +316,7 @@ def test_inspect_shows_the_faults_and_goes_on(
     assert card["warnings"] == [f"{one['seen']}: {one['remedy']}" for one in card["findings"]]
 
 
+@pytest.mark.slow
 def test_anyway_goes_on_and_records_what_was_found(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

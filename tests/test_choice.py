@@ -1,6 +1,7 @@
 """`--student auto`: what fits, by what will run; and students that are no use beside their
 teacher."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.export.formats import Shipped, to_onnx
-from synthkd.networks import build_network
+from synthkd.networks import build_network, is_known
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import load_teacher, new_student
@@ -57,14 +58,17 @@ def test_the_time_that_is_promised_is_that_of_the_exported_file(
     assert again == pytest.approx(found.latency_ms, rel=0.25)
 
 
+@pytest.mark.slow
 @onnx
 def test_where_none_fits_the_fastest_is_named_with_its_time(demo: FrozenTeacher):
     with pytest.raises(InputError) as failed:
         best_student(StudentTable(spec="auto", max_latency_ms=1e-4), demo)
-    assert "the fastest found, resnet8-w4," in str(failed.value)
+    found = re.search(r"the fastest found, ([\w-]+),", str(failed.value))
+    assert found and is_known(found[1])  # which one is the fastest is this machine's business
     assert " ms (ONNX Runtime " in str(failed.value) and "thread" in str(failed.value)
 
 
+@pytest.mark.slow
 def test_without_the_extra_torch_itself_is_measured_and_said(
     demo: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
 ):

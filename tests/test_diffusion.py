@@ -281,6 +281,7 @@ def test_a_difficulty_without_room_to_move_leaves_all_steps_open(teacher: Frozen
         assert made._open(context(teacher, difficulty=level)) == 1.0
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_a_saved_state_as_if_nothing_had_happened(
     teacher: FrozenTeacher, tmp_path: Path
 ) -> None:

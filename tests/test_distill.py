@@ -342,6 +342,7 @@ def test_mix_ratio_zero_needs_only_a_few_images(tmp_path: Path) -> None:
 # Other beginnings
 
 
+@pytest.mark.slow
 def test_a_generator_is_taken_over_from_an_earlier_run(finished: Path, tmp_path: Path) -> None:
     fresh = distilled(tmp_path / "a")
     taken = distilled(tmp_path / "b", "--generator-from", str(finished))
@@ -357,6 +358,7 @@ def test_a_student_goes_on_from_an_earlier_run_and_can_be_a_teacher(
     assert found["teacher_parameters"] == summary_of(finished)["student_parameters"]
 
 
+@pytest.mark.slow
 def test_without_out_runs_get_names_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def test_importing_the_command_line_does_not_import_torch():
 
 LARGE = {  # each takes a part of the second in which help is there
     "PIL", "accelerate", "diffusers", "huggingface_hub", "jinja2", "kornia", "matplotlib", "numpy",
-    "onnx", "onnxruntime", "optuna", "rich", "safetensors", "scipy", "timm", "torch",
+    "onnx", "onnxruntime", "optuna", "safetensors", "scipy", "timm", "torch",
     "torch_fidelity", "torchvision", "transformers",
 }  # fmt: skip
 

@@ -312,6 +312,7 @@ def test_a_file_that_is_wrong_is_one_line(text, said, tmp_path):
         ensemble_tables(TeacherTable(spec=f"ensemble:{path}"))
 
 
+@pytest.mark.slow
 def test_flags_beside_a_file_and_commands_for_one_teacher_say_so(two, tmp_path, capsys):
     with pytest.raises(InputError, match="bring their own"):
         load_teachers(TeacherTable(spec=f"ensemble:{two}", mean=(0.5,)))

@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = subprocess.run(
         [sys.executable, "-m", "synthkd", "generate", *SMALL,
          "--count", str(COUNT), "--out", "set"],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=110,
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "set", done.stdout
@@ -172,6 +172,7 @@ def test_a_loaded_generator_draws_the_same_images_without_training(
     assert torch.equal(open_store(out).pixels, open_store(made[0]).pixels)
 
 
+@pytest.mark.slow
 def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,7 +197,7 @@ def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
 # Diffusion: real images that are allowed, stop and resume, a model that is kept and borrowed
 
 IMAGINED = shlex.split(
-    "--pipeline diffusion --run.stages learn,imagine --real-data demo:seen --images-seen 3000 "
+    "--pipeline diffusion --run.stages learn,imagine --real-data demo:seen --images-seen 1200 "
     "--diffusion.width 8 --diffusion.steps 2 --diffusion.batch 64 --count 1000 --dataset.shard 300 "
     "--stage.learn.synthesis-steps 2 --stage.learn.synthesis-batch 16 --stage.imagine.fresh 16 "
     "--run.threads 1 --run.checkpoint-seconds 0.2"
@@ -225,14 +226,14 @@ def hit(process: subprocess.Popen[str], out: Path, number: int, *, writing: bool
             return 0
         return int(state["cursor"]["batch"] if writing else state["lab"]["progress"]["round"])
 
-    before, end = done(), time.monotonic() + 90
+    before, end = done(), time.monotonic() + 280
     while time.monotonic() < end:
         time.sleep(0.005)
         assert process.poll() is None, process.communicate()
         if done() > before:
             process.send_signal(number)
             break
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=280)
     assert (process.returncode, errors) == ((-9, "") if number == 9 else (128 + number, ""))
     return said
 
@@ -246,7 +247,7 @@ def imagined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two equal data sets: one unbroken, one stopped in training, killed and stopped in writing."""
     folder = tmp_path_factory.mktemp("imagined")
     whole = begun(folder, *IMAGINED, "--out", "whole", "--save-generator", "model", "--quiet")
-    assert whole.communicate(timeout=110) == ("", "") and whole.returncode in DONE
+    assert whole.communicate(timeout=280) == ("", "") and whole.returncode in DONE
     stopped = folder / "stopped"
     keep = ("--save-generator", "kept")
     said = hit(begun(folder, *IMAGINED, *keep, "--out", "stopped"), stopped, 15, writing=False)
@@ -255,7 +256,7 @@ def imagined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hit(begun(folder, "--resume", "stopped", *keep), stopped, 9, writing=True)
     hit(begun(folder, "--resume", "stopped", *keep), stopped, 2, writing=True)
     last = begun(folder, "--resume", "stopped", *keep)
-    assert last.communicate(timeout=110)[1] == "" and last.returncode in DONE
+    assert last.communicate(timeout=280)[1] == "" and last.returncode in DONE
     return folder
 
 
@@ -272,12 +273,14 @@ def test_a_set_that_was_stopped_thrice_is_that_of_an_unbroken_call(imagined: Pat
     assert len(folders) == len(store)
 
 
+@pytest.mark.slow
 def test_the_model_of_a_set_that_was_stopped_is_kept_as_well(imagined: Path) -> None:
     one, two = (imagined / name / "unet" for name in ("model", "kept"))
     name = "diffusion_pytorch_model.safetensors"
     assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
     imagined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,12 +306,14 @@ def test_a_set_is_not_resumed_with_another_recipe_or_other_images(
     assert "begun by another version of synthkd" in refused()
 
 
+@pytest.mark.slow
 def test_real_images_show_in_the_promise(imagined: Path) -> None:
     found = manifest_of(imagined / "whole")
     assert (found["promise_level"], found["generator"]) == (2, "diffusion")
     assert found["real_images_read"] > 1000
 
 
+@pytest.mark.slow
 def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Path) -> None:
     flags = shlex.split(
         "--pipeline diffusion --run.stages imagine --count 20 --diffusion.steps 2 --run.threads 1 "
@@ -326,6 +331,7 @@ def test_a_kept_model_is_borrowed_with_its_promise(imagined: Path, tmp_path: Pat
     ("more", "levels"), [("--diffusion.teacher_guidance 0 --run.precision float32", 1), ("", 8)],
     ids=["alone", "steered, in bfloat16"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_set_is_the_same_whatever_the_batch(
     imagined: Path, tmp_path: Path, more: str, levels: int
 ) -> None:
@@ -347,6 +353,7 @@ def test_a_set_is_the_same_whatever_the_batch(
         assert int(gap.max()) <= levels and float((gap > 0).float().mean()) < 0.01
 
 
+@pytest.mark.slow
 def test_resuming_what_is_finished_or_nothing_is_said(
     imagined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,6 +390,7 @@ def test_diffusion_takes_its_share_of_a_run_and_leaves_a_folder(tmp_path: Path) 
     assert told["promise_level"] == 0
 
 
+@pytest.mark.slow
 def test_a_set_of_nothing_is_one_line(
     imagined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,6 +412,7 @@ def test_a_set_of_nothing_is_one_line(
     assert text.startswith("error: the teacher agrees with none of") and text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_denoiser_learns_all_the_time_that_is_given_for_learning(imagined: Path) -> None:
     """`imagine` is what writing does: it takes nothing of the budget."""
     found = manifest_of(imagined / "whole")
@@ -425,6 +434,7 @@ class Together(torch.nn.Module):
         return torch.stack([light - 8, light - 9, torch.full_like(light, -50.0)], 1)
 
 
+@pytest.mark.slow
 def test_of_independent_classes_an_image_is_kept_where_its_class_is_not_the_likeliest(
     tmp_path: Path,
 ) -> None:

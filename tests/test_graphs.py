@@ -177,6 +177,7 @@ def test_operators_of_strangers_come_through(
     assert len(teacher.norms) == (1 if body is POOLING else 0)
 
 
+@pytest.mark.slow
 def test_our_own_export_and_its_int8_come_back(tmp_path: Path) -> None:
     from synthkd.core.images import ImageSpec
     from synthkd.export import formats as writers

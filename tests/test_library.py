@@ -105,6 +105,7 @@ def test_progress_is_shown_where_it_is_asked_for(tmp_path, capfd):
     assert "plan: " in said and "run directory" in said
 
 
+@pytest.mark.slow
 def test_objects_and_names_of_the_same_network_give_the_same_student(tmp_path):
     """A living teacher, and the shipped one by its name, are the same teacher."""
     found = [
@@ -251,6 +252,7 @@ def test_a_network_without_weights_is_one_line():
         load_teacher(synthkd.Recipe.of({"teacher.image_size": 16}).teacher, network=blank)
 
 
+@pytest.mark.slow
 def test_the_process_is_left_as_it_was(tmp_path):
     """A job computes with its own threads and precision, and so does whoever called it."""
     own = {"run.threads": 1, "run.precision": "bfloat16"}

@@ -142,6 +142,7 @@ def assert_alike(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert values[0] == pytest.approx(values[1], nan_ok=True, **rough), name
 
 
+@pytest.mark.slow
 def test_every_round_of_a_run_is_in_tensorboard_at_the_images_seen(
     board: Any, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_every_round_of_a_run_is_in_tensorboard_at_the_images_seen(
     assert picture.encoded_image_string.startswith(b"\x89PNG") and picture.height > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", ["0.05", "1000"])
 def test_a_resumed_run_goes_on_without_a_step_twice(
     board: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str

@@ -26,6 +26,7 @@ def test_peak_memory_knows_what_was_freed() -> None:
     assert peak_memory_mb(torch.device("cpu")) > LARGE / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="where /proc tells")
 def test_peak_memory_is_that_of_this_process_alone() -> None:
     held = bytearray(LARGE)
@@ -50,6 +51,7 @@ with stopping(heard) as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_wish_to_stop_is_heard_while_one_operation_takes_seconds(name: str) -> None:
     code = [sys.executable, "-c", INTERRUPTED, name]
@@ -120,6 +122,7 @@ with session.stopping(lambda: None, give_up):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_operation_that_does_not_end_is_left_by_force(name: str) -> None:
     with subprocess.Popen(

@@ -56,6 +56,7 @@ def exported(folder: Path, kind: str) -> StudentTable:
     return StudentTable(spec=f"{'onnx:' if form == 'onnx' else ''}{folder / f'student.{form}'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "onnx-bytes", "pt2", "pt2-bytes"])
 def test_an_exported_student_is_fed_as_it_says_and_not_as_its_teacher(
     tmp_path: Path, kind: str

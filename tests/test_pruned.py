@@ -35,6 +35,7 @@ def zoo(name: str) -> nn.Module:
     return made.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_of_a_zoo_are_cut_and_come_back_from_their_tensors(name: str) -> None:
     whole = zoo(name)

@@ -188,6 +188,7 @@ def test_needs_are_recorded_every_round_and_a_run_goes_on_exactly(tmp_path):
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["two", "one"])
 def test_what_is_off_has_no_controller_and_leaves_no_trace(how):
     lab = lab_of(how)

@@ -84,6 +84,7 @@ def test_two_processes_of_which_one_is_killed_make_the_same(whole: Path, tmp_pat
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_each_shard_alone_and_then_all(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     for shard in (2, 0, 1):

@@ -50,6 +50,7 @@ def test_the_cifar_resnet20_reaches_its_stated_accuracy() -> None:
     assert accuracy(teacher, "cifar10_test") == pytest.approx(932 / 1017, abs=0.001)
 
 
+@pytest.mark.slow
 def test_the_cifar_resnet56_reaches_its_stated_accuracy() -> None:
     teacher = load_teacher(
         TeacherTable(spec="resnet56", weights=str(SHARED / "resnet56-4bfd9763.th"), **CIFAR)

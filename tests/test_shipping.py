@@ -260,6 +260,7 @@ def test_a_forged_finding_stays_text_in_the_card(run: Path) -> None:
     assert shapes(card_of(run, *told)) == plain
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_nothing_and_a_repeated_one_goes_elsewhere(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +389,7 @@ def test_bytes_go_in_and_probabilities_come_out(
     np.testing.assert_allclose(answer, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_that_takes_bytes_says_so_everywhere(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,6 +447,7 @@ def of_any_size():
 """
 
 
+@pytest.mark.slow
 def test_a_student_that_is_code_with_arguments_comes_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,6 +462,7 @@ def test_a_student_that_is_code_with_arguments_comes_back(
     main(["export", out, "--format", "safetensors", "--trust-code", "--quiet"])
 
 
+@pytest.mark.slow
 def test_a_real_black_box_is_distilled_and_its_weights_are_said_to_be_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -522,6 +526,7 @@ def test_predictions_are_the_students(
     assert "missing.png" in failing(capsys, "predict", str(run), "missing.png")
 
 
+@pytest.mark.slow
 def test_the_card_of_a_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     card = json.loads(said(capsys, "inspect", "demo", "--json", "--run.threads", "1"))
     assert (card["parameters"], card["classes"], card["batchnorm_layers"]) == (172_218, 10, 13)
@@ -585,6 +590,7 @@ def test_auto_is_the_largest_within_the_limits(capsys: pytest.CaptureFixture[str
     assert 'spec = "resnet8-w12"' in plan
 
 
+@pytest.mark.slow
 def test_a_black_box_is_distilled_by_its_answers(tmp_path: Path) -> None:
     for access in ("logits", "labels"):
         out = tmp_path / access

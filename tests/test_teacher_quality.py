@@ -131,6 +131,7 @@ def test_recalibrated_statistics_are_plain_means_over_the_batches():
     assert body.bn1.momentum == 0.1
 
 
+@pytest.mark.slow
 def test_the_best_of_three_kinds_of_weights_is_kept():
     recipe = Recipe.of({
         "training.recalibrate": True, "budget.images": 6400, "run.stages": ("draw", "study"),

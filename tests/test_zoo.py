@@ -63,6 +63,7 @@ def published(name: str, weights: str, folder: Path, monkeypatch: pytest.MonkeyP
     return weights if weights == "hub" else str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights", "size"),
     [("googlenet", "file", 32), ("googlenet", "hub", 32), ("inception_v3", "file", 75)],
@@ -104,6 +105,7 @@ def test_a_file_of_an_inception_without_its_auxiliary_heads_fits(
     torch.testing.assert_close(teacher(images(2, 32)), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["cut", "fresh", "code"])
 def test_an_inception_learns_as_a_student_and_comes_back(tmp_path: Path, form: str) -> None:
     """Cut out of one, new, and as a user's own code makes it, with auxiliary heads."""
