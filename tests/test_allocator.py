@@ -26,6 +26,7 @@ print(told, usual, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc to be told")
 def test_freed_memory_is_not_cleared_again() -> None:
     """64 MB are 15,625 pages of 4 kB: a fault for each page, four times, or hardly any."""

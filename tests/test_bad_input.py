@@ -406,6 +406,7 @@ def test_a_teacher_whose_code_fails(
 # Images
 
 
+@pytest.mark.slow
 def test_a_folder_without_images(place: Place) -> None:
     (place.folder / "empty").mkdir()
     argv = ["--mix-ratio", "0.5", "--real-data", "empty"]
@@ -413,6 +414,7 @@ def test_a_folder_without_images(place: Place) -> None:
     place.refused("evaluate", "--images", "empty", words=("'empty'", "there is no image"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_a_corrupt_image_among_good_ones_is_named(place: Place, damage: bytes) -> None:
     folder = pictures(place)
@@ -499,10 +501,12 @@ def working_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_resumed(place: Place, started: Path) -> None:
     place.refused("distill", "--resume", str(started), words="this run is finished")
 
 
+@pytest.mark.slow
 def test_the_broken_off_run_itself_is_resumed(place: Place, broken_off: Path) -> None:
     assert place.run("distill", "--resume", str(broken_off), "--quiet") in DONE
 
@@ -515,6 +519,7 @@ def test_a_run_in_which_another_process_works_is_left_alone(place: Place, broken
     assert place.run("distill", "--resume", str(broken_off), "--quiet") in DONE
 
 
+@pytest.mark.slow
 def test_a_data_set_on_which_another_process_works_is_left_alone(place: Place) -> None:
     recipe = load_recipe(flags={
         "dataset": {"count": 20}, "generator": {"kind": "procedural"}, "budget": {"images": 64},
@@ -525,6 +530,7 @@ def test_a_data_set_on_which_another_process_works_is_left_alone(place: Place) -
     assert place.run("generate", "--resume", "set", "--quiet") in DONE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["distill", "generate"])
 def test_an_empty_directory_that_another_process_has_claimed_is_refused(
     place: Place, word: str
@@ -641,6 +647,7 @@ def test_a_damaged_bench_is_not_reported(place: Place) -> None:
     place.refused("bench", "--report", "--out", "arena", words="bench.json is damaged")
 
 
+@pytest.mark.slow
 def test_a_generator_for_another_teacher_is_refused(place: Place, started: Path) -> None:
     argv = ["--teacher", "resnet8-w4", "--teacher-weights", weights(place), "--anyway"]
     contract = ["32" if word == "16" else word for word in CONTRACT]

@@ -189,6 +189,7 @@ def test_options_after_the_group_count_and_what_diverged_is_told(
     assert "refused: no" in lines[1] and "diverged: the loss is no longer finite" in lines[2]
 
 
+@pytest.mark.slow
 def test_a_variant_that_diverges_is_a_result(script):
     settings = {
         "student.spec": "resnet8-w4", "run.threads": 1, "training.batch": 64,

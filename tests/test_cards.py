@@ -141,6 +141,7 @@ def blocks(card: str, kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", card, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_run_s_card_load_the_student_and_repeat_it(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

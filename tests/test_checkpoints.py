@@ -53,6 +53,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(STEPS, st.integers(1, 20))
 def test_every_checkpoint_can_be_read_back_by_whoever_comes(steps, capacity):
     """Now and then another process goes on."""
@@ -87,6 +88,7 @@ def test_only_new_images_are_written(tmp_path):
     assert len(files_of_rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_files_stay_few_and_hold_at_most_twice_what_is_remembered(tmp_path):
     """A memory of 256 that is exchanged ten times over, a dozen images at a time."""
     memory, checkpoints = Memory(256, SHAPE, 4), Checkpoints(tmp_path)

@@ -335,6 +335,7 @@ def test_anyway_goes_on_and_records_what_was_found(
     assert json.loads(out)["teacher_findings"] == told
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_only_if_the_teacher_is_sound_or_anyway(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -515,6 +516,7 @@ def test_the_true_doubt_about_what_other_people_trained(
     assert {one.code: one.serious for one in findings}.get(code) is serious
 
 
+@pytest.mark.slow
 def test_operations_that_cannot_be_counted_are_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_dry_run_prints_a_recipe_and_touches_nothing(
     assert planned(capsys, "--config", "again.toml") == text
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_plan_first(capsys: pytest.CaptureFixture[str]) -> None:
     main(["distill", "--dry-run", "--run.threads", "1"])
     out = capsys.readouterr().out

@@ -273,6 +273,7 @@ def test_the_student_carries_the_card_that_rebuilds_it(finished: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_run_gives_the_same_student_again(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     main(["distill", "--config", str(finished / "recipe.toml"), "--out", str(out), "--quiet"])
@@ -349,6 +350,7 @@ def test_a_generator_is_taken_over_from_an_earlier_run(finished: Path, tmp_path:
     assert taken["student_sha256"] != fresh["student_sha256"]
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_from_an_earlier_run_and_can_be_a_teacher(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -369,6 +371,7 @@ def test_without_out_runs_get_names_of_their_own(
     assert names == ["demo-resnet8-w4-s5", "demo-resnet8-w4-s5-2"]
 
 
+@pytest.mark.slow
 def test_no_round_begins_once_a_budget_in_minutes_is_spent(tmp_path: Path) -> None:
     timed = [*SMALL, "--minutes", "0.05", "--val-data", "none", "--quiet"]
     main(["distill", *timed, "--out", str(tmp_path / "run")])
@@ -387,11 +390,13 @@ def test_minutes_that_are_over_before_the_first_round_are_refused(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distilled(tmp_path / "run")
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_plain_when_it_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

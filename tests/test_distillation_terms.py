@@ -507,6 +507,7 @@ def test_adapters_meet_any_grid():
     assert term(view).isfinite()
 
 
+@pytest.mark.slow
 def test_cross_attention_can_tell_the_students_positions_apart():
     """A teacher that shows the student's map mirrored is learned by attention, where a hint that
     compares place by place cannot."""

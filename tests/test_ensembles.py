@@ -108,6 +108,7 @@ def test_the_choice_prefers_the_teacher_that_raises_agreement():
     assert TeacherChoice([1.0]).update({"loss": 1.0}) == 0
 
 
+@pytest.mark.slow
 def test_a_teacher_is_not_blamed_for_a_network_that_begins_anew():
     """When an assistant's turn is over, what the student lacks against it is nobody's doing."""
     settings = {

@@ -158,6 +158,7 @@ def test_reptile_goes_towards_where_the_episode_ended(teacher):
     assert_close(adam_step(before, grads, 0.005 * 2), weights(one.decoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta", ["maml", "reptile"])
 def test_a_common_start_gets_better_for_batches_it_has_not_seen(teacher, meta):
     one = episodes(teacher, meta=meta, latent_rate=0.015)

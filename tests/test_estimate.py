@@ -120,6 +120,7 @@ def recipe_of(pipeline: str, images: int = 512) -> Recipe:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["synthkd", "gan", "fast-2", "shaders"])
 def test_trying_the_parts_changes_nothing_of_the_run(pipeline: str):
     lab = lab_of(recipe_of(pipeline))

@@ -119,6 +119,7 @@ def test_comparing_trains_nothing_and_leaves_the_student_in_eval_mode(teacher, u
     assert all(p.grad is None for p in student.parameters())
 
 
+@pytest.mark.slow
 def test_a_teacher_set_to_low_precision_is_compared_in_float32_and_put_back(teacher, unseen):
     exact = compare(new_student(teacher), teacher, unseen)
     scores = score_images(unseen, None, classifier_extractor(teacher)).scores
@@ -281,6 +282,7 @@ def test_a_small_set_gets_numbers_and_a_warning(teacher, made, real, count):
     assert f"from {count} images with 64 features" in found.warnings[0]
 
 
+@pytest.mark.slow
 def test_ten_images_per_feature_get_no_warning(teacher, made):
     often = part(made, torch.arange(640) % len(made.pixels))
     assert not score_images(often, often, classifier_extractor(teacher)).warnings
@@ -457,6 +459,7 @@ def test_a_run_directory_is_compared_with_its_teacher(student_run, teacher, tmp_
     assert "\x1b" not in shown
 
 
+@pytest.mark.slow
 def test_a_synthetic_set_is_scored_by_the_teacher_as_the_output_says(synthetic, capsys):
     asked = recipe(evaluation={"images": str(synthetic), "reference": "demo:seen"})
     result = run(asked)["images"]

@@ -88,6 +88,7 @@ def test_the_file_has_no_name_and_is_not_made_for_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
     program = (
         "import resource, torch\n"

@@ -361,6 +361,7 @@ def script_with_payload(path: Path) -> None:
     torch.jit.script(Net()).save(str(path))
 
 
+@pytest.mark.slow
 def test_torchscript_is_not_even_opened_without_trust(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,6 +572,7 @@ def test_tokens_are_averaged_to_features(tmp_path: Path) -> None:
     assert moved.grad is not None and float(moved.grad.abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_copy_beside_the_code_is_neither_run_nor_written(tmp_path: Path) -> None:
     """What was read, and whose hash was shown, is what runs."""
     import importlib.util

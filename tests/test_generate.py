@@ -129,6 +129,7 @@ def test_the_promise_of_a_set_is_passed_on_and_nothing_better(
     assert found["promise_level"] == (2 if level == 2 else 3)
 
 
+@pytest.mark.slow
 def test_a_set_of_another_teacher_is_an_outside_prior(
     made: tuple[Path, str], tmp_path: Path
 ) -> None:

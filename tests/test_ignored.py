@@ -123,6 +123,7 @@ def test_a_pipelines_own_settings_are_nobodys_mistake():
     assert ignored(recipe, recipe.stage, given_keys({}, {"pipeline": "gan"}), readers()) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_names_them_before_it_runs(capsys):
     main(
         shlex.split(

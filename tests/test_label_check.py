@@ -271,6 +271,7 @@ def test_folders_with_number_words_are_read_by_number(as_folders: Callable[..., 
     assert found["teacher_accuracy"] > 0.97 and "by number" in found["order"]
 
 
+@pytest.mark.slow
 def test_folders_in_a_language_that_nobody_knows_are_caught_and_the_remedy_works(
     as_folders: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -425,6 +426,7 @@ def test_a_set_of_images_with_wrong_labels_is_told(tmp_path: Path) -> None:
     assert not any("right on" in warning for warning in right.warnings)
 
 
+@pytest.mark.slow
 def test_a_run_with_wrong_labels_keeps_its_student_and_tells(tmp_path: Path) -> None:
     pixels, truth, unseen = demo_digits()
     chosen = torch.from_numpy(np.flatnonzero(unseen))

@@ -55,6 +55,7 @@ def test_conditions_name_runtime_threads_and_machine():
     )
 
 
+@pytest.mark.slow
 def test_the_quick_file_answers_as_the_full_one(tmp_path: Path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     network = classifier()

@@ -60,6 +60,7 @@ def save(path: Path, pixels: torch.Tensor, labels: torch.Tensor) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_demo_is_measured_beside_chance_and_what_cannot_be_measured_is_said(run, capsys):
     found = audited(capsys, run, *DATA)
     teacher, student = found["attacks"]

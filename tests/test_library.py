@@ -87,6 +87,7 @@ def test_living_objects_give_a_student_and_a_run_directory(result):
     assert result.summary["real_images_read"] == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_the_users_objects_stay_as_they_were(tmp_path, capfd):
     teacher, student = net(), small()
     states = (*teacher.state_dict().values(), *student.state_dict().values())
@@ -99,6 +100,7 @@ def test_nothing_is_printed_and_the_users_objects_stay_as_they_were(tmp_path, ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_progress_is_shown_where_it_is_asked_for(tmp_path, capfd):
     distil(tmp_path / "run", student=small(), progress=True)
     said = capfd.readouterr().out
@@ -127,6 +129,7 @@ def test_a_living_student_is_loaded_again_only_with_its_network(result):
         synthkd.load_student(result.run, network=nn.Linear(3, 2))
 
 
+@pytest.mark.slow
 def test_a_student_by_name_is_loaded_without_it(tmp_path):
     made = distil(tmp_path / "run", student="resnet8-w4")
     images = torch.rand(5, 1, 16, 16)
@@ -288,6 +291,7 @@ def test_a_useless_student_is_warned_of(tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_works_in_a_thread(tmp_path):
     found: list[synthkd.Result] = []
     thread = threading.Thread(
@@ -399,6 +403,7 @@ def test_numbers_of_numpy_and_torch_are_numbers():
     assert (card["input"]["mean"], card["input"]["std"]) == ([0.25], [1.0])
 
 
+@pytest.mark.slow
 def test_questions_of_an_earlier_run_are_not_counted_again():
     recipe = synthkd.Recipe.of({**TINY, "budget.images": 300})
     asked = []
@@ -418,6 +423,7 @@ def test_a_lab_is_walked_round_by_round():
     assert digest_of(SHIPPED.classifier) == SHIPPED.digest
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_lab_is_the_one_that_is_used():
     lab = synthkd.build(synthkd.Recipe.of({**TINY, "student.spec": "auto"}), teacher=SHIPPED)
     assert lab.recipe.student.spec != "auto"
@@ -441,6 +447,7 @@ def test_inspecting_a_network_tells_its_input_and_classes():
     assert card["parameters"] == sum(p.numel() for p in net().parameters())
 
 
+@pytest.mark.slow
 def test_a_data_set_is_made_and_learned_from(tmp_path):
     made = synthkd.generate(
         net(), count=60, out=tmp_path / "set", settings=TINY, images=64, **CONTRACT

@@ -20,6 +20,7 @@ print(peak_memory_mb(torch.device("cpu")))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_knows_what_was_freed() -> None:
     held = bytearray(LARGE)
     del held
@@ -149,6 +150,7 @@ with session.stopping(lambda: None, lambda: True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="where sleep is in the program itself")
 def test_a_thread_that_gets_no_turn_is_no_way_to_stay() -> None:
     with subprocess.Popen([sys.executable, "-c", HELD], stdout=subprocess.PIPE) as process:

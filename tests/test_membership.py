@@ -156,6 +156,7 @@ def test_a_constant_score_finds_nobody_and_a_random_one_its_share():
     assert found.rate.value == pytest.approx(0.01, abs=0.003)
 
 
+@pytest.mark.slow
 def test_what_a_random_score_finds_is_told_as_it_is():
     rng = np.random.default_rng(6)
     found = [tpr_at_fpr(rng.random(500), rng.random(100), 0.01) for _ in range(400)]

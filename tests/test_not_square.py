@@ -208,6 +208,7 @@ def test_generate_writes_a_set_and_its_sheet_of_that_size(place: Path, tmp_path:
         "--synthetic", tmp_path / "set", "--quiet", "--out", tmp_path / "run")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_student_is_chosen_for_that_size(wide: FrozenTeacher):
     assert best_student(StudentTable(spec="auto", max_params=20_000), wide).params <= 20_000
 

@@ -80,6 +80,7 @@ def test_an_exported_student_is_fed_as_it_says_and_not_as_its_teacher(
         torch.testing.assert_close(again(images()), old(images()), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "pt2-bytes"])
 def test_a_teacher_that_normalises_by_itself_takes_no_mean(tmp_path: Path, kind: str) -> None:
     spec = exported(tmp_path, kind).spec
@@ -89,6 +90,7 @@ def test_a_teacher_that_normalises_by_itself_takes_no_mean(tmp_path: Path, kind:
         load_teacher(TeacherTable(spec=spec, **FLAGS), trust_code=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "mean", "std"),
     [

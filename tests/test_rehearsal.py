@@ -78,6 +78,7 @@ def test_images_of_any_size_are_encoded(shape):
     assert encoder(shape)(torch.rand(2, *shape)).shape == (2, 2 * LATENT)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_comes_to_look_like_what_was_added(teacher):
     """In a stripe neighbours above each other are equal; fresh weights make no stripes."""
 

@@ -127,6 +127,7 @@ def test_sheets_know_what_they_show(finished: Path) -> None:
     assert len(pictures["hardest"].caption["images"]) == 16
 
 
+@pytest.mark.slow
 def test_no_report_is_written_where_none_is_wanted(tmp_path: Path) -> None:
     main([*SHORT, "--no-report", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "report.html").exists()

@@ -93,6 +93,7 @@ def test_each_shard_alone_and_then_all(whole: Path, tmp_path: Path) -> None:
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_the_library_makes_the_same_and_gives_it_again(whole: Path, tmp_path: Path) -> None:
     settings = {
         "run.threads": 1, "run.precision": "float32", "stage.refine.synthesis_steps": 2,
@@ -123,6 +124,7 @@ def test_who_comes_late_finds_it_finished(whole: Path, tmp_path: Path) -> None:
     assert status(*FLAGS, "--shards", "4", "--out", str(out)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["shutil.rmtree", "hashes.write"])
 def test_a_merge_that_was_killed_is_finished(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
@@ -163,6 +165,7 @@ def test_whoever_works_makes_the_shard_of_a_process_that_ended(tmp_path: Path) -
     assert order == ["00001", "00000", "00002"]
 
 
+@pytest.mark.slow
 def test_shards_are_merged_when_nobody_works_in_one_any_more(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     for shard in (0, 1):
@@ -193,6 +196,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path, capsys) ->
     assert status(*FLAGS[:-1], "6", "--shards", "3", "--out", str(out)) == 2
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_changed_is_not_merged(tmp_path: Path, capsys) -> None:
     out = tmp_path / "set"
     for shard in (0, 1):

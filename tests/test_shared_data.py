@@ -101,6 +101,7 @@ def test_the_lenet_as_its_author_wrote_it_answers_in_log_probabilities(tmp_path:
 OTHERS = (Path(__file__).resolve().parents[1] / "benchmarks" / "others.py").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "table", "norms", "data", "stated"),
     [
@@ -123,6 +124,7 @@ def test_other_networks_of_code_reach_their_stated_accuracy(
     assert accuracy(teacher, data) == pytest.approx(stated, abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("access", ["full", "logits"])
 def test_the_mnist_graph_reaches_its_stated_accuracy(access: str) -> None:
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

@@ -15,6 +15,7 @@ SHORT = shlex.split(
 )
 
 
+@pytest.mark.slow
 def test_refined_images_have_sheets_too_and_the_memory_has_one(tmp_path: Path):
     main([*SHORT, "--out", str(tmp_path / "run")])
     names = {path.name for path in (tmp_path / "run" / "samples").iterdir()}

@@ -366,6 +366,7 @@ def test_integers_are_advised_only_where_they_are_faster_and_no_worse(
     assert chosen(speed, parity, found)[0] == use and words in chosen(speed, parity, found)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("bytes_in", [False, True])
 def test_bytes_go_in_and_probabilities_come_out(

@@ -60,6 +60,7 @@ def test_large_images_have_smaller_batches_and_sizes() -> None:
     assert again == found and more == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "fresh"), [(32, 1024), (224, 1024), (640, 160)])
 def test_fresh_images_of_a_round_fit_into_memory(size: int, fresh: int) -> None:
     found, reasons = sized(Recipe.of({}), teacher_of(size))
@@ -115,6 +116,7 @@ def test_a_student_sees_small_images_first_and_large_ones_last() -> None:
     assert seen == [(8, 8)] * 12 + [(16, 16)] * 8
 
 
+@pytest.mark.slow
 def test_every_network_of_a_chain_sees_small_images_first_and_large_ones_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,6 +142,7 @@ def test_every_network_of_a_chain_sees_small_images_first_and_large_ones_last(
     assert [seen[id(learner)] for learner in lab.chain.learners] == [turn, turn]
 
 
+@pytest.mark.slow
 def test_each_answer_is_learned_so_many_times_in_another_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -311,6 +314,7 @@ def test_trials_that_would_take_too_long_are_not_begun() -> None:
     assert teacher.queries == 0
 
 
+@pytest.mark.slow
 def test_a_generator_step_has_as_many_images_as_the_memory_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

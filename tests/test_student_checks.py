@@ -259,6 +259,7 @@ def test_a_useless_run_says_so_first_ends_with_3_and_keeps_what_it_made(
     assert (tmp_path / "run" / "student.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_evaluate_says_first_that_a_student_is_a_constant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

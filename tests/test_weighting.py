@@ -259,6 +259,7 @@ def test_the_easiest_of_every_class_come_first():
     assert seen(0.01) == {0, 1, 6}  # and is judged with the others
 
 
+@pytest.mark.slow
 def test_the_curriculum_opens_the_memory_as_the_training_goes_on(monkeypatch):
     """Ten rounds: what the n-th draws from is the competence after n − 1 of them."""
     lab = lab_of(memory__curriculum=True, budget__images=3200)

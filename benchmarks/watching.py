@@ -1,0 +1,102 @@
+"""What `synthkd watch` costs the run that it watches: the demo watched and not watched, by turns.
+
+    python benchmarks/watching.py [--turns 3] [--flags "--images-seen 100000"]
+
+Each run is a process of its own; the watching one has a terminal (a pty), begins once the run has
+its directory, and ends with it. Prints seconds of both, the ratio of the medians, the watching
+process's own processor time as a share of all that there was (seconds times cores), and whether
+the runs' students and metrics, but for their times, are equal.
+"""
+
+import argparse
+import json
+import os
+import pty
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from rows import CODE, SYNTHKD, spread
+
+from synthkd.core.files import sha256_of
+from synthkd.core.findings import EXIT_USELESS
+
+TIMES = ("seconds", "_per_second", "rss", "memory")  # in names of what the clock decides
+
+
+def watch(run: Path, found: list[float]) -> None:
+    """Watches a run in a pty until both end; adds its processor time."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(CODE)
+        os.execv(sys.executable, [sys.executable, *SYNTHKD, "watch", str(run)])
+    try:
+        while os.read(terminal, 65536):
+            pass
+    except OSError:  # the other end is closed: it has ended
+        pass
+    _, status, used = os.wait4(child, 0)
+    assert status == 0, status
+    found.append(used.ru_utime + used.ru_stime)
+
+
+def ran(out: Path, flags: list[str], used: list[float] | None) -> float:
+    """Wall clock of a whole command."""
+    began = time.perf_counter()
+    words = [sys.executable, *SYNTHKD, "distill", *flags, "--quiet", "--out", str(out)]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(CODE)})
+    beside = None
+    if used is not None:
+        while not (out / "manifest.json").is_file() and process.poll() is None:
+            time.sleep(0.02)
+        beside = threading.Thread(target=watch, args=(out, used))
+        beside.start()
+    if process.wait() not in (0, EXIT_USELESS):
+        raise SystemExit(f"exit code {process.returncode}")
+    seconds = time.perf_counter() - began
+    if beside:
+        beside.join()
+    return seconds
+
+
+def told(out: Path) -> str:
+    """The run's metrics without what the clock decides."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not any(t in k for t in TIMES)} for line in lines]
+    return json.dumps(kept)
+
+
+def main() -> None:
+    """Runs both by turns."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--flags", default="--images-seen 100000")
+    given = parser.parse_args()
+    flags = shlex.split(given.flags)
+    found: dict[str, list[float]] = {"alone": [], "watched": []}
+    used: list[float] = []
+    outcomes = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(given.turns):
+            for kind in found:
+                out = Path(folder) / f"{kind}-{turn}"
+                found[kind].append(ran(out, flags, used if kind == "watched" else None))
+                outcomes.add((sha256_of(out / "student.safetensors"), told(out)))
+            print(f"turn {turn}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in found.items())
+                  + f", watching used {used[-1]:.2f} s of processor time", flush=True)  # fmt: skip
+    ratio = statistics.median(found["watched"]) / statistics.median(found["alone"])
+    there = statistics.median(found["watched"]) * (os.cpu_count() or 1)
+    for kind, times in found.items():
+        print(f"{kind}: {spread(times, 2)} s")
+    print(f"ratio of the medians {ratio:.3f}; watching used "
+          f"{statistics.median(used) / there:.2%} of the processors; "
+          f"{len(outcomes)} different students and metrics")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
