@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synthkd.core.files import sha256_of
-from synthkd.core.findings import EXIT_USELESS
 from synthkd.networks import build_network
 
 SHORT = (
@@ -151,10 +150,12 @@ FORMS: dict[str, Made] = {
 
 
 def distilled(folder: Path, flags: str, size: int, *, sealed: bool) -> tuple[int, str, int, str]:
-    """Exit code, digest of the student, level of proof, last line said."""
+    """Exit code, digest of the student, level of proof, and why it is no higher; or what was said
+    where there is no student."""
     out = "sealed" if sealed else "open"
     words = [*flags.split(), *SHORT.split(), "--image-size", str(size), "--out", out]
-    if flags.startswith(("--teacher hf", "--teacher first")):  # they say themselves what they want
+    if flags.startswith(tuple(f"--teacher {own}" for own in ("hf", "first", "ensemble"))):
+        # they say themselves what images they want
         words = [*flags.split(), *SHORT.partition(" --teacher-mean")[0].split(), "--out", out]
     done = subprocess.run(
         [sys.executable, *SYNTHKD, "distill", *(["--sealed"] if sealed else []), *words],
@@ -162,9 +163,12 @@ def distilled(folder: Path, flags: str, size: int, *, sealed: bool) -> tuple[int
         check=False,
     )  # fmt: skip
     student, manifest = folder / out / "student.safetensors", folder / out / "manifest.json"
-    level = json.loads(manifest.read_text())["proof_level"] if student.is_file() else -1
     said = (done.stderr.strip() or "-").splitlines()[-1]
-    return done.returncode, sha256_of(student) if student.is_file() else "", level, said
+    if not student.is_file():
+        return done.returncode, "", -1, said
+    found = json.loads(manifest.read_text())
+    reasons = "; ".join(found["proof_not_higher"]) or "-"
+    return done.returncode, sha256_of(student), found["proof_level"], reasons
 
 
 def main() -> None:
@@ -180,11 +184,12 @@ def main() -> None:
             flags = FORMS[name](folder, given.size)
             shut, student, level, said = distilled(folder, flags, given.size, sealed=True)
             free, other, _, _ = distilled(folder, flags, given.size, sealed=False)
-            well = shut in (0, EXIT_USELESS)
             alike = "yes" if student and student == other else "no"
-            lines.append((name, shut, free, level, alike, "-" if well else said))
+            lines.append((name, shut, free, level, alike, said))
             print(" | ".join(map(str, lines[-1])), flush=True)
-    show("teacher | exit code, sealed | not sealed | level of proof | students equal | said", lines)
+    show(
+        "teacher | exit code, sealed | not | level of proof | students equal | why no higher", lines
+    )
 
 
 if __name__ == "__main__":
