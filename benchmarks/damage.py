@@ -6,8 +6,8 @@ Works on a copy of RUN (none given: a run of the demo with 20,000 images, made h
 hashes.json too, one bit is flipped at a time, at so many places: the first and the last byte, the
 others by chance. Each file is then dropped, exchanged with another, cut by a byte, made longer by
 one, replaced by a link to what it was, and one is added beside it. Damage is found where `verify`,
-given the digest that the run printed, has a finding that names the file, and nothing is found once
-it is undone. Prints a line for each way, and how long a
+given the digest that the run printed, has a finding that names the file (one of the two, where they
+are exchanged), and nothing is found once it is undone. Prints a line for each way, and how long a
 gigabyte takes.
 """
 

@@ -4,8 +4,8 @@
 
 Makes a small network in each form (random weights: what it answers is not the question), distils
 it sealed and not sealed with the same few images, and prints a line each: exit codes, level of
-proof, whether the two students are equal byte for byte, and what the sealed run said where it
-failed. `timm`, `hf`, `onnx` and `pt2` need their packages.
+proof, whether the two students are equal byte for byte, and why the proof is no higher, or what
+was said where there is no student. `timm`, `hf`, `onnx` and `pt2` need their packages.
 """
 
 import argparse
@@ -134,11 +134,17 @@ def of_transformers(folder: Path, size: int) -> str:
     return "--teacher hf:net"
 
 
+def ran(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """`synthkd distill` in a folder."""
+    return subprocess.run(
+        [sys.executable, *SYNTHKD, "distill", *words], cwd=folder, check=False,
+        env={**os.environ, "PYTHONPATH": str(CODE)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
 def run_of(folder: Path, size: int) -> str:
     """The student of another run."""
-    words = f"{plain(folder, size)} {SHORT} --image-size {size} --out first"
-    subprocess.run([sys.executable, *SYNTHKD, "distill", *words.split()], cwd=folder, check=False,
-                   env={**os.environ, "PYTHONPATH": str(CODE)}, capture_output=True)  # fmt: skip
+    ran(folder, f"{plain(folder, size)} {SHORT} --image-size {size} --out first".split())
     return "--teacher first"
 
 
@@ -157,11 +163,7 @@ def distilled(folder: Path, flags: str, size: int, *, sealed: bool) -> tuple[int
     if flags.startswith(tuple(f"--teacher {own}" for own in ("hf", "first", "ensemble"))):
         # they say themselves what images they want
         words = [*flags.split(), *SHORT.partition(" --teacher-mean")[0].split(), "--out", out]
-    done = subprocess.run(
-        [sys.executable, *SYNTHKD, "distill", *(["--sealed"] if sealed else []), *words],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(CODE)}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = ran(folder, [*(["--sealed"] if sealed else []), *words])
     student, manifest = folder / out / "student.safetensors", folder / out / "manifest.json"
     said = (done.stderr.strip() or "-").splitlines()[-1]
     if not student.is_file():

@@ -14,14 +14,13 @@ import os
 import pty
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from rows import CODE, SYNTHKD, spread
+from rows import CODE, SYNTHKD, spread, start
 
 from synthkd.core.files import sha256_of
 from synthkd.core.findings import EXIT_USELESS
@@ -48,8 +47,8 @@ def watch(run: Path, found: list[float]) -> None:
 def ran(out: Path, flags: list[str], used: list[float] | None) -> float:
     """Wall clock of a whole command."""
     began = time.perf_counter()
-    words = [sys.executable, *SYNTHKD, "distill", *flags, "--quiet", "--out", str(out)]
-    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(CODE)})
+    words = [*SYNTHKD, "distill", *flags, "--quiet", "--out", str(out)]
+    process = start(words, out.with_name(f"{out.name}.log"))
     beside = None
     if used is not None:
         while not (out / "manifest.json").is_file() and process.poll() is None:

@@ -89,14 +89,13 @@ def verify(path: Path, *, digest: str = "") -> Verified:
 def _report_made_anew(path: Path, findings: Sequence[Finding]) -> tuple[list[Finding], list[str]]:
     """What is left of the findings where report.html is another one, and is just what `synthkd
     report` makes of the directory as it is now: that is a note."""
-    own = [f for f in findings if f.seen.startswith(f"{quoted(REPORT)}: ")]
-    others = [f for f in findings if f not in own]
-    if not [f for f in own if f.code == "file-changed"] or not files.is_plain(path / REPORT):
-        return list(findings), []
-    there = (path / REPORT).read_text("utf-8", "replace")
-    for images in (True, False):
-        if there == run_report(read_run(path, pictures=images), images=images):
-            return others, [f"{REPORT} was made anew after the run, from what lies here now"]
+    own = f"{quoted(REPORT)}: "
+    others = [f for f in findings if f.code != "file-changed" or not f.seen.startswith(own)]
+    if len(others) < len(findings):
+        there = (path / REPORT).read_text("utf-8", "replace")
+        for images in (True, False):
+            if there == run_report(read_run(path, pictures=images), images=images):
+                return others, [f"{REPORT} was made anew after the run, from what lies here now"]
     return list(findings), []
 
 
