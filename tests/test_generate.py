@@ -198,7 +198,7 @@ def test_the_generator_of_a_distill_run_makes_a_set_and_its_student_is_scored(
 # Diffusion: real images that are allowed, stop and resume, a model that is kept and borrowed
 
 IMAGINED = shlex.split(
-    "--pipeline diffusion --run.stages learn,imagine --real-data demo:seen --images-seen 1200 "
+    "--pipeline diffusion --run.stages learn,imagine --real-data demo:seen --images-seen 3000 "
     "--diffusion.width 8 --diffusion.steps 2 --diffusion.batch 64 --count 1000 --dataset.shard 300 "
     "--stage.learn.synthesis-steps 2 --stage.learn.synthesis-batch 16 --stage.imagine.fresh 16 "
     "--run.threads 1 --run.checkpoint-seconds 0.2"
