@@ -34,7 +34,7 @@ from torch import nn
 from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.proof import hashes, landlock, pickled, seccomp
-from synthkd.proof.accounting import account
+from synthkd.proof.accounting import Account, account, account_teachers
 from synthkd.proof.containers import safetensors_layout, zip_layout
 from synthkd.proof.declared import VALIDATION, Place, declared, external_files
 from synthkd.proof.levels import level_of
@@ -42,7 +42,9 @@ from synthkd.proof.opened import Recording, judged
 from synthkd.proof.sealing import _fingerprint as sealing_of
 from synthkd.proof.sealing import unchanged
 from synthkd.proof.unread import unread
-from synthkd.recipe import load_recipe
+from synthkd.recipe import load_recipe, validated
+from synthkd.specs import load_teachers
+from synthkd.specs.ensembles import ensemble_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SEALS = landlock.version() > 0 and os.uname().machine in seccomp.MACHINES
@@ -869,6 +871,44 @@ def test_external_data_of_a_graph_is_known_beforehand_and_accounted_for(tmp_path
     assert graph_layouts(path)[data].spare == []
     data.write_bytes(data.read_bytes() + IMAGES)
     assert sum(each.bytes for each in graph_layouts(path)[data].spare) == len(IMAGES)
+
+
+def test_files_of_several_teachers_are_accounted_for_each_by_its_own_network(
+    tmp_path: Path,
+) -> None:
+    """Files of weights of one are no text beside those of the other, and what lies beside the
+    weights is counted though a file of the same name is accounted for."""
+    specs, tables = ("resnet8-w4", "resnet8-w8"), []
+    for folder, spec in zip("ab", specs, strict=True):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "weights.pt"
+        torch.save(build_network(spec, channels=1, size=16, classes=10).state_dict(), path)
+        tables.append(
+            f'[[teacher]]\nspec = "{spec}"\nweights = "{path}"\nimage_size = "16"\n'
+            "channels = 1\nclasses = 10\nmean = [0.3]\nstd = [0.3]\n"
+        )
+    both = tmp_path / "both.toml"
+    both.write_text("".join(tables))
+    recipe = validated({"teacher": {"spec": f"ensemble:{both}"}})
+    teacher = load_teachers(recipe.teacher)
+    parts = ensemble_tables(recipe.teacher)[1]
+
+    def of_both(*more: Place) -> Account:
+        networks = [(t, m.classifier) for t, m in zip(parts, teacher.teachers, strict=True)]
+        found = account_teachers(networks, [*declared(recipe), *more])
+        for each in found.files:
+            assert each.numbers + each.structure + each.text + each.spare == each.bytes
+        return found
+
+    found = of_both()
+    assert [f.code for f in found.findings if f.code != "weights-unread"] == []
+    assert [each.path.name for each in found.files] == ["weights.pt", "weights.pt", "both.toml"]
+    assert [each.text > 0 for each in found.files] == [False, False, True]
+    beside = tmp_path / "weights.pt"
+    beside.write_bytes(IMAGES * 10)
+    assert [f.code for f in of_both(Place(beside, "teacher")).findings][:1] == ["weights-text"]
+    extra_key(teacher.teachers[1].classifier.body, tmp_path / "b" / "weights.pt")
+    assert [f.code for f in of_both().findings][:1] == ["weights-spare"]
 
 
 def test_images_in_the_weights_themselves_are_not_found(network: nn.Module, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from synthkd.core.findings import Finding, as_data
-from synthkd.proof.accounting import Account, account_teacher
+from synthkd.proof.accounting import Account, account_teachers
 from synthkd.proof.declared import Place, declared, living, needs_network
 from synthkd.proof.levels import LEVELS, level_of
 from synthkd.proof.opened import Recording, judged, mapped
@@ -98,19 +98,10 @@ class Evidence:
 
     def _account(self, teacher: Any) -> Account:
         """The account of the files of a teacher, or of several."""
-        table, places = self.recipe.teacher, self._places()
+        table = self.recipe.teacher
         members: list[tuple[Any, TeacherTable]] = [(teacher, table)]
         if isinstance(teacher, EnsembleTeacher) and is_ensemble(table.spec):
             tables = ensemble_tables(table, trust_code=self.recipe.run.trust_code)[1]
             members = list(zip(teacher.teachers, tables, strict=True))
-        whole = Account()
-        for member, its in members:
-            if not isinstance(member, FrozenTeacher):
-                whole.findings.append(
-                    Finding("weights-unaccounted", "the teacher is an object", "")
-                )
-                continue
-            found = account_teacher(its, member.classifier, places)
-            whole.files += [each for each in found.files if each not in whole.files]
-            whole.findings += found.findings
-        return whole
+        networks = [(t, m.classifier if isinstance(m, FrozenTeacher) else None) for m, t in members]
+        return account_teachers(networks, self._places())

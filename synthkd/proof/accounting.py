@@ -44,7 +44,7 @@ SHOWN = 20
 class Accounting:
     """One file, and what its bytes are: `numbers + structure + text + spare` is its size."""
 
-    file: str
+    path: Path
     sha256: str
     bytes: int
     tensors: int  # that the network has
@@ -59,9 +59,9 @@ class Accounting:
     def as_data(self) -> dict[str, Any]:
         """For a manifest."""
         return {
-            "file": self.file, "sha256": self.sha256, "bytes": self.bytes, "tensors": self.tensors,
-            "numbers": self.numbers, "structure": self.structure, "text": self.text,
-            "spare": self.spare, "texts": dict(list(self.texts.items())[:SHOWN]),
+            "file": self.path.name, "sha256": self.sha256, "bytes": self.bytes,
+            "tensors": self.tensors, "numbers": self.numbers, "structure": self.structure,
+            "text": self.text, "spare": self.spare, "texts": dict(list(self.texts.items())[:SHOWN]),
             "spares": [[each.what, each.bytes] for each in self.spares[:SHOWN]],
         }  # fmt: skip
 
@@ -246,52 +246,63 @@ def _summed(
             "read it, or save the state_dict alone",
         ))  # fmt: skip
     return Accounting(
-        path.name, sha256_of(path), layout.size, len(numbers), known,
+        path, sha256_of(path), layout.size, len(numbers), known,
         layout.size - known - text - spare, text, spare, texts, tuple(layout.spare),
         tuple(findings),
     )  # fmt: skip
 
 
-# --- a teacher
+# --- teachers
 
 
-def account_teacher(
-    table: TeacherTable, classifier: Classifier, places: Iterable[Place]
+def account_teachers(
+    teachers: Iterable[tuple[TeacherTable, Classifier | None]], places: Iterable[Place]
 ) -> Account:
-    """The account of all files of one teacher, by its SPEC and weights, given the network that they
-    became; `places` are its files as the recipe names them. What cannot be accounted for is a
-    finding."""
-    found = Account()
-    try:
-        found.files = list(_files(table, classifier, found))
-    except InputError as error:
-        found.findings.append(Finding("weights-unaccounted", str(error), ""))
-    except Exception as error:  # whatever a strange file makes a parser raise
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        found.findings.append(Finding(
-            "weights-unaccounted", f"the teacher's files are not accounted for: {quoted(said)}", ""
-        ))  # fmt: skip
-    found.findings += [finding for each in found.files for finding in each.findings]
-    known = {each.file for each in found.files}
+    """The account of all files of one teacher, or of several that teach together, each by its SPEC
+    and weights, given the network that they became (None: an object of which nothing is known);
+    `places` are their files as the recipe names them. What cannot be accounted for is a finding."""
+    whole = Account()
+    for table, classifier in teachers:
+        if classifier is None:
+            whole.findings.append(Finding("weights-unaccounted", "the teacher is an object", ""))
+        else:
+            _add(whole, table, classifier)
+    known = {each.path.resolve() for each in whole.files}
     for place in places:
         path = place.path
-        if place.role == "teacher" and path.is_file() and path.name not in known:
-            found.files.append(_beside(path))
-    text = sum(each.text for each in found.files)
-    if text > MOST_TEXT and not any(f.code == "weights-text" for f in found.findings):
-        found.findings.append(Finding(
+        if place.role == "teacher" and path.is_file() and path.resolve() not in known:
+            whole.files.append(_beside(path))
+    text = sum(each.text for each in whole.files)
+    if text > MOST_TEXT and not any(f.code == "weights-text" for f in whole.findings):
+        whole.findings.append(Finding(
             "weights-text",
-            f"the teacher's {len(found.files):,} files hold {text:,} bytes of text beside the "
+            f"the teacher's {len(whole.files):,} files hold {text:,} bytes of text beside the "
             "weights", "read it",
         ))  # fmt: skip
-    found.findings += _silent(classifier)
-    return found
+    return whole
+
+
+def _add(whole: Account, table: TeacherTable, classifier: Classifier) -> None:
+    """Takes the files of weights of one teacher into an account."""
+    found: list[Accounting] = []
+    try:
+        found += _files(table, classifier, whole)
+    except InputError as error:
+        whole.findings.append(Finding("weights-unaccounted", str(error), ""))
+    except Exception as error:  # whatever a strange file makes a parser raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        whole.findings.append(Finding(
+            "weights-unaccounted", f"the teacher's files are not accounted for: {quoted(said)}", ""
+        ))  # fmt: skip
+    whole.files += [each for each in found if each not in whole.files]
+    whole.findings += [finding for each in found for finding in each.findings]
+    whole.findings += _silent(classifier)
 
 
 def _beside(path: Path) -> Accounting:
     """A file that is read beside the weights: settings, names of classes, a card."""
     size = path.stat().st_size
-    return Accounting(path.name, sha256_of(path), size, 0, 0, 0, size, 0, {path.name: size})
+    return Accounting(path, sha256_of(path), size, 0, 0, 0, size, 0, {path.name: size})
 
 
 def _files(
