@@ -117,10 +117,10 @@ def run(name: str, out: Path, places: dict[str, str], code: str) -> bool:
     return (folder / "summary.json").is_file()
 
 
-def distil(folder: Path, words: list[str], code: str) -> int:
+def distil(folder: Path, words: list[str], code: str, threads: int = 2) -> int:
     """The run of a run directory, from where it was left; what it says goes into a log beside.
     Returns the exit code."""
-    command = ["distill", *words, "--run.threads", "2", "--out", str(folder)]
+    command = ["distill", *words, "--run.threads", str(threads), "--out", str(folder)]
     if (folder / "manifest.json").is_file():
         anyway = ["--anyway"] if "--anyway" in words else []
         command = ["distill", "--resume", str(folder), "--trust-code", *anyway]

@@ -2,6 +2,7 @@
 bad, and what their students answer on a panel of probes.
 
     python benchmarks/without_data.py OUT --data DIR --chest chest.pt [--only digits,cifar10]
+                                      [--threads 2]
 
 DIR holds third-party teachers and labelled images (`data/` and `larger/`). Each run is a directory
 in OUT with snapshots on its way, and each snapshot is a student; OUT/TEACHER.json has for every
@@ -11,21 +12,35 @@ there is kept.
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import CHEST, CIFAR_20, CIFAR_56, CIFAR_100, FER, LUNGS, MOBILENET, VWW, distil, places_of
+from jobs import (
+    CHEST,
+    CIFAR_20,
+    CIFAR_56,
+    CIFAR_100,
+    FER,
+    LUNGS,
+    MOBILENET,
+    PLANT,
+    VWW,
+    distil,
+    places_of,
+)
 from rows import complete
 from safetensors.torch import load_file
+from torch import Tensor
 
 import synthkd
 from synthkd.core.files import write_json
-from synthkd.core.images import to_float
+from synthkd.data.sources import Images
 from synthkd.engine.build import images_for
-from synthkd.evaluation.compare import compare
-from synthkd.evaluation.probes import probe_panel, score_probes
+from synthkd.evaluation.compare import answers_of
+from synthkd.evaluation.probes import ProbeSet, probe_panel, score_probes
+from synthkd.measures import agreement, class_balance
 from synthkd.recipe import Recipe, read_toml, trusted, validated
 from synthkd.runs.directory import Run
 from synthkd.specs import load_teacher
@@ -39,13 +54,14 @@ MNIST = (
 TEACHERS: dict[str, str] = {
     "digits": "--teacher demo --val-data demo:unseen ", "mnist": MNIST,
     "cifar10": CIFAR_20, "cifar10-56": CIFAR_56, "cifar100": CIFAR_100, "fer": FER, "vww": VWW,
-    "lungs": LUNGS, "chest": CHEST, "imagenet": MOBILENET,
+    "lungs": LUNGS, "plant": PLANT, "chest": CHEST, "imagenet": MOBILENET,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
     "digits": ("resnet8-w4", "resnet8-w12"), "mnist": ("lenet5-half",),
     "cifar10": ("resnet8", "resnet8-w8"),
     "cifar10-56": ("resnet8", "resnet20"),
 }  # fmt: skip
+LARGE = ("plant", "chest", "imagenet")
 PIPELINES = ("synthkd", "shaders", "leaves", "noise", "deepinversion", "dafl", "fast-5")
 
 
@@ -55,47 +71,64 @@ def runs_of(teacher: str) -> dict[str, str]:
     for student in SMALL.get(teacher, ("",)):
         given = f"--student {student} " if student else ""
         word = student or "default"
-        for minutes in (0.25, 1, 3) if teacher not in ("chest", "imagenet") else (2, 5):
+        for minutes in (0.25, 1, 3) if teacher not in LARGE else (2, 5):
             found[f"{word}-{minutes:g}"] = f"{given}--minutes {minutes}"
-        if not teacher.startswith(("chest", "imagenet")):
+        if teacher not in LARGE:
             for pipeline in PIPELINES[1:]:
                 found[f"{word}-{pipeline}"] = f"{given}--pipeline {pipeline} --minutes 0.75"
     return found
 
 
-def finished(name: str, flags: str, folder: Path, places: dict[str, str]) -> bool:
+def finished(name: str, flags: str, folder: Path, places: dict[str, str], threads: int) -> bool:
     """Makes a run, or goes on with it; whether it is finished."""
     if (folder / "summary.json").is_file():
         return True
     words = (TEACHERS[name].format(**places) + flags).split()
     folder.parent.mkdir(parents=True, exist_ok=True)
     more = ["--run.snapshots", str(SNAPSHOTS), "--anyway", "--no-report"]
-    distil(folder, [*words, *more], str(Path(__file__).resolve().parents[1]))
+    distil(folder, [*words, *more], str(Path(__file__).resolve().parents[1]), threads)
     return (folder / "summary.json").is_file()
 
 
-def measured(folder: Path, panel: list[Any], teacher: Any, images: Any) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Truth:
+    """Real images, and what is so: their labels and the teacher's answers."""
+
+    images: Images
+    taught: Tensor  # [N, K]
+
+    def accuracy(self, answers: Tensor) -> float | None:
+        """The share of images that answers [N, K] name rightly."""
+        labels = self.images.labels
+        return None if labels is None else float((answers.argmax(1) == labels).double().mean())
+
+
+def truth_of(recipe: Recipe, teacher: Any) -> Truth:
+    """The labelled images of a recipe."""
+    images = images_for(recipe, recipe.data.val, teacher, labelled=True)
+    with teacher.exact():
+        return Truth(images, answers_of(teacher, images.pixels, 256, "teacher"))
+
+
+def measured(folder: Path, panel: list[ProbeSet], truth: Truth) -> list[dict[str, Any]]:
     """A row for each student of a run: its snapshots and the one that it left."""
     student = synthkd.load_student(folder, trust_code=True)
     last = {k: v.clone() for k, v in student.state_dict().items()}
     states = {told["share"]: told["file"] for told in Run(folder).snapshots()}
     summary = json.loads((folder / "summary.json").read_text())
-    rows = []
+    classes, rows = truth.taught.shape[1], []
     for share, file in [*states.items(), (1.0, "")]:
         student.load_state_dict(load_file(folder / "snapshots" / file) if file else last)
-        truth = compare(student, teacher, images)
-        scores = []
-        with torch.no_grad():
-            for probes in panel:
-                parts = torch.split(probes.images, 128)
-                answers = torch.cat([student(to_float(part)).float() for part in parts])
-                scores.append(asdict(score_probes(answers, probes)))
+        learned = answers_of(student, truth.images.pixels, 256, "student")
+        told = [answers_of(student, probes.images, 128, "student") for probes in panel]
+        scores = [score_probes(each, probes) for each, probes in zip(told, panel, strict=True)]
+        balance = class_balance(learned.argmax(1), truth.taught.argmax(1), classes)
         rows.append({
-            "run": folder.name, "share": share, "accuracy": truth.student_accuracy,
-            "teacher_accuracy": truth.teacher_accuracy, "agreement": truth.agreement,
-            "balanced_agreement": truth.balanced_agreement, "images": truth.n,
-            "classes": teacher.classes, "held_out": summary["held_out_agreement"],
-            "probes": scores,
+            "run": folder.name, "share": share, "accuracy": truth.accuracy(learned),
+            "teacher_accuracy": truth.accuracy(truth.taught),
+            "agreement": agreement(learned, truth.taught), "balanced_agreement": balance.balanced,
+            "images": len(learned), "classes": classes, "held_out": summary["held_out_agreement"],
+            "probes": [asdict(each) for each in scores],
         })  # fmt: skip
     return rows
 
@@ -105,28 +138,29 @@ def recipe_of(folder: Path) -> Recipe:
     return trusted(validated(read_toml(folder / "recipe.toml")), trust_code=True, anyway=True)
 
 
-def collect(name: str, out: Path, places: dict[str, str]) -> list[str]:
+def collect(name: str, out: Path, places: dict[str, str], threads: int) -> list[str]:
     """All runs of a teacher, and what their students answer to the panel, which is refined by the
     recipe of the first of them; returns the runs that have no result."""
     path = out / f"{name}.json"
     rows = json.loads(path.read_text()) if path.is_file() else []
     runs, done = runs_of(name), {row["run"] for row in rows}
     first = out / name / next(iter(runs))
-    panel: list[Any] = []
+    panel: list[ProbeSet] = []
+    truth: Truth | None = None
     missing = []
     for run, flags in runs.items():
         folder = out / name / run
         if run in done:
             continue
-        there = finished(name, flags, folder, places)
+        there = finished(name, flags, folder, places, threads)
         if not there or not (first / "recipe.toml").is_file():
             missing.append(f"{name}/{run}")
             continue
-        recipe = recipe_of(folder)
-        teacher = load_teacher(recipe.teacher, trust_code=True)
-        images = images_for(recipe, recipe.data.val, teacher, labelled=True)
-        panel = panel or list(probe_panel(recipe_of(first), teacher))
-        rows += measured(folder, panel, teacher, images)
+        if truth is None:
+            recipe = recipe_of(first)
+            teacher = load_teacher(recipe.teacher, trust_code=True)
+            panel, truth = list(probe_panel(recipe, teacher)), truth_of(recipe, teacher)
+        rows += measured(folder, panel, truth)
         write_json(path, rows)
         print(f"{name} {run}: {100 * rows[-1]['agreement']:.1f} % agreement", flush=True)
     return missing
@@ -139,10 +173,13 @@ def main() -> None:
     parser.add_argument("--data", default="third-party")
     parser.add_argument("--chest", default="chest.pt")
     parser.add_argument("--only", default=",".join(TEACHERS))
+    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     places = places_of(given.data, given.chest)
-    complete([run for name in given.only.split(",") for run in collect(name, given.out, places)])
+    names = given.only.split(",")
+    complete([run for name in names for run in collect(name, given.out, places, given.threads)])
 
 
 if __name__ == "__main__":
