@@ -581,6 +581,10 @@ def test_a_recipe_declares_its_files_and_no_real_data_that_it_does_not_read(tmp_
     flags["data"]["mix_ratio"] = "0.5"
     names = {(p.path.name, p.role) for p in declared(load_recipe(flags=flags))}
     assert ("real", "real data") in names
+    flags["data"]["real"] = "demo:seen"
+    found = {p.path: p.role for p in declared(load_recipe(flags=flags))}
+    (digits,) = [path for path in found if path.name == "digits.csv.gz"]
+    assert found[digits] == "real data" and digits.is_file()
 
 
 # --- every byte of the teacher's file

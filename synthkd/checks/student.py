@@ -122,9 +122,9 @@ def check_budget(images_seen: int, refined: int | None, classes: int = 2) -> lis
         found.append(
             Finding(
                 "few-refined",
-                f"only {refined:,} images were refined against the teacher before the time ran "
-                f"out; {wanted:,} are few for {classes:,} classes",
-                "give more time (--minutes)",
+                f"only {refined:,} images were refined against the teacher; {wanted:,} are few for "
+                f"{classes:,} classes",
+                "give more time (--minutes) or images (--images-seen)",
             )
         )
     return found

@@ -24,6 +24,7 @@ MOST_HEADER = 64 << 20  # bytes of a graph that are searched for the names of ot
 # what a folder of Hugging Face is read for
 FOLDER = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt")
 REAL, VALIDATION = "real data", "validation data"
+DEMO_DIGITS = "datasets/data/digits.csv.gz"  # in scikit-learn's package
 
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")  # of external data, as protobuf has it
 _CODE = re.compile(r"(?P<file>.+\.py):[A-Za-z_]\w*(?::(?P<argument>.*))?", re.DOTALL)
@@ -170,15 +171,19 @@ def _folder(folder: Path, role: str) -> Iterator[Place]:
 
 def _module(name: str, role: str) -> Iterator[Place]:
     """The package of an installed callable, where it lies outside Python's own folders."""
-    try:
-        found = PathFinder.find_spec(name.partition(".")[0], sys.path)
-    except (ImportError, ValueError):
-        return
-    where = [*(found.submodule_search_locations or ())] if found else []
-    files = [found.origin] if found and found.origin and not where else []
-    for path in (*where, *files):
+    for path in _package(name.partition(".")[0]):
         if not any(inside(os.path.realpath(path), place) for place in package_places()):
-            yield Place(Path(path), role, tree=bool(where))
+            yield Place(Path(path), role, tree=Path(path).is_dir())
+
+
+def _package(name: str) -> list[str]:
+    """The folders of a package, or the file of a module, which is not imported."""
+    try:
+        found = PathFinder.find_spec(name, sys.path)
+    except (ImportError, ValueError):
+        return []
+    where = [*(found.submodule_search_locations or ())] if found else []
+    return where or ([found.origin] if found and found.origin else [])
 
 
 def _built_by(path: Path) -> str:
@@ -199,6 +204,8 @@ def _named_file(text: str, role: str) -> list[Place]:
 
 def _images(source: str, role: str) -> Iterator[Place]:
     """The files of a data path."""
+    if source.startswith("demo:") and role == REAL:
+        yield from (Place(Path(folder) / DEMO_DIGITS, role) for folder in _package("sklearn"))
     if source in ("", "none") or source.startswith(("demo:", "<")):
         return
     if found := _CODE.fullmatch(source):
