@@ -116,10 +116,13 @@ def measured(folder: Path, panel: list[ProbeSet], truth: Truth) -> list[dict[str
     last = {k: v.clone() for k, v in student.state_dict().items()}
     states = {told["share"]: told["file"] for told in Run(folder).snapshots()}
     summary = json.loads((folder / "summary.json").read_text())
-    classes, rows = truth.taught.shape[1], []
+    classes, rows, before = truth.taught.shape[1], [], None
     for share, file in [*states.items(), (1.0, "")]:
         student.load_state_dict(load_file(folder / "snapshots" / file) if file else last)
         learned = answers_of(student, truth.images.pixels, 256, "student")
+        if before is not None and torch.equal(learned, before):
+            continue  # it has not begun to learn
+        before = learned
         told = [answers_of(student, probes.images, 128, "student") for probes in panel]
         scores = [score_probes(each, probes) for each, probes in zip(told, panel, strict=True)]
         balance = class_balance(learned.argmax(1), truth.taught.argmax(1), classes)
