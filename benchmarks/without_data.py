@@ -143,11 +143,10 @@ def recipe_of(folder: Path) -> Recipe:
 
 def collect(name: str, out: Path, places: dict[str, str], threads: int) -> list[str]:
     """All runs of a teacher, and what their students answer to the panel, which is refined by the
-    recipe of the first of them; returns the runs that have no result."""
+    recipe of the first that has a result; returns the runs that have none."""
     path = out / f"{name}.json"
     rows = json.loads(path.read_text()) if path.is_file() else []
     runs, done = runs_of(name), {row["run"] for row in rows}
-    first = out / name / next(iter(runs))
     panel: list[ProbeSet] = []
     truth: Truth | None = None
     missing = []
@@ -155,11 +154,11 @@ def collect(name: str, out: Path, places: dict[str, str], threads: int) -> list[
         folder = out / name / run
         if run in done:
             continue
-        there = finished(name, flags, folder, places, threads)
-        if not there or not (first / "recipe.toml").is_file():
+        if not finished(name, flags, folder, places, threads):
             missing.append(f"{name}/{run}")
             continue
         if truth is None:
+            first = next(f for r in runs if ((f := out / name / r) / "summary.json").is_file())
             recipe = recipe_of(first)
             teacher = load_teacher(recipe.teacher, trust_code=True)
             panel, truth = list(probe_panel(recipe, teacher)), truth_of(recipe, teacher)
