@@ -380,7 +380,13 @@ def test_diffusion_takes_its_share_of_a_run_and_leaves_a_folder(tmp_path: Path) 
         "--stage.refine.fresh 64 --stage.learn.synthesis-steps 1 "
         "--stage.learn.synthesis-batch 16 --stage.imagine.fresh 32 --run.threads 1 --quiet"
     )
-    main([*flags, "--out", str(tmp_path / "run")])
+    done = subprocess.run(  # of its own, in which nothing is imported yet
+        [sys.executable, "-m", "synthkd", *flags, "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode in DONE, done.stderr
+    (opened,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["opened"]
+    assert (opened["sockets"], opened["findings"]) == ([], [])
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"draw", "refine", "learn", "imagine", "study"}
     assert any("denoising" in line for line in lines) and any("accepted" in line for line in lines)

@@ -1,7 +1,9 @@
 """What a job can show of what it read: begun with the job, told in its manifest."""
 
+import importlib
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ class Evidence:
     def __init__(
         self, recipe: Recipe, sealed: Sealed | None = None, *, student: bool = True
     ) -> None:
+        if any(stage.generator == "diffusion" for stage in recipe.stage):
+            _import_what_asks_for_ipv6()
         self.recording = Recording()
         self.recipe, self.sealed, self.student = recipe, sealed, student
         self._opened: list[Any] = []  # of earlier sittings
@@ -105,3 +109,10 @@ class Evidence:
             members = list(zip(teacher.teachers, tables, strict=True))
         networks = [(t, m.classifier if isinstance(m, FrozenTeacher) else None) for m, t in members]
         return account_teachers(networks, self._places())
+
+
+def _import_what_asks_for_ipv6() -> None:
+    """Imports the part of urllib3 that tries to bind ::1 when it is imported, as diffusers does
+    sooner or later: recorded, that would be taken for the run's own way into a network."""
+    with suppress(ImportError):
+        importlib.import_module("urllib3.util.connection")
