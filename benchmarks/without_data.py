@@ -58,24 +58,27 @@ TEACHERS: dict[str, str] = {
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
     "digits": ("resnet8-w4", "resnet8-w12"), "mnist": ("lenet5-half",),
-    "cifar10": ("resnet8", "resnet8-w8"),
-    "cifar10-56": ("resnet8", "resnet20"),
+    "cifar10": ("resnet8", "resnet8-w8", "prune:0.6"), "cifar10-56": ("resnet20",),
 }  # fmt: skip
-LARGE = ("plant", "chest", "imagenet")
-PIPELINES = ("synthkd", "shaders", "leaves", "noise", "deepinversion", "dafl", "fast-5")
+TINY, LARGE = ("digits", "mnist"), ("plant", "chest", "imagenet")
+# what is learned from alone, and published recipes, which need the time that tiny teachers leave
+DRAWN, PUBLISHED = ("shaders", "leaves", "noise"), ("deepinversion", "dafl", "fast-5")
 
 
 def runs_of(teacher: str) -> dict[str, str]:
     """Runs by name: budgets from seconds to minutes, pipelines and students."""
+    budgets = (0.25, 1, 3) if teacher in TINY else (2, 5) if teacher in LARGE else (1, 3, 6)
+    pipelines = {**dict.fromkeys(DRAWN, 0.75), **dict.fromkeys(PUBLISHED, 0.75)}
+    if teacher not in TINY:
+        pipelines = {} if teacher in LARGE else dict.fromkeys(DRAWN, 1.5)
     found = {}
     for student in SMALL.get(teacher, ("",)):
         given = f"--student {student} " if student else ""
-        word = student or "default"
-        for minutes in (0.25, 1, 3) if teacher not in LARGE else (2, 5):
+        word = student.replace(":", "-") or "default"
+        for minutes in budgets:
             found[f"{word}-{minutes:g}"] = f"{given}--minutes {minutes}"
-        if teacher not in LARGE:
-            for pipeline in PIPELINES[1:]:
-                found[f"{word}-{pipeline}"] = f"{given}--pipeline {pipeline} --minutes 0.75"
+        for pipeline, minutes in pipelines.items():
+            found[f"{word}-{pipeline}"] = f"{given}--pipeline {pipeline} --minutes {minutes}"
     return found
 
 
