@@ -10,7 +10,7 @@ from typing import Any
 from synthkd.cards import text
 from synthkd.cards.text import plain
 from synthkd.core.privacy import statement
-from synthkd.core.words import without_folders
+from synthkd.core.words import estimate_in_words, without_folders
 from synthkd.export.formats import Exported, Shipped, Truth
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import is_pruned
@@ -159,6 +159,7 @@ def _figures(
         f"{plain(manifest.get('promise', ''))}",
         f"agreement on held-out {kind} images": f"{summary['held_out_agreement']:.2%}",
         **_balanced(summary, kind),
+        **_estimated(summary),
         "accuracy": "not measured",
     }
     if summary.get("student_accuracy") is None:
@@ -184,6 +185,14 @@ def _constant(summary: Mapping[str, Any], key: str) -> str:
     """What naming the same class every time would get."""
     value = summary.get(key)
     return "" if value is None else f"; a constant classifier {value:.2%}"
+
+
+def _estimated(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The agreement that is to be expected on real images, where it was estimated."""
+    found = summary.get("estimate")
+    if not isinstance(found, dict):
+        return {}
+    return {"agreement on real images, estimated without data": estimate_in_words(found)}
 
 
 def _balanced(summary: Mapping[str, Any], kind: str) -> dict[str, str]:

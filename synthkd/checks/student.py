@@ -6,7 +6,7 @@ refused": what came out).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthkd.core.errors import quoted
 from synthkd.core.findings import OF_NO_USE, Finding
+from synthkd.core.words import estimate_in_words
 from synthkd.measures import ClassBalance, class_balance, missing_classes, relative_entropy
 
 USELESS = 0.25  # adjusted balanced agreement on held-out images below which a student is of no use
@@ -28,6 +29,7 @@ NEAR_CONSTANT = 0.98  # share of one class among the votes from which a student 
 NO_BETTER = 0.1  # adjusted balanced accuracy under which a network is hardly better than a constant
 HARDLY = 0.4  # share of the teacher's adjusted accuracy below which a student is of no use,
 FAR = 0.6  # and below which it is far from it
+HALF = 0.5  # expected agreement on real images below which a student is weak
 NAMED = 5  # classes named in a message
 
 
@@ -93,6 +95,24 @@ def check_memory(counts: Tensor, names: Sequence[str]) -> list[Finding]:
             )
         ]
     return []
+
+
+def check_estimate(found: Mapping[str, Any] | None) -> list[Finding]:
+    """Whether the agreement that is to be expected on real images (an `AgreementEstimate` as data)
+    is that of a student of use. It counts as high as its interval reaches: what is still far from
+    the teacher then is of no use."""
+    if found is None or found["agreement"] >= HALF:
+        return []
+    above = (found["high"] - found["constant"]) / max(1.0 - found["constant"], 1e-9)
+    return [
+        Finding(
+            "estimate-low",
+            "the agreement with the teacher to be expected on real images is "
+            f"{estimate_in_words(found)}",
+            "give more time (--minutes) or a larger --student",
+            serious=above < USELESS,
+        )
+    ]
 
 
 def enough_refined(classes: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from synthkd import recipe as recipes
 from synthkd.commands.display import Display
 from synthkd.commands.report import write as write_report
+from synthkd.core.words import estimate_in_words
 from synthkd.engine.processes import Processes, from_environment
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.evidence import Sealed
@@ -152,6 +153,10 @@ def _show(result: Result, display: Display) -> None:
         *_top_five(summary),
         *_binary(summary),
         ("agreement with the teacher", percent(summary["agreement"])),
+        (
+            "the same, estimated without data",
+            estimate_in_words(summary["estimate"], summary["no_estimate"]),
+        ),
         (
             f"balanced agreement, held-out {summary['held_out']}",
             _balance(summary["held_out_balance"]) + f" ({summary['weights']} weights kept)",

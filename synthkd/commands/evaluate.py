@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from synthkd.core.errors import InputError, plain, quoted
 from synthkd.core.files import write_json
 from synthkd.core.findings import Finding, as_data
+from synthkd.core.words import estimate_in_words
 from synthkd.recipe import Recipe, val_of
 
 if TYPE_CHECKING:
     import torch
 
+    from synthkd.commands.display import Display
     from synthkd.core.images import ImageSpec
     from synthkd.evaluation.compare import BinaryRow, Comparison, Extractor, ImageScores
+    from synthkd.networks.classifier import Classifier
     from synthkd.teachers.protocol import Teacher
 
+WHAT_IT_IS = (
+    "(the share of images refined anew for the teacher in which the student agrees; nine of ten "
+    "students\nof other teachers lay within the interval: docs/how-to/evaluate.md)"
+)
 MOST_ROWS = 20  # classes shown; evaluation.json has them all
 
 
@@ -38,8 +45,9 @@ def run(
 ) -> dict[str, Any]:
     """Scores what the recipe names and returns it as plain data.
 
-    With `--student`: student and teacher on `--val-data`. With `--images`: that set, against
-    `--reference` where given. Both may be asked for at once. Prints tables, with `as_json` the data
+    With `--student`: student and teacher on `--val-data`, or with `--no-data` on probes made for
+    this. With `--images`: that set, against `--reference` where given. All may be asked for at
+    once. Prints tables, with `as_json` the data
     instead, with `quiet` nothing; with an `out` directory it writes evaluation.json there.
 
     Raises InputError when neither is asked for, the directory is not empty, or an input is wrong.
@@ -77,8 +85,12 @@ def run(
     text: list[Block] = []
     if wants_student:
         assert teacher is not None
-        result["comparison"] = _compare(recipe, teacher, device, text, ask)
-        result["verdict"] = result["comparison"]["verdict"]
+        if recipe.evaluation.no_data:
+            result["estimate"] = _estimate(recipe, teacher, device, text, ask, display)
+            result["verdict"] = result["estimate"]["verdict"]
+        if recipe.data.val or not recipe.evaluation.no_data:
+            result["comparison"] = _compare(recipe, teacher, device, text, ask)
+            result["verdict"] = result["comparison"]["verdict"]
     if recipe.evaluation.images:
         result["images"] = _score(recipe, teacher, device, text, ask)
     if folder is not None:
@@ -101,10 +113,14 @@ def _check(recipe: Recipe, wants_student: bool) -> None:
         raise InputError(
             "nothing to evaluate: give --student SPEC --val-data PATH, or --images PATH, or both"
         )
+    if not wants_student and recipe.evaluation.no_data:
+        raise InputError("--no-data is for a student: give --student SPEC too")
     if not wants_student and recipe.data.val:
         raise InputError("--val-data is for a student: give --student SPEC too")
-    if wants_student and val_of(recipe) == "none":
-        raise InputError("--student is scored on --val-data PATH: labelled images")
+    if wants_student and val_of(recipe) == "none" and not recipe.evaluation.no_data:
+        raise InputError(
+            "--student is scored on --val-data PATH: labelled images; without any: --no-data"
+        )
     if recipe.evaluation.reference and not recipe.evaluation.images:
         raise InputError("--reference is what --images PATH is compared with: give that too")
     if recipe.evaluation.extractor_weights and recipe.evaluation.extractor == "teacher":
@@ -119,6 +135,59 @@ def _check_empty(folder: Path) -> None:
         raise InputError(f"--out {quoted(folder)}: not an empty directory; give another")
 
 
+def _estimate(
+    recipe: Recipe,
+    teacher: "Teacher",
+    device: "torch.device",
+    text: list[Block],
+    ask: Callable[[], None],
+    display: "Display",
+) -> dict[str, Any]:
+    """The agreement to be expected on real images, without any."""
+    from synthkd.checks.student import check_estimate, verdict
+    from synthkd.evaluation.without_data import (
+        estimate_agreement,
+        probes_for,
+        probes_suit,
+        seconds_for_probes,
+    )
+
+    if not probes_suit(teacher):
+        raise InputError(
+            "--no-data: probes are refined by the teacher's gradients, and this one gives none, or "
+            "has independent classes: no estimate without data"
+        )
+    student = _student(recipe, teacher).to(device)
+    ask()
+    display.say(f"making probes: some {seconds_for_probes(recipe, teacher):.0f} s")
+    found = estimate_agreement(student, probes_for(recipe, teacher)).as_data()
+    findings = check_estimate(found)
+    text += [
+        *findings,
+        f"student {_safe(recipe.student.spec)} against teacher {_safe(recipe.teacher.spec)}, on "
+        f"{found['images']:,} images made for this",
+        f"agreement on real images, estimated without data: {estimate_in_words(found)}",
+        WHAT_IT_IS,
+        *([""] if recipe.data.val else []),
+    ]
+    return {
+        "student": recipe.student.spec, "teacher": recipe.teacher.spec,
+        "teacher_digest": teacher.digest, **found, "findings": as_data(findings),
+        "verdict": verdict(findings),
+    }  # fmt: skip
+
+
+def _student(recipe: Recipe, teacher: "Teacher") -> "Classifier":
+    """The student, whose classes are the teacher's."""
+    from synthkd.labels.class_names import check_same_classes
+    from synthkd.specs import load_classifier
+
+    trust = recipe.run.trust_code
+    student, names = load_classifier(recipe.student, recipe.teacher, trust_code=trust)
+    check_same_classes(names, teacher.names)
+    return student
+
+
 def _compare(
     recipe: Recipe,
     teacher: "Teacher",
@@ -130,13 +199,9 @@ def _compare(
     from synthkd.checks.teacher import check_student
     from synthkd.engine.build import images_for_both
     from synthkd.evaluation.compare import compare
-    from synthkd.labels.class_names import check_same_classes
-    from synthkd.specs import load_classifier
     from synthkd.teachers.frozen import digest_of
 
-    table, trust = recipe.student, recipe.run.trust_code
-    student, names = load_classifier(recipe.student, recipe.teacher, trust_code=trust)
-    check_same_classes(names, teacher.names)
+    table, student = recipe.student, _student(recipe, teacher)
     images, own = images_for_both(recipe, val_of(recipe), teacher, student.to(device))
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}

@@ -1,7 +1,9 @@
 """Counts and durations in words; names of things, and without the folders before them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def counted(count: float, noun: str) -> str:
@@ -75,3 +77,19 @@ def _word(spec: str) -> str:
     """A SPEC as part of a directory's name."""
     name = Path(spec.replace(".py:", "-").replace(":", "-")).name
     return re.sub(r"[^\w.-]+", "", name) or "x"
+
+
+def estimate_in_words(found: Mapping[str, Any] | None, why_not: str = "") -> str:
+    """An agreement estimated without data, as a summary has it (`evaluation.without_data`).
+
+    >>> estimate_in_words({"agreement": 0.912, "low": 0.853, "high": 0.948, "constant": 0.1})
+    '91% (85 to 95%); a constant classifier 10%'
+    >>> estimate_in_words(None, "not for this teacher")
+    'none: not for this teacher'
+    """
+    if found is None:
+        return f"none: {why_not}"
+    return (
+        f"{found['agreement']:.0%} ({100 * found['low']:.0f} to {found['high']:.0%}); "
+        f"a constant classifier {found['constant']:.0%}"
+    )

@@ -6,7 +6,7 @@ training images by heart answers those, and hardly the others. N images, K class
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor
 from synthkd import measures
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
-from synthkd.recipe import Recipe, Stage
+from synthkd.recipe import PixelsTable, Recipe, Stage
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.pixels import Pixels
+from synthkd.synthesis.plan import is_large, sized
+from synthkd.synthesis.tuning import USUAL, USUAL_LARGE
 from synthkd.teachers.protocol import Teacher, asked_freely
 
 COUNT = 256  # images of a set,
@@ -55,35 +57,56 @@ class ProbeScore:
     distance: float
 
 
-def probe_panel(recipe: Recipe, teacher: Teacher, *, seed: int = 0) -> Iterator[ProbeSet]:
-    """The sets of a panel for a teacher; `recipe` says how its images are refined. Of a teacher
-    without gradients: drawings and their blends."""
-    _, height, width = teacher.spec.shape
-    count = max(LEAST_COUNT, min(COUNT, PIXELS // (height * width)))
+def probe_panel(
+    recipe: Recipe, teacher: Teacher, *, seed: int = 0, only: Collection[str] = ()
+) -> Iterator[ProbeSet]:
+    """The sets of a panel for a teacher, or `only` those of these names, which are the same images;
+    `recipe` says how they are refined (`_pixels`). Of a teacher without gradients: drawings and
+    their blends."""
+    count = _count(teacher)
 
     def stream(*names: str | int) -> torch.Generator:
         return generator_for(seed, "probes", *names)
 
+    def wanted(beginning: str) -> bool:
+        return not only or any(name.startswith(beginning) for name in only)
+
     drawn = []
-    for kind, draw in DRAWINGS.items():
+    for kind, draw in DRAWINGS.items() if wanted("drawings") else ():
         images = draw(count, *teacher.spec.shape, stream(kind))
         drawn.append(images[: count // len(DRAWINGS)])
-        yield _asked(f"drawings.{kind}", images, teacher)
-    yield from _blends("drawings", torch.cat(drawn), teacher, stream("drawings blended"))
+        if wanted(name := f"drawings.{kind}"):
+            yield _asked(name, images, teacher)
+    if wanted("drawings.blends"):
+        yield from _blends("drawings", torch.cat(drawn), teacher, stream("drawings blended"), only)
     if teacher.access != "full" or not asked_freely(teacher):
         return
     for start in ("drawings", "noise"):
+        blended = wanted(f"refined.{start}.blends")
         for steps in STEPS:
-            images = _refined(recipe, teacher, count, start, steps, stream(start, steps))
-            yield _asked(f"refined.{start}.{steps}", images, teacher)
-        yield from _blends(f"refined.{start}", images, teacher, stream(start, "blended"))
+            if wanted(name := f"refined.{start}.{steps}") or (blended and steps == STEPS[-1]):
+                images = _refined(recipe, teacher, count, start, steps, stream(start, steps))
+                if wanted(name):
+                    yield _asked(name, images, teacher)
+        if blended:
+            yield from _blends(f"refined.{start}", images, teacher, stream(start, "blended"), only)
+
+
+def refine_some(recipe: Recipe, teacher: Teacher, steps: int) -> None:
+    """Refines as many images as a set has, for so many steps, to see what that takes."""
+    _refined(recipe, teacher, _count(teacher), "drawings", steps, generator_for(0, "probes timed"))
+
+
+def _count(teacher: Teacher) -> int:
+    _, height, width = teacher.spec.shape
+    return max(LEAST_COUNT, min(COUNT, PIXELS // (height * width)))
 
 
 def _refined(
     recipe: Recipe, teacher: Teacher, count: int, start: str, steps: int, rng: torch.Generator
 ) -> Tensor:
     """Images [N, C, H, W] refined by the teacher from drawings or from noise."""
-    table = recipe.pixels.model_copy(update={"start": start})
+    table = _pixels(recipe, teacher).model_copy(update={"start": start})
     stage = Stage(
         name="probes", generator="pixels", synthesis_steps=steps, synthesis_batch=count,
         offer="last", fresh=count, terms=TERMS,
@@ -98,13 +121,25 @@ def _refined(
     return generator.synthesize(context, rng).batch.images.detach().cpu()
 
 
+def _pixels(recipe: Recipe, teacher: Teacher) -> PixelsTable:
+    """At which sizes and rate they are refined: as in the run, where its pipeline left that to the
+    teacher, else as the pipeline synthkd would, without trials."""
+    if recipe.pixels.progressive and recipe.pixels.learning_rate:
+        return recipe.pixels
+    fitted, _ = sized(Recipe(pixels=PixelsTable(progressive=True)), teacher)
+    rate = USUAL_LARGE if is_large(teacher.spec) else USUAL
+    return fitted.pixels.model_copy(update={"learning_rate": rate})
+
+
 def _blends(
-    name: str, images: Tensor, teacher: Teacher, rng: torch.Generator
+    beginning: str, images: Tensor, teacher: Teacher, rng: torch.Generator, only: Collection[str]
 ) -> Iterator[ProbeSet]:
     """Images [N, C, H, W] blended in pairs, at each of the SHARES."""
     other = images[torch.randperm(len(images), generator=rng)]
     for share in SHARES:
-        yield _asked(f"{name}.blends.{share:g}", share * images + (1 - share) * other, teacher)
+        name = f"{beginning}.blends.{share:g}"
+        if not only or name in only:
+            yield _asked(name, share * images + (1 - share) * other, teacher)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from synthkd.checks.student import (
     balance_data,
     check_agreement,
     check_budget,
+    check_estimate,
     check_memory,
     expect_budget,
     expect_memory,
@@ -50,6 +51,12 @@ from synthkd.engine.processes import Processes
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
+from synthkd.evaluation.without_data import (
+    estimate_agreement,
+    probes_for,
+    probes_suit,
+    seconds_for_probes,
+)
 from synthkd.jobs.details import draw_chosen, run_details
 from synthkd.jobs.evidence import Evidence, Sealed
 from synthkd.labels.check import ABOUT_LABELS
@@ -75,6 +82,8 @@ RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and sa
 KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
 LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
 MOST_SCORING = 0.25  # share of it that the final score may take
+LEAST_PROBED = 10.0  # seconds of a run from which its agreement on real images is estimated,
+MOST_PROBING = 0.15  # and the share of them that this may take
 LATE = 30.0  # seconds by which a run may end late that begins when its minutes are over
 
 
@@ -137,6 +146,7 @@ class Distillation:
         self.evidence.recipe = self.recipe  # what was left open is decided
         self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
+        self.probing, self.no_estimate = 0.0, ""
         slimmable = any(isinstance(each.student.body, Slimmable) for each in self.lab.learners)
         self.idle = idle = ignored(
             self.recipe, self.lab.stages, given, readers(), slimmable=slimmable
@@ -323,7 +333,10 @@ class Distillation:
         spent_before = lab.progress.seconds
         if recipe.budget.minutes:
             whole = recipe.budget.minutes * 60
-            scoring = self._scoring(MOST_SCORING * whole) if self.processes.leads else 0.0
+            scoring = 0.0
+            if self.processes.leads:
+                self.probing = self._probing(whole)
+                scoring = self.probing + self._scoring(MOST_SCORING * whole)
             spent = time.perf_counter() - self.started
             without = whole - reserved(whole, 0.0) - spent
             left = max(
@@ -393,6 +406,29 @@ class Distillation:
             )
         return seconds
 
+    def _probing(self, whole: float) -> float:
+        """Seconds that the images will take by which the agreement on real ones is estimated, in a
+        run of `whole` seconds; 0 where there are to be none, and why not is noted."""
+        if not probes_suit(self.teacher):
+            self.no_estimate = "not for this teacher"
+        elif whole < LEAST_PROBED:
+            self.no_estimate = f"the run was shorter than {LEAST_PROBED:.0f} s"
+        else:
+            before = self.teacher.queries
+            seconds = seconds_for_probes(self.recipe, self.teacher)
+            self.teacher.queries = before
+            if seconds <= MOST_PROBING * whole:
+                return seconds
+            self.no_estimate = f"it takes some {seconds:.0f} s: synthkd evaluate --no-data"
+        return 0.0
+
+    def _estimate(self, student: Classifier, spent: float) -> dict[str, Any] | None:
+        """The agreement to be expected on real images, at the end of a run of `spent` seconds."""
+        seconds = self.probing if self.recipe.budget.minutes else self._probing(spent)
+        if not seconds:
+            return None
+        return estimate_agreement(student, probes_for(self.recipe, self.teacher)).as_data()
+
     def _schedule(self) -> Schedule:
         """What the time left is estimated from."""
         minutes, lab = self.recipe.budget.minutes, self.lab
@@ -433,6 +469,8 @@ class Distillation:
             "teacher_accuracy": None,
             "agreement": None,
         }
+        expected = self._estimate(student, spent_before + time.perf_counter() - self.started)
+        findings += check_estimate(expected)
         problem: InputError | None = None
         images = found = None
         try:
@@ -491,6 +529,8 @@ class Distillation:
             "widths": self._widths(images),
             **choice,
             "held_out_balance": balance_data(balance, names),
+            "estimate": expected,
+            "no_estimate": "" if expected else self.no_estimate,
             "wall_seconds": round(wall, 2),
             "seconds": {k: round(v, 2) for k, v in parts.items()}
             | {"rest": round(wall - sum(parts.values()), 2)},

@@ -377,10 +377,18 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
             card("agreement on labelled images", _percent(summary.get("agreement")),
                  f"{_count(summary.get('val_images'))} images")  # fmt: skip
         balance = _mapping(summary.get("held_out_balance"))
+        found = _mapping(summary.get("estimate"))
+        if found:
+            card("agreement on real images, estimated without data",
+                 _percent(found.get("agreement"), 0),
+                 f"{_percent(found.get('low'), 0)} to {_percent(found.get('high'), 0)}; constant "
+                 f"{_percent(found.get('constant'), 0)}; {_count(found.get('images'))} images made "
+                 "for this")  # fmt: skip
         card(
             f"balanced agreement, held-out {_held_out(summary)}",
             _percent(balance.get("balanced_agreement")),
-            f"constant {_percent(balance.get('constant_classifier'))}; no estimate for real images",
+            f"constant {_percent(balance.get('constant_classifier'))}"
+            + ("" if found else "; no estimate for real images"),
         )
         small, large = (number(summary.get(f"{who}_parameters")) for who in ("student", "teacher"))
         share = f"{small / large:.1%} of the teacher's" if small and large else ""

@@ -1,0 +1,172 @@
+"""Agreement on real images, estimated without any."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from short_runs import main
+from torch import Tensor, nn
+
+from synthkd.checks.student import check_estimate
+from synthkd.commands.evaluate import run
+from synthkd.core.errors import InputError
+from synthkd.evaluation import without_data
+from synthkd.evaluation.probes import ProbeSet, probe_panel
+from synthkd.evaluation.without_data import (
+    LEAST,
+    OFFSET,
+    REACH,
+    RULE,
+    by_rule,
+    estimate_agreement,
+    probes_for,
+    probes_suit,
+)
+from synthkd.jobs import distillation
+from synthkd.recipe import Recipe, TeacherTable
+from synthkd.specs import load_teacher
+from synthkd.teachers.frozen import FrozenTeacher, digest_of
+
+
+@pytest.fixture(scope="module")
+def teacher() -> FrozenTeacher:
+    return load_teacher(TeacherTable())
+
+
+@pytest.fixture(scope="module")
+def probes(teacher: FrozenTeacher) -> list[ProbeSet]:
+    return probes_for(Recipe(), teacher)
+
+
+class Constant(nn.Module):
+    """Names one class, whatever it sees."""
+
+    def __init__(self, named: int) -> None:
+        super().__init__()
+        self.named = named
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.eye(10)[self.named].repeat(len(x), 1)
+
+
+def odds(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
+def test_the_rule_by_hand() -> None:
+    shares = {name: 0.6 + 0.1 * k for k, name in enumerate(RULE)}
+    whole = OFFSET + sum(weight * odds(shares[name]) for name, weight in RULE.items())
+    assert by_rule(shares) == pytest.approx(1 / (1 + math.exp(-whole)))
+    assert odds(by_rule(shares, REACH)) - odds(by_rule(shares)) == pytest.approx(REACH)
+    least = OFFSET + sum(RULE.values()) * odds(LEAST)
+    assert by_rule(dict.fromkeys(RULE, 0.0)) == pytest.approx(1 / (1 + math.exp(-least)))
+    better = {name: share + 0.05 for name, share in shares.items()}
+    assert by_rule(better) > by_rule(shares)
+
+
+def test_the_sets_of_the_rule_are_those_of_the_whole_panel(
+    teacher: FrozenTeacher, probes: list[ProbeSet]
+) -> None:
+    assert {each.name for each in probes} == set(RULE)
+    first = next(iter(sorted(RULE)))
+    (alone,) = probe_panel(Recipe(), teacher, only=[first])
+    (same,) = [each for each in probes if each.name == first]
+    assert torch.equal(alone.images, same.images) and torch.equal(alone.logits, same.logits)
+    drawn = list(probe_panel(Recipe(), teacher, only=["drawings.leaves", "drawings.blends.0.5"]))
+    assert [each.name for each in drawn] == ["drawings.leaves", "drawings.blends.0.5"]
+
+
+def test_making_probes_changes_neither_the_teacher_nor_the_random_numbers(
+    teacher: FrozenTeacher, probes: list[ProbeSet]
+) -> None:
+    before, state = digest_of(teacher.classifier), torch.get_rng_state()
+    again = probes_for(Recipe(), teacher)
+    assert digest_of(teacher.classifier) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(probes, again, strict=True))
+
+
+def test_the_teacher_is_estimated_to_agree_and_a_constant_to_do_as_constants_do(
+    teacher: FrozenTeacher, probes: list[ProbeSet]
+) -> None:
+    own = estimate_agreement(teacher.classifier, probes)
+    assert own.agreement == pytest.approx(by_rule(dict.fromkeys(RULE, 1.0)))
+    assert own.low < own.agreement < own.high and own.images == sum(len(p.images) for p in probes)
+    constants = [estimate_agreement(Constant(k), probes) for k in range(10)]
+    assert max(one.agreement for one in constants) <= own.constant < 0.3
+    assert all(check_estimate(one.as_data())[0].serious for one in constants)
+
+
+def test_what_an_estimate_says_against_a_student() -> None:
+    def found(agreement: float, high: float, constant: float = 0.1) -> list[bool]:
+        told: Mapping[str, Any] = {
+            "agreement": agreement, "low": agreement / 2, "high": high, "constant": constant
+        }  # fmt: skip
+        return [finding.serious for finding in check_estimate(told)]
+
+    assert found(0.9, 0.95) == [] and check_estimate(None) == []
+    assert found(0.4, 0.6) == [False]
+    assert found(0.2, 0.3) == [True]  # (0.3 - 0.1) / 0.9 of the way from a constant to the teacher
+    assert found(0.3, 0.5, constant=0.4) == [True]
+
+
+@pytest.mark.parametrize("access", ["logits", "labels"])
+def test_a_teacher_without_gradients_gets_no_estimate(access: str) -> None:
+    asked = {"student": {"spec": "demo"}, "teacher": {"access": access, "spec": "demo"},
+             "evaluation": {"no_data": True}}  # fmt: skip
+    assert not probes_suit(load_teacher(TeacherTable.model_validate(asked["teacher"])))
+    with pytest.raises(InputError, match="no estimate without data"):
+        run(Recipe.model_validate(asked), quiet=True)
+
+
+def test_the_command_tells_it_beside_a_constant(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the teacher itself: no image with a label is read."""
+    found = run(Recipe.model_validate({
+        "student": {"spec": "demo"}, "evaluation": {"no_data": True},
+    }))  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "agreement on real images, estimated without data: 9" in shown
+    assert "a constant classifier" in shown and "comparison" not in found
+    assert found["estimate"]["agreement"] > 0.95 and found["verdict"] == "ok"
+    with pytest.raises(InputError, match="give --student SPEC too"):
+        run(Recipe.model_validate({
+            "evaluation": {"no_data": True, "images": "demo:seen"},
+        }))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_estimate_and_a_short_one_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("distill", "--student", "resnet8-w4", "--images-seen", "2000", "--run.threads", "1")
+    main([*flags, "--out", str(tmp_path / "short")])
+    assert "estimated without data" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "short" / "summary.json").read_text())
+    assert summary["estimate"] is None and summary["no_estimate"]
+    monkeypatch.setattr(distillation, "LEAST_PROBED", 0.0)
+    monkeypatch.setattr(distillation, "MOST_PROBING", math.inf)
+    main([*flags, "--out", str(tmp_path / "run")])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    found = summary["estimate"]
+    assert 0 < found["low"] < found["agreement"] < found["high"] < 1
+    assert found["images"] == 256 * len(RULE) and summary["no_estimate"] == ""
+    shown = f"{found['agreement']:.0%}"
+    assert f"{shown} (" in capsys.readouterr().out
+    assert f"{shown} (" in (tmp_path / "run" / "README.md").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "agreement on real images, estimated without data" in page
+    same = (tmp_path / name / "student.safetensors" for name in ("short", "run"))
+    assert len({path.read_bytes() for path in same}) == 1  # an estimate chooses nothing
+
+
+def test_a_set_that_is_missing_is_no_estimate(
+    probes: list[ProbeSet], teacher: FrozenTeacher
+) -> None:
+    with pytest.raises(KeyError):
+        estimate_agreement(teacher.classifier, probes[:-1])
+    assert without_data.seconds_for_probes(Recipe(), teacher) > 0
