@@ -18,9 +18,8 @@ from synthkd.evaluation import without_data
 from synthkd.evaluation.probes import ProbeSet, probe_panel
 from synthkd.evaluation.without_data import (
     LEAST,
-    OFFSET,
+    PROBES,
     REACH,
-    RULE,
     by_rule,
     estimate_agreement,
     probes_for,
@@ -59,21 +58,19 @@ def odds(share: float) -> float:
 
 
 def test_the_rule_by_hand() -> None:
-    shares = {name: 0.6 + 0.1 * k for k, name in enumerate(RULE)}
-    whole = OFFSET + sum(weight * odds(shares[name]) for name, weight in RULE.items())
-    assert by_rule(shares) == pytest.approx(1 / (1 + math.exp(-whole)))
-    assert odds(by_rule(shares, REACH)) - odds(by_rule(shares)) == pytest.approx(REACH)
-    least = OFFSET + sum(RULE.values()) * odds(LEAST)
-    assert by_rule(dict.fromkeys(RULE, 0.0)) == pytest.approx(1 / (1 + math.exp(-least)))
-    better = {name: share + 0.05 for name, share in shares.items()}
-    assert by_rule(better) > by_rule(shares)
+    assert by_rule([0.8, 0.6]) == pytest.approx(1 / (1 + math.sqrt(0.25 * (0.4 / 0.6))))
+    assert odds(by_rule([0.8, 0.6], REACH)) - odds(by_rule([0.8, 0.6])) == pytest.approx(REACH)
+    assert by_rule([0.0, 0.0]) == pytest.approx(LEAST) and by_rule([1.0]) == pytest.approx(
+        1 - LEAST
+    )
+    assert by_rule([0.85, 0.6]) > by_rule([0.8, 0.6])
 
 
 def test_the_sets_of_the_rule_are_those_of_the_whole_panel(
     teacher: FrozenTeacher, probes: list[ProbeSet]
 ) -> None:
-    assert {each.name for each in probes} == set(RULE)
-    first = next(iter(sorted(RULE)))
+    assert {each.name for each in probes} == set(PROBES)
+    first = PROBES[-1]
     (alone,) = probe_panel(Recipe(), teacher, only=[first])
     (same,) = [each for each in probes if each.name == first]
     assert torch.equal(alone.images, same.images) and torch.equal(alone.logits, same.logits)
@@ -95,7 +92,7 @@ def test_the_teacher_is_estimated_to_agree_and_a_constant_to_do_as_constants_do(
     teacher: FrozenTeacher, probes: list[ProbeSet]
 ) -> None:
     own = estimate_agreement(teacher.classifier, probes)
-    assert own.agreement == pytest.approx(by_rule(dict.fromkeys(RULE, 1.0)))
+    assert own.agreement == pytest.approx(1 - LEAST)
     assert own.low < own.agreement < own.high and own.images == sum(len(p.images) for p in probes)
     constants = [estimate_agreement(Constant(k), probes) for k in range(10)]
     assert max(one.agreement for one in constants) <= own.constant < 0.3
@@ -154,7 +151,7 @@ def test_a_run_ends_with_its_estimate_and_a_short_one_says_why_not(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     found = summary["estimate"]
     assert 0 < found["low"] < found["agreement"] < found["high"] < 1
-    assert found["images"] == 256 * len(RULE) and summary["no_estimate"] == ""
+    assert found["images"] == 256 * len(PROBES) and summary["no_estimate"] == ""
     shown = f"{found['agreement']:.0%}"
     assert f"{shown} (" in capsys.readouterr().out
     assert f"{shown} (" in (tmp_path / "run" / "README.md").read_text()
@@ -164,9 +161,7 @@ def test_a_run_ends_with_its_estimate_and_a_short_one_says_why_not(
     assert len({path.read_bytes() for path in same}) == 1  # an estimate chooses nothing
 
 
-def test_a_set_that_is_missing_is_no_estimate(
-    probes: list[ProbeSet], teacher: FrozenTeacher
-) -> None:
-    with pytest.raises(KeyError):
-        estimate_agreement(teacher.classifier, probes[:-1])
+def test_what_probes_cost_is_measured(teacher: FrozenTeacher) -> None:
+    queries = teacher.queries
     assert without_data.seconds_for_probes(Recipe(), teacher) > 0
+    assert teacher.queries > queries
