@@ -53,12 +53,13 @@ MNIST = (
 )
 TEACHERS: dict[str, str] = {
     "digits": "--teacher demo --val-data demo:unseen ", "mnist": MNIST,
-    "cifar10": CIFAR_20, "cifar10-56": CIFAR_56, "cifar100": CIFAR_100, "fer": FER, "vww": VWW,
+    "cifar10": CIFAR_20, "cifar10-56": CIFAR_56, "cifar100": CIFAR_100.replace("--student resnet20 ", ""), "fer": FER, "vww": VWW,
     "lungs": LUNGS, "plant": PLANT, "chest": CHEST, "imagenet": MOBILENET,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
     "digits": ("resnet8-w4", "resnet8-w12"), "mnist": ("lenet5-half",),
     "cifar10": ("resnet8", "resnet8-w8", "prune:0.6"), "cifar10-56": ("resnet20",),
+    "cifar100": ("resnet20", "prune:0.6"),
 }  # fmt: skip
 TINY, LARGE = ("digits", "mnist"), ("plant", "chest", "imagenet")
 # what is learned from alone, and published recipes, which need the time that tiny teachers leave
@@ -113,6 +114,14 @@ def truth_of(recipe: Recipe, teacher: Any) -> Truth:
         return Truth(images, answers_of(teacher, images.pixels, 256, "teacher"))
 
 
+def panel_of(recipe: Recipe, teacher: Any, folder: Path) -> list[ProbeSet]:
+    """The panel for a teacher, which is kept: it takes longer than a run."""
+    kept = folder / "panel.pt"
+    if not kept.is_file():
+        torch.save([vars(each) for each in probe_panel(recipe, teacher)], kept)
+    return [ProbeSet(**each) for each in torch.load(kept, weights_only=True)]
+
+
 def measured(folder: Path, panel: list[ProbeSet], truth: Truth) -> list[dict[str, Any]]:
     """A row for each student of a run: its snapshots and the one that it left."""
     student = synthkd.load_student(folder, trust_code=True)
@@ -164,7 +173,7 @@ def collect(name: str, out: Path, places: dict[str, str], threads: int) -> list[
             first = next(f for r in runs if ((f := out / name / r) / "summary.json").is_file())
             recipe = recipe_of(first)
             teacher = load_teacher(recipe.teacher, trust_code=True)
-            panel, truth = list(probe_panel(recipe, teacher)), truth_of(recipe, teacher)
+            panel, truth = panel_of(recipe, teacher, out / name), truth_of(recipe, teacher)
         rows += measured(folder, panel, truth)
         write_json(path, rows)
         print(f"{name} {run}: {100 * rows[-1]['agreement']:.1f} % agreement", flush=True)
