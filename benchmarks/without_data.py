@@ -53,7 +53,8 @@ MNIST = (
 )
 TEACHERS: dict[str, str] = {
     "digits": "--teacher demo --val-data demo:unseen ", "mnist": MNIST,
-    "cifar10": CIFAR_20, "cifar10-56": CIFAR_56, "cifar100": CIFAR_100.replace("--student resnet20 ", ""), "fer": FER, "vww": VWW,
+    "cifar10": CIFAR_20, "cifar10-56": CIFAR_56,
+    "cifar100": CIFAR_100.replace("--student resnet20 ", ""), "fer": FER, "vww": VWW,
     "lungs": LUNGS, "plant": PLANT, "chest": CHEST, "imagenet": MOBILENET,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
