@@ -627,6 +627,26 @@ def test_settle_keeps_the_weights_that_agree_better_with_the_teacher(teacher, be
     assert found[f"held_out_agreement_{worse}"] == pytest.approx(share_of_votes, abs=1e-7)
 
 
+def test_settle_keeps_what_a_student_began_with_where_learning_made_it_worse(teacher):
+    """As a student that is cut out of its teacher may begin."""
+    lab = knowing(teacher)
+    ignorant = weights(lab)
+    perfect = {k: v.clone() for k, v in teacher.classifier.state_dict().items()}
+    lab.learner.use(perfect)
+    lab.learner.remember_beginning()
+    lab.learner.use(ignorant)
+    state = copy.deepcopy(lab.learner.state_dict())
+    lab.learner.begun = None
+    assert select_final_weights(lab)[0]["weights"] == "averaged"  # as little as the last ones know
+    lab.learner.load_state_dict(state)
+    found, votes = select_final_weights(lab)
+    assert (found["weights"], found["held_out_agreement"], votes.agreement) == ("begun", 1, 1)
+    assert found["held_out_agreement_begun"] > found["held_out_agreement_last"]
+    assert_same(weights(lab), perfect)
+    lab.learner.use(perfect)  # as good: what was learned is kept
+    assert select_final_weights(lab)[0]["weights"] == "last"
+
+
 def test_settle_without_an_average_keeps_the_last_weights(teacher):
     lab = knowing(teacher, ema=0.0)
     before = weights(lab)

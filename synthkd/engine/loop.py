@@ -618,6 +618,7 @@ def _teach(
             if lab.processes.leads:
                 _reconstruct(lab, learner.student, fresh.images, rng)
             lab.processes.spread_(list(learner.student.state_dict().values()))
+            learner.remember_beginning()
     repeats, (_, count) = lab.recipe.training.repeats, lab.processes.part(lab.recipe.training.batch)
     loss, turn = torch.zeros(()), _Turn(lab, stage, began, lab.learner)
     if repeats == 1:
@@ -890,8 +891,9 @@ class HeldOut(NamedTuple):
 
 
 def select_final_weights(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
-    """Decides between last, averaged and, where it is asked for, recalibrated weights by agreement
-    on all held-out images; loads the best.
+    """Decides between last and averaged weights, recalibrated ones where these are asked for, and
+    those that a student cut out of its teacher began with, by agreement on all held-out images;
+    loads the best.
 
     No test data takes part. Returns the agreements and the choice, of the images of all processes
     together, and the votes of the weights that were chosen on those of this one.
@@ -920,6 +922,14 @@ def select_final_weights(lab: Lab) -> tuple[dict[str, Any], HeldOut]:
                 told["held_out_agreement_recalibrated"] = agreed = agreement_of_all(lab, again)
                 if agreed > best:
                     name, votes, kept, best = "recalibrated", again, weights(), agreed
+        learner.use(kept)
+    if learner.begun is not None:
+        kept = weights()
+        learner.use(learner.begun)
+        before = held_out_votes(lab)
+        told["held_out_agreement_begun"] = agreed = agreement_of_all(lab, before)
+        if agreed > best:
+            name, votes, kept, best = "begun", before, learner.begun, agreed
         learner.use(kept)
     chosen = {
         "weights": name, "held_out_agreement": best, **told,

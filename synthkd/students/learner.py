@@ -128,9 +128,15 @@ class Learner:
             )
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=table.learning_rate)
-        self.average = (
-            {k: v.detach().clone() for k, v in student.state_dict().items()} if table.ema else None
-        )
+        self.average = self._weights() if table.ema else None
+        self.begun: dict[str, Tensor] | None = None  # what it began with, if that may be as good
+
+    def remember_beginning(self) -> None:
+        """Keeps the weights as they are, to be compared at the end with what was learned."""
+        self.begun = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.student.state_dict().items()}
 
     def step(
         self,
@@ -396,6 +402,7 @@ class Learner:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "begun": self.begun,
             "steps": self.steps,
             "parts": self.parts,
         }
@@ -408,6 +415,11 @@ class Learner:
         if self.average is not None:
             for key, value in state["average"].items():
                 self.average[key].copy_(value)
+        if (begun := state.get("begun")) is not None:
+            self.remember_beginning()
+            assert self.begun is not None
+            for key, value in begun.items():
+                self.begun[key].copy_(value)
         self.steps = int(state["steps"])
         self.parts = int(state.get("parts", 1))
 
