@@ -1,8 +1,8 @@
 """synthkd: a small student from a trained teacher, without the teacher's training data.
 
-The library is `distill`, `generate`, `evaluate`, `inspect`, `report`, `load_student`, `build`
-and `Recipe`; errors of input are `InputError`. Importing this is cheap: torch is imported on first
-use.
+The library is `distill`, `generate`, `evaluate`, `estimate`, `inspect`, `report`, `load_student`,
+`build` and `Recipe`; errors of input are `InputError`. Importing this is cheap: torch is imported
+on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         UselessResult,
         build,
         distill,
+        estimate,
         evaluate,
         generate,
         inspect,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataSet", "InputError", "Recipe", "Result", "UselessResult", "__version__", "build", "distill",
-    "evaluate", "generate", "inspect", "load_student", "report",
+    "estimate", "evaluate", "generate", "inspect", "load_student", "report",
 ]  # fmt: skip
 _PLACES = {
     "DataSet": "synthkd.jobs.generation",

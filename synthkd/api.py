@@ -23,6 +23,13 @@ from synthkd.engine.machine import choose_device, left_as_it_was
 from synthkd.engine.processes import Processes
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.evaluation.compare import Comparison, compare
+from synthkd.evaluation.without_data import (
+    NOT_SUITED,
+    AgreementEstimate,
+    estimate_agreement,
+    probes_for,
+    probes_suit,
+)
 from synthkd.jobs import inspection, sharding
 from synthkd.jobs.distillation import Distillation, Result, Unscored
 from synthkd.jobs.generation import DataSet, Generation, begun, used
@@ -278,6 +285,37 @@ def evaluate(
     Shares lie in 0..1. Raises InputError.
     """
     recipe = _described(teacher, settings, _contract(image_size, channels, mean, std))
+    network, known = _both(student, teacher, recipe)
+    images, own = images_for_both(recipe, val_data, known, network)
+    with in_eval_mode(network):
+        return compare(network, known, images, own=own, batch=batch)
+
+
+def estimate(
+    student: nn.Module | str | Path,
+    teacher: str | Teacher | Network | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> AgreementEstimate:
+    """The agreement of student and teacher to be expected on real images, without any, with an
+    interval: from the share of images refined anew for the teacher in which they agree. Arguments
+    are those of `evaluate`. Raises InputError for a teacher that gives no gradients, too."""
+    recipe = _described(teacher, settings, _contract(image_size, channels, mean, std))
+    network, known = _both(student, teacher, recipe)
+    if not probes_suit(known):
+        raise InputError(NOT_SUITED)
+    with in_eval_mode(network), left_as_it_was():
+        return estimate_agreement(network, probes_for(recipe, known))
+
+
+def _both(
+    student: nn.Module | str | Path, teacher: Any, recipe: Recipe
+) -> tuple[nn.Module, Teacher]:
+    """A student, and its teacher on the same device."""
     trust = recipe.run.trust_code
     known = _object(teacher)
     if not is_teacher(known):
@@ -288,10 +326,8 @@ def evaluate(
         check_same_classes(names, known.names)
     else:
         network = student
-    images, own = images_for_both(recipe, val_data, known, network)
     device = next((p.device for p in network.parameters()), known.device)
-    with in_eval_mode(network):
-        return compare(network, known.to(device), images, own=own, batch=batch)
+    return network, known.to(device)
 
 
 def inspect(

@@ -11,6 +11,7 @@ import torch
 from short_runs import main
 from torch import Tensor, nn
 
+import synthkd
 from synthkd.checks.student import check_estimate
 from synthkd.commands.evaluate import run
 from synthkd.core.errors import InputError
@@ -134,6 +135,14 @@ def test_the_command_tells_it_beside_a_constant(capsys: pytest.CaptureFixture[st
         run(Recipe.model_validate({
             "evaluation": {"no_data": True, "images": "demo:seen"},
         }))  # fmt: skip
+
+
+def test_the_library_tells_the_same(teacher: FrozenTeacher, probes: list[ProbeSet]) -> None:
+    student = Constant(3).train()
+    found = synthkd.estimate(student, "demo")
+    assert student.training and found == estimate_agreement(student, probes)
+    with pytest.raises(InputError, match="no estimate without data"):
+        synthkd.estimate(student, "demo", settings={"teacher.access": "labels"})
 
 
 @pytest.mark.slow

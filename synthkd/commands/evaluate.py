@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from synthkd.teachers.protocol import Teacher
 
 WHAT_IT_IS = (
-    "(the share of images refined anew for the teacher in which the student agrees; nine of ten "
-    "students\nof other teachers lay within the interval: docs/how-to/evaluate.md)"
+    "(by images refined anew for the teacher; nine of ten students of known truth lay within such "
+    "an\ninterval: docs/how-to/evaluate.md)"
 )
 MOST_ROWS = 20  # classes shown; evaluation.json has them all
 
@@ -146,6 +146,7 @@ def _estimate(
     """The agreement to be expected on real images, without any."""
     from synthkd.checks.student import check_estimate, verdict
     from synthkd.evaluation.without_data import (
+        NOT_SUITED,
         estimate_agreement,
         probes_for,
         probes_suit,
@@ -153,10 +154,7 @@ def _estimate(
     )
 
     if not probes_suit(teacher):
-        raise InputError(
-            "--no-data: probes are refined by the teacher's gradients, and this one gives none, or "
-            "has independent classes: no estimate without data"
-        )
+        raise InputError(f"--no-data: {NOT_SUITED}")
     student = _student(recipe, teacher).to(device)
     ask()
     display.say(f"making probes: some {seconds_for_probes(recipe, teacher):.0f} s")

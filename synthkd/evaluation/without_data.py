@@ -27,6 +27,10 @@ from synthkd.teachers.protocol import Teacher, asked_freely
 
 PROBES = ("refined.drawings.40", "refined.drawings.blends.0.85")
 REACH = 0.9  # of the log-odds
+NOT_SUITED = (
+    "no estimate without data: its images are refined by the teacher's gradients, and this teacher "
+    "gives none, or has independent classes"
+)
 LEAST = 0.01  # shares are kept as far from 0 and 1: some hundred images tell no more
 
 
