@@ -168,7 +168,7 @@ def test_a_run_ends_with_its_estimate_and_a_short_one_says_why_not(
     summary = json.loads((tmp_path / "short" / "summary.json").read_text())
     assert summary["estimate"] is None and summary["no_estimate"]
     monkeypatch.setattr(distillation, "LEAST_PROBED", 0.0)
-    monkeypatch.setattr(distillation, "MOST_PROBING", math.inf)
+    monkeypatch.setattr(distillation, "most_probing", lambda whole: math.inf)
     main([*flags, "--out", str(tmp_path / "run")])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     found = summary["estimate"]
@@ -181,6 +181,21 @@ def test_a_run_ends_with_its_estimate_and_a_short_one_says_why_not(
     assert "agreement on real images, estimated without data" in page
     same = (tmp_path / name / "student.safetensors" for name in ("short", "run"))
     assert len({path.read_bytes() for path in same}) == 1  # an estimate chooses nothing
+
+
+def test_a_run_whose_teacher_fails_at_gradients_is_finished_without_an_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*given: object) -> float:
+        raise RuntimeError("derivative for\nthis is not implemented")
+
+    monkeypatch.setattr(distillation, "LEAST_PROBED", 0.0)
+    monkeypatch.setattr(distillation, "seconds_for_probes", failing)
+    flags = ("--student", "resnet8-w4", "--images-seen", "200", "--run.threads", "1", "--quiet")
+    main(["distill", *flags, "--val-data", "none", "--out", str(tmp_path / "run")])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["estimate"] is None
+    assert summary["no_estimate"] == "RuntimeError: 'derivative for this is not implemented'"
 
 
 def test_what_probes_cost_is_measured(teacher: FrozenTeacher) -> None:

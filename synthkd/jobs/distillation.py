@@ -82,8 +82,8 @@ RESERVE = 0.02  # share of a budget in minutes kept for choosing, scoring and sa
 KEPT_IMAGES, KEPT_BYTES = 512, 16_000_000  # synthetic ones, kept for export --int8
 LEAST_RESERVE = 4.0  # and at least so many seconds, unless that is more than a tenth
 MOST_SCORING = 0.25  # share of it that the final score may take
-LEAST_PROBED = 10.0  # seconds of a run from which its agreement on real images is estimated,
-MOST_PROBING = 0.15  # and the share of them that this may take
+LEAST_PROBED = 10.0  # seconds of a run from which its agreement on real images is estimated
+SAID = 3.0  # seconds that this takes, from which it is said
 LATE = 30.0  # seconds by which a run may end late that begins when its minutes are over
 
 
@@ -410,15 +410,18 @@ class Distillation:
         """Seconds that the images will take by which the agreement on real ones is estimated, in a
         run of `whole` seconds; 0 where there are to be none, and why not is noted."""
         if not probes_suit(self.teacher):
-            self.no_estimate = "not for this teacher"
-        elif whole < LEAST_PROBED:
+            self.no_estimate = "the teacher gives no gradients, or has independent classes"
+            return 0.0
+        if whole < LEAST_PROBED:
             self.no_estimate = f"the run was shorter than {LEAST_PROBED:.0f} s"
-        else:
-            before = self.teacher.queries
+            return 0.0
+        before, seconds = self.teacher.queries, math.inf
+        with self._without_estimate():
             seconds = seconds_for_probes(self.recipe, self.teacher)
-            self.teacher.queries = before
-            if seconds <= MOST_PROBING * whole:
-                return seconds
+        self.teacher.queries = before
+        if seconds <= most_probing(whole):
+            return seconds
+        if seconds < math.inf:
             self.no_estimate = f"it takes some {seconds:.0f} s: synthkd evaluate --no-data"
         return 0.0
 
@@ -427,7 +430,22 @@ class Distillation:
         seconds = self.probing if self.recipe.budget.minutes else self._probing(spent)
         if not seconds:
             return None
-        return estimate_agreement(student, probes_for(self.recipe, self.teacher)).as_data()
+        if seconds > SAID:
+            self.report.say(f"estimating the agreement on real images: some {seconds:.0f} s")
+        with self._without_estimate():
+            probes = probes_for(self.recipe, self.teacher)
+            return estimate_agreement(student, probes).as_data()
+        return None
+
+    @contextmanager
+    def _without_estimate(self) -> Iterator[None]:
+        """A run goes on without its estimate, whatever the user's network raises, which need not
+        have been asked for gradients before."""
+        try:
+            yield
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            self.no_estimate = f"{type(error).__name__}: {quoted(said)}"
 
     def _schedule(self) -> Schedule:
         """What the time left is estimated from."""
@@ -655,6 +673,16 @@ def _check_val(recipe: Recipe) -> None:
 def _count(value: object) -> int:
     """A count out of a manifest; what is none counts as one."""
     return value if isinstance(value, int) else 1
+
+
+def most_probing(whole: float) -> float:
+    """Seconds of a run of `whole` seconds that an estimate without data may take: 15 % of a short
+    one, 3 % of a long one.
+
+    >>> most_probing(20.0), most_probing(300.0), most_probing(3600.0)
+    (3.0, 15.0, 108.0)
+    """
+    return min(0.15 * whole, max(15.0, 0.03 * whole))
 
 
 def reserved(whole: float, scoring: float) -> float:
