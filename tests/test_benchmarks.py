@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -129,7 +130,7 @@ def test_a_benchmark_without_all_results_ends_with_an_error(script, monkeypatch,
         complete(["a-1", "a-2"])
     without_data = script("without_data")
     monkeypatch.setattr(without_data, "finished", lambda *_: False)
-    missing = without_data.collect("digits", tmp_path, {})
+    missing = without_data.collect("digits", tmp_path, {}, 1)
     assert missing == [f"digits/{run}" for run in without_data.runs_of("digits")]
 
 
@@ -232,3 +233,24 @@ def test_teachers_are_ranked_without_data(script, tmp_path):
                        "channels": 1, "mean": (0.3,), "std": (0.3,)}  # fmt: skip
     told = script("teacher_quality").ranked(tmp_path, found)
     assert set(told) == {"one", "other"} and all("score" in scores for scores in told.values())
+
+
+def test_a_rule_is_judged_by_data_that_it_was_not_fitted_with(script):
+    """Three data sets on a line, one of them elsewhere: what is fitted without it misses it by so
+    much, and one that sees it does not."""
+    fits = script("without_data_fit")
+    rng = np.random.default_rng(0)
+    features = rng.uniform(0.2, 1.2, (90, 1))
+    data = np.repeat(["a", "b", "c"], 30)
+    truth = features[:, 0] + 0.1 * (data == "c")
+    guess, reach = fits.left_out(features, truth, data, fits.as_it_is)
+    assert np.allclose(guess, features[:, 0]) and reach[data == "a"].max() == pytest.approx(0.1)
+    assert np.allclose(reach[data == "c"], 0)  # what a and b, which it saw, tell of it
+    guess, _ = fits.left_out(features, truth, data, fits.fit)
+    assert np.abs(guess - truth)[data == "c"].mean() == pytest.approx(0.1, abs=0.02)
+    line = fits.fit(features, truth, fits.even(data))
+    assert np.abs(line(features) - truth)[data != "c"].max() < 0.1
+    shares = np.array([0.0, 0.25, 1.0])
+    assert np.allclose(fits.share_of(fits.angle(shares)), shares)
+    same = [{"run": run, "share": 1.0, "held_out": 0.5, "agreement": 0.3} for run in ("x", "y")]
+    assert [row["run"] for row in fits.distinct(same)] == ["x"]

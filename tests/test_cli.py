@@ -93,7 +93,8 @@ def test_the_help_of_distill_leaves_out_the_flags_of_other_commands(
 ) -> None:
     flags = {setting.flag for setting in settings() if setting.flag}
     assert flags - flags_in(printed(capsys, "distill", "--help")) == {
-        "--count", "--images", "--reference", "--extractor", "--extractor-weights"
+        "--count", "--images", "--reference", "--extractor", "--extractor-weights",
+        "--no-data",
     }  # fmt: skip
 
 

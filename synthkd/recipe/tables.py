@@ -1094,7 +1094,7 @@ class EvaluationTable(Table):
     no_data: Annotated[
         bool,
         Field(description="estimate a student's agreement on real images without any"),
-        Flag("--no-data", "estimate the agreement on real images without any"),
+        Flag("--no-data", "estimate agreement on real images without any"),
     ] = False
     batch: Annotated[int, Field(description="images per forward pass", ge=1, le=MOST_AT_ONCE)] = 256
 
