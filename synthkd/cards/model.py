@@ -189,7 +189,7 @@ def _constant(summary: Mapping[str, Any], key: str) -> str:
 
 def _estimated(summary: Mapping[str, Any]) -> dict[str, str]:
     """The agreement that is to be expected on real images, where it was estimated."""
-    found = summary.get("estimate")
+    found = summary.get("estimated_agreement")
     if not isinstance(found, dict):
         return {}
     return {"agreement on real images, estimated without data": estimate_in_words(found)}

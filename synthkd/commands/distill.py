@@ -155,7 +155,7 @@ def _show(result: Result, display: Display) -> None:
         ("agreement with the teacher", percent(summary["agreement"])),
         (
             "the same, estimated without data",
-            estimate_in_words(summary["estimate"], summary["no_estimate"]),
+            estimate_in_words(summary["estimated_agreement"], summary["not_estimated"]),
         ),
         (
             f"balanced agreement, held-out {summary['held_out']}",

@@ -86,8 +86,8 @@ def run(
     if wants_student:
         assert teacher is not None
         if recipe.evaluation.no_data:
-            result["estimate"] = _estimate(recipe, teacher, device, text, ask, display)
-            result["verdict"] = result["estimate"]["verdict"]
+            result["estimated_agreement"] = _estimate(recipe, teacher, device, text, ask, display)
+            result["verdict"] = result["estimated_agreement"]["verdict"]
         if recipe.data.val or not recipe.evaluation.no_data:
             result["comparison"] = _compare(recipe, teacher, device, text, ask)
             result["verdict"] = result["comparison"]["verdict"]
@@ -145,19 +145,19 @@ def _estimate(
 ) -> dict[str, Any]:
     """The agreement to be expected on real images, without any."""
     from synthkd.checks.student import check_estimate, verdict
+    from synthkd.evaluation.probes import seconds_for_set
     from synthkd.evaluation.without_data import (
         NOT_SUITED,
         estimate_agreement,
         probes_for,
         probes_suit,
-        seconds_for_probes,
     )
 
     if not probes_suit(teacher):
         raise InputError(f"--no-data: {NOT_SUITED}")
     student = _student(recipe, teacher).to(device)
     ask()
-    display.say(f"making probes: some {seconds_for_probes(recipe, teacher):.0f} s")
+    display.say(f"making probes: some {seconds_for_set(recipe, teacher):.0f} s")
     found = estimate_agreement(student, probes_for(recipe, teacher)).as_data()
     findings = check_estimate(found)
     text += [

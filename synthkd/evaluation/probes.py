@@ -20,7 +20,7 @@ from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.pixels import Pixels
 from synthkd.synthesis.plan import is_large, sized
-from synthkd.synthesis.tuning import USUAL, USUAL_LARGE
+from synthkd.synthesis.tuning import TRIED, USUAL, USUAL_LARGE, seconds_of
 from synthkd.teachers.protocol import Teacher, asked_freely
 
 COUNT = 256  # images of a set,
@@ -92,9 +92,15 @@ def probe_panel(
             yield from _blends(f"refined.{start}", images, teacher, stream(start, "blended"), only)
 
 
-def refine_some(recipe: Recipe, teacher: Teacher, steps: int) -> None:
-    """Refines as many images as a set has, for so many steps, to see what that takes."""
-    _refined(recipe, teacher, _count(teacher), "drawings", steps, generator_for(0, "probes timed"))
+def seconds_for_set(recipe: Recipe, teacher: Teacher) -> float:
+    """What refining one set takes, about, by a few steps of a few images."""
+    count, pixels = _count(teacher), _pixels(recipe, teacher)
+    stage = _stage(teacher, STEPS[-1], count)
+    return (
+        count
+        / TRIED
+        * seconds_of(recipe.model_copy(update={"pixels": pixels}), stage, teacher, TRIED)
+    )
 
 
 def _count(teacher: Teacher) -> int:
@@ -107,18 +113,23 @@ def _refined(
 ) -> Tensor:
     """Images [N, C, H, W] refined by the teacher from drawings or from noise."""
     table = _pixels(recipe, teacher).model_copy(update={"start": start})
-    stage = Stage(
-        name="probes", generator="pixels", synthesis_steps=steps, synthesis_batch=count,
-        offer="last", fresh=count, terms=TERMS,
-    )  # fmt: skip
+    stage = _stage(teacher, steps, count)
     with globally(rng):
         generator = Pixels(recipe.model_copy(update={"pixels": table}), teacher)
-    terms = TERMS if teacher.stored else {k: v for k, v in TERMS.items() if k != "statistics"}
     context = SynthesisContext(
-        teacher=teacher, student=teacher, stage=stage, terms=terms, augment=recipe.augment,
+        teacher=teacher, student=teacher, stage=stage, terms=stage.terms, augment=recipe.augment,
         reference=lambda count, rng: None, bfloat16=False,
     )  # fmt: skip
     return generator.synthesize(context, rng).batch.images.detach().cpu()
+
+
+def _stage(teacher: Teacher, steps: int, count: int) -> Stage:
+    """The stage by which a set is refined."""
+    terms = TERMS if teacher.stored else {k: v for k, v in TERMS.items() if k != "statistics"}
+    return Stage(
+        name="probes", generator="pixels", synthesis_steps=steps, synthesis_batch=count,
+        offer="last", fresh=count, terms=terms,
+    )  # fmt: skip
 
 
 def _pixels(recipe: Recipe, teacher: Teacher) -> PixelsTable:

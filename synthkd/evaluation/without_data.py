@@ -13,7 +13,6 @@ left out (docs/how-to/evaluate.md).
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from torch import nn
 
 from synthkd import measures
 from synthkd.evaluation.compare import answers_of
-from synthkd.evaluation.probes import STEPS, ProbeSet, probe_panel, refine_some
+from synthkd.evaluation.probes import ProbeSet, probe_panel
 from synthkd.recipe import Recipe
 from synthkd.teachers.protocol import Teacher, asked_freely
 
@@ -71,18 +70,6 @@ def probes_suit(teacher: Teacher) -> bool:
 def probes_for(recipe: Recipe, teacher: Teacher, seed: int = 0) -> list[ProbeSet]:
     """The images that `estimate_agreement` asks about, for a teacher that they suit."""
     return list(probe_panel(recipe, teacher, seed=seed, only=PROBES))
-
-
-def seconds_for_probes(recipe: Recipe, teacher: Teacher) -> float:
-    """What `probes_for` takes on this machine, by a few of the steps that it makes; the first ones
-    pay for what is prepared once."""
-    times = []
-    for steps in (1, 1, 3):
-        began = time.perf_counter()
-        refine_some(recipe, teacher, steps)
-        times.append(time.perf_counter() - began)
-    step = max(0.0, times[2] - times[1]) / 2
-    return times[1] + STEPS[-1] * step
 
 
 def estimate_agreement(student: nn.Module, probes: Sequence[ProbeSet]) -> AgreementEstimate:

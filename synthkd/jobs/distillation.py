@@ -51,12 +51,8 @@ from synthkd.engine.processes import Processes
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
 from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
-from synthkd.evaluation.without_data import (
-    estimate_agreement,
-    probes_for,
-    probes_suit,
-    seconds_for_probes,
-)
+from synthkd.evaluation.probes import seconds_for_set
+from synthkd.evaluation.without_data import estimate_agreement, probes_for, probes_suit
 from synthkd.jobs.details import draw_chosen, run_details
 from synthkd.jobs.evidence import Evidence, Sealed
 from synthkd.labels.check import ABOUT_LABELS
@@ -146,7 +142,7 @@ class Distillation:
         self.evidence.recipe = self.recipe  # what was left open is decided
         self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
-        self.probing, self.no_estimate = 0.0, ""
+        self.probing, self.not_estimated = 0.0, ""
         slimmable = any(isinstance(each.student.body, Slimmable) for each in self.lab.learners)
         self.idle = idle = ignored(
             self.recipe, self.lab.stages, given, readers(), slimmable=slimmable
@@ -410,19 +406,18 @@ class Distillation:
         """Seconds that the images will take by which the agreement on real ones is estimated, in a
         run of `whole` seconds; 0 where there are to be none, and why not is noted."""
         if not probes_suit(self.teacher):
-            self.no_estimate = "the teacher gives no gradients, or has independent classes"
+            self.not_estimated = "the teacher gives no gradients, or has independent classes"
             return 0.0
         if whole < LEAST_PROBED:
-            self.no_estimate = f"the run was shorter than {LEAST_PROBED:.0f} s"
+            self.not_estimated = f"the run was shorter than {LEAST_PROBED:.0f} s"
             return 0.0
-        before, seconds = self.teacher.queries, math.inf
+        seconds = math.inf
         with self._without_estimate():
-            seconds = seconds_for_probes(self.recipe, self.teacher)
-        self.teacher.queries = before
+            seconds = seconds_for_set(self.recipe, self.teacher)
         if seconds <= most_probing(whole):
             return seconds
         if seconds < math.inf:
-            self.no_estimate = f"it takes some {seconds:.0f} s: synthkd evaluate --no-data"
+            self.not_estimated = f"it takes some {seconds:.0f} s: synthkd evaluate --no-data"
         return 0.0
 
     def _estimate(self, student: Classifier, spent: float) -> dict[str, Any] | None:
@@ -445,7 +440,7 @@ class Distillation:
             yield
         except Exception as error:
             said = " ".join(str(error).split())[:200]
-            self.no_estimate = f"{type(error).__name__}: {quoted(said)}"
+            self.not_estimated = f"{type(error).__name__}: {quoted(said)}"
 
     def _schedule(self) -> Schedule:
         """What the time left is estimated from."""
@@ -547,8 +542,8 @@ class Distillation:
             "widths": self._widths(images),
             **choice,
             "held_out_balance": balance_data(balance, names),
-            "estimate": expected,
-            "no_estimate": "" if expected else self.no_estimate,
+            "estimated_agreement": expected,
+            "not_estimated": "" if expected else self.not_estimated,
             "wall_seconds": round(wall, 2),
             "seconds": {k: round(v, 2) for k, v in parts.items()}
             | {"rest": round(wall - sum(parts.values()), 2)},

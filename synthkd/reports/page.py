@@ -377,7 +377,7 @@ def _figures(record: RunRecord) -> list[dict[str, str]]:
             card("agreement on labelled images", _percent(summary.get("agreement")),
                  f"{_count(summary.get('val_images'))} images")  # fmt: skip
         balance = _mapping(summary.get("held_out_balance"))
-        found = _mapping(summary.get("estimate"))
+        found = _mapping(summary.get("estimated_agreement"))
         if found:
             card("agreement on real images, estimated without data",
                  _percent(found.get("agreement"), 0),
