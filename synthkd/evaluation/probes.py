@@ -20,7 +20,7 @@ from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.drawings import DRAWINGS
 from synthkd.synthesis.pixels import Pixels
 from synthkd.synthesis.plan import is_large, sized
-from synthkd.synthesis.tuning import TRIED, USUAL, USUAL_LARGE, seconds_of
+from synthkd.synthesis.tuning import USUAL, USUAL_LARGE, seconds_of
 from synthkd.teachers.protocol import Teacher, asked_freely
 
 COUNT = 256  # images of a set,
@@ -93,14 +93,11 @@ def probe_panel(
 
 
 def seconds_for_set(recipe: Recipe, teacher: Teacher) -> float:
-    """What refining one set takes, about, by a few steps of a few images."""
+    """What refining one set takes, about, by a few steps of the whole: few images take longer, for
+    each, than many."""
     count, pixels = _count(teacher), _pixels(recipe, teacher)
-    stage = _stage(teacher, STEPS[-1], count)
-    return (
-        count
-        / TRIED
-        * seconds_of(recipe.model_copy(update={"pixels": pixels}), stage, teacher, TRIED)
-    )
+    fitted = recipe.model_copy(update={"pixels": pixels})
+    return seconds_of(fitted, _stage(teacher, STEPS[-1], count), teacher, count)
 
 
 def _count(teacher: Teacher) -> int:
