@@ -56,8 +56,8 @@ from train_demo_teacher import EPOCHS, NETWORK, fit
 # settings of a distillation, and its images
 STUDENTS: dict[str, tuple[dict[str, Any], int]] = {
     "synthkd": ({}, 100_000),
-    "gan": ({"pipeline": "gan"}, 150_000),
-    "labels": ({"teacher.access": "labels"}, 400_000),
+    "gan": ({"pipeline": "gan"}, 100_000),
+    "labels": ({"teacher.access": "labels"}, 200_000),
 }
 KINDS = ("teacher", *STUDENTS)
 MEAN, STD = 0.3054, 0.3184  # of the digits

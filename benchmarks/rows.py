@@ -10,6 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,29 @@ def start(
             [sys.executable, *launcher, *words], cwd=log.parent, env=environment, stdout=file,
             stderr=file,
         )  # fmt: skip
+
+
+def by_turns(
+    kinds: Mapping[str, Callable[[Path], float]], turns: int, outcome: Callable[[Path], object]
+) -> tuple[dict[str, list[float]], int]:
+    """The same work of several kinds by turns, so that what else the machine does falls on all:
+    seconds of each, and how many different outcomes there were. A kind is given a place that is
+    not there yet. Prints each turn, and the ratio of the medians to that of the first kind."""
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    outcomes = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(turns):
+            for kind, work in kinds.items():
+                out = Path(folder) / f"{kind}-{turn}"
+                found[kind].append(work(out))
+                outcomes.add(outcome(out))
+            told = ", ".join(f"{kind} {times[-1]:.1f} s" for kind, times in found.items())
+            print(f"turn {turn}: {told}", flush=True)
+    first = statistics.median(next(iter(found.values())))
+    for kind, times in found.items():
+        ratio = statistics.median(times) / first
+        print(f"{kind}: {spread(times, 2)} s, ratio of the medians {ratio:.3f}")
+    return found, len(outcomes)
 
 
 def table_of(path: Path) -> Row:

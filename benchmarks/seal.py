@@ -7,12 +7,11 @@ Prints seconds of both, the ratio of the medians, and whether the students are e
 
 import argparse
 import shlex
-import statistics
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from rows import command, spread
+from rows import by_turns, command
 
 from synthkd.core.files import sha256_of
 
@@ -31,20 +30,12 @@ def main() -> None:
     parser.add_argument("--flags", default="--images-seen 30000")
     given = parser.parse_args()
     flags = shlex.split(given.flags)
-    found: dict[str, list[float]] = {"plain": [], "sealed": []}
-    students = set()
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(given.turns):
-            for kind, more in (("plain", []), ("sealed", ["--sealed"])):
-                out = Path(folder) / f"{kind}-{turn}"
-                found[kind].append(seconds(out, [*flags, *more]))
-                students.add(sha256_of(out / "student.safetensors"))
-            print(f"turn {turn}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in found.items()),
-                  flush=True)  # fmt: skip
-    ratio = statistics.median(found["sealed"]) / statistics.median(found["plain"])
-    for kind, times in found.items():
-        print(f"{kind}: {spread(times, 2)} s")
-    print(f"ratio of the medians {ratio:.3f}; students: {len(students)} different")
+    _, students = by_turns(
+        {"plain": partial(seconds, flags=flags),
+         "sealed": partial(seconds, flags=[*flags, "--sealed"])},
+        given.turns, lambda out: sha256_of(out / "student.safetensors"),
+    )  # fmt: skip
+    print(f"students: {students} different")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ import synthkd
 from synthkd import recipe as recipes
 from synthkd.core.files import write_json
 from synthkd.engine.build import build, images_for
-from synthkd.engine.loop import Lab, rounds, select_final_weights
+from synthkd.engine.held_out import select_final_weights
+from synthkd.engine.loop import Lab, rounds
 from synthkd.evaluation.compare import compare, score_by_teacher
 
 MOMENTS = 12

@@ -15,12 +15,12 @@ import pty
 import shlex
 import statistics
 import sys
-import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
-from rows import CODE, SYNTHKD, spread, start
+from rows import CODE, SYNTHKD, by_turns, start
 
 from synthkd.core.files import sha256_of
 from synthkd.core.findings import EXIT_USELESS
@@ -77,24 +77,16 @@ def main() -> None:
     parser.add_argument("--flags", default="--images-seen 100000")
     given = parser.parse_args()
     flags = shlex.split(given.flags)
-    found: dict[str, list[float]] = {"alone": [], "watched": []}
     used: list[float] = []
-    outcomes = set()
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(given.turns):
-            for kind in found:
-                out = Path(folder) / f"{kind}-{turn}"
-                found[kind].append(ran(out, flags, used if kind == "watched" else None))
-                outcomes.add((sha256_of(out / "student.safetensors"), told(out)))
-            print(f"turn {turn}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in found.items())
-                  + f", watching used {used[-1]:.2f} s of processor time", flush=True)  # fmt: skip
-    ratio = statistics.median(found["watched"]) / statistics.median(found["alone"])
+    found, outcomes = by_turns(
+        {"alone": partial(ran, flags=flags, used=None),
+         "watched": partial(ran, flags=flags, used=used)},
+        given.turns, lambda out: (sha256_of(out / "student.safetensors"), told(out)),
+    )  # fmt: skip
     there = statistics.median(found["watched"]) * (os.cpu_count() or 1)
-    for kind, times in found.items():
-        print(f"{kind}: {spread(times, 2)} s")
-    print(f"ratio of the medians {ratio:.3f}; watching used "
+    print(f"watching used {statistics.median(used):.2f} s of processor time, "
           f"{statistics.median(used) / there:.2%} of the processors; "
-          f"{len(outcomes)} different students and metrics")  # fmt: skip
+          f"{outcomes} different students and metrics")  # fmt: skip
 
 
 if __name__ == "__main__":

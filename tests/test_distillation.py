@@ -15,7 +15,8 @@ from synthkd.core.images import Batch, ImageSpec, to_uint8
 from synthkd.core.seeds import generator_for, globally
 from synthkd.core.states import load_state, save_state
 from synthkd.engine.build import assemble
-from synthkd.engine.loop import Lab, Round, rounds, select_final_weights
+from synthkd.engine.held_out import select_final_weights
+from synthkd.engine.loop import Lab, Round, rounds
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable

@@ -15,7 +15,8 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.engine.build import build
 from synthkd.engine.estimate import estimate
-from synthkd.engine.loop import _reconstruct, rounds
+from synthkd.engine.loop import rounds
+from synthkd.engine.teaching import refit
 from synthkd.networks import reconstruction, refitting
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.pruned import pruned
@@ -172,7 +173,7 @@ def test_a_refit_for_which_there_is_no_time_is_said_and_survives_a_checkpoint() 
     assert lab.learner is not None
     before = copy.deepcopy(lab.learner.student.state_dict())
     fresh = torch.zeros(64, 3, 34, 34, dtype=torch.uint8)
-    _reconstruct(lab, lab.learner.student, fresh, torch.Generator().manual_seed(0))
+    refit(lab, lab.learner.student, fresh, torch.Generator().manual_seed(0))
     assert [finding.code for finding in lab.doubts] == ["not-refitted"]
     now = lab.learner.student.state_dict()
     assert all(torch.equal(before[name], value) for name, value in now.items())
@@ -194,7 +195,7 @@ def test_a_refit_takes_place_without_a_clock_and_is_estimated(
     assert 256 < estimate(lab).after < 256 + 60
     first = {name: value.clone() for name, value in student.state_dict().items()}
     fresh = torch.randint(256, (64, 3, 34, 34), dtype=torch.uint8)
-    _reconstruct(lab, student, fresh, torch.Generator().manual_seed(0))
+    refit(lab, student, fresh, torch.Generator().manual_seed(0))
     moved = {n for n, value in student.state_dict().items() if not torch.equal(value, first[n])}
     assert moved and not any("running" in name for name in moved) and lab.doubts == []
     for _ in rounds(lab):

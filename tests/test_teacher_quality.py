@@ -12,7 +12,8 @@ import synthkd
 from synthkd import measures
 from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
-from synthkd.engine.loop import rounds, select_final_weights
+from synthkd.engine.held_out import select_final_weights
+from synthkd.engine.loop import rounds
 from synthkd.evaluation.teacher_quality import TeacherQuality, fisher_trace, scores, teacher_quality
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier

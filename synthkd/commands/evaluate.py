@@ -85,11 +85,12 @@ def run(
     text: list[Block] = []
     if wants_student:
         assert teacher is not None
+        student = _student(recipe, teacher).to(device)
         if recipe.evaluation.no_data:
-            result["estimated_agreement"] = _estimate(recipe, teacher, device, text, ask, display)
+            result["estimated_agreement"] = _estimate(recipe, student, teacher, text, ask, display)
             result["verdict"] = result["estimated_agreement"]["verdict"]
         if recipe.data.val or not recipe.evaluation.no_data:
-            result["comparison"] = _compare(recipe, teacher, device, text, ask)
+            result["comparison"] = _compare(recipe, student, teacher, text, ask)
             result["verdict"] = result["comparison"]["verdict"]
     if recipe.evaluation.images:
         result["images"] = _score(recipe, teacher, device, text, ask)
@@ -137,8 +138,8 @@ def _check_empty(folder: Path) -> None:
 
 def _estimate(
     recipe: Recipe,
+    student: "Classifier",
     teacher: "Teacher",
-    device: "torch.device",
     text: list[Block],
     ask: Callable[[], None],
     display: "Display",
@@ -155,7 +156,6 @@ def _estimate(
 
     if not probes_suit(teacher):
         raise InputError(f"--no-data: {NOT_SUITED}")
-    student = _student(recipe, teacher).to(device)
     ask()
     display.say(f"making probes: some {seconds_for_set(recipe, teacher):.0f} s")
     found = estimate_agreement(student, probes_for(recipe, teacher)).as_data()
@@ -188,8 +188,8 @@ def _student(recipe: Recipe, teacher: "Teacher") -> "Classifier":
 
 def _compare(
     recipe: Recipe,
+    student: "Classifier",
     teacher: "Teacher",
-    device: "torch.device",
     text: list[Block],
     ask: Callable[[], None],
 ) -> dict[str, Any]:
@@ -199,8 +199,8 @@ def _compare(
     from synthkd.evaluation.compare import compare
     from synthkd.teachers.frozen import digest_of
 
-    table, student = recipe.student, _student(recipe, teacher)
-    images, own = images_for_both(recipe, val_of(recipe), teacher, student.to(device))
+    table = recipe.student
+    images, own = images_for_both(recipe, val_of(recipe), teacher, student)
     ask()
     told = {"spec": table.spec, "weights": table.weights, "args": table.args}
     doubts = check_student(student, recipe.teacher.model_copy(update=told))

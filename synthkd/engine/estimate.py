@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from synthkd.core.images import to_float
 from synthkd.core.states import PART
-from synthkd.engine.loop import HELD_OUT, LOOKED_AT, REFITTING, Lab, synthesize
+from synthkd.engine.held_out import LOOKED_AT
+from synthkd.engine.loop import HELD_OUT, Lab, synthesize
 from synthkd.engine.progress import Budget
+from synthkd.engine.teaching import REFITTING
 from synthkd.images.augment import augmented
 from synthkd.networks.activations import activations
 from synthkd.networks.classifier import Classifier

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.engine.loop import HeldOut, Lab
+from synthkd.engine.held_out import HeldOut
+from synthkd.engine.loop import Lab
 from synthkd.evaluation.compare import YES_OR_NO, Comparison, score_by_teacher
 from synthkd.replay.protocol import ReplayBatch
 from synthkd.runs.directory import Run

@@ -38,14 +38,8 @@ from synthkd.core.words import run_name
 from synthkd.data.sources import Images, count_images, place_of
 from synthkd.engine.build import build, images_for, open_data
 from synthkd.engine.estimate import Estimate, estimate
-from synthkd.engine.loop import (
-    HeldOut,
-    Lab,
-    Round,
-    held_out_votes,
-    rounds,
-    select_final_weights,
-)
+from synthkd.engine.held_out import HeldOut, held_out_votes, select_final_weights
+from synthkd.engine.loop import Lab, Round, rounds
 from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.processes import Processes
 from synthkd.engine.progress import whole_share

@@ -33,7 +33,8 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.seeds import derived
 from synthkd.data.store import MANIFEST, Writer
 from synthkd.engine.build import build, build_synthesis, open_data
-from synthkd.engine.loop import Lab, rounds, select_final_weights
+from synthkd.engine.held_out import select_final_weights
+from synthkd.engine.loop import Lab, rounds
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
 from synthkd.networks.classifier import Classifier
