@@ -33,7 +33,8 @@ from synthkd.core.files import write_json
 from synthkd.engine.build import build, images_for
 from synthkd.engine.held_out import select_final_weights
 from synthkd.engine.loop import Lab, rounds
-from synthkd.evaluation.compare import compare, score_by_teacher
+from synthkd.evaluation.compare import compare
+from synthkd.evaluation.image_scores import score_by_teacher
 
 MOMENTS = 12
 SAMPLED = 2000  # images of the memory that are looked at

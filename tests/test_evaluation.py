@@ -23,14 +23,10 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import to_float
 from synthkd.data.sources import Images, load_images
 from synthkd.data.store import Writer
-from synthkd.evaluation import compare as evaluation
-from synthkd.evaluation.compare import (
-    classifier_extractor,
-    compare,
-    inception_extractor,
-    score_images,
-    seconds_per_image,
-)
+from synthkd.evaluation import extractors
+from synthkd.evaluation.compare import compare, seconds_per_image
+from synthkd.evaluation.extractors import classifier_extractor, inception_extractor
+from synthkd.evaluation.image_scores import score_images
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, TeacherTable
@@ -298,11 +294,11 @@ def test_sets_that_cannot_be_scored_are_refused_in_one_line(teacher, made):
 
 
 def test_torch_fidelity_only_ever_gets_three_channels_of_bytes(made):
-    item = evaluation.fidelity_dataset(made)[3]
+    item = extractors.fidelity_dataset(made)[3]
     assert item.shape == (3, 16, 16)
     assert all(torch.equal(channel, made.pixels[3, 0]) for channel in item)
     with pytest.raises(TypeError, match="uint8"):
-        evaluation.fidelity_dataset(made._replace(pixels=to_float(made.pixels)))
+        extractors.fidelity_dataset(made._replace(pixels=to_float(made.pixels)))
 
 
 # The Inception network
@@ -370,9 +366,9 @@ def test_files_that_are_not_plain_weights_never_reach_torch_fidelity(tmp_path, i
 def test_a_download_that_fails_or_brings_another_file_says_how_to_mend_it(tmp_path):
     cache = tmp_path / "cache"
     absent = (tmp_path / "absent.pth").as_uri()
-    refused("--extractor-weights FILE", evaluation.downloaded, absent, cache)
+    refused("--extractor-weights FILE", extractors.downloaded, absent, cache)
     (tmp_path / "other.pth").write_bytes(b"something else")
-    refused("hash", evaluation.downloaded, (tmp_path / "other.pth").as_uri(), cache)
+    refused("hash", extractors.downloaded, (tmp_path / "other.pth").as_uri(), cache)
     assert list(cache.iterdir()) == []
 
 

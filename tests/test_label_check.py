@@ -20,13 +20,9 @@ from torch import Tensor
 from synthkd.commands import bench, evaluate
 from synthkd.core.errors import InputError
 from synthkd.data.sources import demo_digits, load_images
-from synthkd.evaluation.compare import (
-    classifier_extractor,
-    compare,
-    score_images,
-    settled,
-    votes_of,
-)
+from synthkd.evaluation.compare import compare, settled, votes_of
+from synthkd.evaluation.extractors import classifier_extractor
+from synthkd.evaluation.image_scores import score_images
 from synthkd.labels.check import LabelCheck, check_labels
 from synthkd.labels.class_names import arranged, numbered
 from synthkd.networks.classifier import Classifier

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from synthkd.commands.display import Display
     from synthkd.core.images import ImageSpec
-    from synthkd.evaluation.compare import BinaryRow, Comparison, Extractor, ImageScores
+    from synthkd.evaluation.compare import BinaryRow, Comparison
+    from synthkd.evaluation.extractors import Extractor
+    from synthkd.evaluation.image_scores import ImageScores
     from synthkd.networks.classifier import Classifier
     from synthkd.teachers.protocol import Teacher
 
@@ -238,7 +240,7 @@ def _score(
     ask: Callable[[], None],
 ) -> dict[str, Any]:
     from synthkd.data.sources import load_images
-    from synthkd.evaluation.compare import score_images
+    from synthkd.evaluation.image_scores import score_images
 
     table = recipe.evaluation
     extractor = _extractor(recipe, teacher, device)
@@ -285,7 +287,7 @@ def _score(
 
 
 def _extractor(recipe: Recipe, teacher: "Teacher | None", device: "torch.device") -> "Extractor":
-    from synthkd.evaluation.compare import classifier_extractor, inception_extractor
+    from synthkd.evaluation.extractors import classifier_extractor, inception_extractor
     from synthkd.specs import load_teacher
 
     name, weights = recipe.evaluation.extractor, recipe.evaluation.extractor_weights

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from synthkd.engine.held_out import HeldOut
 from synthkd.engine.loop import Lab
-from synthkd.evaluation.compare import YES_OR_NO, Comparison, score_by_teacher
+from synthkd.evaluation.compare import YES_OR_NO, Comparison
+from synthkd.evaluation.image_scores import score_by_teacher
 from synthkd.replay.protocol import ReplayBatch
 from synthkd.runs.directory import Run
 from synthkd.teachers.protocol import Teacher, asked_freely
