@@ -44,7 +44,7 @@ from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.processes import Processes
 from synthkd.engine.progress import whole_share
 from synthkd.engine.reporter import Reporter, Schedule, Several, Silent
-from synthkd.evaluation.compare import YES_OR_NO, compare, seconds_per_image
+from synthkd.evaluation.compare import YES_OR_NO, Comparison, compare, seconds_per_image
 from synthkd.evaluation.probes import seconds_for_set
 from synthkd.evaluation.without_data import estimate_agreement, probes_for, probes_suit
 from synthkd.jobs.details import draw_chosen, run_details
@@ -471,46 +471,10 @@ class Distillation:
         draw_chosen(lab, held_out, sample, the_run)
         for generator in lab.generators.values():
             generator.save(the_run.path, self.manifest["promise_level"])
-        scores: dict[str, Any] = {
-            "student_accuracy": None,
-            "teacher_accuracy": None,
-            "agreement": None,
-        }
         expected = self._estimate(student, spent_before + time.perf_counter() - self.started)
         findings += check_estimate(expected)
-        problem: InputError | None = None
-        images = found = None
-        try:
-            if not isinstance(self.val, str) or self.val != "none":
-                images = images_for(recipe, self.val, self.teacher, labelled=True)
-                found = compare(student, self.teacher, images)
-        except InputError as error:  # the student is worth keeping all the same
-            problem = error
-        if images is not None and found is not None:
-            scores = {
-                "student_accuracy": found.student_accuracy,
-                "teacher_accuracy": found.teacher_accuracy,
-                "agreement": found.agreement,
-                "kl": found.kl,
-                "student_ece": found.student_ece,
-                "student_binary": asdict(found.student_binary) if found.student_binary else None,
-                "teacher_binary": asdict(found.teacher_binary) if found.teacher_binary else None,
-                "val_data": images.source,
-                "val_digest": images.digest,
-                "val_images": found.n,
-                "val_order": found.order,
-                "val_notes": as_data(images.notes),
-                "label_order": found.label_order,
-                "student_balanced_accuracy": found.student_balanced_accuracy,
-                "teacher_balanced_accuracy": found.teacher_balanced_accuracy,
-                "constant_balanced_accuracy": found.constant_balanced_accuracy,
-                "constant_accuracy": found.constant_accuracy,
-                "top5": asdict(found.top5) if found.top5 else None,
-            }
-            findings += found.findings
-            if found.order:
-                self.report.say(f"{quoted(images.source)}: {found.order}")
-            self.report.findings(images.notes)
+        images, found, problem = self._compared(student)
+        findings += found.findings if found else ()
         evaluation = time.perf_counter() - evaluating
         wall = spent_before + time.perf_counter() - self.started
         parts = {**lab.seconds, "evaluation": evaluation}
@@ -526,7 +490,7 @@ class Distillation:
             # labels that are wrong make the score useless, not the student
             "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),
             "findings": as_data([*findings, *doubts]),
-            **scores,
+            **_scores_of(images, found),
             "student": recipe.student.spec,
             "answers": student.answers,
             "teacher_answers": self.teacher.reading,
@@ -569,6 +533,23 @@ class Distillation:
         if problem:
             raise Unscored(said, result)
         return result
+
+    def _compared(
+        self, student: Classifier
+    ) -> tuple[Images | None, Comparison | None, InputError | None]:
+        """The validation images, if there are to be any, and the student beside the teacher on
+        them, or why they could not be scored: the student is worth keeping all the same."""
+        if isinstance(self.val, str) and self.val == "none":
+            return None, None, None
+        try:
+            images = images_for(self.recipe, self.val, self.teacher, labelled=True)
+            found = compare(student, self.teacher, images)
+        except InputError as error:
+            return None, None, error
+        if found.order:
+            self.report.say(f"{quoted(images.source)}: {found.order}")
+        self.report.findings(images.notes)
+        return images, found, None
 
     def _told(self, student: Classifier, the_run: Run) -> Result:
         """What the first process, which alone scores and writes, has come to."""
@@ -634,6 +615,32 @@ class Unscored(InputError):
     def __init__(self, text: str, result: Result) -> None:
         super().__init__(text)
         self.result = result
+
+
+def _scores_of(images: Images | None, found: Comparison | None) -> dict[str, Any]:
+    """What the summary says of a comparison."""
+    if images is None or found is None:
+        return {"student_accuracy": None, "teacher_accuracy": None, "agreement": None}
+    return {
+        "student_accuracy": found.student_accuracy,
+        "teacher_accuracy": found.teacher_accuracy,
+        "agreement": found.agreement,
+        "kl": found.kl,
+        "student_ece": found.student_ece,
+        "student_binary": asdict(found.student_binary) if found.student_binary else None,
+        "teacher_binary": asdict(found.teacher_binary) if found.teacher_binary else None,
+        "val_data": images.source,
+        "val_digest": images.digest,
+        "val_images": found.n,
+        "val_order": found.order,
+        "val_notes": as_data(images.notes),
+        "label_order": found.label_order,
+        "student_balanced_accuracy": found.student_balanced_accuracy,
+        "teacher_balanced_accuracy": found.teacher_balanced_accuracy,
+        "constant_balanced_accuracy": found.constant_balanced_accuracy,
+        "constant_accuracy": found.constant_accuracy,
+        "top5": asdict(found.top5) if found.top5 else None,
+    }
 
 
 def _checkpoint(the_run: Run, lab: Lab, round_: Round) -> None:
