@@ -74,6 +74,26 @@ def test_means_with_their_spread(script):
     assert rows.difference([1.0, 2.0, 3.0], [0.0, 2.0, 4.0]) == "+0.00 ± 1.29"
 
 
+def test_kinds_of_work_go_by_turns_and_what_differs_is_counted(script, capsys):
+    order = []
+
+    def work(kind, seconds):
+        def done(out):
+            assert not out.exists()
+            out.write_text(kind)
+            order.append(kind)
+            return seconds.pop(0)
+
+        return done
+
+    kinds = {"plain": work("plain", [1.0, 2.0, 9.0]), "sealed": work("sealed", [4.0, 2.0, 3.0])}
+    found, outcomes = script("rows").by_turns(kinds, 3, lambda out: out.read_text())
+    assert order == ["plain", "sealed"] * 3
+    assert found == {"plain": [1.0, 2.0, 9.0], "sealed": [4.0, 2.0, 3.0]}
+    assert outcomes == 2
+    assert "sealed: 3.00 ± 1.00 s, ratio of the medians 1.500" in capsys.readouterr().out
+
+
 LAPS = """a 0 2.0 100 0
 a 1 5.0 200 0
 b 2 8.0 200 64
