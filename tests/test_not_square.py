@@ -20,7 +20,8 @@ from synthkd.engine.build import assemble
 from synthkd.engine.loop import rounds
 from synthkd.networks import build_network
 from synthkd.recipe import StudentTable, TeacherTable
-from synthkd.specs import _source, load_classifier, load_teacher, new_student
+from synthkd.specs import load_classifier, load_teacher, new_student
+from synthkd.specs.sources import source_of
 from synthkd.students.auto import best_student
 from synthkd.synthesis.diffusion.generator import Diffusion
 from synthkd.teachers.frozen import FrozenTeacher
@@ -226,7 +227,7 @@ def test_bench_compares_pipelines_at_that_size(place: Path, tmp_path: Path):
 )
 def test_networks_of_timm_are_built_for_that_size(name: str, side: int, wide: FrozenTeacher):
     told = TeacherTable(image_size=(32, 64), channels=3, mean=(0.5,), std=(0.5,), classes=3)
-    body = _source(name, "", told, trust_code=False, role="student").body
+    body = source_of(name, "", told, trust_code=False, role="student").body
     assert body.eval()(torch.zeros(2, 3, 32, 64)).shape == (2, 3)
     if hasattr(body, "patch_embed"):
         assert body.patch_embed.grid_size == (32 // side, 64 // side)
