@@ -1,13 +1,14 @@
 """What students tell about their teachers' training data: a study with canaries, on digits.
 
     python benchmarks/leaks.py OUT [--shadows 16] [--canaries 20] [--workers 2] [--epochs 60]
-                               [--only teacher,synthkd,gan,labels]
+                               [--only teacher,synthkd,new,gan,labels]
 
 Trains shadow teachers as the demo's teacher is trained (assets/train_demo_teacher.py), each on a
 random half of its 1,258 images; --canaries of these have a wrong label. Every image is in the
 halves of half of the teachers. Each teacher is then distilled without data: by the default pipeline
-(synthkd), by a GAN (gan), and by the classes alone that it names (labels). Each network is attacked
-with all others of its kind as shadow networks: by LiRA, and by the loss; canaries by themselves.
+(synthkd), by the same with random first weights (new), by a GAN (gan), and by the classes alone
+that it names (labels). Each network is attacked with all others of its kind as shadow networks: by
+LiRA, and by the loss; canaries by themselves.
 
 A file a network in OUT: one that is there is not made again. Ends with a Markdown table, table.md
 and table.json. Intervals of the area under the curve know that an image has a score from every
@@ -56,12 +57,14 @@ from train_demo_teacher import EPOCHS, NETWORK, fit
 # settings of a distillation, and its images
 STUDENTS: dict[str, tuple[dict[str, Any], int]] = {
     "synthkd": ({}, 100_000),
+    "new": ({"student.start": "new"}, 100_000),
     "gan": ({"pipeline": "gan"}, 100_000),
     "labels": ({"teacher.access": "labels"}, 200_000),
 }
 KINDS = ("teacher", *STUDENTS)
 MEAN, STD = 0.3054, 0.3184  # of the digits
-SECONDS = {"teacher": 20.0, "synthkd": 35.0, "gan": 80.0, "labels": 100.0}  # until one is measured
+# until one is measured
+SECONDS = {"teacher": 20.0, "synthkd": 35.0, "new": 35.0, "gan": 80.0, "labels": 100.0}
 
 
 class Design(NamedTuple):
