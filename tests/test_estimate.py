@@ -87,6 +87,19 @@ def test_memory_counts_what_the_teacher_shows_while_a_student_learns(repeats, mo
         )  # fmt: skip
 
 
+def test_memory_counts_the_batches_that_are_refined_and_not_those_that_are_drawn(monkeypatch):
+    monkeypatch.setattr("synthkd.engine.estimate.resident", lambda: 0.0)
+    spec = ImageSpec(1, 16, 16, (0.5,), (0.25,))
+    teacher = FrozenTeacher(Classifier(build_network("resnet8-w4", channels=1, size=16, classes=3),
+                                       spec, 3))  # fmt: skip
+    drawn = DRAW.model_copy(update={"synthesis_batch": 512, "synthesis_steps": 1})
+    refined = drawn.model_copy(update={"synthesis_batch": 32, "terms": {"one_hot": 1.0}})
+    told = {"batch": 8, "remembered": 0.0, "bfloat16": False}
+    assert memory_of(teacher, [drawn], None, **told) == 0.0
+    found = memory_of(teacher, [drawn, refined], None, **told)
+    assert found == 4 * 32 * activations(teacher.network, (1, 16, 16))
+
+
 def test_a_run_expects_the_features_that_it_will_hold(monkeypatch):
     monkeypatch.setattr("synthkd.engine.estimate.resident", lambda: 0.0)
     found = []

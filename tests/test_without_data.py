@@ -16,6 +16,7 @@ import synthkd
 from synthkd.checks.student import check_estimate
 from synthkd.commands.evaluate import run
 from synthkd.core.errors import InputError
+from synthkd.evaluation import probes as panel
 from synthkd.evaluation.probes import ProbeSet, probe_panel, seconds_for_set
 from synthkd.evaluation.without_data import (
     PROBES,
@@ -26,8 +27,11 @@ from synthkd.evaluation.without_data import (
     probes_suit,
 )
 from synthkd.jobs import distillation
+from synthkd.networks.activations import activations
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.specs import load_teacher
+from synthkd.synthesis.context import SynthesisContext, SyntheticBatch
+from synthkd.synthesis.pixels import Pixels
 from synthkd.teachers.frozen import FrozenTeacher, digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +199,24 @@ def test_a_run_whose_teacher_fails_at_gradients_is_finished_without_an_estimate(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["estimated_agreement"] is None
     assert summary["not_estimated"] == "RuntimeError: 'derivative for this is not implemented'"
+
+
+def test_probes_of_a_teacher_with_large_maps_are_refined_in_even_parts(
+    teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Noted(Pixels):
+        def synthesize(self, context: SynthesisContext, rng: torch.Generator) -> SyntheticBatch:
+            asked.append(context.stage.synthesis_batch)
+            return super().synthesize(context, rng)
+
+    monkeypatch.setattr(panel, "Pixels", Noted)
+    each = 4 * activations(teacher.network, teacher.spec.shape)
+    monkeypatch.setattr(panel, "HELD", 100.5 * each)
+    (found,) = probe_panel(Recipe(), teacher, only=["refined.drawings.10"])
+    assert asked == [86, 86, 84]
+    assert len(found.images) == 256 and len(set(found.logits.argmax(1).tolist())) == 10
 
 
 def test_what_probes_cost_is_measured_and_not_counted_as_asked(teacher: FrozenTeacher) -> None:

@@ -258,7 +258,7 @@ def memory_of(
             found = looked_at(student.body, student.kept, blank)
             refitted = found.memory(found.count())
     if teacher.access == "full" and any(s.terms for s in stages):
-        count = max((s.synthesis_batch for s in stages if s.synthesis_steps), default=0)
+        count = max(s.synthesis_batch for s in stages if s.terms)
         refined = width * count * activations(teacher.network, teacher.spec.shape)
     return resident() + max(learned, refined, refitted) + held + 3 * min(whole, PART)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from synthkd import measures
 from synthkd.core.images import to_float, to_uint8
 from synthkd.core.seeds import generator_for, globally
+from synthkd.networks.activations import activations
 from synthkd.recipe import PixelsTable, Recipe, Stage
 from synthkd.synthesis.context import SynthesisContext
 from synthkd.synthesis.drawings import DRAWINGS
@@ -26,6 +27,8 @@ from synthkd.teachers.protocol import Teacher, asked_freely
 COUNT = 256  # images of a set,
 LEAST_COUNT = 48  # and at least so many,
 PIXELS = 2**21  # where they have more pixels together than this
+HELD = 3e9  # bytes that the maps of a batch may take while they are refined,
+LEAST_BATCH = 8  # of so many images at least
 STEPS = (10, 40)  # of refined images: few leave more of where they started
 SHARES = (0.5, 0.7, 0.85)  # of the first image in a blend: the evener, the harder
 TERMS = {"one_hot": 1.0, "statistics": 10.0, "smoothness": 1.0}
@@ -96,8 +99,9 @@ def seconds_for_set(recipe: Recipe, teacher: Teacher) -> float:
     """What refining one set takes, about, by a few steps of the whole: few images take longer, for
     each, than many."""
     count, pixels = _count(teacher), _pixels(recipe, teacher)
-    fitted = recipe.model_copy(update={"pixels": pixels})
-    return seconds_of(fitted, _stage(teacher, STEPS[-1], count), teacher, count)
+    fitted, batch = recipe.model_copy(update={"pixels": pixels}), _batch(teacher, count)
+    seconds = seconds_of(fitted, _stage(teacher, STEPS[-1], batch), teacher, batch)
+    return seconds * count / batch
 
 
 def _count(teacher: Teacher) -> int:
@@ -105,19 +109,29 @@ def _count(teacher: Teacher) -> int:
     return max(LEAST_COUNT, min(COUNT, PIXELS // (height * width)))
 
 
+def _batch(teacher: Teacher, count: int) -> int:
+    """How many of so many images are refined together: all, unless their maps take too much."""
+    each = 4 * max(1.0, activations(teacher.network, teacher.spec.shape))
+    parts = -(-count // min(count, max(LEAST_BATCH, int(HELD / each))))
+    return -(-count // parts)
+
+
 def _refined(
     recipe: Recipe, teacher: Teacher, count: int, start: str, steps: int, rng: torch.Generator
 ) -> Tensor:
     """Images [N, C, H, W] refined by the teacher from drawings or from noise."""
     table = _pixels(recipe, teacher).model_copy(update={"start": start})
-    stage = _stage(teacher, steps, count)
     with globally(rng):
         generator = Pixels(recipe.model_copy(update={"pixels": table}), teacher)
-    context = SynthesisContext(
-        teacher=teacher, student=teacher, stage=stage, terms=stage.terms, augment=recipe.augment,
-        reference=lambda count, rng: None, bfloat16=False,
-    )  # fmt: skip
-    return generator.synthesize(context, rng).batch.images.detach().cpu()
+    most, images = _batch(teacher, count), []
+    for begin in range(0, count, most):
+        stage = _stage(teacher, steps, min(most, count - begin))
+        context = SynthesisContext(
+            teacher=teacher, student=teacher, stage=stage, terms=stage.terms,
+            augment=recipe.augment, reference=lambda count, rng: None, bfloat16=False,
+        )  # fmt: skip
+        images.append(generator.synthesize(context, rng).batch.images.detach().cpu())
+    return torch.cat(images)
 
 
 def _stage(teacher: Teacher, steps: int, count: int) -> Stage:

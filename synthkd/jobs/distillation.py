@@ -190,7 +190,7 @@ class Distillation:
         )  # fmt: skip
         self.report.findings([] if begun else findings)
         if lab.device.type == "cpu":
-            refining = [s.synthesis_batch for s in lab.stages if s.synthesis_steps]
+            refining = [s.synthesis_batch for s in lab.stages if s.terms]
             self.report.findings(expect_memory(
                 expected.memory, machine_memory(), batch=self.recipe.training.batch,
                 synthesis_batch=max(refining, default=0),
