@@ -26,6 +26,34 @@ print(told, usual, faults())
 """
 
 
+GIVEN_BACK = """
+import resource
+import torch
+from synthkd.core.allocator import give_back_freed_memory, keep_freed_memory
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+keep_freed_memory()
+whole = torch.ones(64_000_000)  # 256 MB
+while_used = held()
+small = torch.ones(1)
+del whole
+kept = held()
+told = give_back_freed_memory()
+print(told, while_used, kept, held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc to be told")
+def test_kept_memory_can_be_given_back() -> None:
+    found = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True)
+    told, *held = found.stdout.split()
+    while_used, kept, left = map(int, held)
+    assert told == "True" and while_used - kept < 50e6 and kept - left > 200e6, found.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc to be told")
 def test_freed_memory_is_not_cleared_again() -> None:
@@ -40,4 +68,4 @@ def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from synthkd.core import allocator
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not allocator.keep_freed_memory()
+    assert not allocator.keep_freed_memory() and not allocator.give_back_freed_memory()

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from synthkd.core.allocator import give_back_freed_memory
 from synthkd.core.images import to_float
 from synthkd.core.states import PART
 from synthkd.engine.held_out import LOOKED_AT
@@ -269,7 +270,9 @@ def row_bytes(teacher: Teacher) -> float:
 
 
 def resident() -> float:
-    """Bytes that this process holds now; 0 where the system does not tell."""
+    """Bytes that this process holds now, without what it has freed: 0 where the system does not
+    tell."""
+    give_back_freed_memory()
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
             pages = int(file.read().split()[1])
