@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from synthkd import schedules
+from synthkd.core.allocator import give_back_freed_memory
 from synthkd.core.errors import InputError, quoted, suggest
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.images import Batch, portions, sent, to_float, to_uint8
@@ -416,6 +417,8 @@ def rounds(lab: Lab) -> Iterator[Round]:
             **counts,
         )  # fmt: skip
         before = now
+        if lab.progress.stage != place:  # what comes next takes memory in other sizes
+            give_back_freed_memory()
         if stage.student_steps and lab.learner:
             signals = measures | {"progress": lab.taught_share}
             for controller in lab.controllers.values():
