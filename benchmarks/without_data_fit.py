@@ -298,7 +298,7 @@ def main() -> None:
         rows = read(given.save)
     found = table(rows)
     choosing(rows, found.guess)
-    print(f"\nREACH = {reach_of(rows):.2f}")
+    print(f"\nREACH = {np.ceil(100 * reach_of(rows)) / 100:.2f}")
     if given.plot:
         plot(rows, found, given.plot)
 

@@ -127,6 +127,7 @@ def test_what_an_estimate_says_against_a_student() -> None:
     assert found(0.4, 0.6) == [False]
     assert found(0.2, 0.3) == [True]  # (0.3 - 0.1) / 0.9 of the way from a constant to the teacher
     assert found(0.3, 0.5, constant=0.4) == [True]
+    assert found(0.18, 0.5) == [True] and found(0.2, 0.5) == [False]  # a tenth of it: 0.19
 
 
 @pytest.mark.parametrize("access", ["logits", "labels"])

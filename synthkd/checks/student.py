@@ -30,6 +30,7 @@ NO_BETTER = 0.1  # adjusted balanced accuracy under which a network is hardly be
 HARDLY = 0.4  # share of the teacher's adjusted accuracy below which a student is of no use,
 FAR = 0.6  # and below which it is far from it
 HALF = 0.5  # expected agreement on real images below which a student is weak
+AS_A_CONSTANT = 0.1  # of the way from a constant to the teacher, up to which it is like a constant
 NAMED = 5  # classes named in a message
 
 
@@ -100,17 +101,20 @@ def check_memory(counts: Tensor, names: Sequence[str]) -> list[Finding]:
 def check_estimate(found: Mapping[str, Any] | None) -> list[Finding]:
     """Whether the agreement that is to be expected on real images (an `AgreementEstimate` as data)
     is that of a student of use. It counts as high as its interval reaches: what is still far from
-    the teacher then is of no use."""
+    the teacher then is of no use, and neither is what is itself hardly above a constant's."""
     if found is None or found["agreement"] >= HALF:
         return []
-    above = (found["high"] - found["constant"]) / max(1.0 - found["constant"], 1e-9)
+    above, highest = (
+        (found[key] - found["constant"]) / max(1.0 - found["constant"], 1e-9)
+        for key in ("agreement", "high")
+    )
     return [
         Finding(
             "estimate-low",
             "the agreement with the teacher to be expected on real images is "
             f"{estimate_in_words(found)}",
             "give more time (--minutes) or a larger --student",
-            serious=above < USELESS,
+            serious=highest < USELESS or above < AS_A_CONSTANT,
         )
     ]
 

@@ -28,7 +28,7 @@ from synthkd.teachers.protocol import Teacher, asked_freely
 PROBES = (
     "refined.drawings.40", "refined.drawings.blends.0.85", "refined.drawings.blends.0.7",
 )  # fmt: skip
-REACH = 0.29  # radians
+REACH = 0.3  # radians
 NOT_SUITED = (
     "no estimate without data: its images are refined by the teacher's gradients, and this teacher "
     "gives none, or has independent classes"
