@@ -16,15 +16,6 @@ from torch import Tensor
 Moments = Sequence[tuple[Tensor, Tensor]]  # per layer: mean [C], variance [C]
 
 
-def finite_or_none(value: float | None) -> float | None:
-    """A number, or None where it has no value, as tables and JSON have it.
-
-    >>> finite_or_none(0.5), finite_or_none(math.nan)
-    (0.5, None)
-    """
-    return value if value is not None and math.isfinite(value) else None
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The share of images whose vote is the label, 0..1.
 

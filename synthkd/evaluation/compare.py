@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from synthkd import measures
 from synthkd.checks.student import check_accuracy, check_agreement
 from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import finite
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec, fitted, in_cache, to_float
 from synthkd.core.logits import paired
 from synthkd.data.sources import Images
 from synthkd.labels.check import LabelCheck, check_labels
-from synthkd.measures import finite_or_none
 from synthkd.teachers.protocol import Teacher
 
 YES_OR_NO = ("no", "yes")  # the classes of a question about one independent class
@@ -165,10 +165,10 @@ def compare(
         teacher_ece=None if truth is None else measures.ece(theirs, truth),
         classes=_decision_rows(learned, taught, labels, teacher.names) if each
         else _class_rows(learned, taught, labels, teacher.names, transfer[1]),
-        student_balanced_accuracy=None if mine is None else finite_or_none(mine.balanced),
-        teacher_balanced_accuracy=None if other is None else finite_or_none(other.balanced),
-        balanced_agreement=finite_or_none(agreed.balanced),
-        constant_balanced_accuracy=finite_or_none((mine or agreed).constant),
+        student_balanced_accuracy=None if mine is None else finite(mine.balanced),
+        teacher_balanced_accuracy=None if other is None else finite(other.balanced),
+        balanced_agreement=finite(agreed.balanced),
+        constant_balanced_accuracy=finite((mine or agreed).constant),
         constant_accuracy=always,
         findings=(*check.findings, *findings),
         order=images.order,
@@ -208,7 +208,7 @@ def _binary_rows(
         return ()
 
     def scores(odds: Tensor, truth: Tensor) -> BinaryMetrics:
-        return BinaryMetrics(*map(finite_or_none, measures.binary_scores(odds, truth)))
+        return BinaryMetrics(*map(finite, measures.binary_scores(odds, truth)))
 
     return tuple(
         BinaryRow(teacher.names[k], int(truth.sum()), scores(ours, truth), scores(theirs, truth))
@@ -223,7 +223,7 @@ def _mean_binary(rows: Sequence[BinaryMetrics]) -> BinaryMetrics | None:
     scores = [
         measures.BinaryScores(*(math.nan if v is None else v for v in astuple(row))) for row in rows
     ]
-    return BinaryMetrics(*map(finite_or_none, measures.macro(scores)))
+    return BinaryMetrics(*map(finite, measures.macro(scores)))
 
 
 def _decision_rows(
@@ -298,7 +298,7 @@ def _transfer(learned: Tensor, taught: Tensor) -> tuple[float | None, list[float
     table = measures.contingency(learned, taught)
     by_class = measures.transfer_efficiency_by_class(table, corrected=True).tolist()
     whole = measures.transfer_efficiency(table, corrected=True)
-    return finite_or_none(whole), [finite_or_none(share) for share in by_class]
+    return finite(whole), [finite(share) for share in by_class]
 
 
 def _class_rows(
@@ -311,7 +311,7 @@ def _class_rows(
     nothing = [math.nan] * classes
     ours = nothing if labels is None else measures.per_class_accuracy(learned, labels).tolist()
     theirs = nothing if labels is None else measures.per_class_accuracy(taught, labels).tolist()
-    columns = [[finite_or_none(value) for value in column] for column in (ours, theirs, alike)]
+    columns = [[finite(value) for value in column] for column in (ours, theirs, alike)]
     columns.append(transfer)
     return tuple(ClassRow(names[k], counts[k], *(c[k] for c in columns)) for k in range(classes))
 

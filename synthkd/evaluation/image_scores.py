@@ -11,10 +11,10 @@ from torch import Tensor
 
 from synthkd import measures
 from synthkd.core.errors import InputError, quoted
+from synthkd.core.files import finite
 from synthkd.data.sources import Images
 from synthkd.evaluation.compare import settled
 from synthkd.evaluation.extractors import Extractor, classifier_extractor, fidelity_dataset
-from synthkd.measures import finite_or_none
 from synthkd.teachers.protocol import Teacher
 
 LARGEST_SEARCH = 20_000  # images among which near-duplicates are looked for, as that takes N² time
@@ -390,18 +390,16 @@ def _set_rows(
     if images.labels is not None:
         asked = images.labels.bincount(minlength=len(own)).tolist()
     return tuple(
-        SetClass(
-            teacher.names[k], asked[k], votes[k], finite_or_none(own[k]), finite_or_none(real[k])
-        )
+        SetClass(teacher.names[k], asked[k], votes[k], finite(own[k]), finite(real[k]))
         for k in range(len(own))
     )
 
 
 def _score(value: float, n: int, by: Extractor, **more: Any) -> Score:
-    number = finite_or_none(value)
+    number = finite(value)
     if number is None:
         more["note"] = _joined("no finite value", more.get("note", ""))
-    return Score(number, n, by.name, by.digest, **more | {"std": finite_or_none(more.get("std"))})
+    return Score(number, n, by.name, by.digest, **more | {"std": finite(more.get("std"))})
 
 
 def _present(features: Tensor | None) -> Tensor:

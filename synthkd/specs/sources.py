@@ -84,6 +84,7 @@ def is_code(spec: str) -> bool:
 
 
 def is_graph(spec: str) -> bool:
+    """Whether a SPEC names a graph: of ONNX, of torch.export, of TorchScript."""
     return spec.startswith("onnx:") or Path(spec).suffix == ".pt2" or graphs.is_script(Path(spec))
 
 
