@@ -27,8 +27,9 @@ from torchvision import models
 import synthkd
 from synthkd.core.allocator import keep_freed_memory
 from synthkd.core.files import write_json
-from synthkd.engine.loop import Lab, rounds, synthesize
+from synthkd.engine.loop import Lab, rounds
 from synthkd.engine.machine import peak_memory_mb
+from synthkd.engine.synthesizing import synthesize
 from synthkd.networks import build_network, depthwise
 
 STEPS = 8  # of 40

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from synthkd.core.errors import InputError
 from synthkd.core.images import Batch, ImageSpec
 from synthkd.core.states import load_state, save_state
-from synthkd.engine.loop import frozen_student
+from synthkd.engine.synthesizing import frozen_student
 from synthkd.images.augment import cropped
 from synthkd.losses.synthesis import TERMS, View
 from synthkd.networks import build_network

@@ -14,7 +14,7 @@ from synthkd.core.errors import InputError
 from synthkd.core.images import ImageSpec
 from synthkd.core.optimizers import load_optimizer
 from synthkd.core.states import load_state, save_state
-from synthkd.engine.loop import frozen_student
+from synthkd.engine.synthesizing import frozen_student
 from synthkd.losses.distillation import (
     TERMS,
     DistillationView,

@@ -1,8 +1,13 @@
-"""How much memory there is."""
+"""How much memory there is, and how to do with less."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from synthkd.core.errors import is_out_of_memory
+
+T = TypeVar("T")
 
 GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -39,3 +44,28 @@ def limits(own: Path = OWN, groups: Path = GROUPS) -> Iterator[float]:
                 yield float(int((root / place / name).read_text(encoding="ascii")))
             except (OSError, ValueError):  # not told here, or "max"
                 continue
+
+
+def in_fitting_parts(
+    work: Callable[[int], T], parts: int, most: int, undo: Callable[[], None]
+) -> tuple[T, int]:
+    """`work(parts)`, done in so many parts that each fits into memory: where there is none left,
+    `undo` is called and twice as many are tried, up to `most`. Returns also the number of parts.
+
+    >>> def refusing(parts):
+    ...     if parts < 3:
+    ...         raise MemoryError
+    ...     return f"done in {parts}"
+    >>> in_fitting_parts(refusing, 1, 8, lambda: print("again"))
+    again
+    again
+    ('done in 4', 4)
+    """
+    while True:
+        try:
+            return work(parts), parts
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or 2 * parts > most:
+                raise
+        undo()  # outside of `except`, where the error holds what is to be given up
+        parts *= 2

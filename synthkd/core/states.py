@@ -50,6 +50,24 @@ Apart = Callable[[str, Rows], dict[str, Any]]  # place and rows to what stands f
 Together = Callable[[dict[str, Any]], Any]  # and back
 
 
+def copied(state: Any) -> Any:
+    """A nested state whose tensors are copies on the CPU, which later steps do not change.
+
+    >>> weights = {"w": [torch.zeros(1)], "steps": 3}
+    >>> kept = copied(weights)
+    >>> weights["w"][0] += 1
+    >>> kept
+    {'w': [tensor([0.])], 'steps': 3}
+    """
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [copied(value) for value in state]
+    return state
+
+
 def save_state(state: Any, path: Path, kind: str, *, apart: Apart | None = None) -> int:
     """Writes a nested state atomically. `kind` says what it is; `load_state` asks for the same.
 

@@ -18,8 +18,9 @@ from synthkd.core.allocator import give_back_freed_memory
 from synthkd.core.images import to_float
 from synthkd.core.states import PART
 from synthkd.engine.held_out import LOOKED_AT
-from synthkd.engine.loop import HELD_OUT, Lab, synthesize
+from synthkd.engine.loop import HELD_OUT, Lab
 from synthkd.engine.progress import Budget
+from synthkd.engine.synthesizing import synthesize
 from synthkd.engine.teaching import REFITTING
 from synthkd.images.augment import augmented
 from synthkd.networks.activations import activations

@@ -1,15 +1,15 @@
 """The loop: synthesize, remember, replay, teach. No files, no printing.
 
 `Lab` holds all that changes during a run; `rounds` moves it on and yields plain `Round` values. The
-student's turn in a round is `engine.teaching`; what nobody learns from, `engine.held_out`.
+generator's turn in a round is `engine.synthesizing`, the student's `engine.teaching`; what nobody
+learns from, `engine.held_out`.
 B batch, N images, C channels, H height, W width, K classes.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,17 @@ from synthkd.engine.progress import (
     taught_share,
     whole_share,
 )
+from synthkd.engine.synthesizing import synthesize
 from synthkd.engine.teaching import teach
-from synthkd.losses.synthesis import TERMS
 from synthkd.measures import relative_entropy
 from synthkd.networks.classifier import Classifier
-from synthkd.networks.modes import in_eval_mode
 from synthkd.recipe import Recipe, Sources, Stage, sources_of
 from synthkd.replay import Memory, Replay, replay_for
 from synthkd.students.learner import Learner
 from synthkd.students.objective import DistillationObjective
 from synthkd.students.sandwich import check_widths
 from synthkd.synthesis import GENERATORS, Generator
-from synthkd.synthesis.context import HELD_BACK, SynthesisContext, SyntheticBatch
+from synthkd.synthesis.context import HELD_BACK, SyntheticBatch
 from synthkd.synthesis.plan import Plan
 from synthkd.teachers.ensemble import SELECTED, EnsembleTeacher
 from synthkd.teachers.protocol import Teacher
@@ -146,6 +145,7 @@ class Lab:
         self.student_findings: list[Finding] = []
         self.student_choice: dict[str, Any] = {}  # of --student auto, as it was measured
         self.doubts: list[Finding] = []  # that came up in its rounds
+        self.synthesis_parts = 1  # of a generator's batch: one of them fits into memory
         self.tick: Tick = no_tick  # told how far a round is; may end it by an exception
         self.asked = 0  # images that the teachers of all processes answered, when a round ended
         for learner in self.learners:  # they begin alike, whatever machine each process is on
@@ -326,6 +326,7 @@ class Lab:
             "chain": self.chain.state_dict() if self.chain else None,
             "peer": self.peer.state_dict() if self.peer else None,
             "doubts": as_data(self.doubts),
+            "synthesis_parts": self.synthesis_parts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -346,6 +347,7 @@ class Lab:
         self.progress = Progress(**state["progress"])
         self.seconds = dict(state["seconds"])
         self.doubts = [Finding(**one) for one in state.get("doubts", ())]
+        self.synthesis_parts = int(state.get("synthesis_parts", 1))
         self.asked = int(state["queries"])
         self.teacher.queries = self.asked if self.processes.leads else 0
 
@@ -463,94 +465,6 @@ def _stage_end(lab: Lab) -> float:
     quota = lab.budget.quotas[lab.progress.stage]
     left = max(quota - lab.progress.work, 0.1 * quota)
     return min(lab.deadline, time.perf_counter() + left)
-
-
-def synthesize(
-    lab: Lab, stage: Stage, rng: torch.Generator, *, until: float = float("inf"),
-    counts: Callable[[], Tensor | None] | None = None,
-) -> SyntheticBatch:  # fmt: skip
-    """The generator's turn; no step of it begins after `until`. `counts` tells how many images
-    there are of each class, [K], the rarest of which are asked for first; without it the memory
-    does."""
-    if not stage.synthesizes:
-        nothing = torch.empty(0, *lab.teacher.spec.shape, device=lab.device)
-        return SyntheticBatch(Batch(nothing, torch.empty(0, dtype=torch.int64)), 0, {})
-    terms = {
-        name: weight * (lab.difficulty if TERMS[name].follows_difficulty else 1.0)
-        for name, weight in stage.terms.items()
-    }
-    with frozen_student(lab.learner) as student:
-        context = SynthesisContext(
-            teacher=lab.teacher,
-            student=student,
-            stage=stage,
-            terms=terms,
-            augment=lab.recipe.augment,
-            reference=partial(_material, lab, ""),
-            bfloat16=lab.bfloat16,
-            remembered=partial(_remembered, lab, stage.generator),
-            material=partial(_material, lab, stage.generator),
-            nearest=partial(_nearest, lab, stage.generator),
-            counts=counts or partial(_counts, lab, stage.generator),
-            share=whole_share(lab.progress, lab.budget),
-            stage_share=stage_share(lab.progress, lab.budget),
-            difficulty=lab.difficulty,
-            deadline=until,
-            tick=partial(lab.tick, stage.generator),
-        )
-        return lab.generators[stage.generator].synthesize(context, rng)
-
-
-@contextmanager
-def frozen_student(learner: Learner | None) -> Iterator[Any]:
-    """The student in eval mode and without gradients to its weights, as an opponent of the
-    generator."""
-    if learner is None:
-        yield lambda images: images.new_zeros(())
-        return
-    student = learner.student
-
-    def answer(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=learner.bfloat16):
-            return student(images).float()  # type: ignore[no-any-return]
-
-    with in_eval_mode(student, frozen=True):
-        yield answer
-
-
-def _material(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
-    """Real images where they are allowed, else from the memory as `_remembered` has it."""
-    if lab.real is None or not lab.sources.real:
-        return _remembered(lab, without, count, rng)
-    pixels = lab.real[torch.randint(len(lab.real), (count,), generator=rng)]
-    labels = lab.label(pixels).argmax(1)
-    return Batch(to_float(lab.moved(pixels)), sent(labels, lab.device))
-
-
-def _remembered(lab: Lab, without: str, count: int, rng: torch.Generator) -> Batch | None:
-    """Images from the memory, none twice; those of the generator `without` only if there are too
-    few others."""
-    if len(lab.memory) < 4 * count:
-        return None
-    shares = {without: 0.0} if without else {}
-    # what is made anew for each draw is never the same
-    draw = lab.memory.distinct if isinstance(lab.memory, Memory) else lab.memory.draw
-    drawn = draw(count, rng, shares=shares)
-    return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))
-
-
-def _nearest(lab: Lab, without: str, labels: Tensor, rng: torch.Generator) -> Batch | None:
-    """A remembered image for each of the classes [B] that are asked for, as `_remembered` chooses
-    generators; None where no images are stored, or too few."""
-    if not isinstance(lab.memory, Memory) or len(lab.memory) < 4 * len(labels):
-        return None
-    drawn = lab.memory.nearest(labels, rng, without=without)
-    return Batch(to_float(lab.moved(drawn.images)), sent(drawn.votes, lab.device))
-
-
-def _counts(lab: Lab, origin: str) -> Tensor | None:
-    """How many images of a generator are remembered in each class; None where none are stored."""
-    return lab.memory.counts_of(origin) if isinstance(lab.memory, Memory) else None
 
 
 def _shares(shares: Mapping[str, float]) -> dict[str, float]:

@@ -29,9 +29,10 @@ from synthkd.core.words import clock
 from synthkd.data.store import MANIFEST, Writer
 from synthkd.engine.build import build_synthesis, images_for
 from synthkd.engine.estimate import estimate_writing
-from synthkd.engine.loop import rounds, synthesize
+from synthkd.engine.loop import rounds
 from synthkd.engine.machine import peak_memory_mb
 from synthkd.engine.reporter import Reporter, Silent
+from synthkd.engine.synthesizing import synthesize
 from synthkd.jobs.evidence import Evidence, Sealed
 from synthkd.proof import hashes
 from synthkd.recipe import Recipe
@@ -299,7 +300,7 @@ class Generation:
                 self.writing = written + time.perf_counter() - writing
                 findings = self._against()
                 proof = evidence.finished(self.teacher, own)
-                doubts = evidence.findings
+                doubts = [*self.lab.doubts, *evidence.findings]
                 manifest = self._manifest() | proof | {
                     "verdict": verdict(findings),
                     "findings": as_data([*findings, *self.idle, *doubts]),

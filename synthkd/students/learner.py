@@ -11,8 +11,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from synthkd import schedules
-from synthkd.core.errors import is_out_of_memory
 from synthkd.core.files import write_atomic
+from synthkd.core.memory import in_fitting_parts
 from synthkd.core.optimizers import average_, load_optimizer
 from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.networks.classifier import Classifier
@@ -198,17 +198,13 @@ class Learner:
             "progress": progress,
             "per_sample": per_sample or weights is not None,
         }
-        parts, step = min(self.parts, max(1, len(images) // 2)), None
+        most = max(1, len(images) // 2)
         self._remember()
-        while step is None:
-            try:
-                step = self._gradients(lesson, parts, peer_weight, given)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or 4 * parts > len(images):
-                    raise
-            if step is None:  # outside of `except`, where the error holds what is to be given up
-                self._put_back()
-                parts = self.parts = max(self.parts, 2 * parts)
+        step, parts = in_fitting_parts(
+            lambda parts: self._gradients(lesson, parts, peer_weight, given),
+            min(self.parts, most), most, self._put_back,
+        )  # fmt: skip
+        self.parts = max(self.parts, parts)
         if self.exchange is not None:
             self.exchange([p.grad for p in self._learning if p.grad is not None], fraction)
         if self.table.clip:

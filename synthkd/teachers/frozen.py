@@ -17,6 +17,7 @@ from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import Finding
 from synthkd.core.images import ImageSpec, in_cache
 from synthkd.core.logits import of_decisions, of_votes
+from synthkd.core.memory import in_fitting_parts
 from synthkd.networks.classifier import Classifier
 from synthkd.teachers.features import (
     Note,
@@ -51,7 +52,7 @@ class FrozenTeacher(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.access = access
-        self.queries = 0  # images
+        self.queries, self.parts = 0, 1  # images; parts of a batch that fits into memory
         self.classifier = classifier.requires_grad_(False).eval().arranged()
         self.names = names or tuple(str(k) for k in range(classifier.classes))
         self.described = described
@@ -207,10 +208,29 @@ class FrozenTeacher(nn.Module):
             if self._folded is not None:
                 self.queries += len(images)
                 answer = self._folded
-        logits = torch.cat([answer(part) for part in in_cache(images)])
+        logits = self._in_parts(in_cache(images), lambda part: Seen(answer(part), {})).logits
         if answer is self._folded:
             self._check_answer(images, logits)
         return logits
+
+    def _in_parts(self, batches: Sequence[Tensor], ask: Callable[[Tensor], Seen]) -> Seen:
+        """What it shows of batches without gradients; where there is no memory for one of them, of
+        halves, then quarters, and so from then on."""
+
+        def asked(parts: int) -> Seen:
+            some = [
+                ask(part) for batch in batches
+                for part in torch.split(batch, max(1, len(batch) // parts))
+            ]  # fmt: skip
+            shown = {name: torch.cat([s.features[name] for s in some]) for name in some[0].features}
+            return Seen(torch.cat([s.logits for s in some]), shown)
+
+        def undo() -> None:
+            self.queries = before
+
+        before, most = self.queries, max(map(len, batches))
+        seen, self.parts = in_fitting_parts(asked, self.parts, max(self.parts, most), undo)
+        return seen
 
     def forward_network(self, images: Tensor) -> Tensor:
         """The same by the network itself, whose layers can be watched."""
@@ -309,9 +329,13 @@ class FrozenTeacher(nn.Module):
         them below the classifier's body."""
         if not layers:
             return Seen(self(images), {})
-        with features_of(self.classifier.body, layers) as seen:
-            logits = self.forward_network(images)
-        return Seen(logits, seen)
+
+        def shown(images: Tensor) -> Seen:
+            with features_of(self.classifier.body, layers) as seen:
+                logits = self.forward_network(images)
+            return Seen(logits, seen)
+
+        return self._in_parts([images], shown)
 
     def observe(
         self,
