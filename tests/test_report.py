@@ -17,10 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 from short_runs import main, status
 
 from synthkd.core.errors import InputError
-from synthkd.reports import page
 from synthkd.reports.charts import line_chart
 from synthkd.reports.glance import glance, read_ends, sparkline
 from synthkd.reports.record import Curve, Span, Thinned, rates, read_run
+from synthkd.reports.run_page import run_report
+from synthkd.reports.runs_page import runs_report
+from synthkd.reports.search_page import search_report
 
 SHORT = shlex.split(
     "distill --student resnet8-w4 --images-seen 2048 --training.batch 32 --run.threads 1 --quiet "
@@ -155,7 +157,7 @@ def test_a_run_that_lacks_something_is_shown_as_far_as_it_goes(
     run = copied(finished, tmp_path / "run")
     target = run / gone
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    read(page.run_report(read_run(run)))
+    read(run_report(read_run(run)))
 
 
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "manifest.json", "recipe.toml",
@@ -167,7 +169,7 @@ def test_damaged_files_are_said_and_not_stumbled_over(
 ) -> None:
     run = copied(finished, tmp_path / "run")
     (run / name).write_bytes(content)
-    read(page.run_report(read_run(run)))
+    read(run_report(read_run(run)))
 
 
 def test_an_interrupted_run_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished: Path, tmp_path: Path) ->
     (run / "summary.json").unlink()
     record = read_run(run)
     assert record.state == "interrupted"
-    text = " ".join(read(page.run_report(record)).text)
+    text = " ".join(read(run_report(record)).text)
     assert "was interrupted" in text and "--resume" in text
     assert glance(run).state == "interrupted"
 
@@ -206,11 +208,11 @@ def test_hostile_texts_are_shown_as_texts(finished: Path, tmp_path: Path, text: 
     with Image.open(sheet) as picture:
         picture.save(sheet, pnginfo=caption)
     record = read_run(run)
-    html = page.run_report(record)
+    html = run_report(record)
     read(html)
     html.encode("utf-8")
     if HOSTILE.index(text) % 8 == 0:
-        read(page.runs_report([record, record]))
+        read(runs_report([record, record]))
 
 
 def test_numbers_that_are_none_are_not_drawn(finished: Path, tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_numbers_that_are_none_are_not_drawn(finished: Path, tmp_path: Path) -> 
         '{"seconds": ' + "9" * 400 + "}",
     ]  # fmt: skip
     (run / "metrics.jsonl").write_text("\n".join(lines + odd) + "\n")
-    read(page.run_report(read_run(run)))
+    read(run_report(read_run(run)))
 
 
 def test_two_runs_stand_side_by_side(finished: Path, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_a_search_has_its_front_its_candidates_and_what_was_chosen(
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_texts_of_a_search_are_shown_as_texts(tmp_path: Path, text: str) -> None:
-    read(page.search_report(searched(tmp_path / "found", text, text)))
+    read(search_report(searched(tmp_path / "found", text, text)))
 
 
 @pytest.mark.parametrize("name", ["search.json", "trials.jsonl", "front.json"])
@@ -288,7 +290,7 @@ def test_a_damaged_search_is_shown_as_far_as_it_goes(
     folder = searched(tmp_path / "found")
     (folder / name).write_bytes(content)
     try:
-        read(page.search_report(folder))
+        read(search_report(folder))
     except InputError as error:  # what was asked for is not known at all
         assert name == "search.json" and "\n" not in str(error)
 

@@ -11,8 +11,9 @@ import pytest
 from short_runs import main
 from test_report import HOSTILE, SHORT, poisoned
 
-from synthkd.reports import page
+from synthkd.reports.bench_page import bench_report
 from synthkd.reports.record import read_run
+from synthkd.reports.run_page import run_report
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -62,7 +63,7 @@ def test_hostile_texts_in_every_field_do_nothing(finished: Path, tmp_path: Path)
                 data = data | {text: text}
         (run / name).write_text(json.dumps(poisoned(data, HOSTILE[1])))
     html = tmp_path / "r.html"
-    html.write_text(page.run_report(read_run(run)), encoding="utf-8", errors="replace")
+    html.write_text(run_report(read_run(run)), encoding="utf-8", errors="replace")
     told, addresses = looked_at(html, tmp_path)
     assert told == ""
     assert not {a for a in addresses if "google" not in a}, addresses
@@ -70,6 +71,6 @@ def test_hostile_texts_in_every_field_do_nothing(finished: Path, tmp_path: Path)
 
 def test_a_bench_opens_too(tmp_path: Path) -> None:
     html = tmp_path / "r.html"
-    html.write_text(page.bench_report(Path(__file__).parents[1] / "docs/bench/cifar10"))
+    html.write_text(bench_report(Path(__file__).parents[1] / "docs/bench/cifar10"))
     told, _ = looked_at(html, tmp_path)
     assert told == ""

@@ -5,7 +5,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from synthkd import recipe
@@ -31,7 +31,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
             _run(given)
         sys.stdout.flush()  # what cannot be written is said now, not by Python after the end
     except CycloptsError as error:
-        fail(" ".join(str(error).split()))
+        fail(_left_over(given, error) or " ".join(str(error).split()))
     except InputError as error:
         fail(str(error))
     except ValidationError as error:
@@ -57,6 +57,19 @@ def main(tokens: Sequence[str] | None = None) -> None:
             fail(said)
         silence(sys.stdout)  # files have names: this was what is printed
         fail(f"the standard output cannot be written: {said}")
+
+
+def _left_over(given: Sequence[str], error: CycloptsError) -> str:
+    """What is said of words that belong to no flag; empty of another error."""
+    words = list(error.unused_tokens or ()) if isinstance(error, UnusedCliTokensError) else []
+    if not words:
+        return ""
+    flag = given[given.index(words[0]) - 1] if words[0] in given[1:] else ""
+    why = f"{flag} takes no value" if flag.startswith("--") else "give values after their flag"
+    command = f"synthkd {given[0]}" if given[0] in COMMANDS else "synthkd"
+    several = "belong" if len(words) > 1 else "belongs"
+    shown = ", ".join(map(quoted, words[:5])) + (" and more" if len(words) > 5 else "")
+    return f"{shown} {several} to no flag: {why} ({command} --help)"
 
 
 def _run(tokens: Sequence[str]) -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
-from synthkd.reports import page
+from synthkd.reports.bench_page import bench_report
 from synthkd.reports.record import is_run, read_run
+from synthkd.reports.run_page import run_report
+from synthkd.reports.runs_page import runs_report
 from synthkd.reports.search import is_search
+from synthkd.reports.search_page import search_report
 
 NAME = "report.html"
 OURS = b'name="generator" content="synthkd'
@@ -32,13 +35,13 @@ def write(paths: tuple[Path, ...], *, out: Path | None = None, images: bool = Tr
     """Writes a report, and says where. A file that is no report of ours is not replaced."""
     first = paths[0]
     if len(paths) > 1:
-        text = page.runs_report([read_run(path, pictures=False) for path in paths])
+        text = runs_report([read_run(path, pictures=False) for path in paths])
     elif (first / "bench.json").is_file() and not is_run(first):
-        text = page.bench_report(first)
+        text = bench_report(first)
     elif is_search(first) and not is_run(first):
-        text = page.search_report(first)
+        text = search_report(first)
     else:
-        text = page.run_report(read_run(first, pictures=images), images=images)
+        text = run_report(read_run(first, pictures=images), images=images)
     target = out or (first / NAME if len(paths) == 1 else Path(NAME))
     if target.is_dir():
         target = target / NAME

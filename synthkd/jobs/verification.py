@@ -21,8 +21,8 @@ from synthkd.proof import hashes
 from synthkd.proof.levels import LEVELS, level_of
 from synthkd.proof.places import inside
 from synthkd.recipe import Recipe, read_toml, trusted, validated
-from synthkd.reports.page import run_report
 from synthkd.reports.record import read_run
+from synthkd.reports.run_page import run_report
 
 MANIFEST, SUMMARY, STUDENT, RECIPE, REPORT = (
     "manifest.json", "summary.json", "student.safetensors", "recipe.toml", "report.html",
