@@ -151,3 +151,10 @@ def test_generate_can_print_its_manifest_alone(tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["drawn"] >= 30
     assert printed["verdict"] == json.loads((tmp_path / "set/manifest.json").read_text())["verdict"]
+
+
+def test_flags_of_a_stage_that_does_not_run_are_told():
+    changed = {"refine": {"synthesis_steps": "9"}, "draw": {"fresh": "64"}}
+    recipe = load_recipe(None, {"run": {"stages": ("draw", "study")}}, changed)
+    [one] = ignored(recipe, recipe.stages, given_keys({"stage": changed}), readers())
+    assert one.seen == "--stage.refine is not used: the stages of this run are draw, study"

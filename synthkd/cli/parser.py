@@ -128,7 +128,7 @@ def _run_with_recipe(
     else:
         checked = recipe.validated(recipe.over(of_file, flags))
     if "given" in command.context:
-        context["given"] = given_keys(of_file, flags)
+        context["given"] = given_keys(of_file, flags, {"stage": stages})
     return _module(name).run(checked, **context, **switches)
 
 

@@ -8,10 +8,11 @@ from synthkd.recipe import Recipe, Stage, sources_of
 
 
 def given_keys(*layers: Mapping[str, Any]) -> frozenset[str]:
-    """The dotted keys that a user's own settings name: of a config file, of flags.
+    """The dotted keys that a user's own settings name: of a config file, of flags; stages by their
+    names.
 
-    >>> sorted(given_keys({"run": {"seed": 1}}, {"pipeline": "gan"}))
-    ['pipeline', 'run.seed']
+    >>> sorted(given_keys({"run": {"seed": 1}}, {"pipeline": "gan"}, {"stage": {"joint": {}}}))
+    ['pipeline', 'run.seed', 'stage.joint']
     """
     found = set()
     for layer in layers:
@@ -104,6 +105,14 @@ def ignored(
     for key in sorted(given):
         table, _, leaf = key.partition(".")
         known = readers.get(table, ())
+        if table == "stage" and leaf and all(stage.name != leaf for stage in stages):
+            running = ", ".join(stage.name for stage in stages)
+            found.append(
+                Finding(
+                    "ignored-setting", f"--stage.{leaf} is not used: the stages of this run are "
+                    f"{running}", "omit it, or choose other stages (--run.stages)",
+                )
+            )  # fmt: skip
         if key == "generator.kind":
             if all(stage.generator != "auto" for stage in recipe.stages):
                 found.append(
