@@ -156,5 +156,6 @@ def test_generate_can_print_its_manifest_alone(tmp_path, capsys):
 def test_flags_of_a_stage_that_does_not_run_are_told():
     changed = {"refine": {"synthesis_steps": "9"}, "draw": {"fresh": "64"}}
     recipe = load_recipe(None, {"run": {"stages": ("draw", "study")}}, changed)
-    [one] = ignored(recipe, recipe.stages, given_keys({"stage": changed}), readers())
+    given = given_keys({"stage": changed}) | {"stage.refine.fresh"}  # as the library names them
+    [one] = ignored(recipe, recipe.stages, given, readers())
     assert one.seen == "--stage.refine is not used: the stages of this run are draw, study"

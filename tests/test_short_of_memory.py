@@ -130,3 +130,17 @@ def test_the_summary_of_a_run_names_the_smaller_batches(tmp_path: Path):
         std=0.25, channels=1, image_size=8, settings={"run.anyway": True, "run.device": "cpu"},
     )  # fmt: skip
     assert "smaller-batches" in [finding["code"] for finding in result.summary["findings"]]
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_the_manifest_of_a_data_set_names_them_too(shards: int | None, tmp_path: Path):
+    made = synthkd.generate(
+        network_of(Limited(traced=20)), count=24, images=128, out=tmp_path / "set", mean=0.5,
+        std=0.25, channels=1, image_size=8, shards=shards,
+        settings={
+            "run.anyway": True, "run.device": "cpu", "pixels.learning_rate": 0.05,
+            "stage.refine.synthesis_batch": 32, "stage.refine.synthesis_steps": 2,
+        },
+    )  # fmt: skip
+    codes = [finding["code"] for finding in made.manifest["findings"]]
+    assert codes.count("smaller-batches") == 1

@@ -356,6 +356,9 @@ def check_accuracy(
     return []
 
 
+OF_COUNTS = ("classes-missing", "classes-short")  # codes of what `check_dataset` finds
+
+
 def check_dataset(written: Sequence[int], asked: int, names: Sequence[str]) -> list[Finding]:
     """A synthetic data set by the images written of each class, [K], where `asked` were wanted in
     all."""

@@ -24,7 +24,7 @@ from torch import nn
 
 from synthkd import recipe as recipes
 from synthkd.cards.data import data_card
-from synthkd.checks.student import check_dataset, verdict
+from synthkd.checks.student import OF_COUNTS, check_dataset, verdict
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.findings import as_data
@@ -296,5 +296,12 @@ def _merged(told: Sequence[Mapping[str, Any]], recipe: Recipe, first: Store) -> 
         "agreed_share": round(agreed / max(1, drawn), 6), "classes_not_filled": missing,
         "training": {"from": recipe.generator.start or None, "images": 0, "seconds": 0.0},
         "made_in": [{key: one.get(key) for key in _OWN} for one in told],
-        "verdict": verdict(findings), "findings": as_data(findings),
+        "verdict": verdict(findings), "findings": [*as_data(findings), *_beside_counts(told)],
     }  # fmt: skip
+
+
+def _beside_counts(told: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was found in shards beside their counts, each once."""
+    every = [found for one in told for found in one.get("findings", ())]
+    kept = {(one["code"], one["seen"]): one for one in every if one["code"] not in OF_COUNTS}
+    return list(kept.values())

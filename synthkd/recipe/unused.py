@@ -102,17 +102,19 @@ def ignored(
         for key, unused, seen, remedy in idle
         if key in given and unused
     ]
+    running = [stage.name for stage in stages]
+    changed = {key.split(".")[1] for key in given if key.startswith("stage.")}
+    found += [
+        Finding(
+            "ignored-setting",
+            f"--stage.{name} is not used: the stages of this run are {', '.join(running)}",
+            "omit it, or choose other stages (--run.stages)",
+        )
+        for name in sorted(changed.difference(running))
+    ]
     for key in sorted(given):
         table, _, leaf = key.partition(".")
         known = readers.get(table, ())
-        if table == "stage" and leaf and all(stage.name != leaf for stage in stages):
-            running = ", ".join(stage.name for stage in stages)
-            found.append(
-                Finding(
-                    "ignored-setting", f"--stage.{leaf} is not used: the stages of this run are "
-                    f"{running}", "omit it, or choose other stages (--run.stages)",
-                )
-            )  # fmt: skip
         if key == "generator.kind":
             if all(stage.generator != "auto" for stage in recipe.stages):
                 found.append(
