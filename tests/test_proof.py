@@ -1145,3 +1145,24 @@ def test_a_package_that_changes_while_a_sealed_run_goes_on_is_named(tmp_path: Pa
     assert unchanged({"read": [entry]}) == []
     (package / "net.py").write_text("x = 2")
     assert unchanged({"read": [entry]}) == [str(package)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [
+        ({"pipeline": "diffusion"}, True),
+        ({"pipeline": "gan", "generator": {"kind": "diffusion"}}, True),
+        ({"pipeline": "gan"}, False),
+    ],
+)
+def test_what_a_generators_library_tries_when_it_is_imported_is_not_recorded(
+    settings: dict[str, Any], there: bool
+) -> None:
+    code = (
+        "import sys; from synthkd.jobs.evidence import Evidence; "
+        "from synthkd.recipe import load_recipe; "
+        f"Evidence(load_recipe(None, {settings!r}, {{}})); "
+        "print('urllib3.util.connection' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(there)

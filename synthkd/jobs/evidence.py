@@ -1,9 +1,7 @@
 """What a job can show of what it read: begun with the job, told in its manifest."""
 
-import importlib
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from synthkd.proof.levels import LEVELS, level_of
 from synthkd.proof.opened import Recording, judged, mapped
 from synthkd.recipe import Recipe, TeacherTable
 from synthkd.specs.ensembles import ensemble_tables, is_ensemble
+from synthkd.synthesis import GENERATORS
 from synthkd.teachers.ensemble import EnsembleTeacher
 from synthkd.teachers.frozen import FrozenTeacher
 
@@ -30,8 +29,10 @@ class Evidence:
     def __init__(
         self, recipe: Recipe, sealed: Sealed | None = None, *, student: bool = True
     ) -> None:
-        if any(stage.generator == "diffusion" for stage in recipe.stage):
-            _import_what_asks_for_ipv6()
+        named = {recipe.generator.kind, *(stage.generator for stage in recipe.stage)}
+        for name, generator in GENERATORS.items():
+            if name in named or recipe.generator.start:  # which says by its files whose it is
+                generator.prepare()
         self.recording = Recording()
         self.recipe, self.sealed, self.student = recipe, sealed, student
         self._opened: list[Any] = []  # of earlier sittings
@@ -109,10 +110,3 @@ class Evidence:
             members = list(zip(teacher.teachers, tables, strict=True))
         networks = [(t, m.classifier if isinstance(m, FrozenTeacher) else None) for m, t in members]
         return account_teachers(networks, self._places())
-
-
-def _import_what_asks_for_ipv6() -> None:
-    """Imports the part of urllib3 that tries to bind ::1 when it is imported, as diffusers does
-    sooner or later: recorded, that would be taken for the run's own way into a network."""
-    with suppress(ImportError):
-        importlib.import_module("urllib3.util.connection")

@@ -49,6 +49,11 @@ class Generator:
         return False
 
     @classmethod
+    def prepare(cls) -> None:
+        """Imports what it needs and what, when it is imported, does more than be read: before the
+        record of what a run opens begins."""
+
+    @classmethod
     def remarks(cls, recipe: Recipe, stage: Stage, teacher: Teacher, sources: Sources) -> list[str]:
         """What should be known before it is used in a stage, for the plan. Settings that cannot
         work are an InputError."""

@@ -3,8 +3,10 @@
 B batch, C channels, H height, W width, K classes.
 """
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,13 @@ class Diffusion(Generator):
     """
 
     abilities = Abilities(trains=True, exports=True, reads=("diffusion", "generator"))
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Imports the part of urllib3 that tries to bind ::1 when it is imported, as diffusers does
+        sooner or later: recorded, that would be taken for the run's own way into a network."""
+        with suppress(ImportError):
+            importlib.import_module("urllib3.util.connection")
 
     def __init__(self, recipe: Recipe, teacher: Teacher) -> None:
         from diffusers.training_utils import EMAModel
