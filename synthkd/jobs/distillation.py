@@ -461,6 +461,7 @@ class Distillation:
         judged = self._of_all(held_out)
         findings = self._against(judged)
         self.manifest["micro_batches"] = max(every(lab.learner.parts))
+        told = [Finding(**one) for part in every(as_data(lab.doubts)) for one in part]
         of_others = sum(every(peak_memory_mb(lab.device))[1:])
         if not self.processes.leads:
             return self._told(student, the_run)
@@ -485,7 +486,7 @@ class Distillation:
         balance = class_balance(judged.learned, judged.taught, len(names))
         details = run_details(lab, judged, sample, found)
         self.manifest |= self.evidence.finished(self.teacher, [the_run.path])
-        doubts = [*lab.doubts, *self.evidence.findings]
+        doubts = [*dict.fromkeys(told), *self.evidence.findings]
         summary = {
             # labels that are wrong make the score useless, not the student
             "verdict": verdict(f for f in findings if f.code not in ABOUT_LABELS),
