@@ -135,7 +135,7 @@ def test_a_command_is_a_file_and_an_entry(
     monkeypatch.setitem(COMMANDS, "trial", trial)
     flags = ["--run.seed", "4", "--pipeline", "gan", "--stage.pregenerate.share", "0.25"]
     assert printed(capsys, "trial", "demo", "--shout", *flags) == (
-        "DEMO 4 0.25 ['PIPELINE', 'RUN.SEED', 'TEACHER.SPEC']\n"
+        "DEMO 4 0.25 ['PIPELINE', 'RUN.SEED', 'STAGE.PREGENERATE', 'TEACHER.SPEC']\n"
     )
     assert "Show what was given." in printed(capsys, "--help")
     assert {"--shout", "--seed", "--teacher-weights"} <= flags_in(
