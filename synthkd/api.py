@@ -6,7 +6,7 @@ input is an `InputError`. B batch, C channels, H height, W width, K classes.
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,9 @@ def generate(
     try:
         with left_as_it_was():
             if shards is not None:
-                made = _in_shards(chosen, shards, resume, real_data, _object(teacher), report)
+                made = _in_shards(
+                    chosen, shards, resume, real_data, _object(teacher), report, named
+                )
             else:
                 job = Generation(
                     chosen, teacher=_object(teacher), real_data=_object(real_data), report=report,
@@ -216,7 +218,7 @@ def generate(
 
 def _in_shards(
     recipe: Recipe, shards: int, resume: str | Path | None, real_data: Any,
-    teacher: Teacher | Network | None, report: Reporter,
+    teacher: Teacher | Network | None, report: Reporter, given: Collection[str],
 ) -> DataSet:  # fmt: skip
     """A data set that this process makes with others."""
     if resume is not None or not recipe.run.out:
@@ -228,7 +230,7 @@ def _in_shards(
         raise InputError("shards wants real_data as a path, which all processes read")
     out = Path(recipe.run.out)
     sharding.begin(out, recipe, shards)
-    return sharding.make_all(out, recipe, report, teacher=teacher)
+    return sharding.make_all(out, recipe, report, given=given, teacher=teacher)
 
 
 def report(*runs: str | Path, out: str | Path | None = None, images: bool = True) -> Path:

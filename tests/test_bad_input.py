@@ -153,6 +153,7 @@ def pictures(place: Place, classes: int = 10) -> Path:
     [
         (["distil"], ["distil", "distill"]),
         (["distill", "--anyway", "true"], ["'true' belongs to no flag: --anyway takes no value"]),
+        (["distill", "--seed=3", "5"], ["'5' belongs to no flag: give values after their flag"]),
         (["export", "a", "b", "c"], ["'b', 'c' belong to no flag", "synthkd export --help"]),
         (["distill", "--mixratio", "1"], ["--mixratio", "Did you mean --mix-ratio?"]),
         (["distill", "--mix-ratio", "1.3"], ["mix_ratio", "less than or equal to 1", "1.3"]),

@@ -140,7 +140,9 @@ def test_the_manifest_of_a_data_set_names_them_too(shards: int | None, tmp_path:
         settings={
             "run.anyway": True, "run.device": "cpu", "pixels.learning_rate": 0.05,
             "stage.refine.synthesis_batch": 32, "stage.refine.synthesis_steps": 2,
+            "stage.study.student_steps": 2,
         },
     )  # fmt: skip
     codes = [finding["code"] for finding in made.manifest["findings"]]
     assert codes.count("smaller-batches") == 1
+    assert codes.count("ignored-setting") == 1  # no student learns here

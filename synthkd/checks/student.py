@@ -32,6 +32,7 @@ FAR = 0.6  # and below which it is far from it
 HALF = 0.5  # expected agreement on real images below which a student is weak
 AS_A_CONSTANT = 0.1  # of the way from a constant to the teacher, up to which it is like a constant
 NAMED = 5  # classes named in a message
+OF_COUNTS = ("classes-missing", "classes-short")  # codes of what `check_dataset` finds
 
 
 def verdict(findings: Iterable[Finding]) -> str:
@@ -354,9 +355,6 @@ def check_accuracy(
             )
         ]
     return []
-
-
-OF_COUNTS = ("classes-missing", "classes-short")  # codes of what `check_dataset` finds
 
 
 def check_dataset(written: Sequence[int], asked: int, names: Sequence[str]) -> list[Finding]:

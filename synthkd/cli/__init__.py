@@ -65,7 +65,8 @@ def _left_over(given: Sequence[str], error: CycloptsError) -> str:
     if not words:
         return ""
     flag = given[given.index(words[0]) - 1] if words[0] in given[1:] else ""
-    why = f"{flag} takes no value" if flag.startswith("--") else "give values after their flag"
+    switch = flag.startswith("--") and "=" not in flag
+    why = f"{flag} takes no value" if switch else "give values after their flag"
     command = f"synthkd {given[0]}" if given[0] in COMMANDS else "synthkd"
     several = "belong" if len(words) > 1 else "belongs"
     shown = ", ".join(map(quoted, words[:5])) + (" and more" if len(words) > 5 else "")

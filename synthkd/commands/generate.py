@@ -35,7 +35,7 @@ def run(
         if sealed is not None:
             raise InputError("--shards has no seal: seal each process by other means")
         sharding.begin(Path(recipe.run.out), recipe, shards)
-        return _sharded(Path(recipe.run.out), recipe, display, shard, as_json=as_json)
+        return _sharded(Path(recipe.run.out), recipe, display, shard, given=given, as_json=as_json)
     with offline(dry_run):
         job = Generation(
             recipe, keep=save_generator, report=display, given=given, by_force=True, sealed=sealed
@@ -68,10 +68,16 @@ def resume(
 
 
 def _sharded(
-    out: Path, recipe: Recipe, display: Display, only: int | None, *, as_json: bool
+    out: Path,
+    recipe: Recipe,
+    display: Display,
+    only: int | None,
+    *,
+    given: Collection[str] = (),
+    as_json: bool,
 ) -> dict[str, Any]:
     """Makes shards until there is none to make, and merges them if they are all there."""
-    made = sharding.make(out, recipe, display, only)
+    made = sharding.make(out, recipe, display, only, given=given)
     if made is not None:
         return _shown(made, display, as_json=as_json)
     if sharding.is_merged(out):

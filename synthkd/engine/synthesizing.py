@@ -69,8 +69,7 @@ def synthesize(
         before = copied(generator.state_dict())
 
         def fewer(parts: int) -> SyntheticBatch:
-            count = max(LEAST, stage.synthesis_batch // parts)
-            part = stage.model_copy(update={"synthesis_batch": count})
+            part = stage.model_copy(update={"synthesis_batch": _part(stage, parts)})
             return generator.synthesize(replace(context, stage=part), rng)
 
         def undo() -> None:
@@ -86,9 +85,14 @@ def synthesize(
         return made
 
 
+def _part(stage: Stage, parts: int) -> int:
+    """Images of one of so many parts of a stage's batch."""
+    return max(LEAST, stage.synthesis_batch // parts)
+
+
 def _short_of_memory(stage: Stage, parts: int) -> Finding:
     """That a stage's batches are smaller than they were planned, from now on."""
-    count = max(LEAST, stage.synthesis_batch // parts)
+    count = _part(stage, parts)
     return Finding(
         "smaller-batches",
         f"stage {stage.name}: there was no memory for {stage.synthesis_batch} images in a "

@@ -14,7 +14,7 @@ set in OUT, as if one process had written it.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -165,16 +165,19 @@ def _is_made(out: Path, shard: int) -> bool:
 
 def make(
     out: Path, recipe: Recipe, report: Reporter, only: int | None = None, *,
+    given: Collection[str] = (),
     teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
 ) -> DataSet | None:  # fmt: skip
     """Makes shards as `work` does, and merges them if they are all there: None where other
-    processes still make some, or will."""
+    processes still make some, or will. `given` are the keys that the user set."""
 
     def job(own: Recipe, place: Path) -> Generation:
         report.say(f"shard {int(place.name)}: {own.dataset.count:,} images")
         run = own.run.model_copy(update={"out": str(place)})
         own = own.model_copy(update={"run": run})
-        return Generation(own, teacher=teacher, whole=out, report=report, by_force=True)
+        return Generation(
+            own, teacher=teacher, whole=out, report=report, given=given, by_force=True
+        )
 
     work(
         out, lambda own, place: job(own, place).start(),
@@ -184,13 +187,13 @@ def make(
 
 
 def make_all(
-    out: Path, recipe: Recipe, report: Reporter, *,
+    out: Path, recipe: Recipe, report: Reporter, *, given: Collection[str] = (),
     teacher: Teacher | nn.Module | Callable[..., Any] | None = None,
 ) -> DataSet:  # fmt: skip
     """Makes shards beside other processes until the data set is whole, whoever merges it: what one
     that is killed leaves, another takes up."""
     while not is_merged(out):
-        made = make(out, recipe, report, teacher=teacher)
+        made = make(out, recipe, report, given=given, teacher=teacher)
         if made is not None:
             return made
         time.sleep(WAIT)

@@ -222,6 +222,8 @@ class FrozenTeacher(nn.Module):
                 ask(part) for batch in batches
                 for part in torch.split(batch, max(1, len(batch) // parts))
             ]  # fmt: skip
+            if len(some) == 1:
+                return some[0]
             shown = {name: torch.cat([s.features[name] for s in some]) for name in some[0].features}
             return Seen(torch.cat([s.logits for s in some]), shown)
 
