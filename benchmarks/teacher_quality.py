@@ -80,16 +80,21 @@ def teachers(out: Path, data: str) -> dict[str, dict[str, object]]:
     }  # fmt: skip
 
 
-def ranked(out: Path, found: dict[str, dict[str, object]]) -> dict[str, dict[str, float]]:
-    """What `inspect --rank` says of each teacher."""
-    path = out / "teachers.toml"
-    lines = []
+def write_teachers(path: Path, found: dict[str, dict[str, object]], rule: str = "average") -> None:
+    """Several teachers as a file for `--teacher ensemble:FILE`."""
+    lines = [f'rule = "{rule}"']
     for table in found.values():
         lines.append("[[teacher]]")
         for key, value in table.items():
             told = list(value) if isinstance(value, tuple) else value
             lines.append(f"{key} = {json.dumps(told)}")
     path.write_text("\n".join(lines) + "\n")
+
+
+def ranked(out: Path, found: dict[str, dict[str, object]]) -> dict[str, dict[str, float]]:
+    """What `inspect --rank` says of each teacher."""
+    path = out / "teachers.toml"
+    write_teachers(path, found)
     settings = {"teacher.spec": f"ensemble:{path}", "run.trust_code": True, "run.threads": 2}
     result = {}
     for one in rank(trusted(from_settings(settings), trust_code=True, anyway=True)):

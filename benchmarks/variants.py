@@ -1,19 +1,23 @@
 """Which parts of the framework earn their seconds: a run for each, all else equal.
 
     synthkd generate --count 20000 --minutes 10 … --out SET
-    python benchmarks/variants.py OUT.json terms --test TEST -- --synthetic SET --teacher …
+    python benchmarks/variants.py OUT.json terms --test TEST [--copies MORE] -- --synthetic SET …
     python benchmarks/variants.py OUT.json terms --table
 
-Groups: `terms` (each loss of the student beside KL), `weights`, `temperature`, `replay`, `ablation`
-(of the pipeline adaptive), `teaching` (assistants, peer, average), `generation` (what keeps a GAN's
-images apart: --pipeline gan) and `stages` (each left out), both of which also tell of the images
-made, `mix` (shares of synthetic images, with --real-data).
+Groups: `plain` (the flags as they are), `terms` (each loss of the student beside KL), `weights`,
+`temperature`, `replay`, `ablation` (of the pipeline adaptive), `teaching` (assistants, peer,
+average), `generation` (what keeps a GAN's images apart: --pipeline gan) and `stages` (each left
+out), both of which also tell of the images made, `mix` (shares of synthetic images, with
+--real-data).
 What follows `--` are flags of `synthkd distill`, for all variants. A run lasts so many seconds, in
-this process. TEST, a data path with labels, is asked about the student at twelve moments after the
-run is over, and decides nothing. Where a group tries rates (`terms`), each variant learns with seed
-0 at 0.5, 1 and 2 times the recipe's, or at --rates, and the rate whose student agrees most often
-with the teacher on held-out synthetic images is taken for the other seeds. Runs that are done are
-kept, those that diverged too; OUT.json is for one group, with the same seconds, TEST and flags.
+this process. TEST, a data path with labels, is asked about the student after the run is over, and
+decides nothing, its first 1,000 images also about the student at twelve moments; so is MORE, a
+larger set of lesser images, by which small differences can be seen. Where a group
+tries rates (`terms`), each variant learns with seed 0 at 0.5, 1 and 2 times the recipe's, or at
+--rates, and the rate whose student agrees most often with the teacher on held-out synthetic images
+is taken for the other seeds. These are run for the first variant and, with --best N, only the N
+others whose students of seed 0 agree most often on those images. Runs that are done are kept, those
+that diverged too; OUT.json is for one group, with the same seconds, TEST and flags.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +35,14 @@ from rows import begun_with, spread
 import synthkd
 from synthkd import recipe as recipes
 from synthkd.core.files import write_json
+from synthkd.data.sources import Images
 from synthkd.engine.build import build, images_for
 from synthkd.engine.held_out import select_final_weights
 from synthkd.engine.loop import Lab, rounds
 from synthkd.evaluation.compare import compare
 from synthkd.evaluation.image_scores import score_by_teacher
 
-MOMENTS = 12
+MOMENTS, ASKED = 12, 1000  # of a run, and images at each
 SAMPLED = 2000  # images of the memory that are looked at
 Settings = dict[str, Any]
 
@@ -52,6 +58,7 @@ STAGES = ("pregenerate", "finetune", "joint")  # of the pipelines gan and adapti
 PLAIN = {"one_hot": 0.5, "statistics": 10.0, "prototype": 0.0, "consistency": 0.0}
 SEEKING = {"disagreement": 1.0, "realism": 0.1}
 GROUPS: dict[str, dict[str, Settings]] = {
+    "plain": {"as given": {}},
     "terms": {
         "soft_targets": {},
         "standardized_targets": {
@@ -118,6 +125,7 @@ GROUPS: dict[str, dict[str, Settings]] = {
         "own average 0.3": {"teaching.average_weight": 0.3},
         "born again": {"teaching.assistants": "resnet8"},
         "assistant": {"teaching.assistants": "resnet14"},
+        "assistant of 20 layers": {"teaching.assistants": "resnet20"},
         "assistant and teacher": {
             "teaching.assistants": "resnet14", "teaching.assistant_weight": 0.5,
         },
@@ -198,7 +206,9 @@ def lab_of(settings: Settings, rate: float, seed: int, seconds: float) -> Lab:
     return build(base.model_copy(update={"training": training, "run": run, "budget": budget}))
 
 
-def run(settings: Settings, test: str, seconds: float, rate: float, seed: int) -> dict[str, Any]:
+def run(
+    settings: Settings, test: str, seconds: float, rate: float, seed: int, copies: str = ""
+) -> dict[str, Any]:
     """One student: scores and costs, or why there is none."""
     try:
         lab = lab_of(settings, rate, seed, seconds)
@@ -227,17 +237,26 @@ def run(settings: Settings, test: str, seconds: float, rate: float, seed: int) -
         "teacher_ms": 1000 * lab.seconds["labelling"] / max(1, lab.learner.steps),
         "agreement": scored.agreement, "transfer": scored.transfer_efficiency,
     }  # fmt: skip
-    curve = []
+    if copies:
+        lesser = images_for(lab.recipe, copies, lab.teacher, labelled=True)
+        found["copies"] = compare(student, lab.teacher, lesser).student_accuracy
+    few, curve = first_of(images, ASKED), []
+    goal = 0.95 * (compare(student, lab.teacher, few).student_accuracy or 0.0)
     for passed, state in kept:
         lab.learner.use(state)
-        accuracy = compare(student, lab.teacher, images).student_accuracy
+        accuracy = compare(student, lab.teacher, few).student_accuracy
         curve.append((passed, accuracy))
-    goal = 0.95 * (scored.student_accuracy or 0.0)
     times = [passed for passed, accuracy in curve if accuracy is not None and accuracy >= goal]
     return {
         **found, "curve": curve, "to_95": min(times, default=seconds),
         "made": {} if lab.recipe.data.synthetic else quality(lab),
     }  # fmt: skip
+
+
+def first_of(images: Images, count: int) -> Images:
+    """The first images of a set, with their labels."""
+    labels = None if images.labels is None else images.labels[:count]
+    return replace(images, pixels=images.pixels[:count], labels=labels)
 
 
 def quality(lab: Lab) -> dict[str, float | None]:
@@ -252,21 +271,21 @@ def quality(lab: Lab) -> dict[str, float | None]:
 
 def table(done: dict[str, Any], names: list[str]) -> None:
     """A row for each variant."""
-    print("| variant | rate | ms a step, and teacher's | accuracy % | stability | agreement % "
-          "| transfer | held-out % | s to 95 % | n |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| variant | rate | ms a step, and teacher's | accuracy % | of copies | stability "
+          "| agreement % | transfer | held-out % | s to 95 % | n |")  # fmt: skip
+    print("|---" * 11 + "|")
     for name in names:
         runs = done.get(name, {})
         refused = [value["refused"] for value in runs.values() if "refused" in value]
         if refused:
-            print(f"| {name} | refused: {refused[0]} | | | | | | | | |")
+            print(f"| {name} | refused: {refused[0]} | | | | | | | | | |")
             continue
         if not runs:
             continue
         lost = [value["diverged"] for value in runs.values() if "diverged" in value]
         best = best_rate(runs)
         if best is None:
-            print(f"| {name} | diverged: {lost[0] if lost else ''} | | | | | | | | |")
+            print(f"| {name} | diverged: {lost[0] if lost else ''} | | | | | | | | | |")
             continue
         taken = [
             value for key, value in runs.items()
@@ -274,13 +293,13 @@ def table(done: dict[str, Any], names: list[str]) -> None:
         ]  # fmt: skip
 
         def told(key: str, scale: float = 1.0, taken: list[Any] = taken) -> str:
-            return spread([each[key] * scale for each in taken if each[key] is not None], 2)
+            return spread([each[key] * scale for each in taken if each.get(key) is not None], 2)
 
         scores = [each["accuracy"] for each in taken]
         stable = 1 - statistics.stdev(scores) / statistics.fmean(scores) if len(scores) > 1 else 1
         print(f"| {name} | {best} | {told('ms')}, {told('teacher_ms')} | {told('accuracy', 100)} "
-              f"| {stable:.3f} | {told('agreement', 100)} | {told('transfer')} "
-              f"| {told('held_out', 100)} | {told('to_95')} | {len(taken)}"
+              f"| {told('copies', 100)} | {stable:.3f} | {told('agreement', 100)} "
+              f"| {told('transfer')} | {told('held_out', 100)} | {told('to_95')} | {len(taken)}"
               f"{f', {len(lost)} diverged' if lost else ''} |")  # fmt: skip
 
 
@@ -318,15 +337,34 @@ def best_rate(runs: dict[str, Any]) -> float | None:
     return max(tried, key=lambda rate: float(runs[f"{rate} 0"]["held_out"]), default=None)
 
 
+def leading(done: dict[str, Any], names: list[str], count: int | None) -> list[str]:
+    """The first variant, and the others whose students of seed 0 agree most often on held-out
+    images at their best rate: so many, in the order of `names` (None: all that have a student).
+
+    >>> done = {n: {"1.0 0": {"held_out": v}} for n, v in (("a", 0.1), ("b", 0.3), ("c", 0.2))}
+    >>> leading(done, ["a", "b", "c"], 1), leading(done, ["a", "b", "c"], None)
+    (['a', 'b'], ['a', 'b', 'c'])
+    """
+    scores = {
+        name: float(done[name][f"{rate} 0"]["held_out"])
+        for name in names if (rate := best_rate(done.get(name, {}))) is not None
+    }  # fmt: skip
+    others = sorted((n for n in scores if n != names[0]), key=lambda name: -scores[name])
+    kept = {names[0], *others[:count]}
+    return [name for name in names if name in scores and name in kept]
+
+
 def main() -> None:
     """Runs what is not done yet, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("group", choices=GROUPS)
     parser.add_argument("--test", default="")
+    parser.add_argument("--copies", default="")
     parser.add_argument("--seconds", type=float, default=45)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", default="0.5,1,2", help="of groups that try rates")
+    parser.add_argument("--best", type=int, help="variants that get more than seed 0 (all)")
     parser.add_argument("--only", default="")
     parser.add_argument("--table", action="store_true")
     own, words = parted(sys.argv[1:])
@@ -344,25 +382,29 @@ def main() -> None:
     torch.set_num_threads(2)
     flags = flags_of(words)
     begun_with(given.out.with_suffix(".begun.json"), {
-        "group": given.group, "seconds": given.seconds, "test": given.test, "flags": flags,
+        "group": given.group, "seconds": given.seconds, "test": given.test,
+        "copies": given.copies, "flags": flags,
     })  # fmt: skip
-    for name in names:
-        runs = done.setdefault(name, {})
+
+    def once(name: str, rate: float, seed: int) -> None:
+        runs, key = done.setdefault(name, {}), f"{rate} {seed}"
+        if key in runs or any("refused" in found for found in runs.values()):
+            return
         settings = {**flags, **GROUPS[given.group][name]}
-        rates = map(float, given.rates.split(",")) if given.group in RATED else (1.0,)
-        plan = [(rate, 0) for rate in rates]
-        while plan:
-            rate, seed = plan.pop(0)
-            key = f"{rate} {seed}"
-            if key not in runs:
-                runs[key] = run(settings, given.test, given.seconds, rate, seed)
-                write_json(given.out, done)
-                brief = {k: v for k, v in runs[key].items() if k != "curve"}
-                print(f"{name}, rate {rate}, seed {seed}: {brief}", flush=True)
-            if "refused" in runs[key]:
-                break
-            if not plan and seed == 0 and (best := best_rate(runs)) is not None:
-                plan = [(best, more) for more in range(1, given.seeds)]
+        runs[key] = run(settings, given.test, given.seconds, rate, seed, given.copies)
+        write_json(given.out, done)
+        brief = {k: v for k, v in runs[key].items() if k != "curve"}
+        print(f"{name}, rate {rate}, seed {seed}: {brief}", flush=True)
+
+    rates = list(map(float, given.rates.split(","))) if given.group in RATED else [1.0]
+    for name in names:
+        for rate in rates:
+            once(name, rate, 0)
+    for seed in range(1, given.seeds):
+        for name in leading(done, names, given.best):
+            rate = best_rate(done[name])
+            assert rate is not None
+            once(name, rate, seed)
     table(done, names)
     table_of_images(done, names)
 

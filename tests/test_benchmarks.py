@@ -32,7 +32,7 @@ def test_a_benchmark_can_be_imported(path, monkeypatch):
     assert runpy.run_path(str(path), run_name="imported")["__doc__"]
 
 
-@pytest.mark.parametrize("name", ["pruned_families", "search", "variants"])
+@pytest.mark.parametrize("name", ["claims", "pruned_families", "search", "variants"])
 def test_the_examples_of_a_benchmark_hold(name, monkeypatch):
     monkeypatch.syspath_prepend(str(FILES[0].parent))
     found = doctest.testmod(importlib.import_module(name))
@@ -185,6 +185,39 @@ def test_every_variant_is_a_recipe(script):
             assert set(recipe.run.stages) <= {stage.name for stage in recipe.stage}
 
 
+def test_every_row_of_the_claims_is_a_recipe_of_known_variants(script):
+    claims, variants = script("claims"), script("variants")
+    places = {**script("jobs").places_of("data", "chest.pt"), "sets": "sets"}
+    for row in claims.ROWS.values():
+        flags = variants.flags_of(row.words.format(**places).split())
+        assert flags.get("data.synthetic", "sets/digits").removeprefix("sets/") in claims.SETS
+        for name in row.only or variants.GROUPS[row.group]:
+            Recipe.of({**flags, **variants.GROUPS[row.group][name]})
+    for words in claims.SETS.values():
+        assert "--count" in words
+        assert Recipe.of(variants.flags_of(words.format(**places).split()))
+
+
+def test_the_best_variants_get_more_seeds_and_a_refused_one_none(script, tmp_path, monkeypatch):
+    """Of three, the first and the one whose student agrees more often."""
+    variants, asked = script("variants"), []
+    held_out = {"even": 0.1, "easy first": 0.2, "boundary": 0.3}
+
+    def run(settings, test, seconds, rate, seed, copies):
+        [name] = [n for n in held_out if variants.GROUPS["replay"][n].items() == settings.items()]
+        asked.append((name, seed))
+        return {"refused": "no"} if name == "easy first" else {**SCORED, "held_out": held_out[name]}
+
+    monkeypatch.setattr(variants, "run", run)
+    words = ["variants.py", str(tmp_path / "out.json"), "replay", "--test", "demo:unseen",
+             "--only", ",".join(held_out), "--best", "1", "--seeds", "2", "--"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    variants.main()
+    assert asked == [
+        ("even", 0), ("easy first", 0), ("boundary", 0), ("even", 1), ("boundary", 1),
+    ]  # fmt: skip
+
+
 SCORED = {
     "held_out": 0.5, "ms": 1.0, "teacher_ms": 2.0, "accuracy": 0.25, "agreement": 0.5,
     "transfer": None, "to_95": 3.0, "made": {},
@@ -205,7 +238,7 @@ def test_options_after_the_group_count_and_what_diverged_is_told(
     script("variants").main()
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines] == ["even", "prioritised", "boundary"]
-    assert "25.00 ± 0.00 | 1.000" in lines[0] and "| - |" in lines[0]
+    assert "25.00 ± 0.00 | - | 1.000" in lines[0] and "| - |" in lines[0]
     assert lines[0].endswith("| 2, 1 diverged |")
     assert "refused: no" in lines[1] and "diverged: the loss is no longer finite" in lines[2]
 
