@@ -46,6 +46,27 @@ def test_what_is_far_over_the_limit_is_not_measured_on():
     assert calls < 100
 
 
+def test_a_reference_divides_out_what_slows_the_machine(monkeypatch):
+    """By a clock of our own: all takes five times as long after the first measurement."""
+    now, slowness = 0.0, 1.0
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += slowness * seconds
+
+    monkeypatch.setattr(latency, "_clock", lambda threads: lambda: now)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now)
+    reference = latency.Reference(lambda: work(0.002), threads=2)
+    assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(3)
+    slowness = 5.0
+    assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(3)
+    assert reference.least == pytest.approx(2)
+    slowness = 0.5  # the machine was not idle before
+    assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(1.5)
+    later = latency.Reference(lambda: work(0.002), threads=2, least=4.0)
+    assert later.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(1.5)
+
+
 def test_conditions_name_runtime_threads_and_machine():
     told = str(latency.Conditions("ONNX Runtime 1.30.0", 2, "a processor"))
     assert told == "ONNX Runtime 1.30.0, 2 threads, a processor"

@@ -19,15 +19,16 @@ import synthkd
 from synthkd.core.errors import InputError
 from synthkd.jobs import search
 from synthkd.jobs.search import MAKING, Search, first_seconds, suggested
+from synthkd.networks.classifier import Classifier
 from synthkd.recipe import read_toml, validated
-from synthkd.reports.search import best_of, read_search
+from synthkd.reports.search import Trial, best_of, read_search
 from synthkd.specs import load_teacher
 from synthkd.students.pareto import chosen, dominates, front, hypervolume
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = shlex.split(
-    "search --minutes 0.35 --run.threads 1 --quiet --training.batch 64 "
+    "search --minutes 0.6 --run.threads 1 --quiet --training.batch 64 "
     "--stage.refine.synthesis-steps 2 --stage.refine.synthesis-batch 64 --stage.refine.fresh 64"
 )
 PARAMETERS = {"family", "ratio", "multiple", "depth", "width"}
@@ -99,7 +100,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, capsys) -> None:
     _killed_at(progress, out)  # the images are there
     made = (out / "set" / "manifest.json").stat().st_mtime_ns
     worked = json.loads(progress.read_text())["seconds"]
-    assert worked > 0.35 * 60 * 0.3 / 2 and not (out / "front.json").exists()
+    assert worked > 0.6 * 60 * 0.3 / 2 and not (out / "front.json").exists()
     (out / "optuna.journal.lock").unlink(missing_ok=True)
     (out / "optuna.journal.lock").symlink_to("gone")  # as it is left in the middle of a line
     assert read_search(out).state == "interrupted"
@@ -240,7 +241,7 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
     images, tmp_path
 ) -> None:
     out, shape = tmp_path / "found", {"population": 2, "generations": 3}
-    Search(_recipe(0.1), out, sampler="random", **shape).explore(images)
+    Search(_recipe(0.4), out, sampler="random", **shape).explore(images)
     given = {"ratio": 0.5, "multiple": "0.25", "depth": 8, "width": 4}
     lines = [
         ({"family": "resnet"}, "resnet8-w4", 0.5, 0), ({"family": "prune"}, "prune:0.5", 0.4, 0),
@@ -256,10 +257,57 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
         for family, student, agreement, generation in lines
     ))  # fmt: skip
     (out / "progress.json").unlink()
-    trials, _ = Search(_recipe(0.1), out, sampler="random", **shape).explore(images)
+    trials, _ = Search(_recipe(0.4), out, sampler="random", **shape).explore(images)
     assert [trial.student for trial in trials[:4]] == [student for _, student, *_ in lines]
     assert (trials[4].student, trials[4].generation) == ("mobilenet-0.25", 2)
     assert trials[4].seconds == pytest.approx(0.2)
+
+
+def by_size(job: Search, network: Classifier, seconds: float) -> float:
+    """Milliseconds that follow from the weights."""
+    return sum(p.numel() for p in network.parameters()) / 1e4
+
+
+@pytest.mark.slow
+def test_candidates_that_are_too_slow_take_nobodys_place(images, tmp_path, monkeypatch) -> None:
+    """Every generation tries as many as it should, none that is too slow is recorded twice or tried
+    again, and ratios that cut to the same channels are one candidate."""
+    monkeypatch.setattr(Search, "_time", by_size)
+    shape = {"population": 3, "generations": 2}
+    job = Search(_recipe(3), tmp_path / "found", sampler="random", limit=12.0, **shape)
+    trials, best = job.explore(images)
+    slow = [t.student for t in trials if not t.seconds]
+    learned = [t for t in trials if t.seconds]
+    assert slow and len(slow) == len(set(slow))
+    assert not {t.student for t in learned} & set(slow)
+    assert [sum(t.generation == g for t in learned) for g in range(2)] == [3, 3]
+    assert all(t.milliseconds <= 12 for t in learned)
+    assert all(t.milliseconds > 12 for t in trials if not t.seconds)
+    pruned = {t.student: t.parameters for t in trials if t.student.startswith("prune")}
+    assert len(set(pruned.values())) == len(pruned)
+    again = Search(_recipe(3), tmp_path / "found", sampler="random", limit=12.0, **shape)
+    assert again.explore(images) == (trials, best)  # all was there
+
+
+def test_the_chosen_one_keeps_the_limit_when_it_is_timed_for_longer(tmp_path, monkeypatch) -> None:
+    """It has 20,000 weights, the other one a quarter of them."""
+    monkeypatch.setattr(Search, "_time", by_size)
+    small, large = (
+        Trial("resnet8-w4", 2.0, 0.8, 1.0, 1, 0), Trial("resnet8-w8", 2.0, 0.9, 1.5, 1, 0),
+    )  # fmt: skip
+
+    teacher = load_teacher(synthkd.Recipe().teacher)
+
+    def taken(limit: float) -> Trial:
+        job = Search(_recipe(1), tmp_path / "found", limit=limit)
+        return job._chosen([], [small, large], teacher)
+
+    assert taken(1.6) == small and taken(9.0) == large
+    assert taken(1.0) == small  # the other one was over the limit from the first
+    monkeypatch.setattr(Search, "_time", lambda job, network, seconds: 7.0)
+    assert taken(2.0) in (small, large)  # all are over it
+    with pytest.raises(InputError, match="no candidate could be tried"):
+        taken(1e-9)
 
 
 def test_a_network_is_timed_as_a_copy_on_the_processor(tmp_path) -> None:
@@ -273,7 +321,7 @@ def test_a_network_is_timed_as_a_copy_on_the_processor(tmp_path) -> None:
 @pytest.mark.slow
 def test_no_student_within_the_limit_is_one_line(tmp_path: Path, capsys) -> None:
     words = [*FLAGS, "--minutes", "0.1", "--max-latency-ms", "0.000001"]
-    words.remove("0.35")
+    words.remove("0.6")
     words.remove("--minutes")
     assert status(*words, "--out", str(tmp_path / "found")) == 2
     said = capsys.readouterr().err
@@ -294,6 +342,6 @@ def test_what_a_search_cannot_keep_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_search_needs_minutes(tmp_path: Path, capsys) -> None:
-    words = [w for w in FLAGS if w not in ("--minutes", "0.35")]
+    words = [w for w in FLAGS if w not in ("--minutes", "0.6")]
     assert status(*words, "--out", str(tmp_path / "found")) == 2
     assert "--minutes" in capsys.readouterr().err

@@ -7,7 +7,8 @@ long one.
     OUT/front.json        those that no other beats in agreement and time, and the one chosen
     OUT/front.png         the picture
     OUT/student/          the run of the chosen one
-    OUT/progress.json     how long the search had worked, for a later sitting
+    OUT/progress.json     how long the search had worked, for a later sitting, and the least time of
+                          the reference that others are timed beside
     OUT/report.html       all of it to look at (synthkd report)
 
 The aims are the agreement with the teacher on images of the set that nobody learned from, after a
@@ -19,9 +20,10 @@ twice as long in the next (successive halving), so that seconds go to those that
 import copy
 import json
 import math
+import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +32,15 @@ import torch
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
-from synthkd.core.seeds import derived
+from synthkd.core.images import ImageSpec
+from synthkd.core.seeds import derived, globally
 from synthkd.data.store import MANIFEST, Writer
 from synthkd.engine.build import build, build_synthesis, open_data
 from synthkd.engine.held_out import select_final_weights
 from synthkd.engine.loop import Lab, rounds
 from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
+from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import Recipe, trusted
 from synthkd.replay import Memory, Replay
@@ -49,6 +53,7 @@ from synthkd.reports.search import (
     Trial,
     best_of,
     draw,
+    read_search,
     read_trials,
 )
 from synthkd.runs.directory import Run, held
@@ -64,8 +69,10 @@ MAKING, TRYING = 0.3, 0.35  # shares of the time for the images and for the cand
 POPULATION, GENERATIONS = 8, 3  # candidates of a generation, whose seconds double
 LEAST = 0.25  # of the seconds that a candidate would learn, if nothing else took time
 PROGRESS = "progress.json"
-LOOK = 0.15  # seconds for the time of a candidate, and for the one that is chosen
-SURE = 1.0
+ASKED = 10  # candidates that are asked for, for each that can learn: others take too long
+LOOK, SURE = 0.15, 1.0  # seconds for the time of a candidate, and of one that is close or chosen
+CLOSE = 1.5  # times the limit
+REFERENCE = "resnet8-w16"  # is timed by turns with every candidate
 LARGE = 64  # pixels from which students begin with a stride, or are cut out of the teacher
 DEPTHS, WIDTHS = (8, 14, 20, 32), tuple(range(4, 33, 4))
 MULTIPLES = ("0.25", "0.5", "1")  # of a MobileNet's width
@@ -114,19 +121,21 @@ class Search:
         needed()
         self.threads = recipe.run.threads or torch.get_num_threads()
         self._first: float | None = None  # seconds that a candidate of the first generation learns
-        self._until = math.inf  # by time.perf_counter: no candidate begins after it
+        # by time.perf_counter: when candidates begin to be tried, and when the last may begin
+        self._began, self._until = 0.0, math.inf
         self._filled: tuple[Replay, Memory] | None = None  # the set, as the teacher labels it
+        self._reference: latency.Reference | None = None
+        self._least = math.inf  # milliseconds of the reference, of earlier sittings
+        self._names: dict[tuple[str, int], str] = {}  # of a network: by family and parameters
 
     def run(self) -> Found:
         """Makes the images, tries candidates, trains the one that is chosen; goes on with what an
         interrupted search left. Raises InputError."""
         self._begin()
         with held(self.out, "--out"):
-            trials, best = self._explore()
-            place = chosen([trial.point for trial in best], self.limit)
-            if place is None:
-                raise self._none(trials)
-            taken = best[place]
+            trials, best, teacher = self._explore()
+            told = read_search(self.out).chosen  # by a search that was interrupted after it
+            taken = told or self._chosen(trials, best, teacher)
             self.report.say(
                 f"chosen: {taken.student}, {taken.agreement:.2%} after {taken.seconds:.0f} s, "
                 f"{taken.milliseconds:.3g} ms"
@@ -146,21 +155,43 @@ class Search:
         if images is not None and not files.is_plain(self.out / PROGRESS):
             self.started -= MAKING * self.seconds
         with held(self.out, "--out"):
-            return self._explore()
+            trials, best, _ = self._explore()
+        return trials, best
 
-    def _explore(self) -> tuple[list[Trial], list[Trial]]:
+    def _explore(self) -> tuple[list[Trial], list[Trial], Teacher]:
         self._take_up_clock()
+        teacher = self._images()
         if files.is_plain(self.out / FRONT):  # it was interrupted while the chosen one learned
             trials = [trial for trial, _ in read_trials(self.out, [])]
         else:
-            teacher = self._images()
             self._keep_clock()
             trials = self._try(teacher)
             self._filled = None  # the chosen one has its own
-        best = best_of(trials)
-        if not best:
+        if not (best := best_of(trials)):
             raise self._none(trials)
-        return trials, best
+        return trials, best, teacher
+
+    def _chosen(
+        self, trials: Sequence[Trial], best: Sequence[Trial], teacher: Teacher
+    ) -> Trial:  # fmt: skip
+        """The one of a front to train. With a limit it is timed for longer here: what is over the
+        limit then is not taken, unless all are."""
+        times = [trial.milliseconds for trial in best]
+        sure: set[int] = set()
+        while True:
+            points = [(trial.agreement, ms) for trial, ms in zip(best, times, strict=True)]
+            place = chosen(points, self.limit)
+            if place is None and not sure:
+                raise self._none(trials)
+            if place is None:
+                return best[min(sure, key=lambda k: times[k])]
+            if self.limit is None or place in sure:
+                return best[place]
+            student = best[place].student
+            times[place] = self._time(self._made(student, teacher), SURE)
+            sure.add(place)
+            if times[place] > self.limit:
+                self.report.say(f"{student}: {times[place]:.3g} ms, measured for longer: too slow")
 
     def _none(self, trials: Sequence[Trial]) -> InputError:
         """That there is no candidate to choose."""
@@ -193,10 +224,14 @@ class Search:
         if files.is_plain(path):
             told = files.read_table(path, f"--out {quoted(self.out)}")
             self.started -= number(told.get("seconds")) or 0.0
+            self._least = number(told.get("reference_ms")) or math.inf
 
     def _keep_clock(self) -> None:
         """Notes how long the search has worked."""
-        files.write_json(self.out / PROGRESS, {"seconds": time.perf_counter() - self.started})
+        files.write_json(self.out / PROGRESS, {
+            "seconds": time.perf_counter() - self.started,
+            "reference_ms": self._reference.least if self._reference else None,
+        })  # fmt: skip
 
     def _plain(self) -> str:
         """The recipe without the directory, which may be named differently."""
@@ -280,71 +315,90 @@ class Search:
         _clear(study)
         self._prepare(teacher)
         left = self._left() - (1 - MAKING - TRYING) * self.seconds
-        self._until = time.perf_counter() + min(TRYING * self.seconds, left)
+        self._began = time.perf_counter()
+        self._until = self._began + min(TRYING * self.seconds, left)
         learned = (t.seconds / 2**t.generation for t in trials if t.seconds)
         self._first = next(learned, None)
+        for t in reversed(trials):
+            self._names[_kind(t.student), t.parameters] = t.student
         for generation in range(self.generations):
-            there = {t.student for t in trials if t.generation == generation}
+            there = {t.student for t in trials if t.generation == generation and t.seconds}
             if len(there) >= self.population:
                 continue
             for student in self._better_half(trials, generation) if generation else ():
                 if student not in there:
                     study.enqueue_trial(params[student])
-            for _ in range(2 * self.population):
-                if sum(t.generation == generation for t in trials) >= self.population:
+            for _ in range(ASKED * self.population):
+                if sum(t.generation == generation and t.seconds > 0 for t in trials) >= (
+                    self.population
+                ):
                     break
                 if time.perf_counter() > self._until and trials:
                     return trials
                 trial = study.ask()
-                student = suggested(trial, teacher)
-                alike = [t for t in trials if (t.student, t.generation) == (student, generation)]
-                found = alike[0] if alike else self._trial(student, generation, teacher)
+                found = self._trial(suggested(trial, teacher), generation, teacher, trials)
                 if found is None:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     continue
                 study.tell(trial, list(found.point))
-                if alike:
+                if found in trials:
                     continue
                 trials.append(found)
-                params[student] = trial.params
+                params[found.student] = trial.params
                 line = asdict(found) | {"params": trial.params}
                 files.append_line(self.out / TRIALS, json.dumps(line, allow_nan=False))
                 self._keep_clock()
                 self.report.say(
-                    f"{student}: agreement {found.agreement:.2%} after {found.seconds:.0f} s, "
-                    f"{found.milliseconds:.3g} ms"
+                    f"{found.student}: agreement {found.agreement:.2%} after "
+                    f"{found.seconds:.0f} s, {found.milliseconds:.3g} ms"
+                    if found.seconds
+                    else f"{found.student}: {found.milliseconds:.3g} ms, too slow"
                 )
         return trials
 
     def _better_half(self, trials: Sequence[Trial], generation: int) -> list[str]:
-        """The better half of the generation before, fronts first."""
-        rest = {t.student: t for t in trials if t.generation == generation - 1}
+        """The better half of the generation before: fronts first, of a front the best first."""
+        rest = {t.student: t for t in trials if t.generation == generation - 1 and t.seconds}
         kept: list[str] = []
         while rest and len(kept) < self.population // 2:
             names = list(rest)
-            kept += [names[place] for place in front([rest[name].point for name in names])]
+            kept += [names[place] for place in front([rest[name].point for name in names])][::-1]
             rest = {name: t for name, t in rest.items() if name not in kept}
         return kept[: self.population // 2]
 
-    def _trial(self, student: str, generation: int, teacher: Teacher) -> Trial | None:
-        """A candidate's short training; None for one that cannot be made."""
+    def _trial(
+        self, student: str, generation: int, teacher: Teacher, trials: Sequence[Trial]
+    ) -> Trial | None:
+        """A candidate's short training, or the one that it had in this generation, or that it takes
+        too long; None for one that cannot be made."""
+        for t in trials:
+            if t.student == student and (t.generation == generation or not t.seconds):
+                return t
         schedule = self.population, self.generations
         most = first_seconds(TRYING * self.seconds, 0.0, *schedule)
         minutes = (self._first or most) * 2**generation / 60
         recipe = self._with(stages=self._study(), minutes=minutes, student=student, learn=True)
-        began = time.perf_counter()
         try:
+            milliseconds = None
+            if _kind(student) != "prune":  # made in no time
+                network = _network(student, teacher.spec, teacher.classes)
+                milliseconds, size = self._look(network), _size(network)
+                if self._is_slow(milliseconds):
+                    return Trial(student, 0.0, 0.0, milliseconds, size, generation)
             lab = build(recipe, teacher=teacher, data=False)
             assert lab.learner is not None
-            network = lab.learner.student
-            size = sum(p.numel() for p in network.parameters())
-            milliseconds = self._time(network, LOOK)
-            if self.limit is not None and milliseconds > self.limit:
-                return Trial(student, 0.0, 0.0, milliseconds, size, generation)
+            size = _size(lab.learner.student)
+            name = self._names.setdefault((_kind(student), size), student)
+            if name != student:  # cut to the same channels by another ratio
+                return self._trial(name, generation, teacher, trials)
+            if milliseconds is None:
+                milliseconds = self._look(lab.learner.student)
+                if self._is_slow(milliseconds):
+                    return Trial(student, 0.0, 0.0, milliseconds, size, generation)
             self._fill(lab)
             if self._first is None:
-                beside = time.perf_counter() - began
-                left = self._until - began
+                beside = time.perf_counter() - self._began  # with those that were too slow
+                left = self._until - self._began
                 self._first = max(first_seconds(left, beside, *schedule), LEAST * most)
             seconds = self._first * 2**generation
             lab.limit(seconds)
@@ -361,7 +415,7 @@ class Search:
         the first time takes longer, and would count against one candidate."""
         recipe = self._with(
             stages=self._study(), minutes=TRYING * self.seconds / 60, learn=True,
-            student=f"resnet{DEPTHS[0]}-w{WIDTHS[0]}{_stem(teacher)}",
+            student=f"resnet{DEPTHS[0]}-w{WIDTHS[0]}{_stem(teacher.spec)}",
         )  # fmt: skip
         lab = build(recipe, teacher=teacher, data=False)
         assert lab.learner is not None
@@ -380,12 +434,39 @@ class Search:
             lab.memory, lab.held_out = self._filled
 
     def _time(self, network: Classifier, seconds: float) -> float:
-        """Milliseconds of one image on the CPU, by the network's ONNX file, or else by torch."""
-        network = copy.deepcopy(network).cpu().eval()
+        """Milliseconds of one image on the CPU, by the network's ONNX file, or else by torch, and
+        beside the reference."""
+        if self._reference is None:
+            name = f"{REFERENCE}{_stem(network.spec)}"
+            other = _network(name, network.spec, network.classes)
+            self._reference = latency.Reference(self._work(other), self.threads, self._least)
+        work = self._work(copy.deepcopy(network).cpu())
+        return self._reference.milliseconds(work, seconds=seconds)
+
+    def _made(self, student: str, teacher: Teacher) -> Classifier:
+        """A candidate that need not learn: one that is named has any weights."""
+        if _kind(student) != "prune":
+            return _network(student, teacher.spec, teacher.classes)
+        recipe = self._with(stages=self._study(), minutes=1, student=student, learn=True)
+        lab = build(recipe, teacher=teacher, data=False)
+        assert lab.learner is not None
+        return lab.learner.student
+
+    def _look(self, network: Classifier) -> float:
+        """The same for a candidate: at a glance, and for longer where it is close to the limit."""
+        found = self._time(network, LOOK)
+        if self.limit is not None and self.limit < found <= CLOSE * self.limit:
+            found = min(found, self._time(network, SURE))
+        return found
+
+    def _is_slow(self, milliseconds: float) -> bool:
+        return self.limit is not None and milliseconds > self.limit
+
+    def _work(self, network: Classifier) -> Callable[[], object]:
+        """One image put to a network, as work to be timed."""
         if latency.has_onnx():
-            return latency.network_ms(network, seconds=seconds, threads=self.threads)
-        work = latency.alone(network, network.spec.shape)
-        return latency.milliseconds({"": work}, seconds=seconds, threads=self.threads)[""]
+            return latency.image_work(network, self.threads)
+        return latency.alone(network.eval(), network.spec.shape)
 
     def _train(self, taken: Trial) -> Result:
         """The chosen student, for the time that is left, and for half of its share at least."""
@@ -448,9 +529,30 @@ def _clear(study: "optuna.study.Study") -> None:
         study.tell(study.ask(), state=TrialState.FAIL)
 
 
-def _stem(teacher: Teacher) -> str:
+def _network(name: str, spec: ImageSpec, classes: int) -> Classifier:
+    """A network of ours with weights that say nothing."""
+    with globally(torch.Generator().manual_seed(0)):
+        body = build_network(name, channels=spec.channels, size=spec.shape[1:], classes=classes)
+    return Classifier(body, spec, classes)
+
+
+def _size(network: Classifier) -> int:
+    """Its parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def _kind(student: str) -> str:
+    """The family of a candidate.
+
+    >>> _kind("prune:0.5"), _kind("resnet8-w4"), _kind("mobilenet")
+    ('prune', 'resnet8', 'mobilenet')
+    """
+    return re.split("[:-]", student)[0]
+
+
+def _stem(spec: ImageSpec) -> str:
     """What the names of networks of ours end with, by the size of images."""
-    side = min(teacher.spec.shape[1:])
+    side = min(spec.shape[1:])
     return "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
 
 
@@ -462,7 +564,7 @@ def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
     would inherit: without, it would be nobody's parent.
     """
     trial.relative_params  # noqa: B018
-    stem = _stem(teacher)
+    stem = _stem(teacher.spec)
     families = ["resnet", "mobilenet"]
     if teacher.access == "full":
         families.append("prune")

@@ -202,19 +202,51 @@ def alone(answer: Answer, shape: tuple[int, ...]) -> Callable[[], object]:
     return work
 
 
-def network_ms(
-    network: Classifier, *, seconds: float, threads: int | None = None, final: bool = False,
-    most: float = math.inf,
-) -> float:  # fmt: skip
-    """Milliseconds of one image alone by the network's ONNX file; `final`: by the file that
+def image_work(
+    network: Classifier, threads: int | None = None, *, final: bool = False
+) -> Callable[[], object]:
+    """One image put to a network by its ONNX file, as work to be timed; `final`: by the file that
     `synthkd export` writes. Raises what the exporters raise."""
     network.eval()
+    shape = network.spec.shape
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "network.onnx"
-        shape = network.spec.shape
         if final:
             write_onnx(network, torch.zeros(2, *shape), path)
         else:
             write_onnx_quickly(network, torch.zeros(1, *shape), path)
-        work = alone(onnx_answer(path, threads), shape)
-        return milliseconds({"": work}, seconds=seconds, most=most, threads=threads)[""]
+        return alone(onnx_answer(path, threads), shape)
+
+
+def network_ms(
+    network: Classifier, *, seconds: float, threads: int | None = None, final: bool = False,
+    most: float = math.inf,
+) -> float:  # fmt: skip
+    """Milliseconds of `image_work`, measured for so many seconds."""
+    work = image_work(network, threads, final=final)
+    return milliseconds({"": work}, seconds=seconds, most=most, threads=threads)[""]
+
+
+class Reference:
+    """Work that is timed by turns with every other, so that times taken hours apart can be
+    compared on a machine that others use too:
+
+        milliseconds = t · least / r
+
+    with t and r what the work and the reference take now, and `least` the least that the reference
+    ever took. What slows a machine for seconds or minutes slows both; the fastest turn of `t` alone
+    would only see through what is shorter than its own measurement.
+    """
+
+    def __init__(
+        self, work: Callable[[], object], threads: int | None = None, least: float = math.inf
+    ) -> None:
+        self.work, self.threads, self.least = work, threads, least
+
+    def milliseconds(self, work: Callable[[], object], *, seconds: float) -> float:
+        """What work takes, measured for so many seconds, and the reference for as many."""
+        found = milliseconds(
+            {"": work, "reference": self.work}, seconds=seconds, threads=self.threads
+        )
+        self.least = min(self.least, found["reference"])
+        return found[""] * self.least / found["reference"]
