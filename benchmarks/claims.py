@@ -4,6 +4,7 @@ goes on.
     python benchmarks/claims.py OUT --data DIR [--only terms-cifar10,mix-200]
     python benchmarks/claims.py OUT --list
     python benchmarks/claims.py OUT --table [--only terms-cifar10]
+    python benchmarks/claims.py OUT --plot mix.png
 
 DIR holds third-party teachers and labelled images with readers (`data/` and `larger/`). Data sets
 are written once by `synthkd generate`, so that most rows cost the student alone; a row is a group
@@ -14,6 +15,7 @@ only report. All rows take some twelve hours of two slow cores: --list tells whi
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 from jobs import CIFAR_20, CIFAR_56, CIFAR_100, places_of
-from rows import CODE, command
+from rows import CODE, command, complete
 from teacher_quality import teachers, write_teachers
 from variants import GROUPS, leading
 from without_data import MNIST
 
 from synthkd.core.images import ImageSpec
 from synthkd.data.sources import load_images
+from synthkd.reports.charts import new_figure
 from synthkd.teachers.ensemble import RULES
 
 COPIES = 5000  # JPEG copies of test images, which cost the teacher ten points
@@ -174,6 +177,34 @@ def left_to_run(out: Path, name: str, seeds: int) -> str:
     return f"{name}: {runs} runs, {len(whole)} variants with {seeds} seeds"
 
 
+def picture(out: Path, path: Path) -> None:
+    """Accuracy against the share of synthetic images, a line for each number of real ones."""
+    figure = new_figure(6.5, 4, 130)
+    axes, missing = figure.subplots(), []
+    for count in REAL:
+        found = out / f"mix-{count}.json"
+        if not found.is_file():
+            missing.append(found.stem)
+            continue
+        points = []
+        for name, runs in json.loads(found.read_text()).items():
+            scores = [100 * run["accuracy"] for run in runs.values() if "accuracy" in run]
+            if scores:
+                sd = statistics.stdev(scores) if len(scores) > 1 else 0.0
+                points.append((float(name.split()[0]), statistics.fmean(scores), sd))
+        shares, means, errors = zip(*sorted(points), strict=True)
+        axes.errorbar(
+            shares, means, yerr=errors, marker="o", capsize=3, label=f"{count:,} real images"
+        )
+    axes.set(xlabel="share of synthetic images in every batch (--mix-ratio)",
+             ylabel="accuracy on test images, %")  # fmt: skip
+    axes.grid(color="0.9")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+    complete(missing)
+
+
 def main() -> None:
     """Runs what is not done yet, or tells of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -183,10 +214,14 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path, help="a PNG of what mixing real images in brings")
     given = parser.parse_args()
     chosen = given.only.split(",") if given.only else list(ROWS)
     if unknown := [name for name in chosen if name not in ROWS]:
         parser.error(f"--only {unknown[0]}: known are {', '.join(ROWS)}")
+    if given.plot:
+        picture(given.out, given.plot)
+        return
     if given.list:
         print("\n".join(left_to_run(given.out, name, given.seeds) for name in chosen))
         return

@@ -58,12 +58,11 @@ def test_a_reference_divides_out_what_slows_the_machine(monkeypatch):
     monkeypatch.setattr(latency.time, "perf_counter", lambda: now)
     reference = latency.Reference(lambda: work(0.002), threads=2)
     assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(3)
+    assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(3)
     slowness = 5.0
     assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(3)
-    assert reference.least == pytest.approx(2)
-    slowness = 0.5  # the machine was not idle before
-    assert reference.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(1.5)
-    later = latency.Reference(lambda: work(0.002), threads=2, least=4.0)
+    assert reference.past == pytest.approx([2, 2, 10])
+    later = latency.Reference(lambda: work(0.002), threads=2, past=[1.0] * 3)
     assert later.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(1.5)
 
 

@@ -7,8 +7,8 @@ long one.
     OUT/front.json        those that no other beats in agreement and time, and the one chosen
     OUT/front.png         the picture
     OUT/student/          the run of the chosen one
-    OUT/progress.json     how long the search had worked, for a later sitting, and the least time of
-                          the reference that others are timed beside
+    OUT/progress.json     how long the search had worked, for a later sitting, and the times of the
+                          reference that others are timed beside
     OUT/report.html       all of it to look at (synthkd report)
 
 The aims are the agreement with the teacher on images of the set that nobody learned from, after a
@@ -125,7 +125,7 @@ class Search:
         self._began, self._until = 0.0, math.inf
         self._filled: tuple[Replay, Memory] | None = None  # the set, as the teacher labels it
         self._reference: latency.Reference | None = None
-        self._least = math.inf  # milliseconds of the reference, of earlier sittings
+        self._past: list[float] = []  # milliseconds of the reference, of earlier sittings
         self._names: dict[tuple[str, int], str] = {}  # of a network: by family and parameters
 
     def run(self) -> Found:
@@ -224,13 +224,16 @@ class Search:
         if files.is_plain(path):
             told = files.read_table(path, f"--out {quoted(self.out)}")
             self.started -= number(told.get("seconds")) or 0.0
-            self._least = number(told.get("reference_ms")) or math.inf
+            past = told.get("reference_ms")
+            self._past = [
+                ms for ms in map(number, past if isinstance(past, list) else ()) if ms and ms > 0
+            ]
 
     def _keep_clock(self) -> None:
         """Notes how long the search has worked."""
         files.write_json(self.out / PROGRESS, {
             "seconds": time.perf_counter() - self.started,
-            "reference_ms": self._reference.least if self._reference else None,
+            "reference_ms": self._reference.past if self._reference else self._past,
         })  # fmt: skip
 
     def _plain(self) -> str:
@@ -439,7 +442,7 @@ class Search:
         if self._reference is None:
             name = f"{REFERENCE}{_stem(network.spec)}"
             other = _network(name, network.spec, network.classes)
-            self._reference = latency.Reference(self._work(other), self.threads, self._least)
+            self._reference = latency.Reference(self._work(other), self.threads, self._past)
         work = self._work(copy.deepcopy(network).cpu())
         return self._reference.milliseconds(work, seconds=seconds)
 

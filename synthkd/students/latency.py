@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,22 +231,22 @@ class Reference:
     """Work that is timed by turns with every other, so that times taken hours apart can be
     compared on a machine that others use too:
 
-        milliseconds = t · least / r
+        milliseconds = t · median of all r / r
 
-    with t and r what the work and the reference take now, and `least` the least that the reference
-    ever took. What slows a machine for seconds or minutes slows both; the fastest turn of `t` alone
-    would only see through what is shorter than its own measurement.
+    with t and r what the work and the reference take now, and all r those of every such measurement
+    (`past`, to which this one is added). What slows a machine for minutes slows both; the fastest
+    turn of t alone would only see through what is shorter than its own measurement.
     """
 
     def __init__(
-        self, work: Callable[[], object], threads: int | None = None, least: float = math.inf
+        self, work: Callable[[], object], threads: int | None = None, past: Sequence[float] = ()
     ) -> None:
-        self.work, self.threads, self.least = work, threads, least
+        self.work, self.threads, self.past = work, threads, list(past)
 
     def milliseconds(self, work: Callable[[], object], *, seconds: float) -> float:
         """What work takes, measured for so many seconds, and the reference for as many."""
         found = milliseconds(
             {"": work, "reference": self.work}, seconds=seconds, threads=self.threads
         )
-        self.least = min(self.least, found["reference"])
-        return found[""] * self.least / found["reference"]
+        self.past.append(found["reference"])
+        return found[""] * float(np.median(self.past)) / found["reference"]
