@@ -253,7 +253,8 @@ def searched(folder: Path, student: str = "resnet8-w8", odd: str = "nsga2") -> P
     recipe = json.dumps({"teacher": {"spec": odd}, "budget": {"minutes": 3.0}})
     asked = {"recipe": recipe, "limit": 2.0, "sampler": odd}
     (folder / "search.json").write_text(json.dumps(asked))
-    found = {"chosen": trial, "milliseconds": 2.5, "conditions": odd}
+    found = {"chosen": trial, "milliseconds": 2.5, "conditions": odd,
+             "timed_for_longer": {student: 2.25, "b": None, "c": [1]}}  # fmt: skip
     (folder / "front.json").write_text(json.dumps(found))
     return folder
 
@@ -266,6 +267,7 @@ def test_a_search_has_its_front_its_candidates_and_what_was_chosen(
     text = " ".join(read((folder / "report.html").read_text()).text)
     for words in ("resnet8-w8", "2 candidates", "90.00 %", "not tried: too slow", "limit 2",
                   "the student takes 2.5 ms, the limit is 2", "interrupted",
+                  "chosen, 2.25 ms when timed for longer: too slow",
                   "3 minutes"):  # fmt: skip
         assert words in text
     copied(finished, folder / "student")

@@ -32,7 +32,8 @@ def run(
     report = write_report((found.out,))
     rows = [
         (t.student, f"{t.agreement:.2%}", f"{t.milliseconds:.3g}", f"{t.parameters:,}",
-         f"{t.seconds:.0f}", "chosen" if t == found.chosen else "")
+         f"{t.seconds:.0f}", "chosen" if t == found.chosen
+         else "too slow when timed for longer" if t.student in found.longer else "")
         for t in found.front
     ]  # fmt: skip
     header = ("student", "agreement, held-out synthetic", "ms", "parameters", "seconds", "")

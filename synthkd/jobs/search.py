@@ -23,7 +23,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ class Found:
     front: tuple[Trial, ...]  # of the longest trainings, the fastest first
     chosen: Trial
     milliseconds: float  # of the chosen one, measured again at the end
+    longer: Mapping[str, float]  # of those that were timed for longer before one was chosen
     result: Result
     out: Path
 
@@ -127,6 +128,7 @@ class Search:
         self._reference: latency.Reference | None = None
         self._past: list[float] = []  # milliseconds of the reference, of earlier sittings
         self._names: dict[tuple[str, int], str] = {}  # of a network: by family and parameters
+        self._longer: dict[str, float] = {}  # milliseconds of those that were timed for longer
 
     def run(self) -> Found:
         """Makes the images, tries candidates, trains the one that is chosen; goes on with what an
@@ -134,8 +136,9 @@ class Search:
         self._begin()
         with held(self.out, "--out"):
             trials, best, teacher = self._explore()
-            told = read_search(self.out).chosen  # by a search that was interrupted after it
-            taken = told or self._chosen(trials, best, teacher)
+            told = read_search(self.out)
+            self._longer |= told.longer
+            taken = told.chosen or self._chosen(trials, best, teacher)
             self.report.say(
                 f"chosen: {taken.student}, {taken.agreement:.2%} after {taken.seconds:.0f} s, "
                 f"{taken.milliseconds:.3g} ms"
@@ -144,7 +147,9 @@ class Search:
             result = self._train(taken)
             measured = self._time(result.student, SURE)
             self._write(trials, best, taken, measured)
-        return Found(tuple(trials), tuple(best), taken, measured, result, self.out)
+        return Found(
+            tuple(trials), tuple(best), taken, measured, dict(self._longer), result, self.out
+        )
 
     def explore(self, images: Path | None = None) -> tuple[list[Trial], list[Trial]]:
         """Makes the images and tries candidates, and no more: these, and their front. With
@@ -176,22 +181,21 @@ class Search:
     ) -> Trial:  # fmt: skip
         """The one of a front to train. With a limit it is timed for longer here: what is over the
         limit then is not taken, unless all are."""
-        times = [trial.milliseconds for trial in best]
-        sure: set[int] = set()
         while True:
+            times = [self._longer.get(trial.student, trial.milliseconds) for trial in best]
             points = [(trial.agreement, ms) for trial, ms in zip(best, times, strict=True)]
             place = chosen(points, self.limit)
-            if place is None and not sure:
+            if place is None and not self._longer:
                 raise self._none(trials)
             if place is None:
-                return best[min(sure, key=lambda k: times[k])]
-            if self.limit is None or place in sure:
-                return best[place]
+                return min(
+                    (trial for trial in best if trial.student in self._longer),
+                    key=lambda trial: self._longer[trial.student],
+                )
             student = best[place].student
-            times[place] = self._time(self._made(student, teacher), SURE)
-            sure.add(place)
-            if times[place] > self.limit:
-                self.report.say(f"{student}: {times[place]:.3g} ms, measured for longer: too slow")
+            if self.limit is None or student in self._longer:
+                return best[place]
+            self._longer[student] = self._time(self._made(student, teacher), SURE)
 
     def _none(self, trials: Sequence[Trial]) -> InputError:
         """That there is no candidate to choose."""
@@ -495,10 +499,13 @@ class Search:
         data = {
             "chosen": asdict(taken), "milliseconds": measured, "limit": self.limit,
             "conditions": str(latency.conditions(self.threads, exported=latency.has_onnx())),
+            "timed_for_longer": self._longer,
             "front": [asdict(t) for t in best], "trials": [asdict(t) for t in trials],
         }  # fmt: skip
         files.write_json(self.out / FRONT, data)
-        files.write_atomic(self.out / "front.png", draw(trials, best, taken), sync=False)
+        files.write_atomic(
+            self.out / "front.png", draw(trials, best, taken, self.limit), sync=False
+        )
 
 
 def needed() -> Any:

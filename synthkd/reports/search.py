@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class SearchRecord:
     front: Sequence[Trial] = ()
     chosen: Trial | None = None
     milliseconds: float | None = None  # of the chosen one, measured again at the end
+    longer: Mapping[str, float] = field(default_factory=dict)  # of those that were timed for longer
     conditions: str = ""  # of these times
     problems: Sequence[str] = ()
 
@@ -142,9 +143,15 @@ def read_search(folder: Path) -> SearchRecord:
         minutes=number(_inside(recipe, "budget", "minutes")),
         sampler=plain(str(asked.get("sampler", "")))[:40], limit=number(asked.get("limit")),
         trials=trials, front=best_of(trials), chosen=trial_of(told.get("chosen")),
-        milliseconds=number(told.get("milliseconds")),
+        milliseconds=number(told.get("milliseconds")), longer=_times(told.get("timed_for_longer")),
         conditions=plain(str(told.get("conditions", "")))[:200], problems=problems,
     )  # fmt: skip
+
+
+def _times(told: object) -> dict[str, float]:
+    """Milliseconds by student out of a foreign table; what is none is left out."""
+    found = {name: number(ms) for name, ms in told.items()} if isinstance(told, Mapping) else {}
+    return {str(name): ms for name, ms in found.items() if ms is not None and ms > 0}
 
 
 def _inside(data: Any, table: str, key: str) -> Any:
@@ -153,8 +160,11 @@ def _inside(data: Any, table: str, key: str) -> Any:
     return inner.get(key) if isinstance(inner, dict) else None
 
 
-def draw(trials: Sequence[Trial], best: Sequence[Trial], taken: Trial | None) -> bytes:
-    """Agreement against milliseconds of all candidates as a PNG; the front is a line."""
+def draw(
+    trials: Sequence[Trial], best: Sequence[Trial], taken: Trial | None, limit: float | None = None
+) -> bytes:
+    """Agreement against milliseconds of all candidates as a PNG; the front is a line, and so is the
+    limit."""
     figure = new_figure(7, 4.5, 130)
     axes = figure.add_subplot()
     tried = [t for t in trials if t.seconds][:MOST_DRAWN]
@@ -167,14 +177,19 @@ def draw(trials: Sequence[Trial], best: Sequence[Trial], taken: Trial | None) ->
     axes.plot([t.milliseconds for t in best], [100 * t.agreement for t in best], "o-", color="C0")
     if taken is not None:
         axes.plot(taken.milliseconds, 100 * taken.agreement, "D", color="C3")
+    if limit is not None:
+        axes.axvline(limit, linestyle=":", color="0.4")
     for t in best[:40]:
         axes.annotate(plain(t.student)[:40], (t.milliseconds, 100 * t.agreement), fontsize=7,
                       xytext=(4, -8), textcoords="offset points", parse_math=False)  # fmt: skip
     axes.set(
         xlabel="milliseconds of one image", ylabel="agreement, held-out synthetic, %",
-        title="larger dots learned longer" + ("; the diamond was chosen" if taken else ""),
+        title="larger dots learned longer" + ("; the diamond was chosen" if taken else "")
+        + ("; dotted: the limit" if limit is not None else ""),
     )  # fmt: skip
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value:g}")
     axes.grid(color="0.92")
     content = io.BytesIO()
     with warnings.catch_warnings():

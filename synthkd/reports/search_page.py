@@ -25,7 +25,7 @@ def search_report(folder: Path) -> str:
               "generation", "")  # fmt: skip
     blocks: list[dict[str, Any]] = []
     if found.front:
-        picture = draw(found.trials, found.front, found.chosen)
+        picture = draw(found.trials, found.front, found.chosen, found.limit)
         with Image.open(io.BytesIO(picture)) as opened:
             size = opened.size
         blocks.append({
@@ -69,12 +69,15 @@ def search_report(folder: Path) -> str:
 
 def _candidate(trial: Trial, found: SearchRecord) -> tuple[str, ...]:
     """A row of a table of candidates."""
-    tried = trial.seconds > 0
+    tried, longer = trial.seconds > 0, found.longer.get(trial.student)
+    note = "chosen" if trial == found.chosen else ""
+    if longer and found.limit and longer > found.limit:
+        note = f"{note}, " * bool(note) + f"{longer:.3g} ms when timed for longer: too slow"
     return (
         plain(trial.student)[:60], percent(trial.agreement) if tried else "not tried: too slow",
         f"{trial.milliseconds:.3g}", count(trial.parameters),
         f"{trial.seconds:.0f}" if tried else "", str(trial.generation),
-        "chosen" if trial == found.chosen else "",
+        note,
     )  # fmt: skip
 
 
