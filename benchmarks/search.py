@@ -17,9 +17,9 @@ halving and chance are run after nsga2, and stop before a student is trained for
 limit, a share --limit of the teacher's own milliseconds by ONNX Runtime, measured first. A front is
 worth the area that it dominates (`pareto.hypervolume`), from a constant classifier's agreement 1/K
 and the limit, as a share of what there could be. Students are exported and timed again in the end,
-three times, of which the least counts.
-A way and seed is a line of OUT/rows.jsonl; those that are there are not run again, and what was
-interrupted goes on. OUT is for one choice of --minutes and --limit.
+three times, of which the least counts. A way and seed is a line of OUT/rows.jsonl; those that are
+there are not run again, and what was interrupted goes on. OUT is for one choice of --minutes and
+--limit.
 """
 
 import argparse
