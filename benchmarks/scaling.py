@@ -26,10 +26,15 @@ from torch import Tensor, nn
 from synthkd.core.files import write_json
 from synthkd.core.images import ImageSpec, fitted, to_float
 from synthkd.data.sources import load_images
+from synthkd.engine.machine import fast_bfloat16
 from synthkd.images.augment import mirrored
 from synthkd.networks import build_network
+from synthkd.networks.layout import may_learn_channels_last
+from synthkd.networks.modes import plain_means
 from synthkd.schedules import one_cycle
 from synthkd.specs import read_weights
+
+STATISTICS = 10  # batches, of which a teacher's BatchNorm statistics are means
 
 
 def joined(pixels: Tensor, labels: Tensor, times: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -85,26 +90,41 @@ def trained(
     minutes: float, *, flip: bool, mean: float, std: float,
 ) -> nn.Module:  # fmt: skip
     """Trains a network on uint8 images [N, C, S, S] and labels [N]: one cycle of the optimizer's
-    rate, shifts by an eighth, mirror images, in bfloat16."""
+    rate, shifts by an eighth, mirror images, in bfloat16 where the machine is fast at it. Its
+    BatchNorm statistics are those of some batches in the end: running ones lag behind where time
+    allows few steps."""
     size, (group,) = pixels.shape[2], optimizer.param_groups
-    peak, network = group["lr"], network.to(memory_format=torch.channels_last).train()
+    last = may_learn_channels_last(network)
+    form = torch.channels_last if last else torch.contiguous_format
+    peak, network = group["lr"], network.to(memory_format=form).train()
     rng = torch.Generator().manual_seed(1)
-    started = time.perf_counter()
-    while (share := (time.perf_counter() - started) / (60 * minutes)) < 1:
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16(torch.device("cpu")))
+
+    def answers() -> tuple[Tensor, Tensor]:
+        """Logits of a batch, and its labels."""
         chosen = torch.randint(len(labels), (128,), generator=rng)
         images = (to_float(pixels[chosen]) - mean) / std
         images = mirrored(images, rng) if flip else images
         room = size // 8
         x, y = (int(n) for n in torch.randint(2 * room + 1, (2,), generator=rng))
         images = F.pad(images, [room] * 4, value=-mean / std)[:, :, y : y + size, x : x + size]
-        group["lr"] = peak * one_cycle(share)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(images.contiguous(memory_format=torch.channels_last))
+        with precision:
+            logits = network(images.contiguous(memory_format=form))
         if isinstance(logits, tuple):  # beside it what other heads say
             logits = logits[0]
+        return logits.float(), labels[chosen]
+
+    started = time.perf_counter()
+    while (share := (time.perf_counter() - started) / (60 * minutes)) < 1:
+        group["lr"] = peak * one_cycle(share)
+        logits, truth = answers()
         optimizer.zero_grad()
-        F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05).backward()
+        F.cross_entropy(logits, truth, label_smoothing=0.05).backward()
         optimizer.step()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad(), plain_means(norms):
+        for _ in range(STATISTICS if norms else 0):
+            answers()
     return network.eval()
 
 

@@ -92,6 +92,34 @@ def test_images_are_laid_out_as_a_network_can_take_them():
     assert Learner(new(), TrainingTable()).student.channels_last
 
 
+def test_weights_get_the_right_gradients_where_images_lie_as_learned():
+    """Of a 1 x 1 convolution with a stride behind few channels a CPU's kernel may compute a wrong
+    gradient, or never end, with channels last; torch without oneDNN tells the right one."""
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 48, 1, stride=2, bias=False), nn.BatchNorm2d(48), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 3),
+    )  # fmt: skip
+    body.to(memory_format=torch.channels_last)
+    spec = ImageSpec(3, 32, 32, (0.5,), (0.5,))
+    student = Learner(Classifier(body, spec, 3), TrainingTable()).student.train()
+    assert not student.channels_last
+    images = torch.rand(16, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    answers = torch.randn(16, 3)
+
+    def gradient() -> Tensor:
+        student.zero_grad()
+        (student(images) * answers).sum().backward()
+        return body[0].weight.grad.clone()
+
+    found = gradient()
+    with torch.backends.mkldnn.flags(enabled=False):
+        right = gradient()
+    assert torch.allclose(found, right, atol=1e-4 * float(right.abs().max()))
+    body.requires_grad_(False)  # a teacher's gradients reach its images alone
+    assert Classifier(body, spec, 3).arranged().channels_last
+
+
 def test_arranging_changes_neither_weights_nor_mode():
     for student in (new(), Classifier(Viewing(), SPEC, 3)):
         for mode in (True, False):

@@ -42,7 +42,7 @@ def prepare(
         keep_freed_memory()
     precision = table.precision
     if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
+        precision = "bfloat16" if fast_bfloat16(device) else "float32"
     if precision == "bfloat16" and device.type == "cpu":
         # torch's fused transformer layer does not see a CPU's autocast and fails on mixed numbers
         torch.backends.mha.set_fastpath_enabled(False)
@@ -76,7 +76,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _fast_bfloat16(device: torch.device) -> bool:
+def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic of its own."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())

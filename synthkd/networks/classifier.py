@@ -14,6 +14,7 @@ from synthkd.core.logits import chosen
 from synthkd.core.seeds import globally
 from synthkd.networks import depthwise
 from synthkd.networks.answers import Answers, reading, taken, to_logits
+from synthkd.networks.layout import may_learn_channels_last
 from synthkd.networks.modes import holders, in_eval_mode
 
 
@@ -139,7 +140,11 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def arranged(self) -> Self:
         """Itself with weights and images laid out channels last, which is fastest, where the body
-        can be run so: one that flattens its maps by `view` cannot."""
+        can be run so: one that flattens its maps by `view` cannot, nor one whose weights would get
+        wrong gradients (`networks.layout`)."""
+        if not may_learn_channels_last(self.body):
+            self.channels_last = False
+            return self.to(memory_format=torch.contiguous_format)
         self.channels_last = True
         try:
             with in_eval_mode(self):
