@@ -40,7 +40,7 @@ from variants import flags_of
 
 import synthkd
 from synthkd.core.files import write_json
-from synthkd.jobs.search import GENERATIONS, MAKING, POPULATION, TRYING, Search
+from synthkd.jobs.search import GENERATIONS, LONGER, MAKING, POPULATION, TRYING, Search, places
 from synthkd.reports.search import Trial, best_of, read_search
 from synthkd.specs import load_teacher
 from synthkd.students import latency
@@ -50,7 +50,9 @@ JOBS = {"demo": "--teacher demo --val-data demo:unseen ", "cifar10": CIFAR_20}
 WAYS = ("nsga2", "halving", "chance", "auto", "killed")
 THREADS, CLASSES = 2, 10
 # as many candidates as learn for as long as a search's last generation in its time
-ALONE = POPULATION * (2**GENERATIONS - 1) // 2 ** (GENERATIONS - 1)
+ALONE = sum(
+    many * LONGER**place for place, many in enumerate(places(POPULATION, GENERATIONS))
+) // LONGER ** (GENERATIONS - 1)
 TIMES, SECONDS = 3, 3  # that a student is timed again, and for how long each
 MARGIN = 1.1  # of the limit
 

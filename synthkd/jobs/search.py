@@ -7,14 +7,16 @@ long one.
     OUT/front.json        those that no other beats in agreement and time, and the one chosen
     OUT/front.png         the picture
     OUT/student/          the run of the chosen one
-    OUT/progress.json     how long the search had worked, for a later sitting, and the times of the
-                          reference that others are timed beside
+    OUT/progress.json     how long the search had worked, for a later sitting, how many candidates
+                          its first generation has, and the times of the reference that others are
+                          timed beside
     OUT/report.html       all of it to look at (synthkd report)
 
 The aims are the agreement with the teacher on images of the set that nobody learned from, after a
 few seconds of learning, and the milliseconds of one image on this machine. NSGA-II proposes
-candidates (Deb et al. 2002; optuna's sampler); the better half of a generation is tried again for
-twice as long in the next (successive halving), so that seconds go to those that are worth them.
+candidates (Deb et al. 2002; optuna's sampler), but for the teacher itself cut by some ratios, which
+is tried first; the better half of a generation is tried again for three times as long in the next,
+which has fewer places (successive halving), so that seconds go to those that are worth them.
 """
 
 import copy
@@ -66,8 +68,11 @@ if TYPE_CHECKING:
     import optuna
 
 MAKING, TRYING = 0.3, 0.35  # shares of the time for the images and for the candidates
-POPULATION, GENERATIONS = 8, 3  # candidates of a generation, whose seconds double
-LEAST = 0.25  # of the seconds that a candidate would learn, if nothing else took time
+POPULATION, GENERATIONS = 8, 3  # candidates of the first generation, and how many there are
+LONGER = 3  # times the seconds of the generation before
+LEARNING = 0.5  # of the time for candidates, which is learning at least: there are fewer otherwise
+AFTER = 1.5  # times what the first candidate takes before it learns, each is taken to need in all
+FIRST = (0.5, 0.7, 0.3)  # ratios of pruning that are tried first
 PROGRESS = "progress.json"
 ASKED = 10  # candidates that are asked for, for each that can learn: others take too long
 LOOK, SURE = 0.15, 1.0  # seconds for the time of a candidate, and of one that is close or chosen
@@ -94,8 +99,9 @@ class Found:
 
 class Search:
     """A search by a recipe with a budget in minutes, in a directory. `limit` is the most
-    milliseconds of an image; `sampler` "random" proposes candidates by chance. There are so many
-    `generations` of a `population` each, of which the seconds double.
+    milliseconds of an image; `sampler` "random" proposes all candidates by chance. There are so
+    many `generations`, the first of a `population` at most (`places`), in each of which candidates
+    learn about LONGER times as long as in the one before.
     """
 
     def __init__(
@@ -121,9 +127,14 @@ class Search:
         self.by_force, self.images = by_force, out / "set"
         needed()
         self.threads = recipe.run.threads or torch.get_num_threads()
-        self._first: float | None = None  # seconds that a candidate of the first generation learns
-        # by time.perf_counter: when candidates begin to be tried, and when the last may begin
-        self._began, self._until = 0.0, math.inf
+        # how long a candidate learns, of the generations that have begun
+        self._seconds: dict[int, float] = {}
+        self._first = population  # candidates of the first generation
+        # by time.perf_counter: when candidates have had their time, and when the last one ended
+        self._until, self._told = math.inf, 0.0
+        # what candidates that learned took beside the learning, in seconds, with those before them
+        # that were too slow
+        self._beside: list[float] = []
         self._filled: tuple[Replay, Memory] | None = None  # the set, as the teacher labels it
         self._reference: latency.Reference | None = None
         self._past: list[float] = []  # milliseconds of the reference, of earlier sittings
@@ -232,11 +243,14 @@ class Search:
             self._past = [
                 ms for ms in map(number, past if isinstance(past, list) else ()) if ms and ms > 0
             ]
+            first = number(told.get("first_generation")) or self.population
+            self._first = int(min(max(1, first), self.population))
 
     def _keep_clock(self) -> None:
         """Notes how long the search has worked."""
         files.write_json(self.out / PROGRESS, {
             "seconds": time.perf_counter() - self.started,
+            "first_generation": self._first,
             "reference_ms": self._reference.past if self._reference else self._past,
         })  # fmt: skip
 
@@ -278,9 +292,10 @@ class Search:
 
     def _with(
         self, *, stages: tuple[str, ...], minutes: float, student: str = "", learn: bool = False,
-        out: str = "",
+        briefly: bool = False, out: str = "",
     ) -> Recipe:  # fmt: skip
-        """The recipe with other stages, budget and student; with `learn` on the fixed set."""
+        """The recipe with other stages, budget and student; with `learn` on the fixed set;
+        `briefly` leaves out what takes as long as some seconds of learning."""
         recipe = self.recipe
         run = recipe.run.model_copy(update={"stages": stages, "out": out})
         budget = recipe.budget.model_copy(update={"images": None, "minutes": minutes})
@@ -288,6 +303,8 @@ class Search:
         if student:
             named = {"spec": student, "max_latency_ms": None}  # a limit is for --student auto
             changed["student"] = recipe.student.model_copy(update=named)
+        if briefly:
+            changed["training"] = recipe.training.model_copy(update={"recalibrate": False})
         if learn:
             changed["data"] = recipe.data.model_copy(update={"synthetic": str(self.images)})
         return recipe.model_copy(update=changed)
@@ -319,28 +336,30 @@ class Search:
             storage=JournalStorage(JournalFileBackend(str(journal))),
             directions=["maximize", "minimize"],
         )  # fmt: skip
-        _clear(study)
         self._prepare(teacher)
         left = self._left() - (1 - MAKING - TRYING) * self.seconds
-        self._began = time.perf_counter()
-        self._until = self._began + min(TRYING * self.seconds, left)
-        learned = (t.seconds / 2**t.generation for t in trials if t.seconds)
-        self._first = next(learned, None)
+        self._told = time.perf_counter()
+        self._until = self._told + min(TRYING * self.seconds, left)
         for t in reversed(trials):
             self._names[_kind(t.student), t.parameters] = t.student
-        for generation in range(self.generations):
-            there = {t.student for t in trials if t.generation == generation and t.seconds}
-            if len(there) >= self.population:
-                continue
+            if t.seconds:
+                self._seconds[t.generation] = t.seconds
+        for generation in range(max(self._seconds, default=0), self.generations):
+            _clear(study)
             for student in self._better_half(trials, generation) if generation else ():
-                if student not in there:
+                if student not in {t.student for t in _learned(trials, generation)}:
                     study.enqueue_trial(params[student])
+            for ratio in self._ratios(trials, teacher) if not generation else ():
+                study.enqueue_trial({
+                    "family": "prune", "ratio": ratio, "multiple": MULTIPLES[0],
+                    "depth": DEPTHS[0], "width": WIDTHS[0],
+                })  # fmt: skip
             for _ in range(ASKED * self.population):
-                if sum(t.generation == generation and t.seconds > 0 for t in trials) >= (
-                    self.population
-                ):
+                many = places(self._first, self.generations)[generation]
+                if len(_learned(trials, generation)) >= many:
                     break
-                if time.perf_counter() > self._until and trials:
+                soon = self._seconds.get(generation, self._seconds.get(generation - 1, 0.0))
+                if time.perf_counter() + soon / 2 > self._until and trials:
                     return trials
                 trial = study.ask()
                 found = self._trial(suggested(trial, teacher), generation, teacher, trials)
@@ -363,15 +382,23 @@ class Search:
                 )
         return trials
 
+    def _ratios(self, trials: Sequence[Trial], teacher: Teacher) -> list[float]:
+        """By which the teacher is cut before anything is proposed: such students begin with weights
+        that say something, so a search should not miss them by chance."""
+        if self.sampler == "random" or teacher.access != "full":
+            return []
+        there = {t.student for t in trials}
+        return [ratio for ratio in FIRST if f"prune:{ratio:g}" not in there]
+
     def _better_half(self, trials: Sequence[Trial], generation: int) -> list[str]:
         """The better half of the generation before: fronts first, of a front the best first."""
-        rest = {t.student: t for t in trials if t.generation == generation - 1 and t.seconds}
-        kept: list[str] = []
-        while rest and len(kept) < self.population // 2:
+        rest = {t.student: t for t in _learned(trials, generation - 1)}
+        kept, half = list[str](), len(rest) // 2
+        while rest and len(kept) < half:
             names = list(rest)
             kept += [names[place] for place in front([rest[name].point for name in names])][::-1]
             rest = {name: t for name, t in rest.items() if name not in kept}
-        return kept[: self.population // 2]
+        return kept[:half]
 
     def _trial(
         self, student: str, generation: int, teacher: Teacher, trials: Sequence[Trial]
@@ -381,10 +408,14 @@ class Search:
         for t in trials:
             if t.student == student and (t.generation == generation or not t.seconds):
                 return t
-        schedule = self.population, self.generations
-        most = first_seconds(TRYING * self.seconds, 0.0, *schedule)
-        minutes = (self._first or most) * 2**generation / 60
-        recipe = self._with(stages=self._study(), minutes=minutes, student=student, learn=True)
+        began = time.perf_counter()
+        usual = (
+            shared_seconds(TRYING * self.seconds, 0.0, places(self.population, self.generations))
+            * LONGER**generation
+        )
+        recipe = self._with(
+            stages=self._study(), minutes=usual / 60, student=student, learn=True, briefly=True
+        )
         try:
             milliseconds = None
             if _kind(student) != "prune":  # made in no time
@@ -403,11 +434,9 @@ class Search:
                 if self._is_slow(milliseconds):
                     return Trial(student, 0.0, 0.0, milliseconds, size, generation)
             self._fill(lab)
-            if self._first is None:
-                beside = time.perf_counter() - self._began  # with those that were too slow
-                left = self._until - self._began
-                self._first = max(first_seconds(left, beside, *schedule), LEAST * most)
-            seconds = self._first * 2**generation
+            if generation not in self._seconds:
+                self._plan(generation, AFTER * (time.perf_counter() - began))
+            seconds = self._seconds[generation]
             lab.limit(seconds)
             for _ in rounds(lab):
                 pass
@@ -415,7 +444,22 @@ class Search:
         except InputError as error:
             self.report.say(f"{student}: {error}")
             return None
+        now = time.perf_counter()
+        self._beside.append(max(0.0, now - self._told - seconds))
+        self._told = now
         return Trial(student, seconds, held_out.agreement, milliseconds, size, generation)
+
+    def _plan(self, generation: int, beside: float) -> None:
+        """Settles how long the candidates of a generation learn: as long as the time that is left
+        allows if each takes so many seconds `beside` as those before it did, but no shorter than
+        those of the generation before. The first one also settles how many there are."""
+        beside = sum(self._beside) / len(self._beside) if self._beside else beside
+        left = self._until - time.perf_counter()
+        if not generation:
+            self._first = fitting(self.population, self.generations, left, beside)
+        many = places(self._first, self.generations)[generation:]
+        least = self._seconds.get(generation - 1, LEARNING * shared_seconds(left, 0.0, many))
+        self._seconds[generation] = max(shared_seconds(left, beside, many), least)
 
     def _prepare(self, teacher: Teacher) -> None:
         """Lets the teacher label the set, and makes a student that is not tried: what is done for
@@ -517,16 +561,48 @@ def needed() -> Any:
     return optuna
 
 
-def first_seconds(seconds: float, beside: float, population: int, generations: int) -> float:
-    """How long a candidate of the first generation learns, if all candidates share so many seconds,
-    each takes `beside` seconds for other things than learning, and those of a generation learn
-    twice as long as those of the one before.
+def places(first: int, generations: int) -> tuple[int, ...]:
+    """How many candidates generations have, the first of them so many: the better half of one goes
+    on to the next, which has half as many new ones again, and one at least.
 
-    >>> first_seconds(420.0, 0.0, 8, 3), first_seconds(420.0, 3.5, 8, 3)
-    (7.5, 6.0)
+    >>> places(8, 3), places(2, 3)
+    ((8, 6, 4), (2, 2, 2))
     """
-    learning = seconds - beside * population * generations
-    return learning / float(population * (2**generations - 1))
+    found = [first]
+    while len(found) < generations:
+        found.append(found[-1] // 2 + max(1, found[-1] // 4))
+    return tuple(found)
+
+
+def shared_seconds(seconds: float, beside: float, many: Sequence[int]) -> float:
+    """How long a candidate of the first of some generations learns, if all candidates, so `many` in
+    each generation, share these seconds, each takes `beside` of them for other things than
+    learning, and those of a generation learn LONGER times as long as those of the one before; below
+    0 where that is not possible.
+
+    >>> shared_seconds(62.0, 0.0, (8, 6, 4)), shared_seconds(62.0, 1.0, (8, 6, 4))
+    (1.0, 0.7096774193548387)
+    """
+    learning = seconds - beside * sum(many)
+    return learning / sum(count * LONGER**place for place, count in enumerate(many))
+
+
+def fitting(most: int, generations: int, seconds: float, beside: float) -> int:
+    """How many candidates the first generation has: `most`, or as many as leave LEARNING of the
+    seconds for learning when each takes `beside` for other things, and two at least.
+
+    >>> fitting(8, 3, 100.0, 1.0), fitting(8, 3, 100.0, 4.0), fitting(8, 3, 9.0, 9.0)
+    (8, 5, 2)
+    """
+    for first in range(most, 2, -1):
+        if beside * sum(places(first, generations)) <= (1 - LEARNING) * seconds:
+            return first
+    return min(most, 2)
+
+
+def _learned(trials: Sequence[Trial], generation: int) -> list[Trial]:
+    """The candidates of a generation that were taught."""
+    return [t for t in trials if t.generation == generation and t.seconds]
 
 
 def _clear(study: "optuna.study.Study") -> None:

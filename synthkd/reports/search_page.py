@@ -31,9 +31,9 @@ def search_report(folder: Path) -> str:
         blocks.append({
             "title": "The front",
             "lines": [
-                "Those that no other beats in both aims, of the candidates that learned at least "
-                "half as long as any. The agreement is one on synthetic images, after seconds of "
-                "learning: it ranks candidates, and says little of real images.",
+                "Those that no other beats in both aims, each by its longest training. The "
+                "agreement is one on synthetic images, after seconds of learning: it ranks "
+                "candidates, and says little of real images.",
                 *([f"Times: {found.conditions}."] if found.conditions else []),
             ],
             "images": [image(Picture("front", picture, *size, {}), "", "")],
