@@ -209,6 +209,15 @@ def test_there_are_as_many_candidates_as_leave_half_of_the_time_to_learn(
     assert first == most or not fits(first + 1)
 
 
+def test_candidates_learn_some_time_also_where_there_is_none_left(tmp_path: Path) -> None:
+    job = Search(_recipe(1), tmp_path / "found")
+    job._until = time.perf_counter() - 100
+    for generation in range(3):
+        job._plan(generation, 1.0)
+    assert job._first == 2
+    assert 0 < job._seconds[0] == job._seconds[1] == job._seconds[2]
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set for the demo's teacher."""

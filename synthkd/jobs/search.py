@@ -71,6 +71,7 @@ MAKING, TRYING = 0.3, 0.35  # shares of the time for the images and for the cand
 POPULATION, GENERATIONS = 8, 3  # candidates of the first generation, and how many there are
 LONGER = 3  # times the seconds of the generation before
 LEARNING = 0.5  # of the time for candidates, which is learning at least: there are fewer otherwise
+LEAST = 0.25  # of what the first candidates would learn if nothing else took time: they learn that
 AFTER = 1.5  # times what the first candidate takes before it learns, each is taken to need in all
 FIRST = (0.5, 0.7, 0.3)  # ratios of pruning that are tried first
 PROGRESS = "progress.json"
@@ -458,7 +459,9 @@ class Search:
         if not generation:
             self._first = fitting(self.population, self.generations, left, beside)
         many = places(self._first, self.generations)[generation:]
-        least = self._seconds.get(generation - 1, LEARNING * shared_seconds(left, 0.0, many))
+        # also where an earlier sitting has left no time
+        least = LEAST * shared_seconds(TRYING * self.seconds, 0.0, many)
+        least = self._seconds.get(generation - 1, least)
         self._seconds[generation] = max(shared_seconds(left, beside, many), least)
 
     def _prepare(self, teacher: Teacher) -> None:
