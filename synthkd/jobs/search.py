@@ -587,7 +587,7 @@ def shared_seconds(seconds: float, beside: float, many: Sequence[int]) -> float:
     (1.0, 0.7096774193548387)
     """
     learning = seconds - beside * sum(many)
-    return learning / sum(count * LONGER**place for place, count in enumerate(many))
+    return learning / float(sum(count * LONGER**place for place, count in enumerate(many)))
 
 
 def fitting(most: int, generations: int, seconds: float, beside: float) -> int:
