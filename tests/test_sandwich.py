@@ -22,9 +22,8 @@ from synthkd.recipe import Recipe, TeacherTable, TrainingTable
 from synthkd.specs import load_teacher, new_student
 from synthkd.students import sandwich
 from synthkd.students.learner import Learner
-from synthkd.students.sandwich import MEASURED, chances, chosen, unserved
+from synthkd.students.sandwich import MEASURED, chances, chosen, measures, unserved
 
-HOWS = ("two", "one", "needed")
 SPEC = ImageSpec(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
 TABLE = {"ema": 0.0, "temperature": 2.0, "clip": 0.0}
 
@@ -77,21 +76,26 @@ def test_chances_are_shares_that_follow_needs_and_are_never_small():
 
 
 @pytest.mark.parametrize("between", [(0.5, 0.75), (0.4, 0.6, 0.8)])
-@pytest.mark.parametrize("how", HOWS)
-def test_over_many_steps_every_width_counts_as_by_chance_alone(how, between):
-    """The mean of a width's factor is how often one of two draws is it, whatever the needs."""
+@pytest.mark.parametrize(("how", "many"), [("two", 2), ("one", 1), ("needed", 1)])
+def test_over_many_steps_a_width_is_chosen_as_often_as_its_chance_says(how, many, between):
     steps, needs = 4000, {between[0]: 9.0, between[1]: 1.0}
-    drawn = [chosen(between, how, needs, step) for step in range(steps)]
-    wanted = min(2, len(between)) / len(between)
-    for share in between:
-        mean = sum(factors.get(share, 0.0) for factors in drawn) / steps
-        assert mean == pytest.approx(wanted, rel=0.1)
-    if how == "needed":
-        often = Counter(s for factors in drawn if len(factors) == 1 for s in factors)
-        alone = sum(often.values())
-        assert alone == steps - steps // MEASURED
-        of_first = 0.5 / len(between) + 0.5 * 0.9
-        assert often[between[0]] / alone == pytest.approx(of_first, abs=0.03)
+    drawn = [
+        chosen(between, how, needs, step) for step in range(steps)
+        if how != "needed" or not measures(step)
+    ]  # fmt: skip
+    assert all(len(set(shares)) == len(shares) == many for shares in drawn)
+    often = Counter(share for shares in drawn for share in shares)
+    needed = chances([needs.get(share, 0.0) for share in between])
+    assert needed[0] == pytest.approx(0.5 / len(between) + 0.5 * 0.9)
+    for share, chance in zip(between, needed, strict=True):
+        wanted = chance if how == "needed" else many / len(between)
+        assert often[share] / len(drawn) == pytest.approx(wanted, abs=0.03)
+
+
+def test_all_widths_learn_where_needs_are_measured():
+    told = {step: chosen((0.4, 0.6, 0.8), "needed", {}, step) for step in range(2 * MEASURED)}
+    whole = [step for step, shares in told.items() if shares == (0.4, 0.6, 0.8)]
+    assert whole == [MEASURED - 1, 2 * MEASURED - 1]
 
 
 # --- in a student

@@ -111,7 +111,7 @@ class Learner:
         self._moving = [b for some in (*moving, self.objective.buffers()) for b in some]
         self._unmoved = [buffer.clone() for buffer in self._moving]  # as before a step
         self._counted: dict[str, int] = {}
-        self._widths: dict[float, float] = {}  # at which a step is taken, see `sandwich.chosen`
+        self._widths: tuple[float, ...] = ()  # at which a step is taken, see `sandwich.chosen`
         self._needs: dict[float, Tensor] = {}  # measured in it
         self._learning = [p for p in student.parameters() if p.requires_grad]
         self._learning += self.objective.parameters()  # heads and adapters, which do not ship
@@ -319,7 +319,7 @@ class Learner:
                 replace(view, learned=learned, taught=view.learned.detach(), per_sample=True)
             )
             losses[share] = weighted_mean(told, view.weights)
-            total = total + self._widths.get(share, 1.0) * losses[share]
+            total = total + losses[share]
         if self.table.widths == "needed" and sandwich.measures(self.steps):
             drawn = {share: losses[share] for share in self._widths}
             self._needs = sandwich.needs_of(body, full, drawn)
