@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 TASKS = {
     "digits": Task("--val-data demo:unseen ", 4, 3, tuple(SLIM)),
-    "cifar10": Task(CIFAR_20, 40, 1, ("slim", "slim-needed")),
+    "cifar10": Task(CIFAR_20, 40, 1, ("slim", "slim-one")),
 }
 
 

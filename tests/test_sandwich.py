@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from short_runs import status
+from short_runs import main, status
 from torch import Tensor
 
 from synthkd.core.errors import InputError
@@ -201,13 +201,23 @@ def test_what_is_off_has_no_controller_and_leaves_no_trace(how):
     assert not [name for name in told if name.startswith("need")]
 
 
-@pytest.mark.parametrize("how", ["one", "needed"])
-def test_a_student_of_one_width_has_nothing_to_choose(how, tmp_path: Path, capsys):
+def test_a_student_of_one_width_has_nothing_to_choose(tmp_path: Path, capsys):
     words = ("--run.threads", "1", "--quiet", "--out", str(tmp_path / "run"))
-    assert status("distill", "--training.widths", how, *words) == 2
+    assert status("distill", "--training.widths", "needed", *words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"training.widths {how}" in line and "--student slim:" in line
+    assert "training.widths needed" in line and "--student slim:" in line
     two = Slimmable(ResNet(8, width=8), (0.5, 1.0))
     with pytest.raises(InputError, match="this student has not these"):
+        sandwich.check_widths("needed", two)
+    for how in ("one", "two"):
         sandwich.check_widths(how, two)
-    sandwich.check_widths("two", two)
+        assert sandwich.chosen(two.shares[1:-1], how, {}, 0) == ()
+
+
+@pytest.mark.slow
+def test_a_choice_of_widths_is_told_to_do_nothing_in_a_student_of_one(capsys):
+    told = []
+    for student in ("resnet8-w8", "slim:resnet8-w8"):
+        main(f"distill --dry-run --run.threads 1 --training.widths two --student {student}".split())
+        told.append("training.widths is for a student" in capsys.readouterr().out)
+    assert told == [True, False]

@@ -860,13 +860,13 @@ class TrainingTable(Table):
         ),
     ] = "fixed"
     widths: Annotated[
-        Literal["two", "one", "needed"],
+        Literal["one", "two", "needed"],
         Field(
             description="at which widths between the narrowest and the full one a slimmable "
-            "student learns in a step: two by chance (all that slim:NAME has), one by chance, or "
-            "one by how much of its gradient the full width's leaves over (needed)"
+            "student learns in a step: one by chance, two (all that slim:NAME has), or one by how "
+            "much of its gradient the full width's leaves over (needed)"
         ),
-    ] = "two"
+    ] = "one"
     scales: Annotated[
         Scales,
         Field(

@@ -62,6 +62,9 @@ def ignored(
         ("training.temperature", not softened,
          "training.temperature is for terms that soften answers (soft_targets), and training.terms "
          "lack them", "omit it"),
+        ("training.widths", student and not slimmable,
+         "training.widths is for a student of several widths", "give --student slim:resnet20, or "
+         "omit it"),
         ("training.temperature_end", training.temperature_schedule == "constant",
          "training.temperature_end is for a course of the temperature, and it is constant",
          "give --training.temperature_schedule cosine, or omit it"),

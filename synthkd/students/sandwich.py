@@ -19,8 +19,8 @@ EVEN = 0.5  # share of the chances that is the same for every width
 
 
 def check_widths(how: str, body: nn.Module) -> None:
-    """Raises InputError where `training.widths` has nothing to choose from in a network."""
-    if how != "two" and getattr(body, "shares", None) != SHARES:
+    """Raises InputError where needs would be measured of widths that a network has not."""
+    if how == "needed" and getattr(body, "shares", None) != SHARES:
         known = ", ".join(f"{share:g}" for share in SHARES)
         raise InputError(
             f"training.widths {how}: it chooses among the widths {known} of one network, and this "
@@ -88,7 +88,7 @@ def chosen(
     count = len(between)
     if how == "two":
         return tuple(between[k] for k in torch.randperm(count, generator=rng)[:RANDOM].tolist())
-    if how == "needed" and measures(step):
+    if count < 2 or (how == "needed" and measures(step)):
         return tuple(between)
     known = needs if how == "needed" else {}
     shares = chances([known.get(share, 0.0) for share in between])
