@@ -88,11 +88,11 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    "terms-cifar10": Row("terms", f"{RESNET_20}{FROM_SET}cifar10 {TO_8}", best=7),
+    "terms-cifar10": Row("terms", f"{RESNET_20}{FROM_SET}cifar10 {TO_8}", seconds=60, best=7),
     **{f"mix-{n}": Row("mix", f"{RESNET_20}{FROM_SET}cifar10 {TO_8}--real-data "
                               f"{{sets}}/cifar10-real-{n}.npz", seconds=60)
        for n in REAL},
-    "terms-vit": Row("terms", f"{VIT}{FROM_SET}vit {TO_8}", best=7),
+    "terms-vit": Row("terms", f"{VIT}{FROM_SET}vit {TO_8}", seconds=60, best=7),
     "ablation-demo": Row("ablation", f"{DEMO}--pipeline adaptive", "demo:unseen", 120, ""),
     "terms-cifar100": Row(
         "terms", f"{MICRONET}{FROM_SET}cifar100 --student resnet20",

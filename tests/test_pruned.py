@@ -20,12 +20,13 @@ from synthkd.core.errors import InputError
 from synthkd.networks import build_network
 from synthkd.networks.pruned import keep_outputs, narrow_to, pruned, pruning_ratio
 from synthkd.networks.reconstruction import reconstruct
-from synthkd.networks.selection import Reader, layers_of
+from synthkd.networks.selection import Reader, cost_left, layers_of
 from synthkd.recipe import StudentTable, TeacherTable
 from synthkd.specs import card_of, load_classifier, load_teacher, new_student
 from synthkd.students.learner import save_student
 
-ZOO = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "mnasnet0_5", "googlenet")
+ZOO = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "mnasnet0_5", "googlenet",
+       "regnet_y_400mf")  # fmt: skip
 
 
 def zoo(name: str) -> nn.Module:
@@ -147,6 +148,44 @@ def test_what_lost_nothing_is_refitted_to_itself_and_what_lost_little_comes_near
         after = (narrow(images) - whole(images)).square().mean()
         assert after < 0.2 * before
         assert all(torch.equal(narrow.state_dict()[k], v) for k, v in norms.items())
+
+
+class Grouped(nn.Module):
+    """A bottleneck beside a path, whose middle layer convolves channels in four groups."""
+
+    def __init__(self, trunk: int = 32, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, trunk, 3, stride=2)
+        self.narrow = nn.Conv2d(trunk, width, 1)
+        self.middle = nn.Conv2d(width, width, 3, padding=1, groups=4)
+        self.wide = nn.Conv2d(width, trunk, 1)
+        self.head = nn.Linear(trunk, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.first(images))
+        y = F.relu(self.middle(F.relu(self.narrow(x))))
+        return self.head(F.relu(x + self.wide(y)).mean((2, 3)))
+
+
+def test_beside_convolutions_in_groups_the_other_channels_go_and_are_stood_in_for() -> None:
+    torch.manual_seed(0)
+    whole, images = Grouped().eval(), torch.rand(64, 3, 12, 12)
+    narrow, kept = pruned(whole, (3, 12, 12), 0.4, images)
+    assert narrow.middle.weight.shape == whole.middle.weight.shape
+    assert len(kept["first"]) == len(kept["wide"]) < 32 == len(whole.wide.weight)
+    assert 0.5 < cost_left(narrow, whole, images[:1]) < 0.65
+    with torch.no_grad():
+        before = (narrow.eval()(images) - whole(images)).square().mean()
+        assert reconstruct(narrow, whole, kept, images) == 4  # all but the one in groups
+        assert (narrow(images) - whole(images)).square().mean() < 0.5 * before
+
+
+def test_where_only_channels_in_groups_are_left_each_layer_loses_the_same_share() -> None:
+    torch.manual_seed(0)
+    whole = Grouped(8, 64).eval()
+    narrow, kept = pruned(whole, (3, 12, 12), 0.7, torch.rand(4, 3, 12, 12))
+    assert not kept
+    assert narrow.middle.in_channels < 64 and narrow.middle.groups == 4
 
 
 def test_dead_channels_go_first_and_nothing_changes() -> None:

@@ -7,6 +7,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,18 @@ from synthkd.networks.classifier import Classifier
 from synthkd.networks.marks import misread
 from synthkd.networks.modes import in_eval_mode
 from synthkd.networks.resnet import Block, ResNet
-from synthkd.networks.selection import Group, Member, multiple_of, selected, step_of
+from synthkd.networks.selection import (
+    Group,
+    Member,
+    cost_left,
+    multiple_of,
+    selected,
+    step_of,
+)
 from synthkd.networks.weight_init import inherited
 
 _Norm = nn.modules.batchnorm._BatchNorm
+NEAR = 0.05  # of the cost, by which what is left may be more than was asked for
 
 
 def pruning_ratio(spec: str) -> float:
@@ -65,9 +74,10 @@ def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float, images: T
     `selection.selected`, by what the layers receive of `images` [N, C, H, W], as the network takes
     them; layers differ in how much they lose. The last layer keeps its outputs, and so do layers
     whose channels are normalised in groups that would not come out even, or are read in another
-    order than the library says (`marks.misread`). Where channels are convolved in groups each layer
-    loses an equal share, those of the smallest weights. ResNets of ours, whose shortcuts pad
-    channels, are cut by `weight_init.inherited`.
+    order than the library says (`marks.misread`), and those that are convolved in groups of
+    several; where too few are left for `ratio`, each layer loses an equal share instead, those of
+    the smallest weights, and `kept` is empty. ResNets of ours, whose shortcuts pad channels, are
+    cut by `weight_init.inherited`.
 
     `shape` is that of one image, (C, H, W). Raises InputError where the network cannot be cut: its
     layers cannot be followed, or it does not run afterwards.
@@ -79,18 +89,16 @@ def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float, images: T
     """
     if isinstance(body, ResNet):
         return Pruned(_narrower(body, ratio), {})
-    found = copy.deepcopy(body).cpu().float().requires_grad_(True)
-    blank, kept = torch.zeros(1, *shape), dict[str, Tensor]()
+    blank = torch.zeros(1, *shape)
     try:
-        with in_eval_mode(found), warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            heads = _heads(found, blank)
-            if any(isinstance(m, nn.Conv2d) and 1 < m.groups < len(m.weight)
-                   for m in found.modules()):  # fmt: skip
-                _evenly(found, blank, heads, 1 - math.sqrt(1 - ratio))
-            else:
-                kept = _chosen(found, blank, heads, ratio, images)
-            answer = found(blank)
+            found = _cut(body, partial(_chosen, blank=blank, ratio=ratio, images=images))
+            if (any(map(_in_groups, body.modules()))
+                    and cost_left(found.body, _copy(body), blank) > 1 - ratio + NEAR):  # fmt: skip
+                found = _cut(body, partial(_evenly, blank=blank, ratio=ratio))
+            with in_eval_mode(found.body):
+                answer = found.body(blank)
         if not isinstance(answer, Tensor) or not bool(answer.isfinite().all()):
             raise ValueError("it does not answer with finite numbers")
     except InputError:
@@ -100,10 +108,20 @@ def pruned(body: nn.Module, shape: tuple[int, int, int], ratio: float, images: T
             f"this network cannot be pruned ({type(error).__name__}: {quoted(error, 80)}): name a "
             "--student"
         ) from None
-    before, after = (sum(p.numel() for p in net.parameters()) for net in (body, found))
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (body, found.body))
     if after >= before:
         raise InputError("this network cannot be pruned: no layer can be made narrower")
-    return Pruned(found, kept)
+    return found
+
+
+def _copy(body: nn.Module) -> nn.Module:
+    return copy.deepcopy(body).cpu().float().requires_grad_(True)
+
+
+def _cut(body: nn.Module, cut: Callable[[nn.Module], Mapping[str, Tensor]]) -> Pruned:
+    found = _copy(body)
+    with in_eval_mode(found):
+        return Pruned(found, cut(found))
 
 
 def pruned_teacher(
@@ -122,34 +140,36 @@ def pruned_teacher(
     return pruned(teacher.body, spec.shape, ratio, normalised.cpu())
 
 
-def _evenly(found: nn.Module, blank: Tensor, heads: list[nn.Module], ratio: float) -> None:
-    """Takes a share `ratio` of its channels from every layer, those with the smallest L2 norm."""
+def _evenly(found: nn.Module, *, blank: Tensor, ratio: float) -> dict[str, Tensor]:
+    """Takes the same share of its channels from every layer, those with the smallest L2 norm."""
     import torch_pruning as tp
 
     widest = max((len(m.weight) for m in found.modules() if isinstance(m, nn.Conv2d)), default=1)
     tp.pruner.BasePruner(
         found, blank, importance=tp.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=ratio, ignored_layers=heads, round_to=multiple_of(widest),
+        pruning_ratio=1 - math.sqrt(1 - ratio), ignored_layers=_heads(found, blank),
+        round_to=multiple_of(widest),
     ).step()  # fmt: skip
+    return {}
 
 
-def _chosen(
-    found: nn.Module, blank: Tensor, heads: list[nn.Module], ratio: float, images: Tensor
-) -> dict[str, Tensor]:
+def _chosen(found: nn.Module, *, blank: Tensor, ratio: float, images: Tensor) -> dict[str, Tensor]:
     """Takes the channels that `selection.selected` chooses; returns which outputs are left."""
     import torch_pruning as tp
 
     graph = tp.DependencyGraph().build_dependency(found, example_inputs=blank)
     layers = {m: name for name, m in found.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    roots, groups, uneven = [], list[Group](), set[int]()
+    roots, groups, uneven, convolved = [], list[Group](), set[int](), set[int]()
     for group in graph.get_all_groups(
-        ignored_layers=heads, root_module_types=[nn.Conv2d, nn.Linear]
+        ignored_layers=_heads(found, blank), root_module_types=[nn.Conv2d, nn.Linear]
     ):
         members, count = [], len(group[0].idxs)
         for item in group:
             module = item.dep.target.module
             if isinstance(module, nn.GroupNorm) and _uneven(module, count, len(item.idxs)):
                 uneven.add(len(groups))
+            if _in_groups(module):
+                convolved.add(len(groups))
             if (name := layers.get(module)) is None:
                 continue
             where: list[list[int]] = [[] for _ in range(count)]
@@ -161,7 +181,7 @@ def _chosen(
         groups.append(Group(count, tuple(members)))
     misled = misread(found, groups, blank)
     whole = uneven | misled
-    free = [k for k in range(len(groups)) if k not in whole]
+    free = [k for k in range(len(groups)) if k not in whole | convolved]
     if whole and not free:
         why = (
             "its GroupNorm layers would not come out even" if uneven
@@ -181,6 +201,11 @@ def _chosen(
             if member.out:
                 kept[member.name][[own for c in channels for own in member.where[c]]] = False
     return {name: mask.nonzero().flatten() for name, mask in kept.items()}
+
+
+def _in_groups(layer: nn.Module) -> bool:
+    """Whether a layer convolves channels in groups of several."""
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups < len(layer.weight)
 
 
 def _uneven(norm: nn.GroupNorm, size: int, channels: int) -> bool:

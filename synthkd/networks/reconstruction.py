@@ -45,7 +45,7 @@ def reconstruct(
     with in_eval_mode(narrow), in_eval_mode(whole):
         chosen = {
             name: places for name, places in _places(whole, wholes, images, rng).items()
-            if name in layers and _able(layers[name], kept.get(name))
+            if name in layers and able(layers[name], kept.get(name))
         }  # fmt: skip
         counts = {name: places.numel() * len(kept[name]) for name, places in chosen.items()}
         parts, wanted, refitted = _parts(counts), dict[str, Tensor](), 0
@@ -72,7 +72,7 @@ def reconstruct(
     return refitted
 
 
-def _able(layer: Layer, numbers: Tensor | None) -> bool:
+def able(layer: Layer, numbers: Tensor | None) -> bool:
     """Whether a layer can be refitted, of whose outputs these are left."""
     if numbers is None or len(numbers) != len(layer.weight):
         return False

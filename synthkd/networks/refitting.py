@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.networks.modes import in_eval_mode
-from synthkd.networks.reconstruction import HELD
+from synthkd.networks.reconstruction import HELD, able
 from synthkd.networks.selection import PLACES, Call, Calls, layers_of
 
 LARGEST = 2**28  # numbers in the maps of all images after one layer
@@ -89,7 +89,7 @@ def looked_at(narrow: nn.Module, kept: Mapping[str, Tensor], blank: Tensor) -> R
         nonlocal largest
         weight = layers[name].weight
         largest = max(largest, call.outputs.numel(), call.inputs.numel())
-        if name in kept:
+        if able(layers[name], kept.get(name)):
             alone = getattr(layers[name], "groups", 1) > 1
             places = call.outputs[0].numel() // len(weight)
             found[name] = Fit(places, weight[0].numel(), len(weight), alone)

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from synthkd.core.errors import InputError
 from synthkd.core.memory import machine_memory
+from synthkd.networks.modes import in_eval_mode
 
 MULTIPLES = (16, 8, 4, 2, 1)  # what channels may be rounded to: CPUs and GPUs like large ones
 PLACES = 20_000  # places of a layer's input that are looked at
@@ -210,6 +211,26 @@ def selected(
             k: found for k, found in waiting.items() if not (found and touched & reading[k].keys())
         }
     return [sorted(channels) for channels in gone]
+
+
+@torch.no_grad()
+def cost_left(narrow: nn.Module, whole: nn.Module, image: Tensor) -> float:
+    """What a network costs of another's, for one image [1, C, H, W]: the mean of its share of the
+    weights and its share of the multiplications, of convolutions and matrices.
+
+    >>> cost_left(nn.Conv2d(2, 3, 1), nn.Conv2d(2, 6, 1), torch.zeros(1, 2, 4, 4))
+    0.5
+    """
+    here, before = (_weights_and_products(network, image) for network in (narrow, whole))
+    return sum(a / max(b, 1) for a, b in zip(here, before, strict=True)) / 2
+
+
+def _weights_and_products(network: nn.Module, image: Tensor) -> tuple[int, int]:
+    layers = layers_of(network)
+    with in_eval_mode(network):
+        places = _places(network, layers, image)
+    weights = {name: layer.weight.numel() for name, layer in layers.items()}
+    return sum(weights.values()), sum(n * weights[name] for name, n in places.items())
 
 
 def step_of(size: int, left: int) -> int:
