@@ -9,7 +9,7 @@ goes on.
 DIR holds third-party teachers and labelled images with readers (`data/` and `larger/`). Data sets
 are written once by `synthkd generate`, so that most rows cost the student alone; a row is a group
 of variants.py with a teacher, a data set and so many seconds, in OUT/NAME.json. Labelled images
-only report. All rows take some twelve hours of two slow cores: --list tells which are done.
+only report. All rows take some thirteen hours of two slow cores: --list tells which are done.
 """
 
 import argparse

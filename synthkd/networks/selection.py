@@ -173,10 +173,9 @@ def selected(
     """
     layers = layers_of(network)
     places = _places(network, layers, images[:1])
-    cost = sum(count * layers[name].weight.numel() for name, count in places.items())
-    count = max(FEWEST, int(LOOKING / max(cost, 1)))
-    readers = _readers(network, groups, layers, images[:count])
     costs = _Costs(layers, places)
+    count = max(FEWEST, int(LOOKING / max(costs.of[1], 1)))
+    readers = _readers(network, groups, layers, images[:count])
     gone: list[list[int]] = [[] for _ in groups]
     waiting: dict[int, _Next | None] = {}
     reading = [_reading(group, readers) for group in groups]
@@ -221,16 +220,12 @@ def cost_left(narrow: nn.Module, whole: nn.Module, image: Tensor) -> float:
     >>> cost_left(nn.Conv2d(2, 3, 1), nn.Conv2d(2, 6, 1), torch.zeros(1, 2, 4, 4))
     0.5
     """
-    here, before = (_weights_and_products(network, image) for network in (narrow, whole))
+    with in_eval_mode(narrow), in_eval_mode(whole):
+        here, before = (
+            _Costs(layers := layers_of(network), _places(network, layers, image)).of
+            for network in (narrow, whole)
+        )
     return sum(a / max(b, 1) for a, b in zip(here, before, strict=True)) / 2
-
-
-def _weights_and_products(network: nn.Module, image: Tensor) -> tuple[int, int]:
-    layers = layers_of(network)
-    with in_eval_mode(network):
-        places = _places(network, layers, image)
-    weights = {name: layer.weight.numel() for name, layer in layers.items()}
-    return sum(weights.values()), sum(n * weights[name] for name, n in places.items())
 
 
 def step_of(size: int, left: int) -> int:
@@ -437,7 +432,7 @@ def _energy(weight: Tensor, each: int) -> Tensor:
 
 
 class _Costs:
-    """Weights and multiplications of a network whose channels go."""
+    """Weights and multiplications of a network whose channels go; `of` are those it had."""
 
     def __init__(self, layers: Mapping[str, Layer], places: Mapping[str, int]) -> None:
         self.outs = {name: float(len(layer.weight)) for name, layer in layers.items()}
@@ -446,7 +441,7 @@ class _Costs:
         self.alone = {name: getattr(layer, "groups", 1) > 1 for name, layer in layers.items()}
         self.places = {name: places.get(name, 0) for name in layers}
         weights = {name: self.outs[name] * self.ins[name] * self.taps[name] for name in layers}
-        self._of = (
+        self.of = (
             sum(weights.values()), sum(n * self.places[name] for name, n in weights.items())
         )  # fmt: skip
 
@@ -477,7 +472,7 @@ class _Costs:
         """What some layers cost of what all did."""
         weights = {n: self.outs[n] * self.ins[n] * self.taps[n] for n in names}
         work = sum(count * self.places[name] for name, count in weights.items())
-        whole, of_all = self._of
+        whole, of_all = self.of
         return (sum(weights.values()) / max(whole, 1) + work / max(of_all, 1)) / 2
 
 
