@@ -25,7 +25,6 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +255,7 @@ def run(
 def first_of(images: Images, count: int) -> Images:
     """The first images of a set, with their labels."""
     labels = None if images.labels is None else images.labels[:count]
-    return replace(images, pixels=images.pixels[:count], labels=labels)
+    return images._replace(pixels=images.pixels[:count], labels=labels)
 
 
 def quality(lab: Lab) -> dict[str, float | None]:

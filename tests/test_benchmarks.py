@@ -254,6 +254,19 @@ def test_a_variant_that_diverges_is_a_result(script):
     assert list(found) == ["diverged"] and "finite" in found["diverged"]
 
 
+@pytest.mark.slow
+def test_a_variant_is_scored_at_the_end_and_on_its_way(script):
+    settings = {
+        "student.spec": "resnet8-w4", "run.threads": 1, "training.batch": 64,
+        "stage.refine.synthesis_steps": 2, "stage.refine.synthesis_batch": 64,
+        "stage.refine.fresh": 64,
+    }  # fmt: skip
+    found = script("variants").run(settings, "demo:unseen", 8.0, 1.0, 0, "demo:unseen")
+    assert found["accuracy"] == found["copies"] and 0 < found["to_95"] <= 8
+    assert 0 < len(found["curve"]) <= 12 and found["made"]["balance"] > 0.5
+    assert min(found["ms"], found["steps"], found["images"]) > 0
+
+
 def test_widths_learned_apart_alone_have_no_export(script, tmp_path, capsys):
     slim = script("slim")
     for share in slim.SHARES:
