@@ -12,7 +12,7 @@ DIR holds the third-party teacher and images of CIFAR-10, as for jobs.py. The wa
     auto      `synthkd distill --student auto` for as long as a whole search
     killed    a search that is killed (SIGKILL) amid its candidates, and started again
 
-Candidates of a seed learn from the same images, those of its search, and for 35 % of --minutes; so
+Candidates of a seed learn from the same images, those of its search, and for 25 % of --minutes; so
 halving and chance are run after nsga2, and stop before a student is trained for long. All keep one
 limit, a share --limit of the teacher's own milliseconds by ONNX Runtime, measured first. A front is
 worth the area that it dominates (`pareto.hypervolume`), from a constant classifier's agreement 1/K

@@ -66,6 +66,21 @@ def test_a_reference_divides_out_what_slows_the_machine(monkeypatch):
     assert later.milliseconds(lambda: work(0.003), seconds=0.1) == pytest.approx(1.5)
 
 
+def test_a_reference_divides_out_what_slows_the_machine_for_a_moment(monkeypatch):
+    """Every tenth of a second it is four times as slow, now for one of the two, now for both."""
+    now = 0.0
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += (4 if now % 0.2 > 0.1 else 1) * seconds
+
+    monkeypatch.setattr(latency, "_clock", lambda threads: lambda: now)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now)
+    reference = latency.Reference(lambda: work(0.0021), threads=2)
+    found = reference.milliseconds(lambda: work(0.0042), seconds=2.0)
+    assert found / reference.past[0] == pytest.approx(2)
+
+
 def test_conditions_name_runtime_threads_and_machine():
     told = str(latency.Conditions("ONNX Runtime 1.30.0", 2, "a processor"))
     assert told == "ONNX Runtime 1.30.0, 2 threads, a processor"

@@ -11,18 +11,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from short_runs import main, status
 
 import synthkd
 from synthkd.core.errors import InputError
+from synthkd.engine.reporter import Silent
 from synthkd.jobs import search
+from synthkd.jobs.distillation import Distillation
 from synthkd.jobs.search import LONGER, MAKING, Search, fitting, places, shared_seconds, suggested
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import read_toml, validated
 from synthkd.reports.search import Trial, best_of, read_search
+from synthkd.runs.directory import Run
 from synthkd.specs import load_teacher
+from synthkd.students.learner import Learner
 from synthkd.students.pareto import chosen, dominates, front, hypervolume
 
 optuna = pytest.importorskip("optuna")
@@ -80,6 +85,8 @@ def test_a_search_ends_with_a_front_and_a_trained_student(tmp_path: Path) -> Non
     assert list(seconds.values()) == sorted(seconds.values())
     assert told["trials"][0]["student"] == "prune:0.5"  # before anything is proposed
     assert validated(read_toml(out / "student" / "recipe.toml")).student.max_latency_ms is None
+    manifest = json.loads((out / "student" / "manifest.json").read_text())
+    assert manifest["begun_with"] and not (out / "weights").exists()
     found = read_search(out)
     assert found.state == "finished" and found.chosen in found.front
     html = (out / "report.html").read_text()
@@ -101,7 +108,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, capsys) -> None:
     _killed_at(progress, out)  # the images are there
     made = (out / "set" / "manifest.json").stat().st_mtime_ns
     worked = json.loads(progress.read_text())["seconds"]
-    assert worked > 0.6 * 60 * 0.3 / 2 and not (out / "front.json").exists()
+    assert worked > 0.6 * 60 * MAKING / 2 and not (out / "front.json").exists()
     (out / "optuna.journal.lock").unlink(missing_ok=True)
     (out / "optuna.journal.lock").symlink_to("gone")  # as it is left in the middle of a line
     assert read_search(out).state == "interrupted"
@@ -247,7 +254,7 @@ def test_the_teacher_labels_the_set_once_unless_candidates_change_priorities(
 
     open_data = search.open_data
     monkeypatch.setattr(search, "open_data", counted)
-    minutes = 0.4  # of which 0.14 are for two candidates, on a slow machine too
+    minutes = 0.56  # of which 0.14 are for two candidates, on a slow machine too
     recipe = _recipe(minutes, **{"memory.priority": priority})
     shape = {"population": 2, "generations": 1}
     began = time.perf_counter()
@@ -268,7 +275,7 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
     images, tmp_path
 ) -> None:
     out, shape = tmp_path / "found", {"population": 2, "generations": 3}
-    Search(_recipe(0.4), out, sampler="random", **shape).explore(images)
+    Search(_recipe(0.56), out, sampler="random", **shape).explore(images)
     given = {"ratio": 0.5, "multiple": "0.25", "depth": 8, "width": 4}
     lines = [
         ({"family": "resnet"}, "resnet8-w4", 0.5, 0), ({"family": "prune"}, "prune:0.5", 0.4, 0),
@@ -284,10 +291,40 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
         for family, student, agreement, generation in lines
     ))  # fmt: skip
     (out / "progress.json").unlink()
-    trials, _ = Search(_recipe(0.4), out, sampler="random", **shape).explore(images)
+    trials, _ = Search(_recipe(0.56), out, sampler="random", **shape).explore(images)
     assert [trial.student for trial in trials[:4]] == [student for _, student, *_ in lines]
     assert (trials[4].student, trials[4].generation) == ("mobilenet-0.25", 2)
     assert trials[4].seconds >= 0.1  # as long as those before at least
+
+
+@pytest.mark.slow
+def test_a_candidate_that_is_tried_again_goes_on_from_what_it_has_learned(
+    images, tmp_path, monkeypatch
+) -> None:
+    begun = []
+
+    def kept(learner, weights):
+        begun.append(weights)
+        return begin_with(learner, weights)
+
+    begin_with = Learner.begin_with
+    monkeypatch.setattr(Learner, "begin_with", kept)
+    out, shape = tmp_path / "found", {"population": 2, "generations": 3}
+    job = Search(_recipe(0.8), out, sampler="random", **shape)
+    trials, _ = job.explore(images)
+    again = [t for t in trials if any(
+        o.student == t.student and o.generation == t.generation - 1 for o in trials if o.seconds
+    )]  # fmt: skip
+    assert again and len(begun) == len(again)
+    last = again[-1]
+    before = job._learned_by(last.student, last.generation - 1)
+    assert before is not None and before.keys() == begun[-1].keys()
+    assert all(torch.equal(value, begun[-1][name]) for name, value in before.items())
+    after = job._learned_by(last.student, last.generation)
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert job._learned_by("resnet8-w3", 0) is None  # was not tried
+    job._weights(last.student, last.generation).write_bytes(b"damaged")
+    assert job._learned_by(last.student, last.generation) is None
 
 
 def by_size(job: Search, network: Classifier, seconds: float) -> float:
@@ -343,6 +380,33 @@ def test_a_network_is_timed_as_a_copy_on_the_processor(tmp_path) -> None:
     job = Search(_recipe(1), tmp_path / "found")
     assert job._time(network, 0.05) > 0
     assert network.training
+
+
+class Stopped(Silent):
+    def expect(self, schedule) -> None:
+        raise RuntimeError("stopped before the first round")
+
+
+def test_a_student_that_began_with_weights_is_not_resumed_without_them(images, tmp_path) -> None:
+    out = tmp_path / "student"
+    recipe = synthkd.Recipe.of({
+        "budget.images": 256, "run.threads": 1, "training.batch": 64, "run.stages": ("study",),
+        "data.synthetic": str(images), "student.spec": "resnet8-w4", "run.out": str(out),
+    })  # fmt: skip
+    weights = {
+        name: torch.full_like(value, 0.25)
+        for name, value in Distillation(recipe).lab.learner.student.state_dict().items()
+    }
+    with pytest.raises(RuntimeError, match="stopped"):
+        Distillation(recipe, begin_with=weights, report=Stopped()).start()
+    told = json.loads((out / "manifest.json").read_text())["begun_with"]
+    _, begun = Run.resume(out)
+    with pytest.raises(InputError, match="run the same synthkd search again"):
+        Distillation(begun).resume(out)
+    job = Distillation(begun, begin_with=weights)
+    assert all((p == 0.25).all() for p in job.lab.learner.student.parameters())
+    assert job.resume(out).summary["images_seen"] == 256
+    assert json.loads((out / "manifest.json").read_text())["begun_with"] == told
 
 
 @pytest.mark.slow

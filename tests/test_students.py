@@ -268,6 +268,24 @@ def test_there_is_no_average_unless_asked_for():
     assert learner.state_dict()["average"] is None
 
 
+def test_a_student_begins_with_weights_and_so_does_its_average():
+    lessons = batches(4)
+    first, second = (Learner(new(), TrainingTable(ema=0.9)) for _ in range(2))
+    taught(first, lessons)
+    weights = {k: v.clone() for k, v in first.student.state_dict().items()}
+    second.remember_beginning()
+    second.begin_with(weights)
+    for name, value in weights.items():
+        for found in (second.student.state_dict(), second.average, second.begun):
+            torch.testing.assert_close(found[name], value, atol=0, rtol=0)
+    taught(second, lessons[:1])
+    other = Learner(new(classes=4), TrainingTable())
+    with pytest.raises(InputError, match="another network"):
+        other.begin_with(weights)
+    with pytest.raises(ValueError, match="has learned"):
+        second.begin_with(weights)
+
+
 def test_an_answer_is_that_of_eval_mode_and_the_mode_is_put_back():
     learner = Learner(new(), TrainingTable())
     taught(learner, batches(3))

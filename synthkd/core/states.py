@@ -20,6 +20,13 @@ from synthkd.core.files import write_atomic
 PART = 1 << 27  # bytes of rows that are held at once beside those in their place
 
 
+def packed(tensors: Mapping[str, Tensor], told: Mapping[str, str] | None = None) -> bytes:
+    """Tensors, on whatever device and however they are laid out, as the bytes of a safetensors
+    file, whose header has what is `told`."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return bytes(save(plain, metadata=dict(told) if told is not None else None))
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Rows of tensors that never change, as the images of a replay memory: a row has a number that

@@ -6,7 +6,7 @@ What `synthkd distill` and `synthkd.distill` do; nothing here prints, a `Reporte
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synthkd import recipe as recipes
 from synthkd.cards.model import run_card
@@ -34,6 +34,7 @@ from synthkd.core.files import claim, finite, free_name, sha256_of, sweep
 from synthkd.core.findings import Finding, as_data
 from synthkd.core.memory import machine_memory
 from synthkd.core.seeds import generator_for
+from synthkd.core.states import packed
 from synthkd.core.words import run_name
 from synthkd.data.sources import Images, count_images, place_of
 from synthkd.engine.build import build, images_for, open_data
@@ -92,8 +93,9 @@ class Distillation:
     """A recipe with its lab, about to be run in a directory of its own.
 
     `teacher`, `student`, `real_data` are living objects as in `engine.build.build`, and `val_data`
-    one that takes the place of `data.val`. `given` are the keys that the user set, so that those
-    that do nothing can be named. A budget in minutes counts from `started`, a time of
+    one that takes the place of `data.val`. `begin_with` are weights that the student begins with,
+    learned from the same teacher's synthetic images alone. `given` are the keys that the user set,
+    so that those that do nothing can be named. A budget in minutes counts from `started`, a time of
     `time.perf_counter` (default: now). With `by_force` a second Ctrl-C may end the process; with
     `tensorboard` the rounds are written for TensorBoard too. `sealed` is the record of the seal,
     where the process has one.
@@ -110,6 +112,7 @@ class Distillation:
         student: nn.Module | None = None,
         real_data: Any = None,
         val_data: Any = None,
+        begin_with: Mapping[str, Tensor] | None = None,
         report: Reporter | None = None,
         given: Collection[str] = (),
         started: float | None = None,
@@ -133,6 +136,9 @@ class Distillation:
             report=self.report, processes=self.processes,
         )  # fmt: skip
         self.recipe, self.teacher = self.lab.recipe, self.lab.teacher
+        if begin_with is not None:
+            assert self.lab.shipped is not None
+            self.lab.shipped.begin_with(begin_with)
         self.evidence.recipe = self.recipe  # what was left open is decided
         self.val: Any = val_of(self.recipe) if val_data is None else val_data
         self.expected: Estimate | None = None
@@ -160,6 +166,8 @@ class Distillation:
             "plugins": {path: sha256_of(Path(path)) for path in self.recipe.run.plugins},
             "processes": self.processes.count,
         }
+        if begin_with is not None:
+            self.manifest["begun_with"] = sha256(packed(begin_with)).hexdigest()
         alike = [self.manifest["recipe_sha256"], self.teacher.digest]
         if any(told != alike for told in self.processes.every(alike)):
             raise InputError(
@@ -273,7 +281,10 @@ class Distillation:
             raise InputError(f"{where}: its recipe.toml was changed after the run was started")
         if before.get("plugins", {}) != self.manifest["plugins"]:
             raise InputError(f"{where}: its run.plugins were changed after the run was started")
-        kept = ("command", "student_chosen", "recipe_sha256", "estimate", "findings")
+        kept = (
+            "command", "student_chosen", "recipe_sha256", "estimate", "findings", "begun_with",
+        )  # fmt: skip
+        begun_with = self.manifest.pop("begun_with", None)
         self.manifest |= {key: before[key] for key in kept if key in before}
         sittings = _count(before.get("sittings"))
         self.manifest["sittings"] = sittings + 1
@@ -283,6 +294,11 @@ class Distillation:
             raise InputError(f"{where}: the data are not those that the run was started with")
         old = self.processes.first(_count(before.get("processes")))
         state = self._newest(the_run, old)
+        if state is None and begun_with != before.get("begun_with"):
+            raise InputError(
+                f"{where}: it stopped before its first checkpoint, and began with what its student "
+                "had learned in a search: run the same synthkd search again"
+            )
         if state is None:
             self.report.say("no checkpoint yet: starting from the beginning")
         else:

@@ -7,6 +7,7 @@ long one.
     OUT/front.json        those that no other beats in agreement and time, and the one chosen
     OUT/front.png         the picture
     OUT/student/          the run of the chosen one
+    OUT/weights/          those of candidates, from which they learn on; gone at the end
     OUT/progress.json     how long the search had worked, for a later sitting, how many candidates
                           its first generation has, and the times of the reference that others are
                           timed beside
@@ -15,8 +16,9 @@ long one.
 The aims are the agreement with the teacher on images of the set that nobody learned from, after a
 few seconds of learning, and the milliseconds of one image on this machine. NSGA-II proposes
 candidates (Deb et al. 2002; optuna's sampler), but for the teacher itself cut by some ratios, which
-is tried first; the better half of a generation is tried again for three times as long in the next,
-which has fewer places (successive halving), so that seconds go to those that are worth them.
+is tried first; the better half of a generation learns on for three times as long in the next, which
+has fewer places (successive halving), so that seconds go to those that are worth them. The chosen
+one too goes on from the weights that it has.
 """
 
 import copy
@@ -31,11 +33,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from synthkd.core import files
 from synthkd.core.errors import InputError, quoted
 from synthkd.core.images import ImageSpec
 from synthkd.core.seeds import derived, globally
+from synthkd.core.states import packed
 from synthkd.data.store import MANIFEST, Writer
 from synthkd.engine.build import build, build_synthesis, open_data
 from synthkd.engine.held_out import select_final_weights
@@ -67,14 +73,14 @@ from synthkd.teachers.protocol import Teacher
 if TYPE_CHECKING:
     import optuna
 
-MAKING, TRYING = 0.3, 0.35  # shares of the time for the images and for the candidates
+MAKING, TRYING = 0.25, 0.25  # shares of the time for the images and for the candidates
 POPULATION, GENERATIONS = 8, 3  # candidates of the first generation, and how many there are
 LONGER = 3  # times the seconds of the generation before
 LEARNING = 0.5  # of the time for candidates, which is learning at least: there are fewer otherwise
 LEAST = 0.25  # of what the first candidates would learn if nothing else took time: they learn that
 AFTER = 1.5  # times what the first candidate takes before it learns, each is taken to need in all
 FIRST = (0.5, 0.7, 0.3)  # ratios of pruning that are tried first
-PROGRESS = "progress.json"
+PROGRESS, WEIGHTS = "progress.json", "weights"
 ASKED = 10  # candidates that are asked for, for each that can learn: others take too long
 LOOK, SURE = 0.15, 1.0  # seconds for the time of a candidate, and of one that is close or chosen
 CLOSE = 1.5  # times the limit
@@ -159,6 +165,7 @@ class Search:
             result = self._train(taken)
             measured = self._time(result.student, SURE)
             self._write(trials, best, taken, measured)
+            shutil.rmtree(self.out / WEIGHTS, ignore_errors=True)
         return Found(
             tuple(trials), tuple(best), taken, measured, dict(self._longer), result, self.out
         )
@@ -296,7 +303,7 @@ class Search:
         briefly: bool = False, out: str = "",
     ) -> Recipe:  # fmt: skip
         """The recipe with other stages, budget and student; with `learn` on the fixed set;
-        `briefly` leaves out what takes as long as some seconds of learning."""
+        `briefly` leaves out what takes as long as some seconds of learning, and assistants."""
         recipe = self.recipe
         run = recipe.run.model_copy(update={"stages": stages, "out": out})
         budget = recipe.budget.model_copy(update={"images": None, "minutes": minutes})
@@ -306,6 +313,7 @@ class Search:
             changed["student"] = recipe.student.model_copy(update=named)
         if briefly:
             changed["training"] = recipe.training.model_copy(update={"recalibrate": False})
+            changed["teaching"] = recipe.teaching.model_copy(update={"assistants": ()})
         if learn:
             changed["data"] = recipe.data.model_copy(update={"synthetic": str(self.images)})
         return recipe.model_copy(update=changed)
@@ -438,10 +446,13 @@ class Search:
             if generation not in self._seconds:
                 self._plan(generation, AFTER * (time.perf_counter() - began))
             seconds = self._seconds[generation]
+            if begun := self._learned_by(student, generation - 1):
+                lab.learner.begin_with(begun)
             lab.limit(seconds)
             for _ in rounds(lab):
                 pass
             _, held_out = select_final_weights(lab)
+            self._keep(student, generation, lab.learner.student)
         except InputError as error:
             self.report.say(f"{student}: {error}")
             return None
@@ -449,6 +460,25 @@ class Search:
         self._beside.append(max(0.0, now - self._told - seconds))
         self._told = now
         return Trial(student, seconds, held_out.agreement, milliseconds, size, generation)
+
+    def _weights(self, student: str, generation: int) -> Path:
+        """Where the weights are that a candidate had after a generation."""
+        return self.out / WEIGHTS / f"{student.replace(':', '-')}-{generation}.safetensors"
+
+    def _keep(self, student: str, generation: int, network: Classifier) -> None:
+        """Keeps what a candidate has learned, in the place of what it had before the generation."""
+        path = self._weights(student, generation)
+        path.parent.mkdir(exist_ok=True)
+        files.write_atomic(path, packed(network.state_dict()), sync=False)
+        self._weights(student, generation - 2).unlink(missing_ok=True)
+
+    def _learned_by(self, student: str, generation: int) -> dict[str, Tensor] | None:
+        """The weights that a candidate had after a generation; None where it took no part, or where
+        they cannot be read."""
+        try:
+            return load_file(self._weights(student, generation))
+        except (OSError, SafetensorError):
+            return None
 
     def _plan(self, generation: int, beside: float) -> None:
         """Settles how long the candidates of a generation learn: as long as the time that is left
@@ -526,10 +556,12 @@ class Search:
         """The chosen student, for the time that is left, and for half of its share at least."""
         place = self.out / STUDENT
         if (place / "manifest.json").is_file():  # it was interrupted in this
-            begun, trust = Run.resume(place)[1], self.recipe.run.trust_code
-            recipe = trusted(begun, trust_code=trust, anyway=self.recipe.run.anyway)
-            return Distillation(recipe, report=self.report, by_force=self.by_force).resume(place)
-        if place.exists():  # it was killed while it made the directory
+            the_run, begun = Run.resume(place)
+            if the_run.newest() is not None:
+                trust = self.recipe.run.trust_code
+                recipe = trusted(begun, trust_code=trust, anyway=self.recipe.run.anyway)
+                return self._distillation(recipe, taken).resume(place)
+        if place.exists():  # it was killed before its first checkpoint
             shutil.rmtree(place)
         least = (1 - MAKING - TRYING) / 2 * self.seconds
         minutes = max(least, self._left()) / 60
@@ -537,7 +569,14 @@ class Search:
             stages=self._study(), minutes=minutes, student=taken.student, learn=True,
             out=str(place),
         )  # fmt: skip
-        return Distillation(recipe, report=self.report, by_force=self.by_force).start()
+        return self._distillation(recipe, taken).start()
+
+    def _distillation(self, recipe: Recipe, taken: Trial) -> Distillation:
+        """That of the chosen one, which goes on from what it learned when it was tried."""
+        begin_with = self._learned_by(taken.student, taken.generation)
+        return Distillation(
+            recipe, begin_with=begin_with, report=self.report, by_force=self.by_force
+        )
 
     def _write(
         self, trials: Sequence[Trial], best: Sequence[Trial], taken: Trial, measured: float | None

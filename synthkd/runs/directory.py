@@ -36,13 +36,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from synthkd import __version__
 from synthkd.core import files
 from synthkd.core.errors import DiskError, InputError, quoted
 from synthkd.core.images import class_sheet, grid, save_picture, sheet_classes, thumbnails
+from synthkd.core.states import packed
 from synthkd.engine.loop import Round
 from synthkd.engine.processes import LostProcess
 from synthkd.proof import hashes
@@ -229,8 +229,7 @@ class Run:
         folder = self.path / "snapshots"
         folder.mkdir(exist_ok=True)
         name = f"{number:05d}.safetensors"
-        state = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-        files.write_atomic(folder / name, save(state), sync=False)
+        files.write_atomic(folder / name, packed(weights), sync=False)
         line = {
             "file": name,
             "share": round_.share,

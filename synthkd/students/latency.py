@@ -27,6 +27,8 @@ Answer = Callable[[Tensor], Tensor]
 INPUT, OUTPUT = "images", "logits"  # names in an ONNX file
 TURN = 0.02  # seconds of one network before another has its turn
 LEAST_TURNS = 5
+LAPS = 3  # of a network before those of the reference, of which the last one counts
+UNDISTURBED = 0.1  # share of the laps that are faster than what counts
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,13 @@ class Reference:
     """Work that is timed by turns with every other, so that times taken hours apart can be
     compared on a machine that others use too:
 
-        milliseconds = t · median of all r / r
+        milliseconds = q(t) / q(r) · median of all such q(r)
 
-    with t and r what the work and the reference take now, and all r those of every such measurement
-    (`past`, to which this one is added). What slows a machine for minutes slows both; the fastest
-    turn of t alone would only see through what is shorter than its own measurement.
+    with t and r the laps of the work and of the reference, lap by lap by turns, q the lap that one
+    in ten is faster than (UNDISTURBED), and the last factor over every measurement so far (`past`,
+    to which this one is added). What slows a machine for minutes slows both alike. What takes one
+    of several threads away for a moment multiplies single laps, often half of them, so that medians
+    say little; the fastest of all laps is rarer than that, and may be luck.
     """
 
     def __init__(
@@ -245,8 +249,16 @@ class Reference:
 
     def milliseconds(self, work: Callable[[], object], *, seconds: float) -> float:
         """What work takes, measured for so many seconds, and the reference for as many."""
-        found = milliseconds(
-            {"": work, "reference": self.work}, seconds=seconds, threads=self.threads
-        )
-        self.past.append(found["reference"])
-        return found[""] * float(np.median(self.past)) / found["reference"]
+        clock = _clock(self.threads or torch.get_num_threads())
+        took: tuple[list[float], list[float]] = ([], [])
+        began = time.perf_counter()
+        while time.perf_counter() - began < 2 * seconds or len(took[0]) < LEAST_TURNS:
+            for one, laps in zip((work, self.work), took, strict=True):
+                for _ in range(LAPS):  # what the other left in caches does not count
+                    before = clock()
+                    one()
+                    last = clock() - before
+                laps.append(1e3 * last)
+        found, reference = (float(np.quantile(laps, UNDISTURBED)) for laps in took)
+        self.past.append(reference)
+        return found * float(np.median(self.past)) / reference

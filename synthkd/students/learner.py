@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from synthkd import schedules
+from synthkd.core.errors import InputError
 from synthkd.core.files import write_atomic
 from synthkd.core.memory import in_fitting_parts
 from synthkd.core.optimizers import average_, load_optimizer
+from synthkd.core.states import packed
 from synthkd.losses.distillation import TERMS, DistillationView
 from synthkd.networks.classifier import Classifier
 from synthkd.networks.folding import Folding, folding_pairs
@@ -134,6 +135,18 @@ class Learner:
     def remember_beginning(self) -> None:
         """Keeps the weights as they are, to be compared at the end with what was learned."""
         self.begun = self._weights()
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts weights into a student that has not learned yet, in the place of its own. Raises
+        InputError where they are of another network."""
+        if self.steps:
+            raise ValueError("a student that has learned cannot begin with other weights")
+        try:
+            self.student.load_state_dict(weights, strict=True)
+        except RuntimeError:
+            raise InputError("the weights to begin with are those of another network") from None
+        self.average = self._weights() if self.average is not None else None
+        self.begun = self._weights() if self.begun is not None else None
 
     def _weights(self) -> dict[str, Tensor]:
         return {k: v.detach().clone() for k, v in self.student.state_dict().items()}
@@ -432,5 +445,4 @@ def _is_norm(module: nn.Module) -> bool:
 
 def save_student(student: Classifier, card: "Card", path: Path) -> None:
     """The student as a safetensors file whose header tells how to rebuild it."""
-    state = {k: v.detach().cpu().contiguous() for k, v in student.body.state_dict().items()}
-    write_atomic(path, save(state, metadata=card.header()))
+    write_atomic(path, packed(student.body.state_dict(), card.header()))
