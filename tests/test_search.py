@@ -36,7 +36,7 @@ FLAGS = shlex.split(
     "search --minutes 0.6 --run.threads 1 --quiet --training.batch 64 "
     "--stage.refine.synthesis-steps 2 --stage.refine.synthesis-batch 64 --stage.refine.fresh 64"
 )
-PARAMETERS = {"family", "ratio", "multiple", "depth", "width"}
+PARAMETERS = {"family", "ratio", "multiple", "depth", "width", "stem"}
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=12)
 
 
@@ -81,8 +81,8 @@ def test_a_search_ends_with_a_front_and_a_trained_student(tmp_path: Path) -> Non
     assert (out / "student" / "report.html").is_file()
     lines = map(json.loads, (out / "trials.jsonl").read_text().splitlines())
     assert {frozenset(line["params"]) for line in lines} == {frozenset(PARAMETERS)}
-    seconds = {t["generation"]: t["seconds"] for t in told["trials"] if t["seconds"]}
-    assert list(seconds.values()) == sorted(seconds.values())
+    images = {t["generation"]: t["images"] for t in told["trials"] if t["seconds"]}
+    assert images[0] > 0 and list(images.values()) == sorted(images.values())
     assert told["trials"][0]["student"] == "prune:0.5"  # before anything is proposed
     assert validated(read_toml(out / "student" / "recipe.toml")).student.max_latency_ms is None
     manifest = json.loads((out / "student" / "manifest.json").read_text())
@@ -219,10 +219,23 @@ def test_there_are_as_many_candidates_as_leave_half_of_the_time_to_learn(
 def test_candidates_learn_some_time_also_where_there_is_none_left(tmp_path: Path) -> None:
     job = Search(_recipe(1), tmp_path / "found")
     job._until = time.perf_counter() - 100
-    for generation in range(3):
-        job._plan(generation, 1.0)
-    assert job._first == 2
-    assert 0 < job._seconds[0] == job._seconds[1] == job._seconds[2]
+    assert job._first_seconds(1.0) > 0 and job._first == 2
+    job._counts[0] = 64
+    assert job._planned(1, [Trial("resnet8-w4", 1.0, 0.5, 1.0, 9, 0, 64)]) == 64
+
+
+def test_later_generations_learn_as_much_as_the_time_allows(tmp_path: Path) -> None:
+    """Two generations are left, of 6 and 4 candidates, for 180 seconds: 6 s + 4 · 3 s = 180."""
+    job = Search(_recipe(1), tmp_path / "found")
+    job._counts[0] = 640
+    job._until = time.perf_counter() + 180
+    trials = [
+        Trial("resnet8-w4", 1.0, 0.5, 1.0, 9, 0, 640), Trial("prune:0.5", 3.0, 0.5, 1.0, 9, 0, 640),
+        Trial("resnet8-w8", 0.0, 0.0, 9.0, 9, 0),
+    ]  # fmt: skip
+    assert job._planned(1, trials) == pytest.approx(10 * 320, rel=0.02)
+    job._beside = [2.0, 4.0]
+    assert job._planned(1, trials) == pytest.approx((180 - 30) / 18 * 320, rel=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +289,7 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
 ) -> None:
     out, shape = tmp_path / "found", {"population": 2, "generations": 3}
     Search(_recipe(0.56), out, sampler="random", **shape).explore(images)
-    given = {"ratio": 0.5, "multiple": "0.25", "depth": 8, "width": 4}
+    given = {"ratio": 0.5, "multiple": "0.25", "depth": 8, "width": 4, "stem": 1}
     lines = [
         ({"family": "resnet"}, "resnet8-w4", 0.5, 0), ({"family": "prune"}, "prune:0.5", 0.4, 0),
         ({"family": "resnet"}, "resnet8-w4", 0.3, 1),
@@ -286,7 +299,7 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
         json.dumps({
             "student": student, "seconds": 0.05 * 2**generation, "agreement": agreement,
             "milliseconds": 1.0, "parameters": 9, "generation": generation,
-            "params": given | family,
+            "params": given | family, "images": 64 * 2**generation,
         }) + "\n"
         for family, student, agreement, generation in lines
     ))  # fmt: skip
@@ -294,7 +307,7 @@ def test_a_search_that_goes_on_tries_the_better_of_its_last_generation_again(
     trials, _ = Search(_recipe(0.56), out, sampler="random", **shape).explore(images)
     assert [trial.student for trial in trials[:4]] == [student for _, student, *_ in lines]
     assert (trials[4].student, trials[4].generation) == ("mobilenet-0.25", 2)
-    assert trials[4].seconds >= 0.1  # as long as those before at least
+    assert trials[4].images >= 128  # as many as those before at least
 
 
 @pytest.mark.slow

@@ -32,11 +32,11 @@ def run(
     report = write_report((found.out,))
     rows = [
         (t.student, f"{t.agreement:.2%}", f"{t.milliseconds:.3g}", f"{t.parameters:,}",
-         f"{t.seconds:.0f}", "chosen" if t == found.chosen
+         f"{t.images:,}", "chosen" if t == found.chosen
          else "too slow when timed for longer" if t.student in found.longer else "")
         for t in found.front
     ]  # fmt: skip
-    header = ("student", "agreement, held-out synthetic", "ms", "parameters", "seconds", "")
+    header = ("student", "agreement, held-out synthetic", "ms", "parameters", "images", "")
     display.findings(found.result.findings)
     display.table(f"the front of {len(found.trials)} trials", header, rows)
     summary = found.result.summary

@@ -13,18 +13,18 @@ long one.
                           timed beside
     OUT/report.html       all of it to look at (synthkd report)
 
-The aims are the agreement with the teacher on images of the set that nobody learned from, after a
-few seconds of learning, and the milliseconds of one image on this machine. NSGA-II proposes
-candidates (Deb et al. 2002; optuna's sampler), but for the teacher itself cut by some ratios, which
-is tried first; the better half of a generation learns on for three times as long in the next, which
-has fewer places (successive halving), so that seconds go to those that are worth them. The chosen
-one too goes on from the weights that it has.
+The aims are the agreement with the teacher on images of the set that nobody learned from, and the
+milliseconds of one image on this machine. NSGA-II proposes candidates (Deb et al. 2002; optuna's
+sampler), but for the teacher itself cut by some ratios, which is tried first; the better half of a
+generation learns on from three times as many images in the next, which has fewer places (successive
+halving), so that seconds go to those that are worth them. All of a generation learn from as many
+images, not for as long: after some seconds the smallest ones lead, which learn fastest and end
+lowest. The chosen one too goes on from the weights that it has.
 """
 
 import copy
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +50,7 @@ from synthkd.engine.reporter import Reporter, Silent
 from synthkd.jobs.distillation import Distillation, Result
 from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
+from synthkd.networks.pruned import is_pruned
 from synthkd.recipe import Recipe, trusted
 from synthkd.replay import Memory, Replay
 from synthkd.reports.record import number
@@ -78,6 +79,7 @@ POPULATION, GENERATIONS = 8, 3  # candidates of the first generation, and how ma
 LONGER = 3  # times the seconds of the generation before
 LEARNING = 0.5  # of the time for candidates, which is learning at least: there are fewer otherwise
 LEAST = 0.25  # of what the first candidates would learn if nothing else took time: they learn that
+MOST = 3  # times the seconds that are planned for a candidate, after which it stops
 AFTER = 1.5  # times what the first candidate takes before it learns, each is taken to need in all
 FIRST = (0.5, 0.7, 0.3)  # ratios of pruning that are tried first
 PROGRESS, WEIGHTS = "progress.json", "weights"
@@ -108,7 +110,7 @@ class Search:
     """A search by a recipe with a budget in minutes, in a directory. `limit` is the most
     milliseconds of an image; `sampler` "random" proposes all candidates by chance. There are so
     many `generations`, the first of a `population` at most (`places`), in each of which candidates
-    learn about LONGER times as long as in the one before.
+    learn from about LONGER times as many images as in the one before.
     """
 
     def __init__(
@@ -134,8 +136,8 @@ class Search:
         self.by_force, self.images = by_force, out / "set"
         needed()
         self.threads = recipe.run.threads or torch.get_num_threads()
-        # how long a candidate learns, of the generations that have begun
-        self._seconds: dict[int, float] = {}
+        # from how many images a candidate learns, of the generations that have begun
+        self._counts: dict[int, int] = {}
         self._first = population  # candidates of the first generation
         # by time.perf_counter: when candidates have had their time, and when the last one ended
         self._until, self._told = math.inf, 0.0
@@ -145,7 +147,7 @@ class Search:
         self._filled: tuple[Replay, Memory] | None = None  # the set, as the teacher labels it
         self._reference: latency.Reference | None = None
         self._past: list[float] = []  # milliseconds of the reference, of earlier sittings
-        self._names: dict[tuple[str, int], str] = {}  # of a network: by family and parameters
+        self._names: dict[int, str] = {}  # of the teacher, pruned: by its parameters
         self._longer: dict[str, float] = {}  # milliseconds of those that were timed for longer
 
     def run(self) -> Found:
@@ -158,7 +160,7 @@ class Search:
             self._longer |= told.longer
             taken = told.chosen or self._chosen(trials, best, teacher)
             self.report.say(
-                f"chosen: {taken.student}, {taken.agreement:.2%} after {taken.seconds:.0f} s, "
+                f"chosen: {taken.student}, {taken.agreement:.2%} after {taken.images:,} images, "
                 f"{taken.milliseconds:.3g} ms"
             )
             self._write(trials, best, taken, None)
@@ -299,14 +301,16 @@ class Search:
         return lab.teacher
 
     def _with(
-        self, *, stages: tuple[str, ...], minutes: float, student: str = "", learn: bool = False,
-        briefly: bool = False, out: str = "",
+        self, *, stages: tuple[str, ...], minutes: float, images: int | None = None,
+        student: str = "", learn: bool = False, briefly: bool = False, out: str = "",
     ) -> Recipe:  # fmt: skip
-        """The recipe with other stages, budget and student; with `learn` on the fixed set;
-        `briefly` leaves out what takes as long as some seconds of learning, and assistants."""
+        """The recipe with other stages, budget (of minutes, where no images are given) and student;
+        with `learn` on the fixed set; `briefly` leaves out what takes as long as some seconds of
+        learning, and assistants."""
         recipe = self.recipe
         run = recipe.run.model_copy(update={"stages": stages, "out": out})
-        budget = recipe.budget.model_copy(update={"images": None, "minutes": minutes})
+        asked = {"images": images, "minutes": None if images else minutes}
+        budget = recipe.budget.model_copy(update=asked)
         changed: dict[str, Any] = {"run": run, "budget": budget}
         if student:
             named = {"spec": student, "max_latency_ms": None}  # a limit is for --student auto
@@ -328,7 +332,8 @@ class Search:
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        known = read_trials(self.out, [])
+        # those of earlier versions learned for equal seconds, and are not told of images
+        known = [(t, given) for t, given in read_trials(self.out, []) if t.images or not t.seconds]
         trials = [trial for trial, _ in known]
         params = {trial.student: given for trial, given in known}
         seed = derived(self.recipe.run.seed, "search", len(trials)) % 2**31
@@ -350,10 +355,11 @@ class Search:
         self._told = time.perf_counter()
         self._until = self._told + min(TRYING * self.seconds, left)
         for t in reversed(trials):
-            self._names[_kind(t.student), t.parameters] = t.student
-            if t.seconds:
-                self._seconds[t.generation] = t.seconds
-        for generation in range(max(self._seconds, default=0), self.generations):
+            if is_pruned(t.student):
+                self._names[t.parameters] = t.student
+            if t.images:
+                self._counts[t.generation] = max(t.images, self._counts.get(t.generation, 0))
+        for generation in range(max(self._counts, default=0), self.generations):
             _clear(study)
             for student in self._better_half(trials, generation) if generation else ():
                 if student not in {t.student for t in _learned(trials, generation)}:
@@ -361,14 +367,14 @@ class Search:
             for ratio in self._ratios(trials, teacher) if not generation else ():
                 study.enqueue_trial({
                     "family": "prune", "ratio": ratio, "multiple": MULTIPLES[0],
-                    "depth": DEPTHS[0], "width": WIDTHS[0],
+                    "depth": DEPTHS[0], "width": WIDTHS[0], "stem": stems(teacher.spec)[0],
                 })  # fmt: skip
             for _ in range(ASKED * self.population):
                 many = places(self._first, self.generations)[generation]
                 if len(_learned(trials, generation)) >= many:
                     break
-                soon = self._seconds.get(generation, self._seconds.get(generation - 1, 0.0))
-                if time.perf_counter() + soon / 2 > self._until and trials:
+                soon = self._counts.get(generation, self._counts.get(generation - 1, 0))
+                if time.perf_counter() + soon / _speed(trials) / 2 > self._until and trials:
                     return trials
                 trial = study.ask()
                 found = self._trial(suggested(trial, teacher), generation, teacher, trials)
@@ -385,7 +391,8 @@ class Search:
                 self._keep_clock()
                 self.report.say(
                     f"{found.student}: agreement {found.agreement:.2%} after "
-                    f"{found.seconds:.0f} s, {found.milliseconds:.3g} ms"
+                    f"{found.images:,} images ({found.seconds:.0f} s), "
+                    f"{found.milliseconds:.3g} ms"
                     if found.seconds
                     else f"{found.student}: {found.milliseconds:.3g} ms, too slow"
                 )
@@ -418,16 +425,18 @@ class Search:
             if t.student == student and (t.generation == generation or not t.seconds):
                 return t
         began = time.perf_counter()
-        usual = (
-            shared_seconds(TRYING * self.seconds, 0.0, places(self.population, self.generations))
-            * LONGER**generation
-        )
+        many = places(self.population, self.generations)
+        usual = shared_seconds(TRYING * self.seconds, 0.0, many)  # of the very first one
+        if generation and generation not in self._counts:
+            self._counts[generation] = self._planned(generation, trials)
+        count = self._counts.get(generation)
         recipe = self._with(
-            stages=self._study(), minutes=usual / 60, student=student, learn=True, briefly=True
-        )
+            stages=self._study(), minutes=usual / 60, images=count, student=student, learn=True,
+            briefly=True,
+        )  # fmt: skip
         try:
             milliseconds = None
-            if _kind(student) != "prune":  # made in no time
+            if not is_pruned(student):  # made in no time
                 network = _network(student, teacher.spec, teacher.classes)
                 milliseconds, size = self._look(network), _size(network)
                 if self._is_slow(milliseconds):
@@ -435,22 +444,21 @@ class Search:
             lab = build(recipe, teacher=teacher, data=False)
             assert lab.learner is not None
             size = _size(lab.learner.student)
-            name = self._names.setdefault((_kind(student), size), student)
-            if name != student:  # cut to the same channels by another ratio
-                return self._trial(name, generation, teacher, trials)
             if milliseconds is None:
+                name = self._names.setdefault(size, student)
+                if name != student:  # cut to the same channels by another ratio
+                    return self._trial(name, generation, teacher, trials)
                 milliseconds = self._look(lab.learner.student)
                 if self._is_slow(milliseconds):
                     return Trial(student, 0.0, 0.0, milliseconds, size, generation)
             self._fill(lab)
-            if generation not in self._seconds:
-                self._plan(generation, AFTER * (time.perf_counter() - began))
-            seconds = self._seconds[generation]
             if begun := self._learned_by(student, generation - 1):
                 lab.learner.begin_with(begun)
-            lab.limit(seconds)
-            for _ in rounds(lab):
-                pass
+            if not count:
+                lab.limit(self._first_seconds(AFTER * (time.perf_counter() - began)))
+            seconds = _learn(lab, MOST * count / _speed(trials) if count else math.inf)
+            seen = lab.progress.images_seen
+            self._counts.setdefault(generation, max(1, seen))
             _, held_out = select_final_weights(lab)
             self._keep(student, generation, lab.learner.student)
         except InputError as error:
@@ -459,7 +467,7 @@ class Search:
         now = time.perf_counter()
         self._beside.append(max(0.0, now - self._told - seconds))
         self._told = now
-        return Trial(student, seconds, held_out.agreement, milliseconds, size, generation)
+        return Trial(student, seconds, held_out.agreement, milliseconds, size, generation, seen)
 
     def _weights(self, student: str, generation: int) -> Path:
         """Where the weights are that a candidate had after a generation."""
@@ -480,26 +488,32 @@ class Search:
         except (OSError, SafetensorError):
             return None
 
-    def _plan(self, generation: int, beside: float) -> None:
-        """Settles how long the candidates of a generation learn: as long as the time that is left
-        allows if each takes so many seconds `beside` as those before it did, but no shorter than
-        those of the generation before. The first one also settles how many there are."""
-        beside = sum(self._beside) / len(self._beside) if self._beside else beside
+    def _first_seconds(self, beside: float) -> float:
+        """How long the very first candidate learns, which settles from how many images the others
+        of its generation do, if each needs so many seconds `beside`: as long as the time that is
+        left allows. It also settles how many they are."""
         left = self._until - time.perf_counter()
-        if not generation:
-            self._first = fitting(self.population, self.generations, left, beside)
-        many = places(self._first, self.generations)[generation:]
+        self._first = fitting(self.population, self.generations, left, beside)
+        many = places(self._first, self.generations)
         # also where an earlier sitting has left no time
         least = LEAST * shared_seconds(TRYING * self.seconds, 0.0, many)
-        least = self._seconds.get(generation - 1, least)
-        self._seconds[generation] = max(shared_seconds(left, beside, many), least)
+        return max(shared_seconds(left, beside, many), least)
+
+    def _planned(self, generation: int, trials: Sequence[Trial]) -> int:
+        """From how many images candidates of a later generation learn: as many as the time that is
+        left allows if they are as fast as those before them, but no fewer than in the generation
+        before."""
+        beside = sum(self._beside) / len(self._beside) if self._beside else 0.0
+        many = places(self._first, self.generations)[generation:]
+        seconds = shared_seconds(self._until - time.perf_counter(), beside, many)
+        return max(int(seconds * _speed(trials)), self._counts.get(generation - 1, 1))
 
     def _prepare(self, teacher: Teacher) -> None:
         """Lets the teacher label the set, and makes a student that is not tried: what is done for
         the first time takes longer, and would count against one candidate."""
         recipe = self._with(
             stages=self._study(), minutes=TRYING * self.seconds / 60, learn=True,
-            student=f"resnet{DEPTHS[0]}-w{WIDTHS[0]}{_stem(teacher.spec)}",
+            student=f"resnet{DEPTHS[0]}-w{WIDTHS[0]}{_stem(stems(teacher.spec)[0])}",
         )  # fmt: skip
         lab = build(recipe, teacher=teacher, data=False)
         assert lab.learner is not None
@@ -521,7 +535,7 @@ class Search:
         """Milliseconds of one image on the CPU, by the network's ONNX file, or else by torch, and
         beside the reference."""
         if self._reference is None:
-            name = f"{REFERENCE}{_stem(network.spec)}"
+            name = f"{REFERENCE}{_stem(stems(network.spec)[0])}"
             other = _network(name, network.spec, network.classes)
             self._reference = latency.Reference(self._work(other), self.threads, self._past)
         work = self._work(copy.deepcopy(network).cpu())
@@ -529,7 +543,7 @@ class Search:
 
     def _made(self, student: str, teacher: Teacher) -> Classifier:
         """A candidate that need not learn: one that is named has any weights."""
-        if _kind(student) != "prune":
+        if not is_pruned(student):
             return _network(student, teacher.spec, teacher.classes)
         recipe = self._with(stages=self._study(), minutes=1, student=student, learn=True)
         lab = build(recipe, teacher=teacher, data=False)
@@ -642,6 +656,25 @@ def fitting(most: int, generations: int, seconds: float, beside: float) -> int:
     return min(most, 2)
 
 
+def _learn(lab: Lab, most: float) -> float:
+    """Walks the rounds of a lab, and begins no new one after so many seconds; how long it took."""
+    began = time.perf_counter()
+    for _ in rounds(lab):
+        if time.perf_counter() - began > most:
+            break
+    return time.perf_counter() - began
+
+
+def _speed(trials: Sequence[Trial]) -> float:
+    """Images that candidates learn from in a second; without end where none is known.
+
+    >>> _speed([Trial("a", 2.0, 0.5, 1.0, 9, 0, 600), Trial("b", 4.0, 0.5, 1.0, 9, 0, 600)])
+    200.0
+    """
+    seconds = sum(t.seconds for t in trials if t.images)
+    return sum(t.images for t in trials) / seconds if seconds else math.inf
+
+
 def _learned(trials: Sequence[Trial], generation: int) -> list[Trial]:
     """The candidates of a generation that were taught."""
     return [t for t in trials if t.generation == generation and t.seconds]
@@ -669,30 +702,31 @@ def _size(network: Classifier) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _kind(student: str) -> str:
-    """The family of a candidate.
+def stems(spec: ImageSpec) -> tuple[int, int]:
+    """By how much the first layer of a network of ours may reduce images: as suits their size, and
+    another one that is tried.
 
-    >>> _kind("prune:0.5"), _kind("resnet8-w4"), _kind("mobilenet")
-    ('prune', 'resnet8', 'mobilenet')
+    >>> [stems(ImageSpec(3, side, side, (0.0,) * 3, (1.0,) * 3)) for side in (32, 64, 224)]
+    [(1, 2), (2, 4), (4, 2)]
     """
-    return re.split("[:-]", student)[0]
-
-
-def _stem(spec: ImageSpec) -> str:
-    """What the names of networks of ours end with, by the size of images."""
     side = min(spec.shape[1:])
-    return "-stem4" if side >= 1.5 * LARGE else "-stem2" if side >= LARGE else ""
+    return (4, 2) if side >= 1.5 * LARGE else (2, 4) if side >= LARGE else (1, 2)
+
+
+def _stem(reduction: int) -> str:
+    """What the names of networks of ours end with."""
+    return f"-stem{reduction}" if reduction > 1 else ""
 
 
 def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
-    """The SPEC of the student that a trial stands for: family, depth, width or pruning ratio.
+    """The SPEC of the student that a trial stands for: family, depth, width, reduction of the first
+    layer, or pruning ratio.
 
     Each trial has the parameters of every family: NSGA-II inherits those alone that all have. One
     whose parameters are given (it is tried again) gets its generation when it is asked for what it
     would inherit: without, it would be nobody's parent.
     """
     trial.relative_params  # noqa: B018
-    stem = _stem(teacher.spec)
     families = ["resnet", "mobilenet"]
     if teacher.access == "full":
         families.append("prune")
@@ -701,6 +735,7 @@ def suggested(trial: "optuna.trial.Trial", teacher: Teacher) -> str:
     multiple = trial.suggest_categorical("multiple", MULTIPLES)
     depth = trial.suggest_categorical("depth", DEPTHS)
     width = trial.suggest_categorical("width", WIDTHS)
+    stem = _stem(trial.suggest_categorical("stem", stems(teacher.spec)))
     if family == "prune":
         return f"prune:{ratio:g}"
     if family == "mobilenet":

@@ -38,6 +38,7 @@ class Trial:
     milliseconds: float  # of one image
     parameters: int
     generation: int
+    images: int = 0  # that it learned from, in this generation
 
     @property
     def point(self) -> Point:
@@ -84,9 +85,12 @@ def trial_of(told: object) -> Trial | None:
     )
     if seconds is None or agreement is None or ms is None or size is None or generation is None:
         return None
-    if min(seconds, agreement, size, generation) < 0 or agreement > 1 or ms <= 0:
+    images = number(told.get("images")) or 0.0
+    if min(seconds, agreement, size, generation, images) < 0 or agreement > 1 or ms <= 0:
         return None
-    return Trial(told["student"], seconds, agreement, ms, int(size), int(generation))
+    return Trial(
+        told["student"], seconds, agreement, ms, int(size), int(generation), int(images)
+    )  # fmt: skip
 
 
 def read_trials(folder: Path, problems: list[str]) -> list[tuple[Trial, dict[str, Any]]]:
@@ -103,7 +107,7 @@ def read_trials(folder: Path, problems: list[str]) -> list[tuple[Trial, dict[str
 
 
 def best_of(trials: Sequence[Trial]) -> list[Trial]:
-    """The front of all candidates, each by its longest training, the fastest first; empty where
+    """The front of all candidates, each by its last training, the fastest first; empty where
     none was tried. One that learned less than others is not left out: it would only agree more
     often if it had learned longer.
 
@@ -111,11 +115,11 @@ def best_of(trials: Sequence[Trial]) -> list[Trial]:
     ...                                Trial("b", 2, 0.4, 1, 9, 0), Trial("c", 2, 0.4, 3, 9, 0)])]
     [0.4, 0.5]
     """
-    longest: dict[str, Trial] = {}
+    last: dict[str, Trial] = {}
     for trial in trials:
-        if trial.seconds and trial.seconds >= longest.get(trial.student, trial).seconds:
-            longest[trial.student] = trial
-    some = list(longest.values())
+        if trial.seconds and trial.generation >= last.get(trial.student, trial).generation:
+            last[trial.student] = trial
+    some = list(last.values())
     return [some[place] for place in front([t.point for t in some])]
 
 
@@ -177,10 +181,10 @@ def draw(
     axes = figure.add_subplot()
     tried = [t for t in trials if t.seconds][:MOST_DRAWN]
     best = best[:MOST_DRAWN]
-    most = max((t.seconds for t in tried), default=1.0)
+    most = max(1, *(t.images for t in tried)) if tried else 1
     axes.scatter(
         [t.milliseconds for t in tried], [100 * t.agreement for t in tried],
-        s=[12 + 40 * t.seconds / most for t in tried], color="0.6",
+        s=[12 + 40 * t.images / most for t in tried], color="0.6",
     )  # fmt: skip
     axes.plot([t.milliseconds for t in best], [100 * t.agreement for t in best], "o-", color="C0")
     if taken is not None:
@@ -192,7 +196,7 @@ def draw(
                       xytext=(4, -8), textcoords="offset points", parse_math=False)  # fmt: skip
     axes.set(
         xlabel="milliseconds of one image", ylabel="agreement, held-out synthetic, %",
-        title="larger dots learned longer" + ("; the diamond was chosen" if taken else "")
+        title="larger dots learned from more images" + ("; the diamond was chosen" if taken else "")
         + ("; dotted: the limit" if limit is not None else ""),
     )  # fmt: skip
     axes.set_xscale("log")

@@ -21,8 +21,8 @@ def search_report(folder: Path) -> str:
     student. Raises InputError."""
     found = read_search(folder)
     student = read_run(folder / STUDENT, pictures=False) if is_run(folder / STUDENT) else None
-    header = ("student", "agreement, held-out synthetic", "ms", "parameters", "seconds of learning",
-              "generation", "")  # fmt: skip
+    header = ("student", "agreement, held-out synthetic", "ms", "parameters", "images learned",
+              "seconds", "generation", "")  # fmt: skip
     blocks: list[dict[str, Any]] = []
     if found.front:
         picture = draw(found.trials, found.front, found.chosen, found.limit)
@@ -31,8 +31,8 @@ def search_report(folder: Path) -> str:
         blocks.append({
             "title": "The front",
             "lines": [
-                "Those that no other beats in both aims, each by its longest training. The "
-                "agreement is one on synthetic images, after seconds of learning: it ranks "
+                "Those that no other beats in both aims, each by its last training. The "
+                "agreement is one on synthetic images, after a short training: it ranks "
                 "candidates, and says little of real images.",
                 *([f"Times: {found.conditions}."] if found.conditions else []),
             ],
@@ -76,8 +76,8 @@ def _candidate(trial: Trial, found: SearchRecord) -> tuple[str, ...]:
     return (
         plain(trial.student)[:60], percent(trial.agreement) if tried else "not tried: too slow",
         f"{trial.milliseconds:.3g}", count(trial.parameters),
-        f"{trial.seconds:.0f}" if tried else "", str(trial.generation),
-        note,
+        count(trial.images) if tried else "", f"{trial.seconds:.0f}" if tried else "",
+        str(trial.generation), note,
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _figures(found: SearchRecord, student: RunRecord | None) -> list[dict[str, s
              "note": f"{taken.parameters:,} parameters"},
             {"title": "milliseconds of an image", "value": f"{ms:.3g}", "note": limit},
             {"title": "agreement in the search", "value": percent(taken.agreement),
-             "note": f"held-out synthetic, after {taken.seconds:.0f} s of learning"},
+             "note": f"held-out synthetic, after {count(taken.images)} images"},
         ]  # fmt: skip
     return cards + (figures_of(student) if student is not None else [])
 
