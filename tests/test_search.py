@@ -18,10 +18,12 @@ from short_runs import main, status
 
 import synthkd
 from synthkd.core.errors import InputError
+from synthkd.engine import teaching
 from synthkd.engine.reporter import Silent
 from synthkd.jobs import search
 from synthkd.jobs.distillation import Distillation
 from synthkd.jobs.search import LONGER, MAKING, Search, fitting, places, shared_seconds, suggested
+from synthkd.networks import build_network
 from synthkd.networks.classifier import Classifier
 from synthkd.recipe import read_toml, validated
 from synthkd.reports.search import Trial, best_of, read_search
@@ -420,6 +422,30 @@ def test_a_student_that_began_with_weights_is_not_resumed_without_them(images, t
     assert all((p == 0.25).all() for p in job.lab.learner.student.parameters())
     assert job.resume(out).summary["images_seen"] == 256
     assert json.loads((out / "manifest.json").read_text())["begun_with"] == told
+
+
+def test_a_pruned_student_that_goes_on_is_not_refitted(images, tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(teaching, "refit", lambda *given: asked.append(given))
+    recipe = synthkd.Recipe.of({
+        "budget.images": 128, "run.threads": 1, "training.batch": 64, "run.stages": ("study",),
+        "data.synthetic": str(images), "student.spec": "prune:0.5", "run.anyway": True,
+        "run.out": str(tmp_path / "first"), "teacher.image_size": 16, "teacher.channels": 1,
+        "teacher.mean": "0.3", "teacher.std": "0.3",
+    })  # fmt: skip
+    torch.manual_seed(0)
+    teacher = build_network("mobilenet-0.25", channels=1, size=16, classes=10).eval()
+    first = Distillation(recipe, teacher=teacher)
+    first.start()
+    assert len(asked) == 1
+    learned = first.lab.learner.student.state_dict()
+    run = recipe.run.model_copy(update={"out": str(tmp_path / "second")})
+    again = recipe.model_copy(update={"run": run})
+    second = Distillation(again, teacher=teacher, begin_with=learned)
+    begun = second.lab.learner.begun
+    second.start()
+    assert len(asked) == 1
+    assert all(torch.equal(value, begun[name]) for name, value in learned.items())
 
 
 @pytest.mark.slow

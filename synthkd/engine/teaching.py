@@ -54,7 +54,7 @@ def teach(
     if "teacher" in lab.controllers and isinstance(lab.teacher, EnsembleTeacher):
         lab.teacher.chosen = int(lab.controllers["teacher"].value)
     for learner in filter(None, (lab.learner, lab.peer)):
-        if not learner.steps and learner.student.kept:
+        if not learner.steps and learner.student.kept and learner.begun is None:
             if lab.processes.leads:
                 refit(lab, learner.student, fresh.images, rng)
             lab.processes.spread_(list(learner.student.state_dict().values()))

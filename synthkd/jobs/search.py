@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 MAKING, TRYING = 0.25, 0.25  # shares of the time for the images and for the candidates
 POPULATION, GENERATIONS = 8, 3  # candidates of the first generation, and how many there are
-LONGER = 3  # times the seconds of the generation before
+LONGER = 3  # times the images of the generation before
 LEARNING = 0.5  # of the time for candidates, which is learning at least: there are fewer otherwise
 LEAST = 0.25  # of what the first candidates would learn if nothing else took time: they learn that
 MOST = 3  # times the seconds that are planned for a candidate, after which it stops

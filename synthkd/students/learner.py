@@ -137,8 +137,9 @@ class Learner:
         self.begun = self._weights()
 
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts weights into a student that has not learned yet, in the place of its own. Raises
-        InputError where they are of another network."""
+        """Puts weights into a student that has not learned yet, in the place of its own; one that
+        is cut out of its teacher is not refitted any more. Raises InputError where they are of
+        another network."""
         if self.steps:
             raise ValueError("a student that has learned cannot begin with other weights")
         try:
@@ -146,7 +147,8 @@ class Learner:
         except RuntimeError:
             raise InputError("the weights to begin with are those of another network") from None
         self.average = self._weights() if self.average is not None else None
-        self.begun = self._weights() if self.begun is not None else None
+        if self.student.kept:
+            self.remember_beginning()
 
     def _weights(self) -> dict[str, Tensor]:
         return {k: v.detach().clone() for k, v in self.student.state_dict().items()}
