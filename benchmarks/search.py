@@ -8,7 +8,7 @@ DIR holds the third-party teacher and images of CIFAR-10, as for jobs.py. The wa
 
     nsga2     `synthkd search`, as it is
     halving   candidates proposed by chance (`--sampler random`), tried as a search tries them
-    chance    candidates proposed by chance, each learning as long as a search's last generation
+    chance    candidates proposed by chance, each learning about as long as a last generation
     auto      `synthkd distill --student auto` for as long as a whole search
     killed    a search that is killed (SIGKILL) amid its candidates, and started again
 
